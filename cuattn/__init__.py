@@ -1,0 +1,85 @@
+"""Attention for array programs: CUDA kernels compiled at run time, on CuPy arrays on a GPU or NumPy arrays on a CPU.
+
+The kernels are CUDA C, compiled by NVRTC when first needed. CuPy arrays run them on the GPU; NumPy arrays run the same
+kernels' PTX on the host executor. Importing this package loads none of that: every name below is imported on first use.
+
+Examples
+--------
+>>> import numpy as np
+>>> import cuattn
+>>> q = np.ones((1, 4, 2, 32), np.float32)
+>>> cuattn.attention(q, q, q).shape
+(1, 4, 2, 32)
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuattn import compile, errors, host, reference, testing
+    from cuattn.attention import attention
+    from cuattn.online_softmax import OnlineSoftmax
+    from cuattn.softmax import log_softmax, logsumexp, softmax
+    from cuattn.standard import standard_attention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OnlineSoftmax",
+    "attention",
+    "compile",
+    "errors",
+    "host",
+    "log_softmax",
+    "logsumexp",
+    "reference",
+    "softmax",
+    "standard_attention",
+    "testing",
+]
+
+# The public functions and the module each lives in.
+_FUNCTIONS = {
+    "OnlineSoftmax": "cuattn.online_softmax",
+    "attention": "cuattn.attention",
+    "log_softmax": "cuattn.softmax",
+    "logsumexp": "cuattn.softmax",
+    "softmax": "cuattn.softmax",
+    "standard_attention": "cuattn.standard",
+}
+_SUBMODULES = frozenset({"benchmark", "compile", "environment", "errors", "host", "reference", "testing"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"cuattn.{name}")
+    else:
+        raise AttributeError(f"module 'cuattn' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``cuattn.attention`` the function.
+
+    The import system binds every submodule to its package under its own name, so ``import cuattn.attention`` anywhere
+    would put the module where the function of the same name belongs.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _FUNCTIONS and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

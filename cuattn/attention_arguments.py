@@ -1,0 +1,174 @@
+"""What the attention functions accept: every check that is made before anything is launched or written."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from cuattn.config import ELEMENTS, MAX_HEAD_DIM
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
+from cuattn.launch import Executor
+
+MAX_EXTENT = 2**31 - 1
+LOG2_E = math.log2(math.e)
+_LAYOUTS = {"q": "[batch, seqlen_q, heads, head_dim]", "k": "[batch, seqlen_k, kv_heads, head_dim]"}
+_LAYOUTS |= {"v": "[batch, seqlen_k, kv_heads, head_dim_v]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """The sizes of a problem; letters as in the documentation: B, N, M, H, G, D, E."""
+
+    batch: int
+    seqlen_q: int
+    seqlen_k: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    head_dim_v: int
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.seqlen_q, self.num_heads, self.head_dim_v
+
+    @property
+    def lse_shape(self) -> tuple[int, int, int]:
+        return self.batch, self.num_heads, self.seqlen_q
+
+    @property
+    def heads_per_kv_head(self) -> int:
+        return self.num_heads // max(self.num_kv_heads, 1)
+
+
+def check_qkv(q: Any, k: Any, v: Any) -> Extents:
+    """The extents of a problem. Raises `ShapeError` or `DTypeError`, naming the argument, if there is none."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank 4 is needed: {_LAYOUTS[name]}")
+        if x.dtype.name not in ELEMENTS or not x.dtype.isnative:
+            raise DTypeError(f"{name} has dtype {x.dtype} ({x.dtype.str}); allowed are {', '.join(ELEMENTS)} (native)")
+        if x.dtype != q.dtype:
+            raise DTypeError(f"{name} has dtype {x.dtype} and q has dtype {q.dtype}; they must be the same")
+        if max(x.shape) > MAX_EXTENT:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
+    batch, seqlen_q, num_heads, head_dim = q.shape
+    k_batch, seqlen_k, num_kv_heads, k_head_dim = k.shape
+    head_dim_v = v.shape[3]
+    if k_batch != batch:
+        raise ShapeError(f"k has batch {k_batch} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same")
+    if v.shape[:3] != k.shape[:3]:
+        raise ShapeError(
+            f"v has shape {tuple(v.shape)} and k has shape {tuple(k.shape)}; batch, seqlen and heads must be the same"
+        )
+    if k_head_dim != head_dim:
+        raise ShapeError(f"k has head dim {k_head_dim} and q has head dim {head_dim}; they must be the same")
+    for name, extent in (("q", head_dim), ("v", head_dim_v)):
+        if not 1 <= extent <= MAX_HEAD_DIM:
+            raise ShapeError(f"{name} has head dim {extent}; allowed are 1 to {MAX_HEAD_DIM}")
+    if num_heads % num_kv_heads if num_kv_heads else num_heads:
+        raise ShapeError(
+            f"q has {num_heads} heads and k has {num_kv_heads}; the number of query heads must be a multiple of the "
+            "number of key/value heads"
+        )
+    return Extents(batch, seqlen_q, seqlen_k, num_heads, num_kv_heads, head_dim, head_dim_v)
+
+
+def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
+    """The scale as a float; 1 / sqrt(D) for None. It must be finite where the kernel uses it: times log2(e)."""
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    if isinstance(scale, bool | np.bool_) or not isinstance(scale, Real | np.floating):
+        raise ArgumentError(f"scale is {scale!r} of type {type(scale).__name__}; a number or None is allowed")
+    value = float(scale)
+    limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
+    if not abs(value) <= limit:
+        raise NonFiniteError(f"scale is {scale!r}; a finite number is needed, of magnitude at most {limit:.3g} for {dtype}")
+    return value
+
+
+def check_causal(causal: Any, seqlen_q: int, seqlen_k: int) -> tuple[bool, int]:
+    """Whether the mask is causal, and the offset o of the diagonal: query i is aligned with key i + o."""
+    if isinstance(causal, bool | np.bool_):
+        return bool(causal), seqlen_k - seqlen_q
+    if isinstance(causal, str) and causal == "bottom_right":
+        return True, seqlen_k - seqlen_q
+    if isinstance(causal, str) and causal == "top_left":
+        return True, 0
+    raise ArgumentError(f"causal is {causal!r}; allowed are False, True, 'bottom_right' and 'top_left'")
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: Any) -> None:
+    """Raise unless ``out`` can take a result of ``shape`` and ``dtype`` computed from ``inputs``."""
+    if tuple(out.shape) != shape:
+        raise ShapeError(f"out has shape {tuple(out.shape)}; the result has shape {shape}")
+    if out.dtype != dtype:
+        raise DTypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ArrayTypeError("out is read-only; a writable array is needed")
+    if any(stride == 0 and extent > 1 for stride, extent in zip(out.strides, out.shape, strict=True)):
+        raise OverlapError(f"out has strides {out.strides} for shape {shape}: its elements share memory")
+    low, high = byte_bounds(out)
+    for name, x in inputs.items():
+        x_low, x_high = byte_bounds(x)
+        if low < x_high and x_low < high:
+            raise OverlapError(f"out lies in the memory range of {name}; it must not overlap an input")
+
+
+def address(x: Any) -> int:
+    """Address of the first element."""
+    return int(x.__array_interface__["data"][0]) if isinstance(x, np.ndarray) else int(x.data.ptr)
+
+
+def byte_bounds(x: Any) -> tuple[int, int]:
+    """The first byte that ``x`` covers and one past the last; an empty range for an array without elements."""
+    low = high = address(x)
+    if x.size == 0:
+        return low, low
+    for extent, stride in zip(x.shape, x.strides, strict=True):
+        if stride < 0:
+            low += (extent - 1) * stride
+        else:
+            high += (extent - 1) * stride
+    return low, high + x.dtype.itemsize
+
+
+def is_direct(x: Any) -> bool:
+    """Whether a kernel can take the array as it lies: last axis contiguous, elements at multiples of their size."""
+    itemsize = x.dtype.itemsize
+    b, n, h, d = x.strides
+    if d != itemsize and x.shape[3] > 1:
+        return False
+    return (address(x) | b | n | h) % itemsize == 0
+
+
+def contiguous(executor: Executor, x: Any) -> Any:
+    """``x`` if a kernel can take it as it lies, else a copy."""
+    if is_direct(x):
+        return x
+    if isinstance(x, np.ndarray):
+        return np.require(x, requirements=["C", "A"])
+    with executor.on_device():
+        return sys.modules["cupy"].ascontiguousarray(x)
+
+
+def element_strides(x: Any) -> list[np.int64]:
+    """Strides of the batch, sequence and head axes in elements."""
+    itemsize = x.dtype.itemsize
+    b, n, h, _ = x.strides
+    return [np.int64(b // itemsize), np.int64(n // itemsize), np.int64(h // itemsize)]
+
+
+def is_aligned(*arrays: Any) -> bool:
+    """Whether every row of the arrays starts at a multiple of 16 bytes."""
+    bits = 0
+    for x in arrays:
+        bits |= address(x)
+        for extent, stride in zip(x.shape[:3], x.strides[:3], strict=True):
+            if extent > 1:  # the stride of an axis of length 1 is arbitrary, and unused
+                bits |= stride
+    return bits % 16 == 0

@@ -1,0 +1,22 @@
+/* The executor as one translation unit, compiled once per instruction set (ISA names the symbols).
+ * Order: what is used stands before its users. */
+#include "executor.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lock.c"
+#include "report.c"
+#include "memory_types.h"
+#include "race.c"
+#include "control.c"
+#include "memory.c"
+#include "atomic.c"
+#include "collective.c"
+#include "matrix.c"
+#include "mma.c"
+#include "async.c"
+#include "scheduler.c"
+#include "op_files.h"
+#include "ops.c"

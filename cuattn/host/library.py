@@ -1,0 +1,134 @@
+"""The compiled interpreter: found or built, loaded once, and the C structs it is called with."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from pathlib import Path
+
+from .. import environment
+from ..errors import HostUnavailableError
+from . import build
+
+MAX_ISAS = 4
+_lock = threading.Lock()
+_loaded: Library | None = None
+
+
+class RegionStruct(ctypes.Structure):
+    """``Region`` of executor.h."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("state", ctypes.c_void_p),
+        ("writes", ctypes.c_void_p),
+        ("reads", ctypes.c_void_p),
+        ("granule_log2", ctypes.c_int32),
+        ("argument", ctypes.c_int32),
+    )
+
+
+class ReportStruct(ctypes.Structure):
+    """``Report`` of executor.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("row", ctypes.c_int32),
+        ("other_row", ctypes.c_int32),
+        ("ctaid", ctypes.c_uint32 * 3),
+        ("tid", ctypes.c_uint32 * 3),
+        ("address", ctypes.c_uint64),
+        ("message", ctypes.c_char * 384),
+    )
+
+
+class LaunchStruct(ctypes.Structure):
+    """``Launch`` of executor.h."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("slots_init", ctypes.c_void_p),
+        ("params", ctypes.c_void_p),
+        ("regions", ctypes.c_void_p),
+        ("count_rows", ctypes.c_void_p),
+        ("count_lanes", ctypes.c_void_p),
+        ("count_bytes", ctypes.c_void_p),
+        ("seed", ctypes.c_uint64),
+        ("num_rows", ctypes.c_int64),
+        ("init_bytes", ctypes.c_int64),
+        ("reg_bytes", ctypes.c_int64),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("specials", ctypes.c_int32 * 32),
+        ("static_smem_bytes", ctypes.c_uint32),
+        ("smem_bytes", ctypes.c_uint32),
+        ("local_bytes", ctypes.c_uint32),
+        ("num_regions", ctypes.c_uint32),
+        ("check_mem", ctypes.c_int32),
+        ("check_init", ctypes.c_int32),
+        ("check_race", ctypes.c_int32),
+        ("async_mode", ctypes.c_int32),
+        ("random_schedule", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("smem_granule_log2", ctypes.c_int32),
+        ("stop", ctypes.c_int32),
+        ("report", ReportStruct),
+    )
+
+
+class Library:
+    """The loaded interpreter for one instruction set."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        dll = ctypes.CDLL(str(path))
+        dll.cuattn_isa.restype = ctypes.c_char_p
+        dll.cuattn_op_name.restype = ctypes.c_char_p
+        dll.cuattn_op_name.argtypes = (ctypes.c_char_p, ctypes.c_int)
+        dll.cuattn_launch_size.restype = ctypes.c_size_t
+        dll.cuattn_runner.restype = ctypes.c_void_p
+        self.isas = [isa.decode() for i in range(MAX_ISAS) if (isa := dll.cuattn_isa(i))]
+        wanted = environment.host_isa()
+        if wanted != "auto" and wanted not in self.isas:
+            raise HostUnavailableError(f"CUATTN_HOST_ISA={wanted}: this processor and library offer {', '.join(self.isas)}")
+        self.isa = self.isas[0] if wanted == "auto" else wanted
+        name = self.isa.encode()
+        if dll.cuattn_launch_size(name) != ctypes.sizeof(LaunchStruct):
+            raise HostUnavailableError(f"{path} does not belong to this version of cuattn: delete it")
+        self.ops = {dll.cuattn_op_name(name, i).decode(): i for i in range(dll.cuattn_init(name))}
+        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(dll.cuattn_runner(name))
+
+
+def load() -> Library:
+    """The interpreter, built first if need be. Raises `HostUnavailableError` with the reason."""
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            if _loaded is None:
+                _loaded = Library(_find_or_build())
+    return _loaded
+
+
+def _find_or_build() -> Path:
+    name = build.library_name()
+    installed = Path(__file__).with_name("native") / name
+    if installed.exists():
+        return installed
+    from ..compile import cache
+
+    directory = cache.root()
+    if (directory / name).exists():
+        return directory / name
+    try:
+        return build.build(directory, environment.c_compiler())
+    except (build.BuildError, OSError) as error:
+        raise HostUnavailableError(
+            f"the host executor is not available: {error}\n"
+            "It runs kernels on NumPy arrays; kernels on CuPy arrays do not need it."
+        ) from error
+
+
+def op_index() -> dict[str, int]:
+    """Handler names → their numbers."""
+    return load().ops

@@ -1,0 +1,172 @@
+"""Global memory on the host: arrays that count as never written, and the regions that a launch may touch."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..errors import UninitializedReadError
+from .library import RegionStruct
+from .settings import current
+
+ALIGNMENT = 256  # what cudaMalloc gives
+ADDRESSABLE, READY = 1, 3  # executor.h
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """State bytes of an array made by `empty`."""
+
+    base: int
+    state: np.ndarray
+
+
+_tracked: dict[int, _Tracked] = {}
+
+
+def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
+    """An array that nothing has written yet.
+
+    Its bytes are poison (0xFF: NaN in every float format). While the init checker is on, kernels may not read what no
+    kernel wrote, until `finish` makes it an ordinary array. Aligned as memory from ``cudaMalloc`` is.
+    """
+    dtype = np.dtype(dtype)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    nbytes = dtype.itemsize
+    for extent in shape:
+        nbytes *= extent
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    body = raw[start : start + nbytes]
+    checks = current().checks
+    if checks:
+        body[:] = 0xFF
+    if "init" in checks and nbytes:
+        base = raw.ctypes.data + start
+        _tracked[base] = _Tracked(base, np.full(nbytes, ADDRESSABLE, np.uint8))
+        weakref.finalize(raw, _tracked.pop, base, None)
+    return body.view(dtype).reshape(shape)
+
+
+def finish(*arrays: np.ndarray) -> None:
+    """Make arrays from `empty` ordinary ones.
+
+    Raises
+    ------
+    UninitializedReadError
+        The init checker is on and some element was never written: whoever reads the result would read it.
+    """
+    for array in arrays:
+        found = _tracked_of(array)
+        if found is None:
+            continue
+        _tracked.pop(found.base, None)
+        if "init" in current().checks:
+            offset = _bounds(array)[0] - found.base
+            states = _element_states(array, found.state[offset:])
+            if not (states == READY).all():
+                index = np.argwhere(states != READY)[0]
+                where = ", ".join(str(i) for i in index[: array.ndim])
+                missing = int((states != READY).any(axis=-1).sum())
+                raise UninitializedReadError(
+                    f"{missing} of {array.size} elements of a result of shape {array.shape} were never written, the first at [{where}]"
+                )
+
+
+def _element_states(array: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """The state bytes of each element of ``array``: shape [*array.shape, itemsize]."""
+    return np.lib.stride_tricks.as_strided(
+        state, (*array.shape, array.itemsize), (*array.strides, 1), writeable=True
+    )
+
+
+def _tracked_of(array: np.ndarray) -> _Tracked | None:
+    if not _tracked or not array.size:
+        return None
+    low, high = _bounds(array)
+    found = _tracked.get(low)
+    if found is None:
+        found = next((t for t in _tracked.values() if t.base <= low and high <= t.base + t.state.size), None)
+    return found
+
+
+def _bounds(array: np.ndarray) -> tuple[int, int]:
+    """First byte, and one past the last."""
+    start = array.__array_interface__["data"][0]
+    if array.flags.c_contiguous:
+        return start, start + array.nbytes
+    low = high = start
+    for extent, stride in zip(array.shape, array.strides, strict=True):
+        if extent == 0:
+            return start, start
+        if stride < 0:
+            low += (extent - 1) * stride
+        else:
+            high += (extent - 1) * stride
+    return low, high + array.itemsize
+
+
+@dataclass(slots=True)
+class _Extent:
+    low: int
+    high: int
+    array: np.ndarray
+    argument: int
+
+
+class Regions:
+    """The stretches of memory that a launch may touch, as C structs. Keeps alive what they point to."""
+
+    def __init__(self, arrays: Iterable[tuple[int, np.ndarray]], *, init: bool, race: bool, mem: bool) -> None:
+        extents = [_Extent(*_bounds(array), array, argument) for argument, array in arrays if array.size]
+        extents.sort(key=lambda e: e.low)
+        groups: list[list[_Extent]] = []
+        top = -1
+        for extent in extents:
+            if groups and extent.low < top:
+                groups[-1].append(extent)
+            else:
+                groups.append([extent])
+                top = -1
+            top = max(top, extent.high)
+        self.keep: list[np.ndarray] = []
+        self.structs = (RegionStruct * max(1, len(groups)))()
+        self.count = len(groups)
+        for struct, group in zip(self.structs, groups, strict=False):
+            low, high = group[0].low, max(e.high for e in group)
+            struct.base, struct.end, struct.argument = low, high, group[0].argument
+            granule = min(4, *(e.array.itemsize for e in group), 4)
+            struct.granule_log2 = granule.bit_length() - 1
+            if init or mem:
+                struct.state = self._state(group, low, high, init)
+            if race:
+                granules = ((high - low) >> struct.granule_log2) + 1
+                struct.writes, struct.reads = self._zeros(16 * granules), self._zeros(16 * granules)
+
+    def _zeros(self, nbytes: int) -> int:
+        array = np.zeros(nbytes, np.uint8)
+        self.keep.append(array)
+        return array.ctypes.data
+
+    def _state(self, group: list[_Extent], low: int, high: int, init: bool) -> int | None:
+        tracked = _tracked_of(group[0].array)
+        if tracked is not None:
+            self.keep.append(tracked.state)
+            return tracked.state.ctypes.data + low - tracked.base
+        if all(e.array.flags.forc and e.low == low and e.high == high for e in group):
+            return None
+        state = np.zeros(high - low, np.uint8)
+        for extent in group:
+            start = extent.array.__array_interface__["data"][0] - low
+            _element_states(extent.array, state[start:])[...] = READY
+        self.keep.append(state)
+        return state.ctypes.data
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.structs)

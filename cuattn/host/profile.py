@@ -1,0 +1,106 @@
+"""Counters: what a kernel executes and moves, exact and without a GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import TracebackType
+
+import numpy as np
+
+from .lowering.op_classes import class_of
+from .table import Table
+
+_SPACES = {0: "generic", 1: "global", 2: "shared", 3: "local"}
+
+
+class Profile:
+    """What the launches of a ``with cuattn.host.profile() as p:`` block executed.
+
+    Attributes
+    ----------
+    launches : int
+        Kernels launched.
+    instructions : Counter
+        Class (``"mma"``, ``"memory"``, ``"float"``, ``"int"``, ``"convert"``, ``"control"``, ...) → warp instructions.
+    opcodes : Counter
+        PTX opcode → warp instructions.
+    lanes : Counter
+        Class → active lanes, summed over its warp instructions.
+    bytes : dict
+        ``bytes[space]["read" or "write"]``: bytes asked for by active lanes in ``"global"``, ``"shared"``, ``"local"``
+        and ``"generic"`` memory. Asynchronous copies count as a global read and a shared write.
+    lines : Counter
+        Source line → warp instructions.
+    """
+
+    def __init__(self) -> None:
+        self.launches = 0
+        self.instructions: Counter[str] = Counter()
+        self.opcodes: Counter[str] = Counter()
+        self.lanes: Counter[str] = Counter()
+        self.lines: Counter[str] = Counter()
+        self.bytes = {space: {"read": 0, "write": 0} for space in _SPACES.values()}
+
+    @property
+    def warp_instructions(self) -> int:
+        """All warp instructions."""
+        return sum(self.instructions.values())
+
+    @property
+    def active_lane_fraction(self) -> float:
+        """Active lanes over 32 times the warp instructions: 1.0 without divergence and predication."""
+        return sum(self.lanes.values()) / (32 * self.warp_instructions) if self.warp_instructions else 0.0
+
+    def add(self, table: Table, rows: np.ndarray, lanes: np.ndarray, moved: np.ndarray) -> None:
+        """Add the counters of one launch."""
+        self.launches += 1
+        for index in np.flatnonzero(rows):
+            op, count = table.op_names[index], int(rows[index])
+            kind = class_of(op)
+            self.instructions[kind] += count
+            self.lanes[kind] += int(lanes[index])
+            text = table.texts[index]
+            self.opcodes[text.split()[1 if text.startswith("@") else 0]] += count
+            self.lines[table.locations[index].split(",")[0]] += count
+            if moved[index]:
+                self._add_bytes(op, int(table.rows[index, 3]) & 7, int(moved[index]))
+
+    def _add_bytes(self, op: str, space: int, moved: int) -> None:
+        if op == "cp_async":
+            self.bytes["global"]["read"] += moved
+            self.bytes["shared"]["write"] += moved
+            return
+        where = self.bytes[_SPACES[space]]
+        if op in ("ld", "ldmatrix", "atom"):
+            where["read"] += moved
+        if op in ("st", "stmatrix", "atom"):
+            where["write"] += moved
+
+
+_active: list[Profile] = []
+
+
+class profile:
+    """Count what the launches in a block execute.
+
+    Examples
+    --------
+    >>> import cuattn.host
+    >>> with cuattn.host.profile() as p:
+    ...     pass
+    >>> p.warp_instructions
+    0
+    """
+
+    def __enter__(self) -> Profile:
+        self._profile = Profile()
+        _active.append(self._profile)
+        return self._profile
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _active.remove(self._profile)
+
+
+def active() -> list[Profile]:
+    """Profiles that are open."""
+    return _active

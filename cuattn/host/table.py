@@ -1,0 +1,267 @@
+"""A parsed kernel → the table that the C interpreter runs.
+
+The table holds no addresses: constants that are addresses of module variables are patched at load. So it can be
+kept in the cache beside the PTX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import UnsupportedPTXError
+from . import lowering  # noqa: F401  (the rules register themselves)
+from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
+from .lowering.rules import RULES
+from .ptx import Entry, Instruction, Module, Variable
+from .ptx_types import Const, Label, Reg, Row, Special
+from .registers import LoweredRow, allocate
+
+MAX_OPERANDS = 20  # executor.h
+ROW_INTS = 4 + MAX_OPERANDS
+NUM_SPECIALS = 32
+SPECIALS = {
+    name: number
+    for number, name in enumerate(
+        "%tid.x %tid.y %tid.z %ntid.x %ntid.y %ntid.z %ctaid.x %ctaid.y %ctaid.z %nctaid.x %nctaid.y %nctaid.z %laneid "
+        "%warpid %nwarpid %smid %nsmid %lanemask_eq %lanemask_le %lanemask_lt %lanemask_ge %lanemask_gt %clock "
+        "%dynamic_smem_size %total_smem_size".split()
+    )
+}
+
+
+@dataclass(slots=True)
+class Table:
+    """One kernel, ready to run. ``rows`` is int32 [rows, ROW_INTS], the layout of ``Row`` in executor.h."""
+
+    name: str
+    rows: np.ndarray
+    slots_init: np.ndarray  # uint8: constants, then zeros for the special registers
+    reg_bytes: int
+    specials: np.ndarray  # int32 [NUM_SPECIALS]: slot of each special register, -1 unused
+    relocations: list[tuple[int, str]]  # (offset in slots_init, module variable)
+    op_names: list[str]  # handler of each row
+    locations: list[str]  # source line of each row, with where it was inlined
+    texts: list[str]  # the PTX instruction of each row
+    params: list[tuple[int, int]]  # (offset, size) of each parameter
+    param_bytes: int
+    static_smem_bytes: int
+    dynamic_smem_align: int
+    local_bytes: int
+    smem_granule_log2: int
+    max_threads: int
+    module_variables: list[Variable] = field(default_factory=list)
+
+
+def build_table(module: Module, entry: Entry) -> Table:
+    """Lower, allocate and encode one kernel. Raises `UnsupportedPTXError` for an instruction without a rule."""
+    static_smem, dynamic_align, shared = _place_shared(module, entry)
+    local, local_bytes = _place_local(entry)
+    variables = [v for v in module.variables if v.space in ("global", "const")]
+    params = {p.name: p.offset for p in entry.params}
+    context = Context(params, shared, local, {v.name: v.space for v in variables})
+    rows, labels = _lower(module, entry, context)
+    encoder = _Encoder()
+    encoder.collect(rows)
+    slots, top = allocate(rows, labels, encoder.top)
+    table, reg_bytes = encoder.encode(rows, labels, slots, top)
+    max_threads = 1
+    for extent in entry.directives.get("maxntid", ()) or entry.directives.get("reqntid", ()) or (1024,):
+        max_threads *= extent
+    return Table(
+        name=entry.name,
+        rows=table,
+        slots_init=encoder.initial(),
+        reg_bytes=reg_bytes,
+        specials=encoder.specials,
+        relocations=encoder.relocations,
+        op_names=[r.row.op for r in rows],
+        locations=_Locations(module).of(rows),
+        texts=[r.text for r in rows],
+        params=[(p.offset, p.size) for p in entry.params],
+        param_bytes=entry.param_bytes,
+        static_smem_bytes=static_smem,
+        dynamic_smem_align=dynamic_align,
+        local_bytes=local_bytes,
+        smem_granule_log2=_shared_granule(rows),
+        max_threads=max_threads,
+        module_variables=variables,
+    )
+
+
+class _Locations:
+    """Descriptions of locations, each made once."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.known: dict[int, str] = {}
+
+    def of(self, rows: list[LoweredRow]) -> list[str]:
+        for row in rows:
+            if row.location not in self.known:
+                self.known[row.location] = self.module.describe(row.location)
+        return [self.known[row.location] for row in rows]
+
+
+def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int]]:
+    """Shared addresses: the static variables that the kernel names, then the dynamic array."""
+    named = {x.name for ins in entry.body for x in _symbols(ins)}
+    places: dict[str, int] = {}
+    top = 0
+    align = 16
+    dynamic = []
+    for variable in [*module.variables, *entry.variables]:
+        if variable.space != "shared" or (variable not in entry.variables and variable.name not in named):
+            continue
+        if variable.extern:
+            dynamic.append(variable.name)
+            align = max(align, variable.align)
+            continue
+        top = -(-top // variable.align) * variable.align
+        places[variable.name] = SHARED_BASE + top
+        top += variable.size
+    static = -(-top // align) * align if dynamic else top
+    for name in dynamic:
+        places[name] = SHARED_BASE + static
+    return static, align, places
+
+
+def _symbols(ins: Instruction) -> list:  # type: ignore[type-arg]
+    from .ptx_types import Address, Symbol, Vector
+
+    found = []
+    stack = list(ins.operands)
+    while stack:
+        operand = stack.pop()
+        if isinstance(operand, Symbol):
+            found.append(operand)
+        elif isinstance(operand, Address):
+            stack.append(operand.base)
+        elif isinstance(operand, Vector):
+            stack.extend(operand.items)
+    return found
+
+
+def _place_local(entry: Entry) -> tuple[dict[str, int], int]:
+    places: dict[str, int] = {}
+    top = 0
+    for variable in entry.variables:
+        if variable.space == "local":
+            top = -(-top // variable.align) * variable.align
+            places[variable.name] = LOCAL_BASE + top
+            top += variable.size
+    return places, -(-top // 16) * 16
+
+
+def _lower(module: Module, entry: Entry, context: Context) -> tuple[list[LoweredRow], dict[str, int]]:
+    rows: list[LoweredRow] = []
+    starts: list[int] = []
+    for ins in entry.body:
+        starts.append(len(rows))
+        lowered = _apply_rules(ins, context, module, entry)
+        for row in lowered:
+            rows.append(LoweredRow(row, ins.guard, ins.guard_negated, ins.location, ins.text))
+    starts.append(len(rows))
+    if not rows or rows[-1].row.op != "exit" or rows[-1].guard:
+        rows.append(LoweredRow(Row("exit"), None, False, -1, "end of the kernel"))
+    return rows, {label: starts[index] for label, index in entry.labels.items()}
+
+
+def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entry) -> list[Row]:
+    reason = ""
+    for rule in RULES.get(ins.parts[0], ()):
+        try:
+            result = rule(ins, context)
+        except (ValueError, IndexError) as error:
+            reason = f" ({error})"
+            continue
+        if result is not None:
+            return result if isinstance(result, list) else [result]
+    where = module.describe(ins.location)
+    raise UnsupportedPTXError(
+        f"kernel {entry.name}: the host executor does not know the instruction {ins.text!r}{reason} (PTX line {ins.line}, {where})"
+    )
+
+
+def _shared_granule(rows: list[LoweredRow]) -> int:
+    """log2 of the smallest shared access: the granule at which races in shared memory are seen."""
+    granule = 2
+    for lowered in rows:
+        if lowered.row.op in ("ld", "st", "atom") and lowered.row.flags & 7 in (0, 2):
+            granule = min(granule, lowered.row.flags >> 4 & 3)
+    return granule
+
+
+class _Encoder:
+    """Gives constants and special registers their slots, and writes rows as integers."""
+
+    def __init__(self) -> None:
+        self.constants: dict[Const, int] = {}
+        self.special_slots: dict[str, int] = {}
+        self.specials = np.full(NUM_SPECIALS, -1, np.int32)
+        self.relocations: list[tuple[int, str]] = []
+        self.top = 0
+
+    def collect(self, rows: list[LoweredRow]) -> None:
+        for lowered in rows:
+            for x in lowered.row.srcs:
+                if type(x) is Const and x not in self.constants:
+                    self.constants[x] = self.top
+                    if x.symbol:
+                        self.relocations.append((self.top, x.symbol))
+                    self.top += 256 if x.wide else 128
+                elif type(x) is Special and x.name not in self.special_slots:
+                    if x.name not in SPECIALS:
+                        raise UnsupportedPTXError(f"special register {x.name} ({lowered.text!r})")
+                    self.special_slots[x.name] = self.top
+                    self.specials[SPECIALS[x.name]] = self.top
+                    self.top += 128
+
+    def initial(self) -> np.ndarray:
+        init = np.zeros(self.top, np.uint8)
+        for constant, offset in self.constants.items():
+            if constant.wide:
+                init[offset : offset + 256].view(np.uint64)[:] = constant.bits & (1 << 64) - 1
+            else:
+                init[offset : offset + 128].view(np.uint32)[:] = constant.bits & (1 << 32) - 1
+        return init
+
+    def encode(
+        self, rows: list[LoweredRow], labels: dict[str, int], slots: dict[Reg, int], top: int
+    ) -> tuple[np.ndarray, int]:
+        op_index = _op_index()
+        sink = top  # results that nobody wants
+        encoded: list[list[int]] = []
+        for lowered in rows:
+            row = lowered.row
+            operands: list[int] = []
+            for dst in row.dsts:
+                operands.append(sink if dst is None else slots[dst])
+            for x in row.srcs:
+                kind = type(x)
+                if kind is Reg:
+                    operands.append(slots[x])  # type: ignore[index]
+                elif kind is Const:
+                    operands.append(self.constants[x])  # type: ignore[index]
+                elif kind is Special:
+                    operands.append(self.special_slots[x.name])  # type: ignore[union-attr]
+                elif kind is Label:
+                    operands.append(labels[x.name])  # type: ignore[union-attr]
+                else:
+                    operands.append(int(x))  # type: ignore[call-overload]
+            operands += row.numbers
+            if len(operands) > MAX_OPERANDS or row.op not in op_index:
+                raise UnsupportedPTXError(f"no handler {row.op!r} for {lowered.text!r}")
+            guard = -1 if lowered.guard is None else slots[lowered.guard]
+            encoded.append(
+                [op_index[row.op], guard, int(lowered.guard_negated), row.flags, *operands]
+                + [0] * (MAX_OPERANDS - len(operands))
+            )
+        return np.array(encoded, np.int32).reshape(-1, ROW_INTS), top + 256
+
+
+def _op_index() -> dict[str, int]:
+    library = importlib.import_module(".library", __package__)
+    return library.op_index()

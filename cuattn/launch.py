@@ -1,0 +1,284 @@
+"""The one place that picks the executor, loads kernels, checks launches and packs arguments.
+
+The kind of the arrays decides where an operation runs: `numpy.ndarray` on the host executor (the kernel's PTX,
+interpreted on the CPU), `cupy.ndarray` on the GPU (the same kernel's CUBIN). Everything above `Executor.launch` is the
+same code for both.
+
+Examples
+--------
+>>> import numpy as np
+>>> from cuattn.launch import executor_for
+>>> executor_for(x=np.zeros(3, np.float32)).name
+'host'
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cuattn import compile, environment
+from cuattn.errors import ArrayTypeError, LaunchError
+
+MAX_GRID = (2**31 - 1, 65535, 65535)
+MAX_BLOCK = (1024, 1024, 64)
+MAX_THREADS = 1024
+DEFAULT_DYNAMIC_SMEM_BYTES = 48 * 1024  # more than this a CTA has to ask for
+
+Constants = Mapping[str, compile.Constant]
+
+
+@dataclass(eq=False)
+class Kernel:
+    """One loaded entry point. ``function`` is a `cupy.RawKernel` or a `cuattn.host.RawKernel`."""
+
+    name: str
+    entry: str
+    function: Any
+    static_smem_bytes: int = 0
+    dynamic_smem_bytes: int = DEFAULT_DYNAMIC_SMEM_BYTES  # what the function has been allowed so far
+    checked: set[tuple[Any, ...]] = field(default_factory=set)  # launch shapes that passed the checks
+
+
+class Executor:
+    """Where an operation runs. Use `executor_for`; the subclasses differ only in how they load, allocate and launch.
+
+    Attributes
+    ----------
+    name : "host" or "cuda"
+    arch : str, the architecture that kernels are compiled for
+    smem_limit_bytes : int, shared memory that one CTA may use
+    """
+
+    name: str
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+        self.smem_limit_bytes = compile.smem_limit_bytes(arch)
+        self._kernels: dict[tuple[Any, ...], Kernel] = {}
+        self._lock = threading.RLock()
+
+    def kernel(self, source_name: str, constants: Constants, entry: str) -> Kernel:
+        """Compile (or find in the cache) and load entry ``entry`` of ``kernels/<source_name>.cu``; memoised."""
+        key = (source_name, entry, *constants.items())
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            with self._lock:  # two threads must not load the same module twice
+                kernel = self._kernels.get(key)
+                if kernel is None:
+                    kernel = self._kernels[key] = self._load(source_name, constants, entry)
+        return kernel
+
+    def launch(
+        self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], smem_bytes: int = 0
+    ) -> None:
+        """Check the launch against the limits of the architecture, then start it.
+
+        ``args`` are arrays (passed as a pointer to their first element) and NumPy scalars (passed by value).
+        Raises `LaunchError` before anything has started when grid, block or shared memory are not legal.
+        """
+        shape = (*grid, 0, *block, smem_bytes)
+        if shape not in kernel.checked:
+            self._check(kernel, grid, block, smem_bytes)
+            if len(kernel.checked) >= 4096:  # a server sees ever new shapes: the memo must not grow for ever
+                kernel.checked.clear()
+            kernel.checked.add(shape)
+        for index, arg in enumerate(args):
+            if isinstance(arg, (int, float)) and not isinstance(arg, np.generic):
+                raise LaunchError(
+                    f"{kernel.entry}: argument {index} is a Python number; its width must be stated (np.int32(...))"
+                )
+        self._start(kernel, tuple(grid), tuple(block), tuple(args), smem_bytes)
+
+    def asarray(self, x: Any) -> Any:
+        """``x`` as an array of this executor's kind, without a copy."""
+        raise NotImplementedError
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
+        """An array to be written by a kernel. On the host it counts as never written until `finish`."""
+        raise NotImplementedError
+
+    def finish(self, *arrays: Any) -> None:
+        """Hand arrays from `empty` to the caller. On the host this raises if a byte of one was never written."""
+
+    def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
+        raise NotImplementedError
+
+    def _start(
+        self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], smem_bytes: int
+    ) -> None:
+        kernel.function(grid, block, args, shared_mem=smem_bytes)
+
+    def _check(self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], smem_bytes: int) -> None:
+        for what, extents, limits in (("grid", grid, MAX_GRID), ("block", block, MAX_BLOCK)):
+            if not 1 <= len(extents) <= 3:
+                raise LaunchError(f"{kernel.entry}: {what} has {len(extents)} extents; 1 to 3 are allowed")
+            for axis, extent, limit in zip("xyz", extents, limits, strict=False):
+                if not 1 <= extent <= limit:
+                    raise LaunchError(f"{kernel.entry}: {what}.{axis} is {extent}; 1 to {limit} are allowed")
+        num_threads = int(np.prod(block))
+        if num_threads > MAX_THREADS:
+            raise LaunchError(f"{kernel.entry}: {num_threads} threads a block; at most {MAX_THREADS} are allowed")
+        total = smem_bytes + kernel.static_smem_bytes
+        if smem_bytes < 0 or total > self.smem_limit_bytes:
+            raise LaunchError(
+                f"{kernel.entry}: {total} bytes of shared memory; a CTA may use {self.smem_limit_bytes} on {self.arch}"
+            )
+        if smem_bytes > kernel.dynamic_smem_bytes:
+            kernel.function.max_dynamic_shared_size_bytes = smem_bytes
+            kernel.dynamic_smem_bytes = smem_bytes
+
+
+class HostExecutor(Executor):
+    """NumPy arrays: the kernel's PTX on the CPU."""
+
+    name = "host"
+
+    def asarray(self, x: Any) -> np.ndarray[Any, Any]:
+        if isinstance(x, np.ndarray):
+            return x
+        try:
+            return np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            raise ArrayTypeError(
+                f"an object of type {type(x).__name__} cannot be read as a NumPy array: {error}"
+            ) from error
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
+        from cuattn import host
+
+        return host.empty(shape, dtype)
+
+    def finish(self, *arrays: Any) -> None:
+        from cuattn import host
+
+        host.finish(*arrays)
+
+    def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
+        from cuattn import host
+
+        binary = compile.build(source_name, constants, arch=self.arch, kind="ptx")
+        function = host.RawModule(path=str(binary.path)).get_function(entry)
+        return Kernel(source_name, entry, function, int(function.shared_size_bytes))
+
+
+class CudaExecutor(Executor):
+    """CuPy arrays on one device: the kernel's CUBIN on the GPU, on CuPy's current stream of that device."""
+
+    name = "cuda"
+
+    def __init__(self, device_id: int) -> None:
+        import cupy
+
+        self._cupy = cupy
+        self.device_id = device_id
+        target = compile.for_device(divmod(int(cupy.cuda.Device(device_id).compute_capability), 10))
+        self._image_kind = target.kind
+        super().__init__(target.arch)
+
+    def asarray(self, x: Any) -> Any:
+        if isinstance(x, self._cupy.ndarray):
+            return x
+        with self._cupy.cuda.Device(self.device_id):
+            return self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
+        with self._cupy.cuda.Device(self.device_id):
+            return self._cupy.empty(shape, dtype)
+
+    def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
+        binary = compile.build(source_name, constants, arch=self.arch, kind=self._image_kind)
+        with self._cupy.cuda.Device(self.device_id):
+            function = self._cupy.RawModule(path=str(binary.path)).get_function(entry)
+            return Kernel(source_name, entry, function, int(function.shared_size_bytes))
+
+    def _start(
+        self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], smem_bytes: int
+    ) -> None:
+        with self._cupy.cuda.Device(self.device_id):
+            kernel.function(grid, block, args, shared_mem=smem_bytes)
+
+    def _check(self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], smem_bytes: int) -> None:
+        with self._cupy.cuda.Device(self.device_id):  # the shared-memory attribute belongs to the device's function
+            super()._check(kernel, grid, block, smem_bytes)
+
+
+@cache
+def host_executor(arch: str) -> HostExecutor:
+    """The executor for NumPy arrays, kernels compiled for ``arch``."""
+    return HostExecutor(arch)
+
+
+@cache
+def cuda_executor(device_id: int) -> CudaExecutor:
+    """The executor for CuPy arrays on device ``device_id``."""
+    return CudaExecutor(device_id)
+
+
+def executor_for(**arrays: Any) -> Executor:
+    """The executor on which the named arrays live.
+
+    NumPy arrays, and CPU objects with ``__dlpack__`` or ``__array__``, run on the host executor; CuPy arrays, and
+    objects with ``__dlpack__`` or ``__cuda_array_interface__`` on a CUDA device, on that GPU. CuPy is imported only
+    when it is needed.
+
+    Raises
+    ------
+    ArrayTypeError
+        An argument is no array, or two of them live in different places; the message names them.
+    """
+    for x in arrays.values():
+        if type(x) is not np.ndarray:
+            break
+    else:
+        return host_executor(environment.host_arch())
+    places = {name: _place(name, x) for name, x in arrays.items()}
+    (first_name, first), *others = places.items()
+    for name, place in others:
+        if place != first:
+            raise ArrayTypeError(
+                f"{first_name} is {_describe(first, arrays[first_name])} but {name} is "
+                f"{_describe(place, arrays[name])}; all arrays of a call must be of one kind and on one device"
+            )
+    return host_executor(environment.host_arch()) if first < 0 else cuda_executor(first)
+
+
+_HOST = -1  # the place of CPU arrays; a device's place is its number
+_DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED = 1, 2, 3, 13
+
+
+def _place(name: str, x: Any) -> int:
+    if isinstance(x, np.ndarray):
+        return _HOST
+    cupy_array = getattr(sys.modules.get("cupy"), "ndarray", None)
+    if cupy_array is not None and isinstance(x, cupy_array):
+        return int(x.device.id)
+    if hasattr(x, "__dlpack_device__"):
+        device_type, device_id = x.__dlpack_device__()
+        if device_type in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):
+            return int(device_id)
+        if device_type in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
+            return _HOST
+        raise ArrayTypeError(
+            f"{name}: {type(x).__name__} on DLPack device type {int(device_type)}; CPU and CUDA are allowed"
+        )
+    if hasattr(x, "__cuda_array_interface__"):
+        import cupy
+
+        return int(cupy.asarray(x).device.id)
+    if hasattr(x, "__array__") and not isinstance(x, np.generic):
+        return _HOST
+    raise ArrayTypeError(
+        f"{name}: {type(x).__module__}.{type(x).__qualname__} is no array; pass a NumPy or a CuPy array"
+    )
+
+
+def _describe(place: int, x: Any) -> str:
+    where = "on the CPU" if place == _HOST else f"on CUDA device {place}"
+    return f"a {type(x).__module__}.{type(x).__qualname__} {where}"

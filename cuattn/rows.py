@@ -1,0 +1,214 @@
+"""Arrays as rows: what the softmax kernels see of an array and its axis.
+
+A kernel takes rows of ``num_cols`` elements, a fixed stride apart, numbered over at most four outer axes. This module
+folds the outer axes of an array of any rank into that, and copies the rare array that does not fit.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
+from cuattn.launch import CudaExecutor, Executor
+from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
+
+MAX_EXTENT = 2**31 - 1
+MAX_OUTER_DIMS = 4
+MIN_ADJACENT_ROWS = 8  # fewer neighbouring rows than this do not pay for giving each lane a row
+
+# struct RowLayout of kernels/softmax_rows.cuh.
+_LAYOUT = np.dtype(
+    [
+        ("num_rows", np.int64),
+        ("extent", np.int64, MAX_OUTER_DIMS),
+        ("x_row_stride", np.int64, MAX_OUTER_DIMS),
+        ("out_row_stride", np.int64, MAX_OUTER_DIMS),
+        ("x_col_stride", np.int64),
+        ("out_col_stride", np.int64),
+        ("num_cols", np.uint32),
+        ("chunk_cols", np.uint32),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of an input and of an output array of the same shape (strides in elements)."""
+
+    num_cols: int
+    x_col_stride: int
+    out_col_stride: int
+    outer: tuple[tuple[int, int, int], ...]  # (extent, input stride, output stride), outermost first
+    vectorized: bool
+
+    @property
+    def num_rows(self) -> int:
+        return math.prod(extent for extent, _, _ in self.outer)
+
+    @property
+    def lanes_span_rows(self) -> bool:
+        """Whether neighbouring rows are adjacent in memory, and neighbouring columns are not."""
+        if self.x_col_stride == 1 or not self.outer:
+            return False
+        extent, x_stride, _ = self.outer[-1]
+        return x_stride == 1 and extent >= MIN_ADJACENT_ROWS
+
+    def pack(self, chunk_cols: int) -> np.void:
+        """The struct that a kernel takes by value."""
+        padded = [(1, 0, 0)] * (MAX_OUTER_DIMS - len(self.outer)) + list(self.outer)
+        extent, x_stride, out_stride = zip(*padded, strict=True)
+        fields = (self.num_rows, extent, x_stride, out_stride, self.x_col_stride, self.out_col_stride)
+        layout = np.array([(*fields, self.num_cols, chunk_cols)], _LAYOUT)
+        return np.void(layout.tobytes())
+
+
+def fold(x: Any, out: Any, axis: int) -> Rows | None:
+    """The rows along ``axis`` of ``x``, and of ``out`` with the same axes or all but that one; None if they do not fit.
+
+    >>> x = np.zeros((2, 3, 4, 5), np.float32)
+    >>> fold(x, x, axis=2).outer
+    ((2, 60, 60), (3, 20, 20), (5, 1, 1))
+    """
+    x_strides, x_aligned = _element_strides(x)
+    out_strides, out_aligned = _element_strides(out)
+    if not (x_aligned and out_aligned):
+        return None
+    has_axis = out.ndim == x.ndim
+    if not has_axis:
+        out_strides = (*out_strides[:axis], 0, *out_strides[axis:])
+    outer = _collapse(
+        [(x.shape[i], x_strides[i], out_strides[i]) for i in range(x.ndim) if i != axis and x.shape[i] != 1]
+    )
+    if len(outer) > MAX_OUTER_DIMS:
+        return None
+    per_pack = PACK_BYTES // x.dtype.itemsize
+    vectorized = x_strides[axis] == 1 and _address(x) % PACK_BYTES == 0
+    vectorized = vectorized and all(x_stride % per_pack == 0 for _, x_stride, _ in outer)
+    if has_axis:
+        vectorized = vectorized and out_strides[axis] == 1 and _address(out) % PACK_BYTES == 0
+        vectorized = vectorized and all(out_stride % per_pack == 0 for _, _, out_stride in outer)
+    return Rows(x.shape[axis], x_strides[axis], out_strides[axis], tuple(outer), vectorized)
+
+
+def _element_strides(x: Any) -> tuple[tuple[int, ...], bool]:
+    """Strides in elements, and whether every element lies at a multiple of its size."""
+    itemsize = x.dtype.itemsize
+    # The stride of an axis of length 1 is arbitrary.
+    strides = [stride if extent > 1 else itemsize for extent, stride in zip(x.shape, x.strides, strict=True)]
+    aligned = _address(x) % itemsize == 0 and all(stride % itemsize == 0 for stride in strides)
+    return tuple(stride // itemsize for stride in strides), aligned
+
+
+def _collapse(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Merge neighbouring axes that are one axis in memory, in both arrays."""
+    merged: list[tuple[int, int, int]] = []
+    for dim in dims:
+        extent, *strides = dim
+        if merged and list(merged[-1][1:]) == [stride * extent for stride in strides]:
+            merged[-1] = (merged[-1][0] * extent, strides[0], strides[1])
+        else:
+            merged.append(dim)
+    return merged
+
+
+def _address(x: Any) -> int:
+    return int(x.ctypes.data) if isinstance(x, np.ndarray) else int(x.data.ptr)
+
+
+# --- checks, shared by the functions that take rows ------------------------------------------------------------------
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raise DTypeError unless the kernels take ``dtype``."""
+    if dtype.name not in ELEMENT_TYPES or not dtype.isnative:
+        raise DTypeError(f"{name}: dtype {dtype} ({dtype.str}); {', '.join(ELEMENT_TYPES)} (native) are allowed")
+
+
+def check_extents(name: str, shape: Sequence[int]) -> None:
+    """Raise ShapeError if the kernels cannot count one of the axes."""
+    if any(extent > MAX_EXTENT for extent in shape):
+        raise ShapeError(f"{name}: shape {tuple(shape)}; an extent may be at most {MAX_EXTENT}")
+
+
+def check_axis(axis: Any, ndim: int) -> int:
+    """``axis`` as a number from 0 to ``ndim`` - 1."""
+    if isinstance(axis, bool | np.bool_):
+        raise ArgumentError(f"axis is {axis!r}; an integer is allowed")
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise ArgumentError(f"axis is {axis!r}; an integer is allowed") from None
+    if ndim == 0:
+        raise ShapeError("x: an array of rank 0 has no axis; a rank of at least 1 is allowed")
+    if not -ndim <= index < ndim:
+        raise ArgumentError(f"axis is {index}; {-ndim} to {ndim - 1} are allowed for an array of rank {ndim}")
+    return index % ndim
+
+
+def check_out(x: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raise unless ``out`` can hold a result of ``shape`` and ``dtype`` computed from ``x``."""
+    if tuple(out.shape) != shape:
+        raise ShapeError(f"out: shape {tuple(out.shape)}; the result has shape {shape}")
+    if out.dtype != dtype:
+        raise DTypeError(f"out: dtype {out.dtype}; the result has dtype {dtype}")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ArrayTypeError("out: the array is read-only")
+    if _overlaps_itself(out):
+        raise OverlapError(f"out: elements of the array (shape {shape}, strides {out.strides}) share memory")
+    same = _address(x) == _address(out) and x.shape == out.shape and x.strides == out.strides
+    if not same and _array_module(out).may_share_memory(x, out):
+        raise OverlapError("out: shares memory with x; either none is shared, or out is x, element for element")
+
+
+def _overlaps_itself(x: Any) -> bool:
+    if x.size == 0:
+        return False
+    reach = x.dtype.itemsize  # bytes spanned by the axes so far; the next one must step over them
+    for stride, extent in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (extent - 1)
+    return False
+
+
+def _array_module(x: Any) -> Any:
+    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+
+
+# --- array operations where the executor's kernels run ----------------------------------------------------------------
+
+
+def _on(executor: Executor) -> Any:
+    """Context in which CuPy works on the executor's device, whichever is current outside."""
+    if isinstance(executor, CudaExecutor):
+        return sys.modules["cupy"].cuda.Device(executor.device_id)
+    return nullcontext()
+
+
+def contiguous(executor: Executor, x: Any) -> Any:
+    """``x``, or a copy of it, in C order and aligned."""
+    if isinstance(x, np.ndarray):
+        return np.require(x, requirements=["C", "A"])
+    with _on(executor):
+        return _array_module(x).ascontiguousarray(x)
+
+
+def full(executor: Executor, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
+    """A new array of ``value``."""
+    module = sys.modules["cupy"] if isinstance(executor, CudaExecutor) else np
+    with _on(executor):
+        return module.full(shape, value, dtype)
+
+
+def assign(executor: Executor, target: Any, value: Any) -> None:
+    """``target[...] = value``."""
+    with _on(executor):
+        target[...] = value

@@ -1,0 +1,1 @@
+"""Programs that use cuattn on real input."""

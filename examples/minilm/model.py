@@ -1,0 +1,126 @@
+"""The BERT encoder in NumPy, with the attention passed in as a function.
+
+Shapes: B sentences, N tokens, H heads, D = hidden / H. Nothing is masked: a padded batch attends sentence by sentence,
+to views that end where the sentence ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.special
+
+# (q, k, v), each [B, N, H, D], any strides -> [B, N, H, D]
+Attention = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token numbers of some sentences, [B, N], and how many of each row are real; the rest is padding."""
+
+    tokens: np.ndarray
+    lengths: tuple[int, ...]
+    sentences: tuple[int, ...]  # the row of the result that each row of the batch belongs to
+
+    @property
+    def padded(self) -> bool:
+        return any(length != self.tokens.shape[1] for length in self.lengths)
+
+
+class Encoder:
+    """Sentence embeddings: token numbers in, unit vectors out.
+
+    Parameters
+    ----------
+    config : mapping
+        The model's ``config.json``.
+    weights : mapping
+        Arrays by their names in ``model.safetensors``.
+    attention : callable
+        ``attention(q, k, v)`` on arrays [B, N, H, D] of `attention_dtype`; may be given strided views.
+    dtype : dtype
+        Of all arithmetic outside the attention.
+    attention_dtype : dtype, optional
+        What q, k and v are rounded to; `dtype` if not given.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        weights: Mapping[str, np.ndarray],
+        attention: Attention,
+        *,
+        dtype: type[np.floating],
+        attention_dtype: type[np.floating] | None = None,
+    ) -> None:
+        self.num_layers = int(str(config["num_hidden_layers"]))
+        self.num_heads = int(str(config["num_attention_heads"]))
+        self.eps = float(str(config["layer_norm_eps"]))
+        self.attention = attention
+        self.attention_dtype = dtype if attention_dtype is None else attention_dtype
+        self.dtype = dtype
+        self.weights = {
+            name: array.astype(dtype) for name, array in weights.items() if np.issubdtype(array.dtype, np.floating)
+        }
+        for layer in range(self.num_layers):  # one matrix for all three: q, k and v are then strided views of one array
+            prefix = f"encoder.layer.{layer}.attention.self"
+            for kind in ("weight", "bias"):
+                parts = [self.weights.pop(f"{prefix}.{name}.{kind}") for name in ("query", "key", "value")]
+                self.weights[f"{prefix}.qkv.{kind}"] = np.concatenate(parts)
+
+    def embed(self, batches: Sequence[Batch], progress: Callable[[Batch], None] = lambda batch: None) -> np.ndarray:
+        """Embeddings of all the sentences in `batches`, [sentences, hidden], each of length 1."""
+        width = self.weights["embeddings.LayerNorm.bias"].size
+        embeddings = np.empty((sum(len(batch.sentences) for batch in batches), width), self.dtype)
+        for batch in batches:
+            hidden = self.hidden_states(batch)
+            for row, (length, sentence) in enumerate(zip(batch.lengths, batch.sentences, strict=True)):
+                mean = hidden[row, :length].mean(axis=0)
+                embeddings[sentence] = mean / np.sqrt(np.sum(mean * mean))
+            progress(batch)
+        return embeddings
+
+    def hidden_states(self, batch: Batch) -> np.ndarray:
+        """The last layer's states, [B, N, hidden]; rows beyond a sentence's length have no meaning."""
+        w = self.weights
+        x = w["embeddings.word_embeddings.weight"][batch.tokens]
+        x = x + w["embeddings.position_embeddings.weight"][: x.shape[1]]
+        x = x + w["embeddings.token_type_embeddings.weight"][0]
+        x = self.layer_norm(x, "embeddings.LayerNorm")
+        for layer in range(self.num_layers):
+            prefix = f"encoder.layer.{layer}"
+            attended = self.linear(self.self_attention(x, batch, prefix), f"{prefix}.attention.output.dense")
+            x = self.layer_norm(x + attended, f"{prefix}.attention.output.LayerNorm")
+            inner = gelu(self.linear(x, f"{prefix}.intermediate.dense"))
+            x = self.layer_norm(x + self.linear(inner, f"{prefix}.output.dense"), f"{prefix}.output.LayerNorm")
+        return x
+
+    def self_attention(self, x: np.ndarray, batch: Batch, prefix: str) -> np.ndarray:
+        size, num_tokens, width = x.shape
+        qkv = self.linear(x, f"{prefix}.attention.self.qkv").astype(self.attention_dtype)
+        qkv = qkv.reshape(size, num_tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if not batch.padded:
+            return self.attention(q, k, v).astype(self.dtype).reshape(x.shape)
+        out = np.zeros(x.shape, self.dtype)
+        for row, length in enumerate(batch.lengths):
+            part = (slice(row, row + 1), slice(0, length))
+            out[part] = self.attention(q[part], k[part], v[part]).reshape(1, length, width)
+        return out
+
+    def linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def layer_norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        unit = centred / np.sqrt(variance + self.dtype(self.eps))
+        return unit * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """The exact GELU, x·Φ(x)."""
+    half = x.dtype.type(0.5)
+    return half * x * (1 + scipy.special.erf(x * np.sqrt(half)))

@@ -1,0 +1,46 @@
+"""Fixtures and Hypothesis profiles of every test.
+
+pytest                                             the suite: fixed examples, so that a failure is everyone's failure
+pytest --hypothesis-profile=fuzz --max-examples=N  free examples, N of them in each property
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from cuattn.testing.executors import ExecutorUnderTest, executor_names
+
+# Under xdist the processes share the cores already. Read at call time by cuattn, so setting it here is early enough.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("CUATTN_HOST_THREADS", "1")
+
+# No deadlines: the first example of a kernel variant compiles it. One example in the profile is the floor that
+# `cuattn.testing.strategies.examples` raises; properties without it say their own number.
+_COMMON = dict(
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.register_profile("suite", max_examples=1, derandomize=True, **_COMMON)
+hypothesis.settings.register_profile("fuzz", max_examples=1000, print_blob=True, **_COMMON)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--max-examples", type=int, help="examples of each property, with --hypothesis-profile=fuzz")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("--max-examples")
+    if wanted is not None:  # registered under the same name, because Hypothesis loads the profile after this hook
+        hypothesis.settings.register_profile("fuzz", max_examples=wanted, print_blob=True, **_COMMON)
+
+
+@pytest.fixture(scope="module", params=executor_names())
+def executor(request: pytest.FixtureRequest) -> Iterator[ExecutorUnderTest]:
+    """Each executor that is here: the host always, with its checkers on; cuda when a device answers."""
+    with ExecutorUnderTest(request.param).active() as active:
+        yield active

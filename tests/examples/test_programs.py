@@ -1,0 +1,33 @@
+"""The small example programs run and print what they claim."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(name: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "examples" / name)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_first_attention() -> None:
+    assert run("first_attention.py").strip() == "(1, 256, 8, 64) float16 (1, 8, 256) float32"
+
+
+def test_raw_kernel_finds_the_race() -> None:
+    output = run("raw_kernel.py")
+    assert "with the barrier: right" in output
+    assert "without it: RaceError" in output

@@ -1,0 +1,70 @@
+"""What the documentation says is true today."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cuattn.environment import VARIABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
+
+
+@pytest.mark.smoke
+def test_environment_page_is_the_table() -> None:
+    page = (ROOT / "docs/environment.md").read_text(encoding="utf-8")
+    rows = []
+    for variable in VARIABLES.values():
+        default = f"`{variable.default}`" if variable.default else "(not set)"
+        rows.append(f"| `{variable.name}` | {default} | {variable.allowed} | {variable.doc} |")
+    assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not re.match(r"https?://|#", target):
+            path = page.parent / target.partition("#")[0]
+            assert path.exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_every_kernel_and_theory_page_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [str(page.relative_to(ROOT)) for page in PAGES if page.parent != ROOT]
+    assert [page for page in pages if f"({page})" not in readme] == []
+
+
+@pytest.mark.smoke
+def test_readme_example_prints_what_it_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    expected = re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == expected != []
+
+
+def test_readme_names_every_extra_and_make_target_it_relies_on() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = re.findall(r"pip install '\.\[(\w+)\]'", readme)
+    targets = re.findall(r"^make (\w+)", readme, re.MULTILINE)
+    assert targets[:2] == ["demo", "test"]
+    for extra in extras:
+        assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE), extra
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

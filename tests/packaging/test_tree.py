@@ -1,0 +1,49 @@
+"""The tree as a whole: what must not be in any file of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# A path that exists on one machine only.
+MACHINE_PATH = re.compile(r"/(?:root|work|home/\w+|Users/\w+)/[\w.]")
+
+
+def tracked_files() -> list[Path]:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_paths_of_one_machine() -> None:
+    found = []
+    for path in tracked_files():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if MACHINE_PATH.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert found == []
+
+
+def test_inline_assembly_stands_in_one_file() -> None:
+    offenders = {
+        path.name
+        for path in (ROOT / "cuattn/kernels").rglob("*.cu*")
+        if re.search(r"\basm\b\s*(volatile)?\s*\(", path.read_text(encoding="utf-8"))
+    }
+    assert offenders <= {"ptx.cuh"}
+
+
+def test_no_large_files() -> None:
+    large = [str(path.relative_to(ROOT)) for path in tracked_files() if path.stat().st_size > 2**20]
+    assert large == []
