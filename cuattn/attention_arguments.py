@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.config import ELEMENTS, MAX_HEAD_DIM
+from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
 from cuattn.launch import Executor
 
@@ -50,7 +50,7 @@ def check_qkv(q: Any, k: Any, v: Any) -> Extents:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ShapeError(f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank 4 is needed: {_LAYOUTS[name]}")
-        if x.dtype.name not in ELEMENTS or not x.dtype.isnative:
+        if x.dtype not in DTYPES:
             raise DTypeError(f"{name} has dtype {x.dtype} ({x.dtype.str}); allowed are {', '.join(ELEMENTS)} (native)")
         if x.dtype != q.dtype:
             raise DTypeError(f"{name} has dtype {x.dtype} and q has dtype {q.dtype}; they must be the same")
@@ -60,7 +60,9 @@ def check_qkv(q: Any, k: Any, v: Any) -> Extents:
     k_batch, seqlen_k, num_kv_heads, k_head_dim = k.shape
     head_dim_v = v.shape[3]
     if k_batch != batch:
-        raise ShapeError(f"k has batch {k_batch} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same")
+        raise ShapeError(
+            f"k has batch {k_batch} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same"
+        )
     if v.shape[:3] != k.shape[:3]:
         raise ShapeError(
             f"v has shape {tuple(v.shape)} and k has shape {tuple(k.shape)}; batch, seqlen and heads must be the same"
@@ -87,7 +89,9 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
     value = float(scale)
     limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
     if not abs(value) <= limit:
-        raise NonFiniteError(f"scale is {scale!r}; a finite number is needed, of magnitude at most {limit:.3g} for {dtype}")
+        raise NonFiniteError(
+            f"scale is {scale!r}; a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
+        )
     return value
 
 
@@ -137,38 +141,31 @@ def byte_bounds(x: Any) -> tuple[int, int]:
     return low, high + x.dtype.itemsize
 
 
-def is_direct(x: Any) -> bool:
-    """Whether a kernel can take the array as it lies: last axis contiguous, elements at multiples of their size."""
-    itemsize = x.dtype.itemsize
-    b, n, h, d = x.strides
-    if d != itemsize and x.shape[3] > 1:
-        return False
-    return (address(x) | b | n | h) % itemsize == 0
+class Operand:
+    """An array as a kernel sees it: ``array``, element strides, and where it lies.
+
+    ``direct``: the last axis is contiguous and every element lies at a multiple of its size, as kernels need it.
+    ``aligned``: every row starts at a multiple of 16 bytes.
+    """
+
+    __slots__ = ("aligned", "array", "direct", "strides")
+
+    def __init__(self, array: Any) -> None:
+        itemsize = array.dtype.itemsize
+        batch, seq, head, last = array.strides
+        bits = address(array) | batch | seq | head
+        self.array = array
+        self.direct = bits % itemsize == 0 and (last == itemsize or array.shape[3] == 1)
+        self.aligned = bits % 16 == 0
+        # of the axes batch, sequence and head, in elements
+        self.strides = np.int64(batch // itemsize), np.int64(seq // itemsize), np.int64(head // itemsize)
 
 
-def contiguous(executor: Executor, x: Any) -> Any:
-    """``x`` if a kernel can take it as it lies, else a copy."""
-    if is_direct(x):
-        return x
-    if isinstance(x, np.ndarray):
-        return np.require(x, requirements=["C", "A"])
+def operand(executor: Executor, x: Any) -> Operand:
+    """``x`` as an operand that a kernel can take: itself, or a copy if it does not lie as it must."""
+    result = Operand(x)
+    if result.direct:
+        return result
     with executor.on_device():
-        return sys.modules["cupy"].ascontiguousarray(x)
-
-
-def element_strides(x: Any) -> list[np.int64]:
-    """Strides of the batch, sequence and head axes in elements."""
-    itemsize = x.dtype.itemsize
-    b, n, h, _ = x.strides
-    return [np.int64(b // itemsize), np.int64(n // itemsize), np.int64(h // itemsize)]
-
-
-def is_aligned(*arrays: Any) -> bool:
-    """Whether every row of the arrays starts at a multiple of 16 bytes."""
-    bits = 0
-    for x in arrays:
-        bits |= address(x)
-        for extent, stride in zip(x.shape[:3], x.strides[:3], strict=True):
-            if extent > 1:  # the stride of an axis of length 1 is arbitrary, and unused
-                bits |= stride
-    return bits % 16 == 0
+        module = np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+        return Operand(module.array(x, order="C"))

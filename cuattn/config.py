@@ -1,7 +1,7 @@
 """Which kernel shape runs: one frozen row for each tuned shape, legality, and selection.
 
-A row may change speed, never results. Rows are listed in order of preference; `select` takes the first that is legal, so
-an architecture with little shared memory falls through to a smaller row.
+A row may change speed, never results. Rows are listed in order of preference; `select` takes the first that is legal,
+so an architecture with little shared memory falls through to a smaller row.
 
 Examples
 --------
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from cuattn.errors import LaunchError
@@ -23,6 +24,8 @@ from cuattn.errors import LaunchError
 #: Head dims that kernels are compiled for. A smaller one runs in the next larger bucket, padded on chip.
 HEAD_DIM_BUCKETS = (32, 64, 96, 128, 192, 256)
 MAX_HEAD_DIM = HEAD_DIM_BUCKETS[-1]
+#: The bucket of each head dim from 0 to 256.
+BUCKETS = tuple(next(size for size in HEAD_DIM_BUCKETS if head_dim <= size) for head_dim in range(MAX_HEAD_DIM + 1))
 
 #: Element types in CUDA C, and the type that a kernel accumulates in, by dtype name.
 ELEMENTS = {
@@ -31,16 +34,13 @@ ELEMENTS = {
     "float32": ("float", "float"),
     "float64": ("double", "double"),
 }
+DTYPES = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
 
 WARP_SIZE = 32
 MMA_ROWS = 16  # query rows of one mma.m16n8k16
 FMA_ROWS = 8  # query rows of a warp of attention_forward_f32.cu
+FEW_QUERIES = 64  # so many or fewer do not fill the query tile of the large rows
 ROW_PADDING_BYTES = 16  # of each row of a tile in shared memory (tiles.cuh)
-
-
-def bucket(head_dim: int) -> int:
-    """The smallest bucket that holds ``head_dim`` (1 to 256)."""
-    return next(size for size in HEAD_DIM_BUCKETS if head_dim <= size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class FlashFwdConfig:
     num_stages : int
         Key tiles in shared memory; 1 alternates the loads of k and v with the two products.
     max_seqlen_q : int
-        The row is meant for at most so many queries; 0 is any number.
+        The row is meant for at most so many queries (`FEW_QUERIES`); 0 is any number.
     """
 
     itemsize: int
@@ -120,11 +120,42 @@ class FlashFwdConfig:
         return constants
 
 
+@dataclass(frozen=True, slots=True)
+class PlainFwdConfig:
+    """The shape of attention_plain.cu, the kernel that is written to be read: one query a warp, no shared memory."""
+
+    num_warps: int = 4
+
+    source = "attention_plain"
+    entry = "cuattn_attention_plain"
+
+    @property
+    def block_m(self) -> int:
+        return self.num_warps
+
+    @property
+    def num_threads(self) -> int:
+        return self.num_warps * WARP_SIZE
+
+    def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
+        return 0
+
+    def constants(self, dtype_name: str, head_dim: int, head_dim_v: int, **flags: bool) -> dict[str, Any]:
+        """The kernel's compile-time constants: it takes any head dim and any alignment."""
+        element, accumulator = ELEMENTS[dtype_name]
+        return {
+            "Element": element,
+            "Accumulator": accumulator,
+            "NUM_WARPS": self.num_warps,
+            "CAUSAL": flags["CAUSAL"],
+        }
+
+
 # In order of preference: a row for few queries, then the large one, then what fits into 99 KB of shared memory.
 FLASH_FWD_CONFIGS = (
     # 16 bit. Two row tiles a warp where the registers allow it: a fragment of k or v then serves two mma.
-    FlashFwdConfig(2, 128, block_m=64, block_n=64, num_warps=4, num_stages=2, max_seqlen_q=64),
-    FlashFwdConfig(2, 256, block_m=64, block_n=32, num_warps=4, num_stages=2, max_seqlen_q=64),
+    FlashFwdConfig(2, 128, block_m=64, block_n=64, num_warps=4, num_stages=2, max_seqlen_q=FEW_QUERIES),
+    FlashFwdConfig(2, 256, block_m=64, block_n=32, num_warps=4, num_stages=2, max_seqlen_q=FEW_QUERIES),
     FlashFwdConfig(2, 64, block_m=128, block_n=64, num_warps=4, num_stages=2),
     FlashFwdConfig(2, 192, block_m=128, block_n=64, num_warps=8, num_stages=2),
     FlashFwdConfig(2, 128, block_m=128, block_n=32, num_warps=4, num_stages=2),
@@ -151,7 +182,7 @@ def select(
     dtype : numpy.dtype
         Of q, k and v.
     head_dim, head_dim_v : int
-        D and E, 1 to 256.
+        The buckets of D and E.
     seqlen_q : int
         Queries of a sequence.
     smem_limit_bytes : int
@@ -162,8 +193,8 @@ def select(
     LaunchError
         No row fits into the shared memory.
     """
-    few = next((row.max_seqlen_q for row in FLASH_FWD_CONFIGS if 0 < seqlen_q <= row.max_seqlen_q), 0)
-    return _select(dtype.itemsize, bucket(head_dim), bucket(head_dim_v), few, smem_limit_bytes)
+    few = FEW_QUERIES if seqlen_q <= FEW_QUERIES else 0
+    return _select(dtype.itemsize, head_dim, head_dim_v, few, smem_limit_bytes)
 
 
 @cache

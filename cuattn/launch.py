@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -95,6 +96,10 @@ class Executor:
                     f"{kernel.entry}: argument {index} is a Python number; its width must be stated (np.int32(...))"
                 )
         self._start(kernel, tuple(grid), tuple(block), tuple(args), smem_bytes)
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Context in which array operations work on the executor's device, whichever is current outside."""
+        return nullcontext()
 
     def asarray(self, x: Any) -> Any:
         """``x`` as an array of this executor's kind, without a copy."""
@@ -182,30 +187,34 @@ class CudaExecutor(Executor):
         self._image_kind = target.kind
         super().__init__(target.arch)
 
+    def on_device(self) -> AbstractContextManager[Any]:
+        device: AbstractContextManager[Any] = self._cupy.cuda.Device(self.device_id)
+        return device
+
     def asarray(self, x: Any) -> Any:
         if isinstance(x, self._cupy.ndarray):
             return x
-        with self._cupy.cuda.Device(self.device_id):
+        with self.on_device():
             return self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
-        with self._cupy.cuda.Device(self.device_id):
+        with self.on_device():
             return self._cupy.empty(shape, dtype)
 
     def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
         binary = compile.build(source_name, constants, arch=self.arch, kind=self._image_kind)
-        with self._cupy.cuda.Device(self.device_id):
+        with self.on_device():
             function = self._cupy.RawModule(path=str(binary.path)).get_function(entry)
             return Kernel(source_name, entry, function, int(function.shared_size_bytes))
 
     def _start(
         self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], smem_bytes: int
     ) -> None:
-        with self._cupy.cuda.Device(self.device_id):
+        with self.on_device():
             kernel.function(grid, block, args, shared_mem=smem_bytes)
 
     def _check(self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], smem_bytes: int) -> None:
-        with self._cupy.cuda.Device(self.device_id):  # the shared-memory attribute belongs to the device's function
+        with self.on_device():  # the shared-memory attribute belongs to the device's function
             super()._check(kernel, grid, block, smem_bytes)
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.launch import CudaExecutor, Executor
+from cuattn.launch import Executor
 from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
 
 MAX_EXTENT = 2**31 - 1
@@ -77,34 +77,53 @@ def fold(x: Any, out: Any, axis: int) -> Rows | None:
     >>> fold(x, x, axis=2).outer
     ((2, 60, 60), (3, 20, 20), (5, 1, 1))
     """
-    x_strides, x_aligned = _element_strides(x)
-    out_strides, out_aligned = _element_strides(out)
-    if not (x_aligned and out_aligned):
+    return _fold(x.shape, axis, _placement(x), _placement(out))
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where the elements of an array lie, as far as a kernel cares."""
+
+    strides: tuple[int, ...]  # bytes
+    itemsize: int
+    past_boundary: int  # bytes from a 16-byte boundary to the first element
+
+    def element_strides(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """In elements; None if not every element lies at a multiple of its size."""
+        # The stride of an axis of length 1 is arbitrary.
+        strides = [s if extent > 1 else self.itemsize for extent, s in zip(shape, self.strides, strict=True)]
+        if self.past_boundary % self.itemsize or any(stride % self.itemsize for stride in strides):
+            return None
+        return tuple(stride // self.itemsize for stride in strides)
+
+
+def _placement(x: Any) -> _Placement:
+    return _Placement(x.strides, x.dtype.itemsize, _address(x) % PACK_BYTES)
+
+
+@lru_cache(maxsize=1024)
+def _fold(shape: tuple[int, ...], axis: int, x: _Placement, out: _Placement) -> Rows | None:
+    has_axis = len(out.strides) == len(shape)
+    x_strides = x.element_strides(shape)
+    out_strides = out.element_strides(shape if has_axis else shape[:axis] + shape[axis + 1 :])
+    if x_strides is None or out_strides is None:
         return None
-    has_axis = out.ndim == x.ndim
     if not has_axis:
         out_strides = (*out_strides[:axis], 0, *out_strides[axis:])
-    outer = _collapse(
-        [(x.shape[i], x_strides[i], out_strides[i]) for i in range(x.ndim) if i != axis and x.shape[i] != 1]
-    )
+    dims = [i for i in range(len(shape)) if i != axis and shape[i] != 1]
+    outer = _collapse([(shape[i], x_strides[i], out_strides[i]) for i in dims])
     if len(outer) > MAX_OUTER_DIMS:
         return None
-    per_pack = PACK_BYTES // x.dtype.itemsize
-    vectorized = x_strides[axis] == 1 and _address(x) % PACK_BYTES == 0
-    vectorized = vectorized and all(x_stride % per_pack == 0 for _, x_stride, _ in outer)
+
+    def packs_are_aligned(past_boundary: int, itemsize: int, col_stride: int, row_strides: Iterable[int]) -> bool:
+        per_pack = PACK_BYTES // itemsize
+        return past_boundary == 0 and col_stride == 1 and all(stride % per_pack == 0 for stride in row_strides)
+
+    vectorized = packs_are_aligned(x.past_boundary, x.itemsize, x_strides[axis], [s for _, s, _ in outer])
     if has_axis:
-        vectorized = vectorized and out_strides[axis] == 1 and _address(out) % PACK_BYTES == 0
-        vectorized = vectorized and all(out_stride % per_pack == 0 for _, _, out_stride in outer)
-    return Rows(x.shape[axis], x_strides[axis], out_strides[axis], tuple(outer), vectorized)
-
-
-def _element_strides(x: Any) -> tuple[tuple[int, ...], bool]:
-    """Strides in elements, and whether every element lies at a multiple of its size."""
-    itemsize = x.dtype.itemsize
-    # The stride of an axis of length 1 is arbitrary.
-    strides = [stride if extent > 1 else itemsize for extent, stride in zip(x.shape, x.strides, strict=True)]
-    aligned = _address(x) % itemsize == 0 and all(stride % itemsize == 0 for stride in strides)
-    return tuple(stride // itemsize for stride in strides), aligned
+        row_strides = [s for _, _, s in outer]
+        vectorized &= packs_are_aligned(out.past_boundary, out.itemsize, out_strides[axis], row_strides)
+    return Rows(shape[axis], x_strides[axis], out_strides[axis], tuple(outer), vectorized)
 
 
 def _collapse(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -120,16 +139,18 @@ def _collapse(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]
 
 
 def _address(x: Any) -> int:
-    return int(x.ctypes.data) if isinstance(x, np.ndarray) else int(x.data.ptr)
+    return int(x.__array_interface__["data"][0]) if isinstance(x, np.ndarray) else int(x.data.ptr)
 
 
 # --- checks, shared by the functions that take rows ------------------------------------------------------------------
 
 
-def check_dtype(name: str, dtype: Any) -> None:
-    """Raise DTypeError unless the kernels take ``dtype``."""
+@lru_cache(maxsize=64)
+def check_dtype(name: str, dtype: Any) -> str:
+    """The name of ``dtype``; DTypeError unless the kernels take it."""
     if dtype.name not in ELEMENT_TYPES or not dtype.isnative:
         raise DTypeError(f"{name}: dtype {dtype} ({dtype.str}); {', '.join(ELEMENT_TYPES)} (native) are allowed")
+    return str(dtype.name)
 
 
 def check_extents(name: str, shape: Sequence[int]) -> None:
@@ -164,8 +185,8 @@ def check_out(x: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
     if _overlaps_itself(out):
         raise OverlapError(f"out: elements of the array (shape {shape}, strides {out.strides}) share memory")
     same = _address(x) == _address(out) and x.shape == out.shape and x.strides == out.strides
-    if not same and _array_module(out).may_share_memory(x, out):
-        raise OverlapError("out: shares memory with x; either none is shared, or out is x, element for element")
+    if not same and _byte_range(x)[0] < _byte_range(out)[1] and _byte_range(out)[0] < _byte_range(x)[1]:
+        raise OverlapError("out: lies in the memory range of x; it must be x itself, element for element, or elsewhere")
 
 
 def _overlaps_itself(x: Any) -> bool:
@@ -179,36 +200,37 @@ def _overlaps_itself(x: Any) -> bool:
     return False
 
 
-def _array_module(x: Any) -> Any:
-    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+def _byte_range(x: Any) -> tuple[int, int]:
+    """The first byte that ``x`` covers and one past the last."""
+    low = high = _address(x)
+    if x.size == 0:
+        return low, low
+    for extent, stride in zip(x.shape, x.strides, strict=True):
+        if stride < 0:
+            low += (extent - 1) * stride
+        else:
+            high += (extent - 1) * stride
+    return low, high + x.dtype.itemsize
 
 
-# --- array operations where the executor's kernels run ----------------------------------------------------------------
-
-
-def _on(executor: Executor) -> Any:
-    """Context in which CuPy works on the executor's device, whichever is current outside."""
-    if isinstance(executor, CudaExecutor):
-        return sys.modules["cupy"].cuda.Device(executor.device_id)
-    return nullcontext()
+# --- array operations, on the executor's device -----------------------------------------------------------------------
 
 
 def contiguous(executor: Executor, x: Any) -> Any:
     """``x``, or a copy of it, in C order and aligned."""
     if isinstance(x, np.ndarray):
         return np.require(x, requirements=["C", "A"])
-    with _on(executor):
-        return _array_module(x).ascontiguousarray(x)
+    with executor.on_device():
+        return sys.modules["cupy"].ascontiguousarray(x)
 
 
 def full(executor: Executor, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
-    """A new array of ``value``."""
-    module = sys.modules["cupy"] if isinstance(executor, CudaExecutor) else np
-    with _on(executor):
-        return module.full(shape, value, dtype)
+    """A new array of ``value``, ordinary from the start."""
+    with executor.on_device():
+        return (np if executor.name == "host" else sys.modules["cupy"]).full(shape, value, dtype)
 
 
 def assign(executor: Executor, target: Any, value: Any) -> None:
     """``target[...] = value``."""
-    with _on(executor):
+    with executor.on_device():
         target[...] = value

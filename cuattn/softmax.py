@@ -5,6 +5,8 @@ Maxim Milakov and Natalia Gimelshein, "Online normalizer calculation for softmax
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from cuattn import rows
 from cuattn.errors import ArgumentError
 from cuattn.launch import Executor, executor_for
 from cuattn.rows import Rows
-from cuattn.softmax_config import ALGORITHMS, MAX_GRID_Y, SoftmaxConfig, kernel_constants, select
+from cuattn.softmax_config import ALGORITHMS, ITEMSIZES, MAX_GRID_Y, SoftmaxConfig, kernel_constants, select
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
@@ -36,7 +38,7 @@ def softmax(x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = Non
         it overflows (inf / inf = NaN) for logits above 88 (709 in float64), and rows whose every exponential
         underflows give zeros. It is here to be compared with.
     out : array, optional; shape and dtype of ``x``
-        Where to write the result. It may be ``x`` itself; other overlap is an error.
+        Where to write the result. It may be ``x`` itself; else it may not lie in the memory range of ``x``.
 
     Returns
     -------
@@ -54,7 +56,7 @@ def softmax(x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = Non
     ArgumentError
         ``axis`` out of range or an unknown ``algorithm``.
     OverlapError
-        ``out`` shares memory with ``x`` and is not ``x``.
+        ``out`` lies in the memory range of ``x`` and is not ``x``, or elements of it share memory.
 
     References
     ----------
@@ -97,7 +99,7 @@ def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False, algorithm: str 
     keepdims : bool
         Keep ``axis`` in the result, with length 1.
     out : array, optional
-        Where to write the result; it may not overlap ``x``.
+        Where to write the result; it may not lie in the memory range of ``x``.
 
     Returns
     -------
@@ -185,39 +187,58 @@ def _without_axis(x: Any, axis: int) -> Any:
     return x[(*(slice(None),) * axis, 0, ...)]  # with the ellipsis always a view, never a scalar
 
 
-def _launch(
-    executor: Executor, output: str, x: Any, out: Any, layout: Rows, algorithm: str, config: SoftmaxConfig | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What to launch for arrays that lie in a certain way."""
+
+    source: str
+    constants: dict[str, int | bool | float | str]
+    block: tuple[int]
+    grid_rows: int
+    layout: np.void  # struct RowLayout
+    num_chunks: int = 0  # CTAs a row; 0 where only one kernel is launched
+    finish_layout: np.void | None = None
+    finish_chunks: int = 0
+
+
+@lru_cache(maxsize=1024)
+def _plan(layout: Rows, dtype_name: str, output: str, algorithm: str, config: SoftmaxConfig | None) -> _Plan:
     if config is None:
         config = select(
             num_rows=layout.num_rows,
             num_cols=layout.num_cols,
-            itemsize=x.dtype.itemsize,
+            itemsize=ITEMSIZES[dtype_name],
             algorithm=algorithm,
             lanes_span_rows=layout.lanes_span_rows,
         )
     vectorized = layout.vectorized and not config.lanes_span_rows
-    source, constants = kernel_constants(config, x.dtype.name, vectorized, output, algorithm)
+    source, constants = kernel_constants(config, dtype_name, vectorized, output, algorithm)
     block = (config.num_threads,)
     grid_rows = min(config.row_groups(layout.num_rows), config.max_ctas)
     if config.path != "split":
-        kernel = executor.kernel(source, constants, f"cuattn_{source}")
-        executor.launch(kernel, (grid_rows,), block, (x, out, layout.pack(layout.num_cols)))
-        return
-
-    partial = executor.kernel(source, constants, "cuattn_softmax_partial")
-    finish = executor.kernel(source, constants, "cuattn_softmax_finish")
-    grid_rows = min(grid_rows, MAX_GRID_Y)
+        return _Plan(source, constants, block, grid_rows, layout.pack(layout.num_cols))
     chunk_cols = config.chunk_cols(layout.num_cols)
-    num_chunks = -(-layout.num_cols // chunk_cols)
-    states = executor.empty((layout.num_rows, num_chunks, 2), accumulator(x.dtype))
-    executor.launch(partial, (num_chunks, grid_rows), block, (x, states, layout.pack(chunk_cols)))
+    packed, num_chunks = layout.pack(chunk_cols), -(-layout.num_cols // chunk_cols)
+    finish, finish_chunks = packed, num_chunks
     if output == "logsumexp":  # one number a row: one CTA a row finishes it
-        chunk_cols, num_chunks_out = layout.num_cols, 1
-    else:
-        num_chunks_out = num_chunks
-    args = (x, states, out, np.uint32(num_chunks), layout.pack(chunk_cols))
-    executor.launch(finish, (num_chunks_out, grid_rows), block, args)
+        finish, finish_chunks = layout.pack(layout.num_cols), 1
+    return _Plan(source, constants, block, min(grid_rows, MAX_GRID_Y), packed, num_chunks, finish, finish_chunks)
+
+
+def _launch(
+    executor: Executor, output: str, x: Any, out: Any, layout: Rows, algorithm: str, config: SoftmaxConfig | None
+) -> None:
+    plan = _plan(layout, rows.check_dtype("x", x.dtype), output, algorithm, config)
+    if not plan.num_chunks:
+        kernel = executor.kernel(plan.source, plan.constants, f"cuattn_{plan.source}")
+        executor.launch(kernel, (plan.grid_rows,), plan.block, (x, out, plan.layout))
+        return
+    partial = executor.kernel(plan.source, plan.constants, "cuattn_softmax_partial")
+    finish = executor.kernel(plan.source, plan.constants, "cuattn_softmax_finish")
+    states = executor.empty((layout.num_rows, plan.num_chunks, 2), accumulator(x.dtype))
+    executor.launch(partial, (plan.num_chunks, plan.grid_rows), plan.block, (x, states, plan.layout))
+    args = (x, states, out, np.uint32(plan.num_chunks), plan.finish_layout)
+    executor.launch(finish, (plan.finish_chunks, plan.grid_rows), plan.block, args)
 
 
 def accumulator(dtype: Any) -> np.dtype[Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ELEMENT_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
+ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 ALGORITHMS = {"naive": 0, "safe": 1, "online": 2}
 OUTPUTS = {"softmax": 0, "log_softmax": 1, "logsumexp": 2}
 

@@ -23,6 +23,7 @@ _DIST_INFO = re.compile(
 )
 # Libraries that the system's loader may know, newest first.
 _SYSTEM_NAMES = ("libnvrtc.so.13", "libnvrtc.so.12")
+_SYSTEM_PREFIX = "/usr/local/cuda"
 INSTALL_HINT = 'install the CUDA extra, pip install "cuattn[cuda12]" or "cuattn[cuda13]"'
 
 
@@ -78,6 +79,10 @@ def find() -> Toolkit:
     for other in usable:
         if best.include is None and other.major == best.major:
             best = replace(best, include=other.include, include_version=other.include_version)
+    if "." not in best.version:  # neither metadata nor a full file name: the library itself has to say
+        from cuattn.compile import nvrtc
+
+        best = replace(best, version=nvrtc.version_of(best.library) or best.version)
     return best
 
 
@@ -112,7 +117,7 @@ def _wheels(dists: dict[tuple[str, str], str]) -> Iterator[Toolkit]:
 
 
 def _installed() -> Iterator[Toolkit]:
-    prefixes = (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), sys.prefix, "/usr/local/cuda")
+    prefixes = (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), sys.prefix, _SYSTEM_PREFIX)
     for prefix in dict.fromkeys(Path(prefix) for prefix in prefixes if prefix):
         for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
             for library, version in _libraries(prefix / folder):
@@ -131,7 +136,7 @@ def _from_loader() -> Iterator[Toolkit]:
 
 
 def _libraries(folder: Path) -> Iterator[tuple[Path, str]]:
-    """NVRTC libraries in a folder, with the most exact version that their (resolved) names tell."""
+    """NVRTC libraries in a folder, with the version that their names tell: the major version at least."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -139,9 +144,7 @@ def _libraries(folder: Path) -> Iterator[tuple[Path, str]]:
     for name in names:
         match = _LIBRARY.fullmatch(name)
         if match:
-            path = folder / name
-            resolved = _LIBRARY.fullmatch(path.resolve().name)
-            yield path, (resolved or match)[1]
+            yield folder / name, match[1]
 
 
 def _headers(folder: Path) -> Path | None:

@@ -134,6 +134,18 @@ def test_a_write_that_fails_leaves_nothing(cache_dir: Path, monkeypatch: pytest.
     assert list(cache_dir.iterdir()) == []
 
 
+def test_another_directory_is_another_cache(kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def path() -> Path:
+        return cc.build("scale", CONSTANTS, arch="sm_80", kind="ptx", directory=kernels).path
+
+    first = path()
+    monkeypatch.setenv("CUATTN_CACHE_DIR", str(tmp_path / "second"))
+    second = path()
+    assert second.parent == tmp_path / "second"
+    assert second.exists()
+    assert second.name == first.name
+
+
 def test_an_edited_header_is_another_entry(kernels: Path) -> None:
     def key() -> str:
         cc.forget()
@@ -162,6 +174,7 @@ def test_the_key_holds_everything_that_matters(monkeypatch: pytest.MonkeyPatch) 
         key(TINY, "tiny.cu", "sm_80", "cubin"),
         key(TINY, "tiny.cu", "sm_80", "ptx", "-DA"),
         key(TINY, "tiny.cu", "sm_80", "ptx", "-DA", "-DB"),
+        key(TINY, "tiny.cu", "sm_80", "ptx", "-DA-DB"),
     ]
     kit = toolkit.find()
     for changed in (
@@ -351,7 +364,7 @@ def test_list_size_and_clear(cache_dir: Path) -> None:
     table = cache.write(binary.key, ".table", b"x" * 1000)
     old = time.time() - 100
     os.utime(binary.path, (old, old))
-    foreign = [cache_dir / "letter.txt", cache_dir / "song.meta", cache_dir / "mine.cu"]
+    foreign = [cache_dir / "letter.txt", cache_dir / "song", cache_dir / "song.meta", cache_dir / "mine.cu"]
     for path in foreign:
         path.write_text("not of the cache")
     (cache_dir / ".cuattn-tmp-left-over").write_bytes(b"x")

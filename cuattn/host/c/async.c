@@ -32,10 +32,10 @@ static int land(Warp *warp, AsyncCopy *copy, u32 lanes) {
   copy->lanes &= ~lanes;
   for (u32 rest = lanes; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    u8 *source;
-    u32 unit = copy->src_bytes[lane];
-    if (unit && cta->races && lane_pointer(warp, copy->row, lane, SPACE_GLOBAL, copy->src[lane], unit, ACCESS_READ, &source)) return FAILED;
-    copy_now(warp, copy->dst[lane], copy->src[lane], copy->bytes, unit);
+    u32 src_bytes = copy->src_bytes[lane];
+    Region *region = src_bytes && cta->races ? find_region(cta->launch, copy->src[lane], src_bytes) : NULL;
+    if (region && race_global(warp, copy->row, lane, region, copy->src[lane], src_bytes, ACCESS_READ)) return FAILED;
+    copy_now(warp, copy->dst[lane], copy->src[lane], copy->bytes, src_bytes);
     if (cta->smem_state) memset(cta->smem_state + copy->dst[lane], BYTE_READY, copy->bytes);
     if (cta->races) race_async(warp, copy->row, lane, copy->dst[lane], copy->bytes, 0);
   }
@@ -71,6 +71,23 @@ static AsyncCopy *new_copy(AsyncQueue *queue) {
   return &queue->copies[queue->count++];
 }
 
+/* The source of a copy at its issue. Races are looked at when it is read: at landing, or at once. */
+static int check_source(Warp *warp, const Row *row, int lane, u64 src, u32 bytes, u32 src_bytes, int at_once) {
+  const Launch *launch = warp->cta->launch;
+  if (launch->check_mem && src & (GENERIC_SHARED | GENERIC_LOCAL))
+    return fail(warp, row, lane, FAULT_MEMORY, src, "the source of cp.async is no global address");
+  if (launch->check_mem && src % bytes) return fail(warp, row, lane, FAULT_MEMORY, src, "misaligned source of a %u-byte cp.async", bytes);
+  if (!(launch->check_mem | launch->check_init | launch->check_race)) return STEP;
+  Region *region;
+  if (src_bytes < bytes) { /* a partial copy has no natural alignment of its own: byte by byte */
+    for (u32 i = 0; i < src_bytes; i++)
+      if (global_region(warp, row, lane, src + i, 1, ACCESS_READ, &region)) return FAILED;
+  } else if (global_region(warp, row, lane, src, bytes, ACCESS_READ, &region)) {
+    return FAILED;
+  }
+  return at_once && region && region->writes ? race_global(warp, row, lane, region, src, src_bytes, ACCESS_READ) : STEP;
+}
+
 /* a: shared address, offset, global address, offset, copy size, source size slot or -1, ignore-source predicate or -1.
  * flags: MEM_WIDE_ADDRESS for the shared address */
 static int op_cp_async(Warp *warp, const Row *row) {
@@ -87,13 +104,9 @@ static int op_cp_async(Warp *warp, const Row *row) {
     u32 src_bytes = row->a[5] < 0 ? bytes : SLOT(u32, 5)[lane];
     if (row->a[6] >= 0 && SLOT(u32, 6)[lane]) src_bytes = 0;
     if (src_bytes > bytes) return fail(warp, row, lane, FAULT_MEMORY, src, "cp.async of %u bytes into %u", src_bytes, bytes);
-    u8 *to = NULL, *from = NULL;
+    u8 *to = NULL;
     if (shared_pointer(warp, row, lane, dst, bytes, ACCESS_WRITE, &to)) return FAILED;
-    if (src_bytes) {
-      if (launch->check_mem && src % bytes) return fail(warp, row, lane, FAULT_MEMORY, src, "misaligned source of a %u-byte cp.async", bytes);
-      if (launch->check_mem && src & (GENERIC_SHARED | GENERIC_LOCAL)) return fail(warp, row, lane, FAULT_MEMORY, src, "the source of cp.async is no global address");
-      if ((launch->check_mem | launch->check_init | launch->check_race) && global_pointer(warp, row, lane, src, bytes, ACCESS_READ, &from)) return FAILED;
-    }
+    if (src_bytes && check_source(warp, row, lane, src, bytes, src_bytes, !copy)) return FAILED;
     u32 place = (u32)(dst - SHARED_BASE);
     counted += src_bytes;
     if (!copy) {

@@ -87,19 +87,26 @@ static int global_outside(Warp *warp, const Row *row, int lane, u64 address, u32
               (long long)(address - nearest->base));
 }
 
-/* A global access. Without the memory checker an address outside every array is trusted, as on a GPU. */
-static int global_pointer(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access, u8 **pointer) {
+/* Bounds, alignment and initialisation of a global access. Without the memory checker an address outside every array is
+ * trusted, as on a GPU: then there is no region. */
+static int global_region(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access, Region **found) {
   Launch *launch = warp->cta->launch;
-  *pointer = (u8 *)address;
-  if (!(launch->check_mem | launch->check_init | launch->check_race)) return STEP;
-  Region *region = find_region(launch, address, bytes);
+  Region *region = *found = find_region(launch, address, bytes);
   if (!region) return launch->check_mem ? global_outside(warp, row, lane, address, bytes, access) : STEP;
   if (launch->check_mem && address % bytes)
     return fail(warp, row, lane, FAULT_MEMORY, address, "misaligned %u-byte %s at byte %llu of argument %d", bytes, access_name(access),
                 (unsigned long long)(address - region->base), region->argument);
-  if (region->state && check_states(warp, row, lane, region->state + (address - region->base), address, bytes, access, "global")) return FAILED;
-  if (region->writes && race_global(warp, row, lane, region, address, bytes, access)) return FAILED;
+  if (region->state) return check_states(warp, row, lane, region->state + (address - region->base), address, bytes, access, "global");
   return STEP;
+}
+
+static int global_pointer(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access, u8 **pointer) {
+  Launch *launch = warp->cta->launch;
+  *pointer = (u8 *)address;
+  if (!(launch->check_mem | launch->check_init | launch->check_race)) return STEP;
+  Region *region;
+  if (global_region(warp, row, lane, address, bytes, access, &region)) return FAILED;
+  return region && region->writes ? race_global(warp, row, lane, region, address, bytes, access) : STEP;
 }
 
 static int lane_pointer(Warp *warp, const Row *row, int lane, int space, u64 address, u32 bytes, Access access, u8 **pointer) {

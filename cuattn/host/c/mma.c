@@ -29,22 +29,48 @@ static inline Vec vec_fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+/* Four values, repeated. */
+static inline Vec vec_repeat(const float *p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
+#elif defined(__FMA__)
+  return (Vec)_mm256_broadcast_ps((const __m128 *)p);
+#else
+  return (Vec){p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3]};
+#endif
+}
+
+/* Value `t` of every group of four, in all four places. */
 #if defined(__AVX512F__)
 #define QUAD(t) ((VecIndex){t, t, t, t, 4 + t, 4 + t, 4 + t, 4 + t, 8 + t, 8 + t, 8 + t, 8 + t, 12 + t, 12 + t, 12 + t, 12 + t})
-#define REPEAT(p) ((Vec){p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3]})
 #else
 #define QUAD(t) ((VecIndex){t, t, t, t, 4 + t, 4 + t, 4 + t, 4 + t})
-#define REPEAT(p) ((Vec){p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3]})
 #endif
 
-/* Four k of the product: a_top[lane] = A[g][k(t)], a_bottom = A[g+8][k(t)], b[lane] = B[k(t)][g]. */
-static inline void mma_step(Vec acc[4][NUM_VECS], const float *a_top, const float *a_bottom, const float *b) {
-  float table[4][2][4]; /* [t'][column parity][column / 2] */
+/* table[t][parity][half] = b[4 * (2 * half + parity) + t]: the even and the odd columns of each of the four k. */
+static inline void columns_of(const float *b, float table[4][2][4]) {
+#if defined(__AVX512F__)
+  Vec low, high;
+  memcpy(&low, b, sizeof low);
+  memcpy(&high, b + VEC_LANES, sizeof high);
+  Vec first = __builtin_shuffle(low, high, ((VecIndex){0, 8, 16, 24, 4, 12, 20, 28, 1, 9, 17, 25, 5, 13, 21, 29}));
+  Vec second = __builtin_shuffle(low, high, ((VecIndex){2, 10, 18, 26, 6, 14, 22, 30, 3, 11, 19, 27, 7, 15, 23, 31}));
+  memcpy(table[0], &first, sizeof first);
+  memcpy(table[2], &second, sizeof second);
+#else
   for (int n = 0; n < 8; n++)
     for (int t = 0; t < 4; t++) table[t][n & 1][n >> 1] = b[4 * n + t];
+#endif
+}
+
+/* Four k of the product: a_top[lane] = A[g][k(t)], a_bottom = A[g+8][k(t)], b[lane] = B[k(t)][g]. */
+static inline __attribute__((always_inline)) void
+mma_step(Vec acc[4][NUM_VECS], const float *a_top, const float *a_bottom, const float *b) {
+  float table[4][2][4] __attribute__((aligned(64)));
+  columns_of(b, table);
 #define STEP_OF_QUAD(t)                                                       \
   {                                                                           \
-    Vec even = REPEAT(table[t][0]), odd = REPEAT(table[t][1]);                \
+    Vec even = vec_repeat(table[t][0]), odd = vec_repeat(table[t][1]);        \
     for (int v = 0; v < NUM_VECS; v++) {                                      \
       Vec top, bottom;                                                        \
       memcpy(&top, a_top + v * VEC_LANES, sizeof top);                        \
@@ -117,7 +143,7 @@ static inline void store_acc(Warp *warp, const s32 *slots, Vec acc[4][NUM_VECS])
 typedef void (*Unpack)(const u32 *, float *, float *);
 
 /* k16: a registers {top k0-7, bottom k0-7, top k8-15, bottom k8-15}, b registers {k0-7, k8-15}; k8: the first half */
-static inline void mma_16bit(Warp *warp, Vec acc[4][NUM_VECS], const s32 *a, const s32 *b, int blocks, Unpack unpack) {
+static inline __attribute__((always_inline)) void mma_16bit(Warp *warp, Vec acc[4][NUM_VECS], const s32 *a, const s32 *b, int blocks, Unpack unpack) {
   for (int block = 0; block < blocks; block++) {
     float top[2][WARP_SIZE], bottom[2][WARP_SIZE], right[2][WARP_SIZE];
     unpack((const u32 *)(warp->regs + a[2 * block]), top[0], top[1]);
