@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cuattn.compile import toolkit
 from cuattn.errors import NVRTCNotFoundError
@@ -32,6 +33,10 @@ class Library:
     """A loaded NVRTC library."""
 
     def __init__(self, path: str) -> None:
+        # NVRTC opens this one by name. From CUDA 13 on, the wheels' NVRTC does not look in its own folder for it, but a
+        # library that the process has already loaded is found.
+        for builtins in sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")) if "/" in path else ():
+            ctypes.CDLL(str(builtins))
         self._dll = ctypes.CDLL(path)
         self._dll.nvrtcGetErrorString.restype = ctypes.c_char_p
         major, minor = ctypes.c_int(), ctypes.c_int()

@@ -22,7 +22,7 @@ SOURCES = Path(__file__).with_name("c")
 # kernel keeps apart. Neither errno nor floating-point traps are looked at, which is what lets loops vectorise.
 FLAGS = (
     "-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-    "-Wno-psabi",
+    "-fno-strict-aliasing", "-Wno-psabi",
 )  # fmt: skip
 
 #: Instruction sets by machine, the plainest first; a compiler that does not know one leaves it out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 import threading
 from pathlib import Path
 
@@ -111,22 +112,26 @@ def load() -> Library:
 
 
 def _find_or_build() -> Path:
+    """The library of the installation if it belongs to these sources, else the cached one, else a new one."""
     name = build.library_name()
     installed = Path(__file__).with_name("native") / name
     if installed.exists():
         return installed
     from ..compile import cache
 
-    directory = cache.root()
-    if (directory / name).exists():
-        return directory / name
+    key, suffix = name.removesuffix(".so"), ".so"
+    cached = cache.read_with_meta(key, suffix)
+    if cached is not None:
+        return cached[2]
     try:
-        return build.build(directory, environment.c_compiler())
+        with tempfile.TemporaryDirectory() as scratch:
+            data = build.build(Path(scratch), environment.c_compiler()).read_bytes()
     except (build.BuildError, OSError) as error:
         raise HostUnavailableError(
             f"the host executor is not available: {error}\n"
             "It runs kernels on NumPy arrays; kernels on CuPy arrays do not need it."
         ) from error
+    return cache.write(key, suffix, data)
 
 
 def op_index() -> dict[str, int]:

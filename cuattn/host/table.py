@@ -16,7 +16,7 @@ from . import lowering  # noqa: F401  (the rules register themselves)
 from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
 from .lowering.rules import RULES
 from .ptx import Entry, Instruction, Module, Variable
-from .ptx_types import Const, Label, Reg, Row, Special
+from .ptx_types import Address, Const, Label, Operand, Reg, Row, Special, Symbol, Vector
 from .registers import LoweredRow, allocate
 
 MAX_OPERANDS = 20  # executor.h
@@ -128,11 +128,9 @@ def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int
     return static, align, places
 
 
-def _symbols(ins: Instruction) -> list:  # type: ignore[type-arg]
-    from .ptx_types import Address, Symbol, Vector
-
-    found = []
-    stack = list(ins.operands)
+def _symbols(ins: Instruction) -> list[Symbol]:
+    found: list[Symbol] = []
+    stack: list[Operand] = list(ins.operands)
     while stack:
         operand = stack.pop()
         if isinstance(operand, Symbol):
@@ -169,7 +167,22 @@ def _lower(module: Module, entry: Entry, context: Context) -> tuple[list[Lowered
     return rows, {label: starts[index] for label, index in entry.labels.items()}
 
 
+# The oldest target of instructions that are younger than sm_80. NVRTC passes inline assembly on unseen, and ptxas would
+# refuse it: so does the host executor.
+_YOUNGER = (
+    (("stmatrix",), 90), (("elect",), 90), (("setmaxnreg",), 90), (("griddepcontrol",), 90),
+    (("cvt", "e4m3x2"), 89), (("cvt", "e5m2x2"), 89), (("atom", "v2"), 90), (("red", "v2"), 90),
+)  # fmt: skip
+
+
+def _check_target(ins: Instruction, target: str) -> None:
+    for parts, oldest in _YOUNGER:
+        if ins.parts[0] == parts[0] and set(parts) <= set(ins.parts) and int(target[3:].rstrip("af")) < oldest:
+            raise UnsupportedPTXError(f"{ins.text!r} needs sm_{oldest} or newer; the module is compiled for {target}")
+
+
 def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entry) -> list[Row]:
+    _check_target(ins, module.target)
     reason = ""
     for rule in RULES.get(ins.parts[0], ()):
         try:

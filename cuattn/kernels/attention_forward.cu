@@ -2,19 +2,20 @@
 //
 //     out = softmax(scale * q k^T + mask) v,    lse = log(sum(exp(scale * q k^T + mask)))
 //
-// One CTA computes BLOCK_M queries of one head: it walks over the keys in tiles of BLOCK_N and keeps, for each query, the
-// running maximum and sum of an online softmax and the output accumulated so far. Neither the logits nor the
+// One CTA computes BLOCK_M queries of one head: it walks over the keys in tiles of BLOCK_N and keeps, for each query,
+// the running maximum and sum of an online softmax and the output accumulated so far. Neither the logits nor the
 // probabilities ever leave the chip (Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023; Milakov and
 // Gimelshein, "Online normalizer calculation for softmax", 2018).
 //
-// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block; head h reads key/value head h / heads_per_kv_head.
+// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block (query_block.cuh).
 // Block: NUM_WARPS warps; warp w owns query rows [w * WARP_M, (w + 1) * WARP_M) of the tile, from q to out.
 //
 // Constants: Element, BLOCK_M, BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
-// smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES, CAUSAL, ALIGNED (bases and strides of q, k, v are multiples of 16 bytes).
+// smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES, CAUSAL, ALIGNED (bases and strides of q, k, v: multiples of 16 bytes).
 #include "mask.cuh"
 #include "mma.cuh"
 #include "online_softmax.cuh"
+#include "query_block.cuh"
 #include "tiles.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
@@ -214,19 +215,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int warp_idx = threadIdx.x / WARP_SIZE;
     const int lane_idx = threadIdx.x % WARP_SIZE;
 
-    const unsigned num_q_blocks = (static_cast<unsigned>(seqlen_q) + BLOCK_M - 1) / BLOCK_M;
-    const unsigned head = blockIdx.x / num_q_blocks;
-    unsigned q_block = blockIdx.x - head * num_q_blocks;
-    if (CAUSAL) q_block = num_q_blocks - 1 - q_block;  // the longest rows first: the last wave is short
-    const int batch_idx = head / num_heads;
-    const int head_idx = head - batch_idx * num_heads;
-    const int kv_head_idx = head_idx / heads_per_kv_head;
-    const int first_query = q_block * BLOCK_M;
+    const QueryBlock block = query_block<BLOCK_M, CAUSAL>(seqlen_q, num_heads, heads_per_kv_head);
+    const int first_query = block.first_query;
     const int num_queries = min(BLOCK_M, seqlen_q - first_query);
 
-    g_q += batch_idx * q_batch_stride + head_idx * q_head_stride + first_query * q_seq_stride;
-    g_k += batch_idx * k_batch_stride + kv_head_idx * k_head_stride;
-    g_v += batch_idx * v_batch_stride + kv_head_idx * v_head_stride;
+    g_q += block.batch_idx * q_batch_stride + block.head_idx * q_head_stride + first_query * q_seq_stride;
+    g_k += block.batch_idx * k_batch_stride + block.kv_head_idx * k_head_stride;
+    g_v += block.batch_idx * v_batch_stride + block.kv_head_idx * v_head_stride;
     const KeyTiles tiles =
         key_tiles<CAUSAL, BLOCK_N>(first_query, first_query + num_queries - 1, seqlen_k, diagonal_offset);
 
@@ -244,15 +239,16 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         }
     }
 
-    // Tiles are taken from the last to the first, so that the masked ones come first and in a row. Tile `tile_idx` lies in
-    // stage tile_idx % NUM_STAGES.
+    // Tiles are taken from the last to the first, so that the masked ones come first. Tile t lies in stage
+    // t % NUM_STAGES.
     auto load_keys = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
+        const int num_keys = seqlen_k - first_key;
         const int stage = tile_idx % NUM_STAGES;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k + first_key * k_seq_stride, k_seq_stride,
-                                                           seqlen_k - first_key, head_dim);
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * v_seq_stride, v_seq_stride,
-                                                             seqlen_k - first_key, head_dim_v);
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k + first_key * k_seq_stride,
+                                                           k_seq_stride, num_keys, head_dim);
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * v_seq_stride,
+                                                             v_seq_stride, num_keys, head_dim_v);
     };
     const LaneOffsets offsets(warp_idx, lane_idx);
     const unsigned s_q = smem_address(smem.q) + offsets.q;
@@ -270,8 +266,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     for (int tile_idx = tiles.num_tiles - 1; tile_idx >= 0; tile_idx--) {
         cp_async_wait<NUM_STAGES - 2>();
-        // SYNC: every thread's part of this tile (and of q) has landed; and every warp is done with the tile before, whose
-        // stage the next load overwrites.
+        // SYNC: every thread's part of this tile (and of q) has landed; and every warp is done with the tile before,
+        // whose stage the next load overwrites.
         __syncthreads();
         if (tile_idx >= NUM_STAGES - 1) load_keys(tile_idx - (NUM_STAGES - 1));
         cp_async_commit();  // an empty group at the end keeps the count that cp_async_wait relies on
@@ -294,12 +290,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     stage_output(state, s_out, lane_idx);
     // SYNC: the warp's output rows are in shared memory; only the warp that wrote them reads them.
     __syncwarp();
-    g_out += batch_idx * out_batch_stride + head_idx * out_head_stride + warp_query * out_seq_stride;
+    g_out += block.batch_idx * out_batch_stride + block.head_idx * out_head_stride + warp_query * out_seq_stride;
     const bool vectors = ((reinterpret_cast<unsigned long long>(g_out) | out_seq_stride * sizeof(Element)) & 15) == 0;
     store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, out_seq_stride, s_out[0], seqlen_q - warp_query, head_dim_v, vectors,
                                            lane_idx);
     if (g_lse != nullptr && lane_idx % 4 == 0) {
-        g_lse += static_cast<long long>(head) * seqlen_q;
+        g_lse += static_cast<long long>(block.head) * seqlen_q;
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
             const int query_idx = lane_query + i * 8;

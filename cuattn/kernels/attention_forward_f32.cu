@@ -7,28 +7,30 @@
 // HEAD_DIM_V / 16 columns of the output, so that each number read from shared memory is used several times.
 //
 // Accuracy: all arithmetic is in the element type and rounds to nearest. A dot product is summed in blocks of 32 terms,
-// which keeps its error near that of pairwise summation; exp2 is within 2 ulp; the output is summed in key order. Nothing
-// is flushed to zero but probabilities below the smallest normal number.
+// which keeps its error near that of pairwise summation; exp2 is within 2 ulp; the output is summed key by key. Nothing
+// is flushed to zero.
 //
-// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block; head h reads key/value head h / heads_per_kv_head.
+// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block (query_block.cuh).
 // Block: NUM_WARPS warps of 8 query rows each; lane l has rows 4 (l / 16) .. + 3 and columns l % 16, l % 16 + 16, ...
 //
 // Constants: Element, BLOCK_M, BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
 // smaller), NUM_WARPS, SMEM_BYTES, CAUSAL, ALIGNED (bases and strides of q, k, v are multiples of 16 bytes).
 #include "mask.cuh"
 #include "online_softmax.cuh"
+#include "query_block.cuh"
 #include "tiles.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
 constexpr int WARP_M = 8;
 constexpr int LANES_PER_ROW = 16;
-constexpr int LANE_M = WARP_M * LANES_PER_ROW / WARP_SIZE;   // rows a lane computes
-constexpr int LANE_N = BLOCK_N / LANES_PER_ROW;              // columns of the scores
-constexpr int CHUNK = 16 / sizeof(Element);                  // elements of a 128-bit access
-constexpr int OUT_VECTOR = HEAD_DIM_V % (CHUNK * LANES_PER_ROW) == 0 ? CHUNK : 2;  // neighbouring output columns of a lane
+constexpr int LANE_M = WARP_M * LANES_PER_ROW / WARP_SIZE;  // rows a lane computes
+constexpr int LANE_N = BLOCK_N / LANES_PER_ROW;             // columns of the scores
+constexpr int CHUNK = 16 / sizeof(Element);                 // elements of a 128-bit access
+constexpr int DOT_BLOCK = 32;                               // terms of a dot product that are summed on their own
+// A lane computes OUT_VECTORS groups of OUT_VECTOR neighbouring output columns.
+constexpr int OUT_VECTOR = HEAD_DIM_V % (CHUNK * LANES_PER_ROW) == 0 ? CHUNK : 2;
 constexpr int OUT_VECTORS = HEAD_DIM_V / (OUT_VECTOR * LANES_PER_ROW);
-constexpr int DOT_BLOCK = 32;                                // terms of a dot product that are summed on their own
 constexpr int QK_STRIDE = HEAD_DIM + ROW_PADDING<Element>;
 constexpr int V_STRIDE = HEAD_DIM_V + ROW_PADDING<Element>;
 constexpr int P_STRIDE = BLOCK_N + ROW_PADDING<Element>;
@@ -113,8 +115,8 @@ __device__ __forceinline__ void scale_and_mask_scores(Scores& scores, Element sc
     }
 }
 
-// Turns scores into probabilities relative to the running maximum, writes them to s_p (this lane's first row and column),
-// and lets the accumulated output follow when the maximum rises.
+// Turns scores into probabilities relative to the running maximum, writes them to s_p (this lane's first row and
+// column), and lets the accumulated output follow when the maximum rises.
 __device__ __forceinline__ void softmax_step(LaneState& state, const Scores& scores, Element* s_p) {
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
@@ -208,20 +210,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int lane_row = threadIdx.x / LANES_PER_ROW * LANE_M;  // this lane's first row of the tile, ...
     const int lane_col = lane_idx % LANES_PER_ROW;              // ... and its first column
 
-    const unsigned num_q_blocks = (static_cast<unsigned>(seqlen_q) + BLOCK_M - 1) / BLOCK_M;
-    const unsigned head = blockIdx.x / num_q_blocks;
-    unsigned q_block = blockIdx.x - head * num_q_blocks;
-    if (CAUSAL) q_block = num_q_blocks - 1 - q_block;  // the longest rows first: the last wave is short
-    const int batch_idx = head / num_heads;
-    const int head_idx = head - batch_idx * num_heads;
-    const int kv_head_idx = head_idx / heads_per_kv_head;
-    const int first_query = q_block * BLOCK_M;
+    const QueryBlock block = query_block<BLOCK_M, CAUSAL>(seqlen_q, num_heads, heads_per_kv_head);
+    const int first_query = block.first_query;
     const int num_queries = min(BLOCK_M, seqlen_q - first_query);
     const int warp_query = first_query + threadIdx.x / WARP_SIZE * WARP_M;
 
-    g_q += batch_idx * q_batch_stride + head_idx * q_head_stride + first_query * q_seq_stride;
-    g_k += batch_idx * k_batch_stride + kv_head_idx * k_head_stride;
-    g_v += batch_idx * v_batch_stride + kv_head_idx * v_head_stride;
+    g_q += block.batch_idx * q_batch_stride + block.head_idx * q_head_stride + first_query * q_seq_stride;
+    g_k += block.batch_idx * k_batch_stride + block.kv_head_idx * k_head_stride;
+    g_v += block.batch_idx * v_batch_stride + block.kv_head_idx * v_head_stride;
     const KeyTiles tiles =
         key_tiles<CAUSAL, BLOCK_N>(first_query, first_query + num_queries - 1, seqlen_k, diagonal_offset);
     const int warp_key_end =
@@ -277,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const bool vectors =
         ((reinterpret_cast<unsigned long long>(g_out) | out_batch_stride * sizeof(Element) |
           out_seq_stride * sizeof(Element) | out_head_stride * sizeof(Element)) & 15) == 0;
-    g_out += batch_idx * out_batch_stride + head_idx * out_head_stride + lane_col * OUT_VECTOR;
+    g_out += block.batch_idx * out_batch_stride + block.head_idx * out_head_stride + lane_col * OUT_VECTOR;
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
         OnlineSoftmaxRow<Element>& row = state.rows[i];
@@ -290,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             store_row(g_out + query_idx * out_seq_stride, state.acc_out[i], row.inverse_sum(), lane_col * OUT_VECTOR,
                       head_dim_v, vectors);
             if (g_lse != nullptr && lane_col == 0) {
-                g_lse[static_cast<long long>(head) * seqlen_q + query_idx] = row_lse(row);
+                g_lse[static_cast<long long>(block.head) * seqlen_q + query_idx] = row_lse(row);
             }
         }
     }

@@ -2,23 +2,26 @@
 //
 //     out = softmax(scale * q k^T + mask) v,    lse = log(sum(exp(scale * q k^T + mask)))
 //
-// The 32 lanes share a row of q (lane l holds elements l, l + 32, ...). For each key they form the dot product together,
-// update the running maximum and sum of the online softmax, and add the key's value to the output. No tile, no tensor
-// core, no shared memory: attention_forward.cu does the same arithmetic, BLOCK_M queries and BLOCK_N keys at a time.
+// The 32 lanes share a row of q (lane l holds elements l, l + 32, ...). For each key they form the dot product
+// together, update the running maximum and sum of the online softmax, and add the key's value to the output. No tile,
+// no tensor core, no shared memory: attention_forward.cu does the same arithmetic on BLOCK_M queries and BLOCK_N keys
+// at a time.
 //
-// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block; head h reads key/value head h / heads_per_kv_head.
+// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block (query_block.cuh).
 // Block: NUM_WARPS warps, one query row each.
 //
 // Constants: Element, Accumulator, NUM_WARPS, CAUSAL.
 #include "mask.cuh"
 #include "online_softmax.cuh"
+#include "query_block.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int MAX_HEAD_DIM = 256;
 constexpr int MAX_PER_LANE = MAX_HEAD_DIM / WARP_SIZE;  // elements of a row that one lane holds
 
 // This lane's elements of a row of `length` elements; zero beyond its end.
-__device__ __forceinline__ void load_row(Accumulator (&row)[MAX_PER_LANE], const Element* g_row, int length, int lane_idx) {
+__device__ __forceinline__ void load_row(Accumulator (&row)[MAX_PER_LANE], const Element* g_row, int length,
+                                         int lane_idx) {
 #pragma unroll
     for (int i = 0; i < MAX_PER_LANE; i++) {
         const int col = lane_idx + i * WARP_SIZE;
@@ -47,18 +50,15 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     Accumulator scale_log2)  // scale * log2(e)
 {
     const int lane_idx = threadIdx.x % WARP_SIZE;
-    const unsigned num_q_blocks = (static_cast<unsigned>(seqlen_q) + NUM_WARPS - 1) / NUM_WARPS;
-    const unsigned head = blockIdx.x / num_q_blocks;
-    const int query_idx = (blockIdx.x - head * num_q_blocks) * NUM_WARPS + threadIdx.x / WARP_SIZE;
+    const QueryBlock block = query_block<NUM_WARPS, false>(seqlen_q, num_heads, heads_per_kv_head);
+    const int query_idx = block.first_query + threadIdx.x / WARP_SIZE;
     if (query_idx >= seqlen_q) return;
-    const int batch_idx = head / num_heads;
-    const int head_idx = head - batch_idx * num_heads;
-    const int kv_head_idx = head_idx / heads_per_kv_head;
 
     Accumulator q[MAX_PER_LANE], k[MAX_PER_LANE], v[MAX_PER_LANE], acc_out[MAX_PER_LANE] = {};
-    load_row(q, g_q + batch_idx * q_batch_stride + query_idx * q_seq_stride + head_idx * q_head_stride, head_dim, lane_idx);
-    g_k += batch_idx * k_batch_stride + kv_head_idx * k_head_stride;
-    g_v += batch_idx * v_batch_stride + kv_head_idx * v_head_stride;
+    g_q += block.batch_idx * q_batch_stride + query_idx * q_seq_stride + block.head_idx * q_head_stride;
+    g_k += block.batch_idx * k_batch_stride + block.kv_head_idx * k_head_stride;
+    g_v += block.batch_idx * v_batch_stride + block.kv_head_idx * v_head_stride;
+    load_row(q, g_q, head_dim, lane_idx);
 
     OnlineSoftmaxRow<Accumulator> row;
     row.reset();
@@ -77,12 +77,12 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
         for (int i = 0; i < MAX_PER_LANE; i++) acc_out[i] = acc_out[i] * correction + probability * v[i];
     }
 
-    g_out += batch_idx * out_batch_stride + query_idx * out_seq_stride + head_idx * out_head_stride;
+    g_out += block.batch_idx * out_batch_stride + query_idx * out_seq_stride + block.head_idx * out_head_stride;
     for (int i = 0; i < MAX_PER_LANE; i++) {
         const int col = lane_idx + i * WARP_SIZE;
         if (col < head_dim_v) g_out[col] = static_cast<Element>(acc_out[i] * row.inverse_sum());
     }
     if (g_lse != nullptr && lane_idx == 0) {
-        g_lse[static_cast<long long>(head) * seqlen_q + query_idx] = row_lse(row);
+        g_lse[static_cast<long long>(block.head) * seqlen_q + query_idx] = row_lse(row);
     }
 }

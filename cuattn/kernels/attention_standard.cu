@@ -39,6 +39,10 @@ struct ProductTile {
     }
 };
 
+__device__ __forceinline__ Accumulator load_or_zero(const Element* g_element, bool inside) {
+    return inside ? static_cast<Accumulator>(*g_element) : Accumulator(0);
+}
+
 extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_scores(
     const Element* __restrict__ g_q,         // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
     const Element* __restrict__ g_k,         // [batch, seqlen_k, num_kv_heads, head_dim]
@@ -58,8 +62,8 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_score
     Accumulator sum = 0;
     for (int first = 0; first < head_dim; first += TILE) {
         const int d = first + threadIdx.x;
-        smem.a[threadIdx.y][threadIdx.x] = tile.row < seqlen_q && d < head_dim ? static_cast<Accumulator>(g_q[d]) : Accumulator(0);
-        smem.b[threadIdx.y][threadIdx.x] = key_row < seqlen_k && d < head_dim ? static_cast<Accumulator>(g_k[d]) : Accumulator(0);
+        smem.a[threadIdx.y][threadIdx.x] = load_or_zero(g_q + d, tile.row < seqlen_q && d < head_dim);
+        smem.b[threadIdx.y][threadIdx.x] = load_or_zero(g_k + d, key_row < seqlen_k && d < head_dim);
         // SYNC: both tiles are complete.
         __syncthreads();
         for (int i = 0; i < TILE; i++) sum += smem.a[threadIdx.y][i] * smem.b[threadIdx.x][i];
@@ -122,10 +126,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_outpu
         const int key_col = first + threadIdx.x;
         const int key_row = first + threadIdx.y;
         smem.a[threadIdx.y][threadIdx.x] =
-            tile.row < seqlen_q && key_col < seqlen_k ? static_cast<Accumulator>(g_probabilities[key_col]) : Accumulator(0);
-        smem.b[threadIdx.y][threadIdx.x] = key_row < seqlen_k && tile.col < head_dim_v
-                                               ? static_cast<Accumulator>(g_v[key_row * v_seq_stride])
-                                               : Accumulator(0);
+            load_or_zero(g_probabilities + key_col, tile.row < seqlen_q && key_col < seqlen_k);
+        smem.b[threadIdx.y][threadIdx.x] =
+            load_or_zero(g_v + key_row * v_seq_stride, key_row < seqlen_k && tile.col < head_dim_v);
         // SYNC: both tiles are complete.
         __syncthreads();
         for (int i = 0; i < TILE; i++) sum += smem.a[threadIdx.y][i] * smem.b[i][threadIdx.x];
@@ -133,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_outpu
         __syncthreads();
     }
     if (tile.row < seqlen_q && tile.col < head_dim_v) {
-        g_out[tile.batch_idx * out_batch_stride + tile.row * out_seq_stride + tile.head_idx * out_head_stride + tile.col] =
-            static_cast<Element>(sum);
+        g_out += tile.batch_idx * out_batch_stride + tile.row * out_seq_stride + tile.head_idx * out_head_stride;
+        g_out[tile.col] = static_cast<Element>(sum);
     }
 }

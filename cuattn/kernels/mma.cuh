@@ -29,7 +29,8 @@ __device__ __forceinline__ int frag_acc_col(int lane_idx) { return lane_idx % 4 
 
 // Two accumulators side by side, [16 x 16], rounded and reused as an a fragment: the maps agree, so nothing moves.
 template <typename Element>
-__device__ __forceinline__ void frag_a_from_acc(unsigned (&frag_a)[4], const float (&left)[4], const float (&right)[4]) {
+__device__ __forceinline__ void frag_a_from_acc(unsigned (&frag_a)[4], const float (&left)[4],
+                                                const float (&right)[4]) {
     frag_a[0] = pack_pair(Element(), left[0], left[1]);
     frag_a[1] = pack_pair(Element(), left[2], left[3]);
     frag_a[2] = pack_pair(Element(), right[0], right[1]);

@@ -24,7 +24,7 @@ struct OnlineSoftmaxRow {
     }
 
     // What to subtract from the logits. -inf - (-inf) would be NaN, so a row without a visible key subtracts 0 instead:
-    // its logits are all -inf, and 2^(-inf) is the 0 that is wanted. A row with a +inf stays inf - inf = NaN, on purpose.
+    // its logits are all -inf, and 2^(-inf) is the 0 that is wanted. A row with a +inf stays inf - inf = NaN.
     __device__ __forceinline__ Real reference_log2() const {
         return max_log2 == negative_infinity<Real>() ? Real(0) : max_log2;
     }

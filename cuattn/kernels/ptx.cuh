@@ -1,8 +1,8 @@
 // PTX instructions that CUDA C has no word for, one function each. This is the only file with inline assembly.
 //
-// Asynchronous copies and barriers carry a "memory" clobber, so that the compiler keeps them in program order with the plain
-// loads and stores around them. ldmatrix carries one as well: it reads shared memory that cp.async wrote behind the
-// compiler's back.
+// Asynchronous copies and waits carry a "memory" clobber, so that the compiler keeps them in program order with the
+// plain loads and stores around them. ldmatrix carries one as well: it reads shared memory that cp.async wrote behind
+// the compiler's back.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -14,8 +14,8 @@ __device__ __forceinline__ unsigned smem_address(const void* pointer) {
 
 // --- cp.async: global to shared memory, without a register in between ------------------------------------------------
 
-// Copies `src_bytes` (0 to 16) and fills the rest of the 16 bytes at `s_dst` with zeros. Both addresses are multiples of 16;
-// with src_bytes == 0 the source is not read.
+// Copies `src_bytes` (0 to 16) and fills the rest of the 16 bytes at `s_dst` with zeros. Both addresses are multiples
+// of 16; with src_bytes == 0 the source is not read.
 __device__ __forceinline__ void cp_async_16(unsigned s_dst, const void* g_src, int src_bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(s_dst), "l"(g_src), "r"(src_bytes) : "memory");
 }
@@ -60,15 +60,18 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&frag)[4], unsigned 
 // --- mma: acc[16x8] += a[16x16] * b[16x8], fp32 accumulation ---------------------------------------------------------
 
 // The element type is a tag: fragments of both types are plain 32-bit registers.
-__device__ __forceinline__ void mma_m16n8k16(__half, float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+__device__ __forceinline__ void mma_m16n8k16(__half, float (&acc)[4], const unsigned (&a)[4], unsigned b0,
+                                             unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ void mma_m16n8k16(__nv_bfloat16, float (&acc)[4], const unsigned (&a)[4], unsigned b0,
                                              unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

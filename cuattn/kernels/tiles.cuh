@@ -2,12 +2,15 @@
 #pragma once
 #include "ptx.cuh"
 
-// Elements added to each row of a tile in shared memory: 16 bytes, so that eight rows that ldmatrix or 128-bit loads read
-// at once (one 16-byte chunk of each) lie in different banks. Tile widths are multiples of 32 elements.
+// Elements added to each row of a tile in shared memory: 16 bytes, so that the eight rows of which ldmatrix and 128-bit
+// loads read one 16-byte chunk each lie in different banks. Tile widths are multiples of 32 elements.
 template <typename Element>
 constexpr int ROW_PADDING = 16 / sizeof(Element);
 
-constexpr int power_of_two_divisor(int x, int limit) { return x % 2 || limit == 1 ? 1 : 2 * power_of_two_divisor(x / 2, limit / 2); }
+// The largest power of two that divides x, up to `limit`.
+constexpr int power_of_two_divisor(int x, int limit) {
+    return x % 2 || limit == 1 ? 1 : 2 * power_of_two_divisor(x / 2, limit / 2);
+}
 
 // A thread's share of copying a [ROWS x COLS] tile in chunks of 16 bytes: THREADS_PER_ROW neighbours read consecutive
 // chunks of a row (128 bytes where the width allows), the block covers ROWS_PER_PASS rows at a time.
@@ -50,9 +53,10 @@ __device__ __forceinline__ void load_chunk_elementwise(Element* s_chunk, const E
     }
 }
 
-// Starts copying a tile: s_tile [ROWS x COLS] with rows of COLS + ROW_PADDING elements, from g_tile [num_rows x num_cols]
-// with rows g_stride elements apart. What lies outside of [num_rows x num_cols] becomes zero: it is multiplied with, and
-// 0 times whatever was there before need not be 0. Complete after cp_async_commit, cp_async_wait and a barrier.
+// Starts copying a tile: s_tile [ROWS x COLS] with rows of COLS + ROW_PADDING elements, from g_tile
+// [num_rows x num_cols] with rows g_stride elements apart. What lies outside of [num_rows x num_cols] becomes zero: it
+// is multiplied with, and 0 times whatever was there before need not be 0. Complete after cp_async_commit,
+// cp_async_wait and a barrier.
 template <bool ALIGNED, int ROWS, int COLS, int NUM_THREADS, typename Element>
 __device__ __forceinline__ void load_tile(Element* s_tile, const Element* g_tile, long long g_stride, int num_rows,
                                           int num_cols) {
@@ -63,7 +67,8 @@ __device__ __forceinline__ void load_tile(Element* s_tile, const Element* g_tile
     int col_valid[COL_PASSES];  // of this thread's chunk: bytes, or elements on the element-wise path
 #pragma unroll
     for (int i = 0; i < COL_PASSES; i++) {
-        col_valid[i] = min(Share::CHUNK, max(0, num_cols - col - i * Share::COLS_PER_PASS)) * (ALIGNED ? sizeof(Element) : 1);
+        col_valid[i] = min(Share::CHUNK, max(0, num_cols - col - i * Share::COLS_PER_PASS));
+        if (ALIGNED) col_valid[i] *= sizeof(Element);
     }
     Element* s_row = s_tile + Share::row() * S_STRIDE + col;
     const Element* g_row = g_tile + Share::row() * g_stride + col;
@@ -86,11 +91,11 @@ __device__ __forceinline__ void load_tile(Element* s_tile, const Element* g_tile
     }
 }
 
-// One warp writes s_tile [ROWS x COLS], rows of COLS + ROW_PADDING elements, to g_tile [num_rows x num_cols]. `vectors`: the
-// tile's global rows all start at multiples of 16 bytes.
+// One warp writes s_tile [ROWS x COLS], rows of COLS + ROW_PADDING elements, to g_tile [num_rows x num_cols].
+// `vectors`: the tile's global rows all start at multiples of 16 bytes.
 template <int ROWS, int COLS, typename Element>
-__device__ __forceinline__ void store_tile_by_warp(Element* g_tile, long long g_stride, const Element* s_tile, int num_rows,
-                                                   int num_cols, bool vectors, int lane_idx) {
+__device__ __forceinline__ void store_tile_by_warp(Element* g_tile, long long g_stride, const Element* s_tile,
+                                                   int num_rows, int num_cols, bool vectors, int lane_idx) {
     constexpr int CHUNK = 16 / sizeof(Element);
     constexpr int CHUNKS_PER_ROW = COLS / CHUNK;
 #pragma unroll 1
@@ -98,7 +103,7 @@ __device__ __forceinline__ void store_tile_by_warp(Element* g_tile, long long g_
         const int row = i / CHUNKS_PER_ROW;
         const int col = i % CHUNKS_PER_ROW * CHUNK;
         if (row >= num_rows) break;
-        const Element* s_chunk = s_tile + row * (COLS + ROW_PADDING<Element>)+col;
+        const Element* s_chunk = s_tile + row * (COLS + ROW_PADDING<Element>) + col;
         Element* g_chunk = g_tile + row * g_stride + col;
         if (vectors && col + CHUNK <= num_cols) {
             *reinterpret_cast<uint4*>(g_chunk) = *reinterpret_cast<const uint4*>(s_chunk);

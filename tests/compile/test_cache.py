@@ -78,10 +78,12 @@ print(seconds, "cupy" in sys.modules, "scipy" in sys.modules, maps.exists() and 
 """
     assert run_python(code).stdout.split()[1:] == ["False", "False", "True"]
     best = 1.0
-    for _ in range(3):
+    for _ in range(6):  # on a busy machine, a few attempts
         seconds, *loaded = run_python(code).stdout.split()
         assert loaded == ["False", "False", "False"]
         best = min(best, float(seconds))
+        if best < 0.010:
+            break
     assert best < 0.010
 
 

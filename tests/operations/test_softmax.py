@@ -178,6 +178,15 @@ def test_naive_overflows_where_the_others_do_not(executor):
     assert executor.numpy(cuattn.logsumexp(executor.array(x), algorithm="naive")) == np.inf
 
 
+def test_naive_underflows_where_the_others_do_not(executor):
+    """Every e^x is 0: the row looks empty, and is treated as such; never 0 / 0."""
+    x = np.full((1, 3), -200, np.float32)
+    assert (executor.numpy(cuattn.softmax(executor.array(x), algorithm="naive")) == 0).all()
+    for function in (cuattn.log_softmax, cuattn.logsumexp):
+        assert (executor.numpy(function(executor.array(x), algorithm="naive")) == -np.inf).all()
+    assert_softmax_close(executor.numpy(cuattn.softmax(executor.array(x), algorithm="safe")), x)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_infinities(executor, algorithm):
     x = np.array([[-np.inf, -np.inf, -np.inf], [-np.inf, 0, -np.inf], [0, np.inf, 1], [0, np.nan, 1]], np.float32)

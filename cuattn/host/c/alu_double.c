@@ -16,11 +16,20 @@ static inline u64 double_min(u64 a, u64 b) {
   return y != y ? a : r;
 }
 static inline int double_subnormal(u64 a) { return (a & DOUBLE_EXPONENT) == 0 && (a & DOUBLE_MANTISSA) != 0; }
+/* rcp.approx.ftz.f64 reads and writes the upper 32 bits only; subnormals flush to zeros of their sign. */
+static inline u64 double_rcp_approx_ftz(u64 a) {
+  const u64 upper = ~(u64)0xffffffff;
+  const u64 x = a & (double_subnormal(a) ? DOUBLE_SIGN : upper);
+  const u64 r = bits_f64(1.0 / as_f64(x)) & upper;
+  const u64 flushed = r & (double_subnormal(r) ? DOUBLE_SIGN : upper);
+  return as_f64(a) != as_f64(a) ? a : flushed;
+}
 
 #define DOUBLE_OPS1(X)                                                                 \
   X(neg_f64, u64, u64, a ^ DOUBLE_SIGN)                                                \
   X(abs_f64, u64, u64, a & ~DOUBLE_SIGN)                                               \
   X(rcp_f64, u64, u64, bits_f64(1.0 / as_f64(a)))                                      \
+  X(rcp_approx_ftz_f64, u64, u64, double_rcp_approx_ftz(a))                            \
   X(sqrt_f64, u64, u64, bits_f64(__builtin_sqrt(as_f64(a))))                           \
   X(rsqrt_f64, u64, u64, bits_f64(1.0 / __builtin_sqrt(as_f64(a))))                    \
   X(testp_finite_f64, u32, u64, (a & DOUBLE_EXPONENT) != DOUBLE_EXPONENT)              \

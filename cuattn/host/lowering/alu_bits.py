@@ -74,7 +74,7 @@ def lower_lop3(ins: Instruction, context: Context) -> Row | None:
 @rule("prmt")
 def lower_permute(ins: Instruction, context: Context) -> Row | None:
     with Opcode(ins) as op:
-        kind, mode = op.last(), op.take(*PERMUTE_MODES)
+        mode, kind = op.take(*PERMUTE_MODES), op.last()  # the mode stands after the type
     if kind != "b32":
         return None
     d, a, b, selector = expect(ins, 4)

@@ -52,6 +52,8 @@ def lower_div(ins: Instruction, context: Context) -> Row | None:
         mode = op.take(*ROUNDING_NAMES, "approx", "full")
         flags = op.flags(ftz=FTZ)
     base = ins.parts[0]
+    if (base, mode, kind, flags) == ("rcp", "approx", "f64", FTZ):
+        return _arithmetic(ins, "rcp_approx_ftz", kind, "rn", 0)
     exact = mode in ROUNDING_NAMES
     if not mode or (base == "rsqrt" and mode != "approx") or (mode == "full" and base != "div"):
         return None

@@ -31,7 +31,7 @@ def _name(operation: str, kind: str) -> str:
 
 
 @rule("add", "sub")
-def lower_add(ins: Instruction, context: Context) -> Row | None:
+def lower_add(ins: Instruction, context: Context) -> Row | list[Row] | None:
     kind = ins.parts[-1]
     if kind in ("u16x2", "s16x2"):
         if ins.parts[0] != "add" or len(ins.parts) != 2:

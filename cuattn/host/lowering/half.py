@@ -71,6 +71,7 @@ def lower_half_sign(ins: Instruction, context: Context) -> Row | None:
     with Opcode(ins) as op:
         kind = op.last()
     d, a = expect(ins, 2)
-    sign = 0x80008000 if kind.endswith("x2") else 0x8000
-    name, mask = ("xor_b32", sign) if ins.parts[0] == "neg" else ("and_b32", 0x7FFF7FFF & (2 * sign - 1))
-    return Row(name, [write(d, kind)], [read(a, kind), Const(mask)])
+    packed = kind.endswith("x2")
+    if ins.parts[0] == "neg":
+        return Row("xor_b32", [write(d, kind)], [read(a, kind), Const(0x80008000 if packed else 0x8000)])
+    return Row("and_b32", [write(d, kind)], [read(a, kind), Const(0x7FFF7FFF if packed else 0x7FFF)])

@@ -17,4 +17,24 @@ def class_of(op: str) -> str:
     """The class of a handler's name."""
     if op in CORE_CLASSES:
         return CORE_CLASSES[op]
-    return "mma" if op.startswith("mma_") else "arithmetic"
+    return "mma" if op.startswith("mma_") else _arithmetic_class(op)
+
+
+#: Arithmetic handlers by the start of their name, then by the end; what is left works on integers.
+PREFIX_CLASSES = {
+    "setp_": "predicate", "selp_": "predicate", "slct_": "predicate", "testp_": "predicate", "not_pred": "predicate",
+    "cvt_": "convert", "convert": "convert", "mov_": "move", "pack_": "move", "unpack_": "move",
+    "ex2_": "special", "lg2_": "special", "sin_": "special", "cos_": "special", "tanh_": "special", "rcp_": "special",
+    "sqrt_": "special", "rsqrt_": "special", "div_approx_": "special", "f32_modified": "float", "f64_rounded": "double",
+}  # fmt: skip
+SUFFIX_CLASSES = {"_f32": "float", "_f64": "double", "f16": "half"}
+
+
+def _arithmetic_class(op: str) -> str:
+    for prefix, name in PREFIX_CLASSES.items():
+        if op.startswith(prefix):
+            return name
+    for suffix, name in SUFFIX_CLASSES.items():
+        if op.endswith(suffix):
+            return name
+    return "int"

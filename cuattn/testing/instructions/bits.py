@@ -77,7 +77,9 @@ def _lop3() -> Iterator[Case]:
         def logic(a: int, b: int, c: int, table: int = table) -> int:
             return sum((table >> ((a >> k & 1) << 2 | (b >> k & 1) << 1 | c >> k & 1) & 1) << k for k in range(32))
 
-        yield make(f"lop3.b32 {table:#x}", 32, (32,) * 3, logic, lanes, body=f"lop3.b32 {{d}}, {{a}}, {{b}}, {{c}}, {table};")
+        yield make(
+            f"lop3.b32 {table:#x}", 32, (32,) * 3, logic, lanes, body=f"lop3.b32 {{d}}, {{a}}, {{b}}, {{c}}, {table};"
+        )
 
 
 # prmt modes, from the table of the PTX manual: bytes of d, most significant first, for selectors 0 to 3.
@@ -99,13 +101,26 @@ def _permute() -> Iterator[Case]:
     def permute(a: int, b: int, selector: int) -> int:
         return sum(pick(a, b, selector >> 4 * k & 15) << 8 * k for k in range(4))
 
-    selectors = (0x3210, 0x5410, 0x7632, 0x1032, 0x7654, 0x4567, 0xBA98, 0xFEDC, 0x8888, 0xF731, *noise(16, 6, 1), 0xABCD5410)
+    selectors = (
+        0x3210,
+        0x5410,
+        0x7632,
+        0x1032,
+        0x7654,
+        0x4567,
+        0xBA98,
+        0xFEDC,
+        0x8888,
+        0xF731,
+        *noise(16, 6, 1),
+        0xABCD5410,
+    )
     lanes = pairs(ints(32)[8:], ints(32)[8:], selectors)
     yield make("prmt.b32", 32, (32,) * 3, permute, lanes)
     for selector in (0x5410, 0x7632, 0x3276, 0x0444):
         yield make(
-            f"prmt.b32 {selector:#x}", 32, (32, 32), lambda a, b, s=selector: permute(a, b, s), pairs(ints(32), ints(32)),
-            body=f"prmt.b32 {{d}}, {{a}}, {{b}}, {selector:#x};",
+            f"prmt.b32 {selector:#x}", 32, (32, 32), lambda a, b, selector=selector: permute(a, b, selector),
+            pairs(ints(32), ints(32)), body=f"prmt.b32 {{d}}, {{a}}, {{b}}, {selector:#x};",
         )  # fmt: skip
     for mode, rows in PERMUTE_MODES.items():
         yield make(
@@ -137,7 +152,9 @@ def _fields(bits: int) -> Iterator[Case]:
                 result = result & ~(1 << pos + k) | (a >> k & 1) << pos + k
         return result
 
-    yield make(f"bfi.b{bits}", bits, (bits, bits, 32, 32), insert, pairs(ints(bits)[8:], ints(bits)[8:], positions, lengths))
+    yield make(
+        f"bfi.b{bits}", bits, (bits, bits, 32, 32), insert, pairs(ints(bits)[8:], ints(bits)[8:], positions, lengths)
+    )
 
 
 def _counts(bits: int) -> Iterator[Case]:
@@ -153,7 +170,11 @@ def _counts(bits: int) -> Iterator[Case]:
 
         yield make(f"bfind.{sign}{bits}", 32, bits, find, pool)
         yield make(
-            f"bfind.shiftamt.{sign}{bits}", 32, bits, lambda a, find=find: bits - 1 - find(a) if find(a) >= 0 else -1, pool
+            f"bfind.shiftamt.{sign}{bits}",
+            32,
+            bits,
+            lambda a, find=find: bits - 1 - find(a) if find(a) >= 0 else -1,
+            pool,
         )
 
 
@@ -161,30 +182,52 @@ def _selections(bits: int) -> Iterator[Case]:
     lanes = pairs(ints(bits)[:10], ints(bits)[5:15], (0, 1))
     for kind in "bsu" if bits == 16 else "bsuf":
         yield make(f"selp.{kind}{bits}", bits, (bits, bits, 1), lambda a, b, p: a if p else b, lanes)
-    choosers = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
     yield make(
         f"slct.b{bits}.s32", bits, (bits, bits, 32), lambda a, b, c: b if c >> 31 else a,
-        pairs(ints(bits)[:10], ints(bits)[5:15], choosers),
+        pairs(ints(bits)[:10], ints(bits)[5:15], (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)),
     )  # fmt: skip
     # As a float: -0 is not negative, a NaN is not >= 0; .ftz turns a negative subnormal into -0.
     choosers = (0, 0x80000000, 0x3F800000, 0xBF800000, 0x7FC00000, 0xFFC00000, 0x7F800000, 0xFF800000, 1, 0x80000001)
     below = (0xBF800000, 0x7FC00000, 0xFFC00000, 0xFF800000)
     lanes = pairs(ints(bits)[:6], ints(bits)[5:11], choosers)
-    yield make(f"slct.b{bits}.f32", bits, (bits, bits, 32), lambda a, b, c: b if c in (*below, 0x80000001) else a, lanes)
+    yield make(
+        f"slct.b{bits}.f32", bits, (bits, bits, 32), lambda a, b, c: b if c in (*below, 0x80000001) else a, lanes
+    )
     yield make(f"slct.ftz.b{bits}.f32", bits, (bits, bits, 32), lambda a, b, c: b if c in below else a, lanes)
 
 
 def _moves() -> Iterator[Case]:
     for bits in (16, 32, 64):
         yield make(f"mov.b{bits}", bits, bits, lambda a: a, ints(bits))
-    yield make("mov.b32 pack", 32, (16, 16), lambda a, b: a | b << 16, pairs(ints(16), ints(16)), body="mov.b32 {d}, {{{a}, {b}}};")
-    yield make("mov.b64 pack", 64, (32, 32), lambda a, b: a | b << 32, pairs(ints(32), ints(32)), body="mov.b64 {d}, {{{a}, {b}}};")
+    yield make(
+        "mov.b32 pack",
+        32,
+        (16, 16),
+        lambda a, b: a | b << 16,
+        pairs(ints(16), ints(16)),
+        body="mov.b32 {d}, {{{a}, {b}}};",
+    )
+    yield make(
+        "mov.b64 pack",
+        64,
+        (32, 32),
+        lambda a, b: a | b << 32,
+        pairs(ints(32), ints(32)),
+        body="mov.b64 {d}, {{{a}, {b}}};",
+    )
     yield make(
         "mov.b64 pack 4", 64, (16,) * 4, lambda a, b, c, f: a | b << 16 | c << 32 | f << 48,
-        pairs(ints(16)[4:9], ints(16)[6:11], ints(16)[8:12], ints(16)[10:]), body="mov.b64 {d}, {{{a}, {b}, {c}, {f}}};",
+        pairs(ints(16)[4:9], ints(16)[6:11], ints(16)[8:12], ints(16)[10:]),
+        body="mov.b64 {d}, {{{a}, {b}, {c}, {f}}};",
     )  # fmt: skip
-    yield make("mov.b32 unpack", (16, 16), 32, lambda a: (a & 0xFFFF, a >> 16), ints(32), body="mov.b32 {{{d}, {e}}}, {a};")
-    yield make("mov.b64 unpack", (32, 32), 64, lambda a: (a & 0xFFFFFFFF, a >> 32), ints(64), body="mov.b64 {{{d}, {e}}}, {a};")
+    yield make(
+        "mov.b32 unpack", (16, 16), 32, lambda a: (a & 0xFFFF, a >> 16), ints(32), body="mov.b32 {{{d}, {e}}}, {a};"
+    )
+    yield make(
+        "mov.b64 unpack", (32, 32), 64, lambda a: (a & 0xFFFFFFFF, a >> 32), ints(64), body="mov.b64 {{{d}, {e}}}, {a};"
+    )
     yield make("mov.b32 upper half", 16, 32, lambda a: a >> 16, ints(32), body="mov.b32 {{_, {d}}}, {a};", min_arch=89)
     yield make("mov.f32 literal", 32, 32, lambda a: 0x3FC00000, ints(32), body="mov.f32 {d}, 0f3FC00000;")
-    yield make("mov.f64 literal", 64, 64, lambda a: 0x3FF8000000000000, ints(64), body="mov.f64 {d}, 0d3FF8000000000000;")
+    yield make(
+        "mov.f64 literal", 64, 64, lambda a: 0x3FF8000000000000, ints(64), body="mov.f64 {d}, 0d3FF8000000000000;"
+    )

@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from cuattn.testing.instructions.exact import FORMATS, Format, ulp_distance
 
 MAX_LANES = 1024
-PTX_VERSION = {80: "7.0", 86: "7.1", 89: "8.1", 90: "8.1"}  # the first .version with everything the table has for that target
+PTX_VERSION = {
+    80: "7.0",
+    86: "7.2",
+    89: "8.1",
+    90: "8.1",
+}  # the first .version with everything the table has for that target
 
 # type of an operand → (register type, load/store type)
 _REGISTERS = {8: ("b16", "u8"), 16: ("b16", "b16"), 32: ("b32", "b32"), 64: ("b64", "b64")}
@@ -72,7 +77,10 @@ class Case:
     @property
     def instruction(self) -> str:
         """The text between load and store, with the kernel's register names."""
-        names = {**{"de"[k]: f"%d{k}" for k in range(len(self.dsts))}, **{"abcf"[k]: f"%s{k}" for k in range(len(self.srcs))}}
+        names = {
+            **{"de"[k]: f"%d{k}" for k in range(len(self.dsts))},
+            **{"abcf"[k]: f"%s{k}" for k in range(len(self.srcs))},
+        }
         body = self.body or f"{{opcode}} {', '.join(f'{{{n}}}' for n in names)};"
         return body.format(opcode=self.opcode, **names)
 
@@ -183,6 +191,11 @@ def _judge(case: Case, lane: int, got: tuple[int, ...], fmt: Format | None) -> s
     error = ulp_distance(fmt, got[0], exact)
     if error <= case.max_ulp:
         return ""
-    if case.max_abs and not fmt.is_nan(got[0]) and not fmt.is_inf(got[0]) and abs(float(fmt.value(got[0])) - exact) <= case.max_abs:
+    if (
+        case.max_abs
+        and not fmt.is_nan(got[0])
+        and not fmt.is_inf(got[0])
+        and abs(float(fmt.value(got[0])) - exact) <= case.max_abs
+    ):
         return ""
     return f"{error:.3g} ulp from {exact!r}, allowed {case.max_ulp:g}"

@@ -230,7 +230,7 @@ def to_integer(source: Format, bits: int, low: int, high: int, mode: str, nan: i
 
 
 def ulp_distance(fmt: Format, bits: int, exact: float) -> float:
-    """|value - exact| in units in the last place of ``fmt`` at ``exact``; infinite for a NaN or infinity that differs."""
+    """|value - exact| in units in the last place of ``fmt`` at ``exact``; infinite if only one is NaN or infinite."""
     if math.isnan(exact):
         return 0.0 if fmt.is_nan(bits) else math.inf
     if fmt.is_nan(bits):
@@ -238,7 +238,11 @@ def ulp_distance(fmt: Format, bits: int, exact: float) -> float:
     largest = float(fmt.value(fmt.max_finite))
     if fmt.is_inf(bits) or math.isinf(exact) or abs(exact) > largest:
         same = fmt.negative(bits) == (exact < 0)
-        return 0.0 if same and (fmt.is_inf(bits) or bits & fmt.sign - 1 == fmt.max_finite) and abs(exact) >= largest else math.inf
+        return (
+            0.0
+            if same and (fmt.is_inf(bits) or bits & fmt.sign - 1 == fmt.max_finite) and abs(exact) >= largest
+            else math.inf
+        )
     _, exponent = math.frexp(exact)
     exponent = max(exponent - 1, 1 - fmt.bias) if exact else 1 - fmt.bias
     return float(abs(fmt.value(bits) - Fraction(exact)) / Fraction(2) ** (exponent - fmt.mantissa))

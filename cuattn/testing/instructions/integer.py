@@ -91,7 +91,12 @@ def _saturating() -> Iterator[Case]:
     )  # fmt: skip
     for kind in ("u16x2", "s16x2"):
         yield make(
-            f"add.{kind}", 32, (32, 32), lambda a, b: (a + b & 0xFFFF) | ((a >> 16) + (b >> 16) << 16), lanes, min_arch=90
+            f"add.{kind}",
+            32,
+            (32, 32),
+            lambda a, b: (a + b & 0xFFFF) | ((a >> 16) + (b >> 16) << 16),
+            lanes,
+            min_arch=90,
         )
 
 
@@ -121,14 +126,19 @@ def _dot_products() -> Iterator[Case]:
             def dot(a: int, b: int, c: int, size: int, shift: int, first: str = first, second: str = second) -> int:
                 elements = 32 // size
                 return c + sum(
-                    number(a >> size * k, f"{first}{size}") * number(b >> 8 * k + shift, f"{second}8") for k in range(elements)
+                    number(a >> size * k, f"{first}{size}") * number(b >> 8 * k + shift, f"{second}8")
+                    for k in range(elements)
                 )
 
             types = f"{first}32.{second}32"
             yield make(f"dp4a.{types}", 32, (32,) * 3, lambda a, b, c, dot=dot: dot(a, b, c, 8, 0), triples)
             for half, shift in (("lo", 0), ("hi", 16)):
                 yield make(
-                    f"dp2a.{half}.{types}", 32, (32,) * 3, lambda a, b, c, dot=dot, shift=shift: dot(a, b, c, 16, shift), triples
+                    f"dp2a.{half}.{types}",
+                    32,
+                    (32,) * 3,
+                    lambda a, b, c, dot=dot, shift=shift: dot(a, b, c, 16, shift),
+                    triples,
                 )
 
 
@@ -148,12 +158,9 @@ def _carry_chains(bits: int) -> Iterator[Case]:
             body=f"{operation}.cc.{kind} {{d}}, {{a}}, {{c}}; {operation}c.{kind} {{e}}, {{b}}, {{f}};",
         )  # fmt: skip
     yield make(
-        f"addc.cc.{kind}", (bits, bits), (bits,) * 4,
-        lambda a, b, c, f: split(a + wide * b + c + wide * f + wide * wide - 1)[:1]
-        + (((a + wide * b + c + wide * f) // wide // wide),), words,
-        declarations=f".reg .b{bits} %low;",
-        body=f"add.cc.{kind} %low, {{a}}, {{c}}; addc.cc.{kind} %low, {{b}}, {{f}}; addc.{kind} {{e}}, 0, 0; "
-        f"add.cc.{kind} {{d}}, {{a}}, {{c}}; sub.{kind} {{d}}, {{d}}, 1;",
+        f"addc.cc.{kind} carry", (bits, bits), (bits,) * 4,
+        lambda a, b, c, f: split((a + wide * b + c + wide * f) // wide), words, declarations=f".reg .b{bits} %low;",
+        body=f"add.cc.{kind} %low, {{a}}, {{c}}; addc.cc.{kind} {{d}}, {{b}}, {{f}}; addc.{kind} {{e}}, 0, 0;",
     )  # fmt: skip
     # A full product of two words plus two words: mad.lo.cc and madc.hi.
     yield make(

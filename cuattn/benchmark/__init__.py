@@ -1,0 +1,89 @@
+"""Benchmarks: how fast, how large, how long to start; on a GPU beside its peers, without one on the host executor.
+
+`run_suite` runs suites by name and returns a `Report` of `Record`, which `Report.to_json` writes. Every result is checked
+before it is timed, and says where it was measured: a time on the host executor is never a time on a GPU.
+
+>>> from cuattn.benchmark import SUITES
+>>> sorted(SUITES)
+['attention', 'compile', 'counters', 'figures', 'host', 'latency', 'smoke', 'softmax']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cuattn.benchmark import host_figures, operations, start, variants
+from cuattn.benchmark.results import BenchmarkError, Record, Report, from_json
+from cuattn.benchmark.suite import Options, Progress, Step, Suite, run_steps
+from cuattn.errors import ArgumentError
+
+__all__ = ["SUITES", "BenchmarkError", "Options", "Record", "Report", "Suite", "from_json", "plan", "run_suite"]
+
+
+def _figures(options: Options) -> list[Step]:
+    return [step for name in ("latency", "host", "counters", "compile") for step in SUITES[name].plan(options)]
+
+
+_ALL = (
+    Suite("smoke", "a little of everything, each result checked: under a minute", operations.smoke_steps),
+    Suite("attention", "forward attention over sequence lengths, head dims and masks", operations.attention_steps),
+    Suite("softmax", "softmax along rows of many lengths", operations.softmax_steps),
+    Suite("compile", "NVRTC time, registers, spills, shared memory, occupancy of each kernel row", variants.compile_steps),
+    Suite("latency", "import, cached load, translation, Python overhead of a call", start.latency_steps),
+    Suite("host", "the host executor: speed with the checkers off and on", host_figures.speed_steps),
+    Suite("counters", "instructions, bytes and workspace, counted by the host executor", host_figures.count_steps),
+    Suite("figures", "latency, host, counters and compile: all that needs no GPU", _figures),
+)
+
+#: Name to `Suite`.
+SUITES = {suite.name: suite for suite in _ALL}
+
+
+def plan(names: Sequence[str], options: Options | None = None) -> list[Step]:
+    """The steps of the named suites. Raises `ArgumentError` for a name that is none."""
+    options = options or Options()
+    for name in names:
+        if name not in SUITES:
+            raise ArgumentError(f"there is no suite {name!r}: choose from {', '.join(SUITES)}")
+    return [step for name in dict.fromkeys(names) for step in SUITES[name].plan(options)]
+
+
+def run_suite(
+    names: Sequence[str] = ("smoke",),
+    *,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    on_record: Callable[[Record], None] | None = None,
+) -> Report:
+    """Run suites and return their records.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Keys of `SUITES`.
+    options : Options, optional
+    progress : callable, optional
+        Called as ``progress(done_s, total_s, label)`` before each step; `cuattn.benchmark.tables.progress` makes one.
+    on_record : callable, optional
+        Called with each record as soon as it is there.
+
+    Returns
+    -------
+    Report
+        A step that fails leaves a record with an ``error``.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such suite, or no such executor.
+    BenchmarkError
+        A GPU is asked for, and none answers.
+
+    Examples
+    --------
+    >>> from cuattn.benchmark import run_suite
+    >>> report = run_suite(["counters"])
+    >>> report.records[0].metrics["workspace_bytes"]
+    0
+    """
+    return run_steps(plan(names, options), progress=progress, on_record=on_record)

@@ -1,0 +1,136 @@
+"""The host executor itself: its speed with and without checkers, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from cuattn import host
+from cuattn.benchmark import inputs, verify
+from cuattn.benchmark.results import Record, Value
+from cuattn.benchmark.suite import Options, Step
+from cuattn.benchmark.timing import HOST_METHOD, significant, time_host
+from cuattn.launch import HostExecutor
+from cuattn.testing.cases import AttentionCase, SoftmaxCase
+
+#: The problem that the speed of the host executor is stated for.
+SPEED_CASE = AttentionCase(1, 1024, 8, 64)
+SPEED_CASES = (
+    SPEED_CASE,
+    AttentionCase(1, 1024, 8, 64, causal=True),
+    AttentionCase(1, 1024, 8, 64, dtype="bfloat16"),
+    AttentionCase(1, 1024, 8, 128),
+    AttentionCase(1, 256, 8, 64, dtype="float32"),
+)
+COUNTED_CASES: tuple[AttentionCase | SoftmaxCase, ...] = (
+    AttentionCase(1, 1024, 2, 64),
+    AttentionCase(1, 1024, 2, 64, causal=True),
+    AttentionCase(1, 1024, 2, 128),
+    AttentionCase(1, 256, 2, 64, dtype="float32"),
+    SoftmaxCase(64, 1024),
+    SoftmaxCase(4, 65536),
+    SoftmaxCase(64, 1024, kind="logsumexp"),
+)
+MMA_FLOPS = 2 * 16 * 8 * 16  # of one mma.sync.m16n8k16
+
+
+def speed_steps(options: Options) -> list[Step]:
+    """Speed: checkers off, then on."""
+    steps = [Step("host", case.name, 4.0, partial(speed_records, case, options)) for case in SPEED_CASES]
+    return [*steps, Step("host", "checkers", 10.0, partial(checker_records, options))]
+
+
+def count_steps(options: Options) -> list[Step]:
+    """Counters: what a kernel executes and moves, beside what the formula needs."""
+    return [Step("counters", case.name, 2.0, partial(count_records, case, options)) for case in COUNTED_CASES]
+
+
+def speed_records(case: AttentionCase, options: Options) -> Iterator[Record]:
+    """One problem without checkers."""
+    with host.check(), host.schedule("eager"):
+        arrays = inputs.make(case, "host", options.seed)
+        out, _ = case.run(arrays)
+        verify.require(verify.attention_error(case, arrays, out), case.dtype)
+        timing = time_host(lambda: case.run(arrays), budget_s=max(2.0, options.budget_s))
+    metrics = {
+        **timing.metrics(),
+        "gflop_per_s": significant(case.flops / timing.median_us / 1e3),
+        "best_gflop_per_s": significant(case.flops / min(timing.samples_us) / 1e3),
+    }
+    goals = {"gflop_per_s": ">= 10"} if case == SPEED_CASE else {}
+    yield Record("host", f"{case.name}_unchecked", metrics, executor="host", method=HOST_METHOD, goals=goals)
+
+
+def checker_records(options: Options) -> Iterator[Record]:
+    """The stated problem with each checker, and with all; unchecked calls in between, for the ratio."""
+    case = SPEED_CASE
+    arrays = inputs.make(case, "host", options.seed)
+    for name, checks in {"mem": ("mem",), "init": ("init",), "race": ("race",), "all": ("all",)}.items():
+        with host.schedule("eager"):
+            with host.check():
+                without = time_host(lambda: case.run(arrays), budget_s=1.0)
+            with host.check(*checks):
+                timing = time_host(lambda: case.run(arrays), budget_s=2.0)
+            with host.check():
+                without = without + time_host(lambda: case.run(arrays), budget_s=1.0)
+        metrics = {
+            **timing.metrics(),
+            "gflop_per_s": significant(case.flops / timing.median_us / 1e3),
+            "fraction_of_unchecked": significant(without.median_us / timing.median_us, 3),
+        }
+        goals = {"fraction_of_unchecked": ">= 0.2"} if name == "all" else {}
+        yield Record("host", f"{case.name}_check_{name}", metrics, executor="host", method=HOST_METHOD, goals=goals)
+
+
+def count_records(case: AttentionCase | SoftmaxCase, options: Options) -> Iterator[Record]:
+    """Bytes and instructions of one problem, and the memory that it takes beside its results."""
+    arrays = inputs.make(case, "host", options.seed)
+    with allocations() as allocated, host.profile() as profile:
+        result = case.run(arrays)
+    results = result if isinstance(result, tuple) else (result,)
+    moved = profile.bytes["global"]
+    metrics: dict[str, Value] = {
+        "launches": profile.launches,
+        "warp_instructions": profile.warp_instructions,
+        "active_lanes": significant(profile.active_lane_fraction, 3),
+        "global_read_bytes": moved["read"],
+        "global_write_bytes": moved["write"],
+        "bytes_over_least": significant((moved["read"] + moved["write"]) / case.num_bytes),
+        "workspace_bytes": sum(allocated) - sum(x.nbytes for x in results),
+    }
+    products = sum(count for name, count in profile.opcodes.items() if name.startswith("mma.sync"))
+    if products:
+        metrics["mma"] = products
+        metrics["mma_flops_over_formula"] = significant(products * MMA_FLOPS / case.flops)
+    yield Record(
+        "counters",
+        case.name,
+        metrics,
+        executor="host",
+        method="counted by the host executor: warp instructions executed, bytes asked of global memory by active lanes; "
+        "the least is each input read and each output written once",
+    )
+
+
+class allocations:
+    """The sizes in bytes of what the host executor allocates for operations in a block."""
+
+    def __enter__(self) -> list[int]:
+        sizes: list[int] = []
+        original = HostExecutor.empty
+
+        def empty(executor: HostExecutor, shape: Any, dtype: Any) -> Any:
+            array = original(executor, shape, dtype)
+            sizes.append(np.asarray(array).nbytes)
+            return array
+
+        self._patch = mock.patch.object(HostExecutor, "empty", empty)
+        self._patch.start()
+        return sizes
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.stop()

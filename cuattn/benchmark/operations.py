@@ -1,0 +1,218 @@
+"""Speed of attention and softmax, on whichever executor is here, beside peers on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from cuattn.benchmark import ceilings, inputs, peers, verify
+from cuattn.benchmark.results import Record, Value
+from cuattn.benchmark.suite import Options, Step, failure
+from cuattn.benchmark.timing import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
+from cuattn.testing.cases import AttentionCase, SoftmaxCase
+
+AnyCase = AttentionCase | SoftmaxCase
+
+HIDDEN = 2048  # heads times head dim, and
+TOKENS = 16384  # sequences times tokens, of every problem on a GPU: the usual sizes of the literature
+CUDA_SEQLENS = (1024, 2048, 4096, 8192, 16384)
+CUDA_HEAD_DIMS = (128, 64, 256)
+HOST_SEQLENS = (128, 512, 1024)
+HOST_HEADS = 8
+
+CUDA_SOFTMAX = ((32768, 1024), (16384, 4096), (262144, 128), (2048, 32768), (16, 4194304))
+HOST_SOFTMAX = ((512, 256), (64, 4096), (4, 65536))
+
+
+def attention_cases(options: Options, executor: str) -> list[AttentionCase]:
+    """The problems of the suite, those that say most first."""
+    if executor == "cuda":
+        return [
+            AttentionCase(
+                batch=max(1, TOKENS // seqlen),
+                seqlen_q=seqlen,
+                num_heads=max(1, HIDDEN // head_dim),
+                head_dim=head_dim,
+                dtype=dtype,
+                causal=causal,
+            )
+            for dtype in options.dtypes or ("bfloat16",)
+            for head_dim in options.head_dims or CUDA_HEAD_DIMS
+            for causal in (False, True)
+            for seqlen in options.seqlens or CUDA_SEQLENS
+        ]
+    return [
+        AttentionCase(1, seqlen, HOST_HEADS, head_dim, dtype=dtype, causal=causal)
+        for dtype in options.dtypes or ("float16", "bfloat16", "float32")
+        for head_dim in options.head_dims or (64,)
+        for seqlen in options.seqlens or HOST_SEQLENS
+        for causal in (False, True)
+    ]
+
+
+def softmax_cases(options: Options, executor: str) -> list[SoftmaxCase]:
+    """The problems of the suite; `seqlens` are lengths of rows."""
+    shapes = CUDA_SOFTMAX if executor == "cuda" else HOST_SOFTMAX
+    if options.seqlens:
+        size = shapes[0][0] * shapes[0][1]
+        shapes = tuple((max(1, size // columns), columns) for columns in options.seqlens)
+    dtypes = options.dtypes or ("float32", "float16")
+    return [SoftmaxCase(rows, columns, dtype) for dtype in dtypes for rows, columns in shapes]
+
+
+def attention_steps(options: Options) -> list[Step]:
+    """Forward attention."""
+    return case_steps("attention", attention_cases(options, options.resolved()), options)
+
+
+def softmax_steps(options: Options) -> list[Step]:
+    """Softmax along rows."""
+    return case_steps("softmax", softmax_cases(options, options.resolved()), options)
+
+
+def smoke_steps(options: Options) -> list[Step]:
+    """A little of everything, under a minute on two cores."""
+    executor = options.resolved()
+    attention: list[AttentionCase] = []
+    if executor == "cuda":
+        shape: dict[str, Any] = {"batch": 4, "seqlen_q": 4096, "num_heads": 16, "head_dim": 128}
+        attention = [AttentionCase(**shape, dtype="bfloat16", causal=causal) for causal in (False, True)]
+        softmax = [SoftmaxCase(32768, 1024), SoftmaxCase(32768, 1024, "float16")]
+    else:
+        attention = [
+            AttentionCase(1, 1024, 8, 64),
+            AttentionCase(1, 1024, 8, 64, causal=True),
+            AttentionCase(1, 512, 8, 128, num_kv_heads=2, dtype="bfloat16", causal=True),
+            AttentionCase(2, 128, 4, 32, dtype="float32"),
+        ]
+        softmax = [SoftmaxCase(256, 1024), SoftmaxCase(8, 32768, "float16")]
+    return case_steps("smoke", [*attention, *softmax], options)
+
+
+def case_steps(suite: str, cases: Sequence[AnyCase], options: Options) -> list[Step]:
+    """A step a case; on a GPU the ceilings come first."""
+    executor = options.resolved()
+    if executor == "host":
+        return [Step(suite, case.name, _host_estimate(case), partial(host_records, suite, case, options)) for case in cases]
+    bench = CudaBench(suite, options)
+    first = Step("ceilings", "copy and matrix product", 4.0, bench.ceilings)
+    return [first, *(Step(suite, case.name, 4.0, partial(bench.records, case)) for case in cases)]
+
+
+def _host_estimate(case: AnyCase) -> float:
+    """Seconds: the kernel's compilation, and a few calls of an interpreter."""
+    if isinstance(case, SoftmaxCase):
+        return 1.0 + 1e-6 * case.rows * case.columns
+    slowdown = 1 if case.dtype in ("float16", "bfloat16") else 10
+    return 1.2 + 5 * slowdown * case.flops / 1e10
+
+
+def rates(case: AnyCase, timing: Timing, executor: str) -> dict[str, Value]:
+    """What a time means for a case: in the units of a GPU or of the host executor."""
+    seconds = timing.median_us / 1e6
+    bandwidth = significant(case.num_bytes / seconds / 1e9)
+    if isinstance(case, SoftmaxCase):
+        return {"bandwidth_gb_per_s": bandwidth}
+    if executor == "cuda":
+        return {"tflop_per_s": significant(case.flops / seconds / 1e12)}
+    return {"gflop_per_s": significant(case.flops / seconds / 1e9)}
+
+
+def relative_error(case: AnyCase, arrays: dict[str, Any], result: Any) -> float:
+    """Of the output alone."""
+    if isinstance(case, AttentionCase):
+        return verify.attention_error(case, arrays, result)
+    return verify.softmax_error(case, arrays, result)
+
+
+def host_records(suite: str, case: AnyCase, options: Options) -> Iterator[Record]:
+    """Run, check and time a case on the host executor."""
+    arrays = inputs.make(case, "host", options.seed)
+    result = case.run(arrays)
+    error = relative_error(case, arrays, result[0] if isinstance(case, AttentionCase) else result)
+    verify.require(error, case.dtype)
+    timing = time_host(lambda: case.run(arrays), budget_s=options.budget_s)
+    metrics = {**timing.metrics(), **rates(case, timing, "host"), "relative_error": significant(error, 2)}
+    yield Record(suite, case.name, metrics, executor="host", method=HOST_METHOD)
+
+
+class CudaBench:
+    """Cases on a GPU: cuattn and its peers in turn, beside the ceilings of the same run."""
+
+    def __init__(self, suite: str, options: Options) -> None:
+        self.suite = suite
+        self.options = options
+        self.copy_gb_per_s: float | None = None
+        self.matmul_tflop_per_s: float | None = None
+        self._timer: CudaTimer | None = None
+
+    @property
+    def timer(self) -> CudaTimer:
+        if self._timer is None:
+            self._timer = CudaTimer()
+        return self._timer
+
+    def ceilings(self) -> Iterator[Record]:
+        """Measure them, for the fractions in later records."""
+        copy = ceilings.copy(self.timer)
+        self.copy_gb_per_s = _number(copy.metrics["bandwidth_gb_per_s"])
+        yield copy
+        matmul = ceilings.matmul(self.timer)
+        self.matmul_tflop_per_s = _number(matmul.metrics["tflop_per_s"])
+        yield matmul
+
+    def records(self, case: AnyCase) -> Iterator[Record]:
+        """One record for cuattn and each peer. Two rounds, so that a drift of the clock meets all of them."""
+        arrays = inputs.make(case, "cuda", self.options.seed)
+        calls: dict[str, Callable[[], Any]] = {}
+        errors: dict[str, float] = {}
+        failures: dict[str, str] = {}
+        for name, prepare in self._providers(case):
+            try:
+                call = prepare(case, arrays)
+                out = call()
+                self.timer.synchronize()
+                errors[name] = relative_error(case, arrays, peers.as_cupy(out[0] if isinstance(out, tuple) else out))
+                verify.require(errors[name], case.dtype)
+                calls[name] = call
+            except Exception as error:  # a peer may refuse in its own ways
+                failures[name] = failure(error)
+        timings: dict[str, Timing] = {}
+        for _ in range(2):
+            for name, call in calls.items():
+                timing = self.timer.time(call, budget_s=self.options.budget_s / 2)
+                timings[name] = timings[name] + timing if name in timings else timing
+        best_peer = min((timing.median_us for name, timing in timings.items() if name != "cuattn"), default=None)
+        for name, timing in timings.items():
+            metrics = {**timing.metrics(), **self._rates(case, timing), "relative_error": significant(errors[name], 2)}
+            if name == "cuattn" and best_peer is not None:
+                metrics["speed_over_best_peer"] = significant(best_peer / timing.median_us, 3)
+            yield Record(self.suite, case.name, metrics, name, "cuda", CUDA_METHOD)
+        for name, text in failures.items():
+            yield Record(self.suite, case.name, {}, name, "cuda", CUDA_METHOD, error=text)
+
+    def _providers(self, case: AnyCase) -> list[tuple[str, peers.Prepare]]:
+        own: list[tuple[str, peers.Prepare]] = [("cuattn", _own)]
+        if not self.options.peers:
+            return own
+        others = peers.attention_peers() if isinstance(case, AttentionCase) else peers.softmax_peers()
+        return own + [(peer.name, peer.prepare) for peer in others]
+
+    def _rates(self, case: AnyCase, timing: Timing) -> dict[str, Value]:
+        result = rates(case, timing, "cuda")
+        if isinstance(case, SoftmaxCase) and self.copy_gb_per_s:
+            fraction = case.num_bytes / timing.median_us / 1e3 / self.copy_gb_per_s
+            result["fraction_of_copy"] = significant(fraction, 3)
+        elif isinstance(case, AttentionCase) and self.matmul_tflop_per_s:
+            fraction = case.flops / timing.median_us / 1e6 / self.matmul_tflop_per_s
+            result["fraction_of_matmul"] = significant(fraction, 3)
+        return result
+
+
+def _own(case: AnyCase, arrays: Any) -> Callable[[], Any]:
+    return lambda: case.run(arrays)
+
+
+def _number(value: Value) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

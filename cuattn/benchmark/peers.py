@@ -1,0 +1,157 @@
+"""What a GPU user would otherwise call: torch's attention back ends and softmax, and plain CuPy.
+
+A peer takes the very arrays that cuattn gets, through DLPack and without a copy, runs on the same stream, and has its
+output checked before it is timed. One that is not installed, or refuses a problem, becomes a record that says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cuattn.testing.cases import AttentionCase, SoftmaxCase
+
+Inputs = Mapping[str, Any]
+#: Takes case and inputs, returns the call to time; the call returns its output as a CuPy array.
+Prepare = Callable[[Any, Inputs], Callable[[], Any]]
+
+NAIVE_MAX_LOGITS = 2**28  # the N × M matrices of plain CuPy, several of them, in float32
+
+
+class PeerError(Exception):
+    """A peer cannot do this problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Something to compare with."""
+
+    name: str
+    prepare: Prepare
+
+
+def attention_peers() -> list[Peer]:
+    """Those that can be had here."""
+    backends = {
+        "torch cuDNN": "CUDNN_ATTENTION",
+        "torch FLASH": "FLASH_ATTENTION",
+        "torch EFFICIENT": "EFFICIENT_ATTENTION",
+    }
+    peers = [Peer("CuPy, unfused", naive_attention)]
+    if importlib.util.find_spec("torch"):
+        peers = [Peer(name, _sdpa(backend)) for name, backend in backends.items()] + peers
+    return peers
+
+
+def softmax_peers() -> list[Peer]:
+    """Those that can be had here."""
+    peers = [Peer("CuPy, unfused", naive_softmax)]
+    return [Peer("torch", torch_softmax), *peers] if importlib.util.find_spec("torch") else peers
+
+
+def to_torch(x: Any) -> Any:
+    """A CuPy array as a torch tensor on the same memory. bfloat16 travels as int16, which every version exports."""
+    import torch
+
+    if x.dtype.name == "bfloat16":
+        return torch.from_dlpack(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_dlpack(x)
+
+
+def to_cupy(x: Any) -> Any:
+    """The other way round; bfloat16 becomes float32, which the check takes as well."""
+    import cupy
+    import torch
+
+    return cupy.from_dlpack((x.float() if x.dtype == torch.bfloat16 else x).detach().contiguous())
+
+
+def _sdpa(backend: str) -> Prepare:
+    def prepare(case: AttentionCase, inputs: Inputs) -> Callable[[], Any]:
+        import torch
+        from torch.nn import attention
+        from torch.nn.functional import scaled_dot_product_attention
+
+        if case.causal and case.seqlen_q != case.num_keys:
+            raise PeerError("its causal mask is aligned at the other corner")
+        q, k, v = (to_torch(inputs[name]).transpose(1, 2) for name in "qkv")
+        options: dict[str, Any] = {"is_causal": bool(case.causal), "scale": case.scale}
+        if q.shape[1] != k.shape[1]:
+            options["enable_gqa"] = True
+        chosen = [getattr(attention.SDPBackend, backend)]
+
+        def call() -> Any:
+            with attention.sdpa_kernel(chosen), torch.no_grad():
+                return scaled_dot_product_attention(q, k, v, **options)
+
+        return call
+
+    return prepare
+
+
+def result_of_sdpa(out: Any) -> Any:
+    """The output of a back end, [B, H, N, E], as a CuPy array [B, N, H, E]."""
+    return to_cupy(out.transpose(1, 2))
+
+
+def naive_attention(case: AttentionCase, inputs: Inputs) -> Callable[[], Any]:
+    """The formula in CuPy: two products, and the matrix of logits in memory."""
+    import cupy
+
+    if case.batch * case.num_heads * case.seqlen_q * case.num_keys > NAIVE_MAX_LOGITS:
+        raise PeerError("the matrix of logits is too large to be worth it")
+    q, k, v = (inputs[name] for name in "qkv")
+    if q.dtype.name == "bfloat16":
+        raise PeerError("CuPy has no bfloat16 product")
+    scale = 1 / math.sqrt(q.shape[3]) if case.scale is None else case.scale
+    group = q.shape[2] // k.shape[2]
+    keys, values = (cupy.repeat(x, group, axis=2) for x in (k, v))
+    hidden = ~cupy.tri(case.seqlen_q, case.num_keys, case.num_keys - case.seqlen_q, dtype=bool)
+
+    def call() -> Any:
+        logits = (q.transpose(0, 2, 1, 3) @ keys.transpose(0, 2, 3, 1)).astype(np.float32) * scale
+        if case.causal:
+            logits[..., hidden] = -np.inf
+        p = cupy.exp(logits - logits.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        return (p.astype(q.dtype) @ values.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+    return call
+
+
+def torch_softmax(case: SoftmaxCase, inputs: Inputs) -> Callable[[], Any]:
+    """torch's function of the same name."""
+    import torch
+
+    functions = {"softmax": torch.softmax, "log_softmax": torch.log_softmax, "logsumexp": torch.logsumexp}
+    x = to_torch(inputs["x"])
+    return lambda: functions[case.kind](x, -1)
+
+
+def naive_softmax(case: SoftmaxCase, inputs: Inputs) -> Callable[[], Any]:
+    """The formula in CuPy, a kernel an operation."""
+    import cupy
+
+    x = inputs["x"]
+    if case.kind != "softmax" or x.dtype.name == "bfloat16":
+        raise PeerError("not written")
+
+    def call() -> Any:
+        exponentials = cupy.exp(x - x.max(axis=-1, keepdims=True))
+        return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+    return call
+
+
+def as_cupy(out: Any) -> Any:
+    """The output of a peer's call as a CuPy array: [B, N, H, E] for attention."""
+    import cupy
+
+    if isinstance(out, cupy.ndarray):
+        return out
+    return result_of_sdpa(out) if out.ndim == 4 else to_cupy(out)

@@ -1,0 +1,181 @@
+"""Latencies around a call: importing, loading a cached kernel, translating PTX, and the Python of the call itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import cuattn
+from cuattn import compile, environment
+from cuattn.benchmark.results import BenchmarkError, Record, scrub
+from cuattn.benchmark.suite import Options, Step
+from cuattn.benchmark.timing import significant
+from cuattn.config import FlashFwdConfig, select
+from cuattn.launch import HostExecutor, executor_for, host_executor
+
+PROCESSES = 7
+_HEAVY = '{"cupy", "cupyx", "scipy", "cuda"} & {name.partition(".")[0] for name in sys.modules}'
+
+_IMPORTING = f"""
+import json, sys, time
+start = time.perf_counter()
+import numpy
+middle = time.perf_counter()
+import cuattn
+end = time.perf_counter()
+print(json.dumps({{"numpy_ms": 1e3 * (middle - start), "import_ms": 1e3 * (end - middle),
+                  "heavy_modules": len({_HEAVY})}}))
+"""
+# The first call in a process whose kernel is in the cache, and loading a second such kernel.
+_CALLING = f"""
+import json, sys, time
+import numpy as np
+start = time.perf_counter()
+import cuattn
+x = np.ones((1, 2, 1, 8), np.float16)
+cuattn.attention(x, x, x)
+first = time.perf_counter()
+cuattn.attention(x, x, x, causal=True)
+second = time.perf_counter()
+cuattn.attention(x, x, x, causal=True)
+third = time.perf_counter()
+print(json.dumps({{"first_call_ms": 1e3 * (first - start), "load_ms": 1e3 * (2 * second - first - third),
+                  "heavy_modules": len({_HEAVY})}}))
+"""
+
+
+def latency_steps(options: Options) -> list[Step]:
+    """Everything that lies around the kernel itself; on no GPU."""
+    return [
+        Step("latency", "import", 4.0, importing),
+        Step("latency", "cached_load", 5.0, loading),
+        Step("latency", "translation", 1.0, translation),
+        Step("latency", "call_overhead", 2.0, call_overhead),
+    ]
+
+
+def importing() -> Iterator[Record]:
+    """`import cuattn` after `import numpy`."""
+    runs = in_fresh_processes(_IMPORTING)
+    metrics = {name: significant(statistics.median(run[name] for run in runs)) for name in ("import_ms", "numpy_ms")}
+    metrics["heavy_modules"] = max(run["heavy_modules"] for run in runs)
+    yield Record(
+        "latency",
+        "import",
+        metrics,
+        method=f"import cuattn in a process that has imported numpy: median of {PROCESSES} processes; heavy modules are "
+        "CuPy, SciPy and the CUDA bindings",
+        goals={"import_ms": "<= 30", "heavy_modules": "== 0"},
+    )
+
+
+def loading() -> Iterator[Record]:
+    """A kernel that is in the cache."""
+    runs = in_fresh_processes(_CALLING, warm_up=1)
+    metrics = {name: significant(statistics.median(run[name] for run in runs)) for name in ("load_ms", "first_call_ms")}
+    metrics["heavy_modules"] = max(run["heavy_modules"] for run in runs)
+    yield Record(
+        "latency",
+        "cached_load",
+        metrics,
+        executor="host",
+        method="what the first call of a kernel that is in the cache takes above its second one, in a process that has "
+        f"called another kernel; first_call_ms begins before the import of cuattn: medians of {PROCESSES} processes",
+        goals={"load_ms": "<= 10", "heavy_modules": "== 0"},
+    )
+
+
+def forward_config(head_dim: int = 64) -> FlashFwdConfig:
+    """The row of the portable forward for long float16 sequences on the host's architecture."""
+    limit = compile.smem_limit_bytes(environment.host_arch())
+    return select(np.dtype(np.float16), head_dim, head_dim, seqlen_q=1024, smem_limit_bytes=limit)
+
+
+def translation() -> Iterator[Record]:
+    """PTX to the table of the host executor."""
+    from cuattn.host import ptx, table
+
+    for head_dim in (64, 128):
+        config = forward_config(head_dim)
+        constants = config.constants("float16", head_dim, head_dim, CAUSAL=True, ALIGNED=True)
+        binary = compile.build(config.source, constants, arch=environment.host_arch(), kind="ptx")
+        text = binary.image.decode()
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            module = ptx.parse(text)
+            for entry in module.entries.values():
+                table.build_table(module, entry)
+            times.append(1e3 * (time.perf_counter() - start))
+        yield Record(
+            "latency",
+            f"translation_d{head_dim}",
+            {"translation_ms": significant(statistics.median(times)), "ptx_lines": text.count("\n")},
+            method="parsing the PTX of the causal float16 forward and building its table: median of 7",
+            goals={"translation_ms": "<= 200"},
+        )
+
+
+def call_overhead(calls: int = 3000) -> Iterator[Record]:
+    """The Python of `attention` and `softmax`, with the launch itself taken out."""
+    q = np.ones((1, 16, 2, 64), np.float16)
+    x = np.ones((16, 256), np.float32)
+    for name, call in {
+        "attention": lambda: cuattn.attention(q, q, q, causal=True),
+        "softmax": lambda: cuattn.softmax(x),
+    }.items():
+        call()  # compile and load before the launch is taken out
+        with without_launches(executor_for(q=q)):
+            times = []
+            for _ in range(calls):
+                start = time.perf_counter()
+                call()
+                times.append(1e6 * (time.perf_counter() - start))
+        metrics = {"overhead_us": significant(statistics.median(times)), "best_us": significant(min(times))}
+        yield Record(
+            "latency",
+            f"call_overhead_{name}",
+            metrics,
+            method=f"a call with NumPy arrays whose launch does nothing: median of {calls}; the host executor's checkers "
+            "are off",
+            goals={"overhead_us": "<= 60"},
+        )
+
+
+@contextmanager
+def without_launches(executor: Any) -> Iterator[None]:
+    """Kernels are chosen, checked and packed as ever, but not started."""
+    with mock.patch.object(executor, "_start", lambda *arguments: None):
+        yield
+
+
+def in_fresh_processes(code: str, *, count: int = PROCESSES, warm_up: int = 1) -> list[dict[str, Any]]:
+    """What `code` printed as JSON, in so many interpreters after those that warm the file system."""
+    root = Path(cuattn.__file__).resolve().parents[1]
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    answers = []
+    for _ in range(warm_up + count):
+        result = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise BenchmarkError(scrub(f"a measuring process failed: {result.stderr.strip()[-300:]}"))
+        answers.append(json.loads(result.stdout.splitlines()[-1]))
+    return answers[warm_up:]
+
+
+def fresh_host_executor() -> HostExecutor:
+    """One that has loaded nothing yet."""
+    host_executor.cache_clear()
+    return host_executor(environment.host_arch())

@@ -1,0 +1,139 @@
+"""Compiling: the time of NVRTC for each variant, and what ptxas says about the kernel. Nothing runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from cuattn import compile, softmax_config
+from cuattn.benchmark import occupancy
+from cuattn.benchmark.results import Record, Value
+from cuattn.benchmark.suite import Options, Step
+from cuattn.benchmark.timing import significant
+from cuattn.config import BUCKETS, FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS, FlashFwdConfig
+
+ARCHS = ("sm_80", "sm_90a")
+DTYPE = {2: "float16", 4: "float32", 8: "float64"}
+METHOD = "NVRTC with an empty cache, source to CUBIN, once; figures from ptxas; occupancy computed from them"
+PTX_METHOD = "NVRTC with an empty cache, source to PTX, once"
+SOFTMAX_SAMPLE = 26  # every so many of the softmax variants
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A kernel with its constants, and how it is launched."""
+
+    label: str
+    source: str
+    constants: Mapping[str, Any]
+    num_threads: int
+    smem_bytes: int
+    head_dim: int = 0
+
+
+def attention_variants() -> Iterator[Variant]:
+    """Every row of the table at the largest head dim that selects it, with and without a causal mask."""
+    for row in FLASH_FWD_CONFIGS:
+        head_dim = largest_head_dim(row)
+        for causal in (False, True):
+            flags = "_causal" if causal else ""
+            few = "_few" if row.max_seqlen_q else ""
+            yield Variant(
+                f"{row.source}_{DTYPE[row.itemsize]}_d{head_dim}_{row.block_m}x{row.block_n}"
+                f"_w{row.num_warps}_s{row.num_stages}{few}{flags}",
+                row.source,
+                row.constants(DTYPE[row.itemsize], head_dim, head_dim, CAUSAL=causal, ALIGNED=True),
+                row.num_threads,
+                row.smem_bytes(head_dim, head_dim),
+                head_dim,
+            )
+
+
+def largest_head_dim(row: FlashFwdConfig) -> int:
+    """The largest bucket for which the row is legal somewhere."""
+    limit = max(compile.smem_limit_bytes(arch) for arch in ARCHS)
+    return max(d for d in HEAD_DIM_BUCKETS if d <= BUCKETS[row.max_head_dim] and row.is_legal(d, d, limit))
+
+
+def softmax_variants() -> Iterator[Variant]:
+    """A sample of the softmax kernels."""
+    for index, (source, constants) in enumerate(softmax_config.variants()):
+        if index % SOFTMAX_SAMPLE == 0:
+            label = "_".join(str(value).lower() for value in constants.values())
+            yield Variant(f"{source}_{label}", source, constants, int(constants["NUM_THREADS"]), 0)
+
+
+def compile_steps(options: Options) -> list[Step]:
+    """The attention rows, then the sample of softmax; on each architecture, and as PTX for the host."""
+    steps = [
+        Step("compile", f"{variant.label} {arch}", 0.7, partial(cubin_records, variant, arch))
+        for variant in (*attention_variants(), *softmax_variants())
+        for arch in ARCHS
+        if variant.smem_bytes <= compile.smem_limit_bytes(arch)
+    ]
+    return steps + [
+        Step("compile", f"{variant.label} ptx", 0.5, partial(ptx_records, variant)) for variant in attention_variants()
+    ]
+
+
+def cubin_records(variant: Variant, arch: str) -> Iterator[Record]:
+    """Time and resources of one variant."""
+    seconds, binary = build_cold(variant, arch, "cubin")
+    for entry, figures in binary.resources.items():
+        name = variant.label if len(binary.resources) == 1 else f"{variant.label}_{entry}"
+        smem_bytes = variant.smem_bytes + figures.static_smem_bytes
+        ctas = occupancy.ctas_per_sm(
+            arch, num_threads=variant.num_threads, registers=figures.registers, smem_bytes=smem_bytes
+        )
+        metrics: dict[str, Value] = {
+            "nvrtc_ms": significant(1e3 * seconds),
+            "registers": figures.registers,
+            "spill_bytes": figures.spill_stores + figures.spill_loads,
+            "stack_bytes": figures.stack_bytes,
+            "smem_bytes": smem_bytes,
+            "ctas_per_sm": ctas,
+            "occupancy": significant(occupancy.fraction(arch, ctas, variant.num_threads), 3),
+            "cubin_bytes": len(binary.image),
+        }
+        goals = {"spill_bytes": "== 0"}
+        if variant.head_dim <= 128:
+            goals["nvrtc_ms"] = "<= 1000"
+        yield Record("compile", f"{name}_{arch}", metrics, method=METHOD, goals=goals)
+
+
+def ptx_records(variant: Variant) -> Iterator[Record]:
+    """Time and length of the PTX that the host executor runs."""
+    seconds, binary = build_cold(variant, ARCHS[0], "ptx")
+    metrics = {"nvrtc_ms": significant(1e3 * seconds), "ptx_lines": binary.image.count(b"\n")}
+    goals = {"nvrtc_ms": "<= 1000"} if variant.head_dim <= 128 else {}
+    yield Record("compile", f"{variant.label}_ptx", metrics, method=PTX_METHOD, goals=goals)
+
+
+def build_cold(variant: Variant, arch: str, kind: str) -> tuple[float, compile.Binary]:
+    """Compile without any cache; NVRTC itself is loaded and warm."""
+    with empty_cache():
+        compile.build_source("", name="nothing.cu", arch=arch, kind="ptx")
+        start = time.perf_counter()
+        binary = compile.build(variant.source, variant.constants, arch=arch, kind=kind)
+        return time.perf_counter() - start, binary
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """A new cache directory for the time being, and nothing remembered in this process."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cuattn-") as directory,
+        mock.patch.dict(os.environ, {"CUATTN_CACHE_DIR": directory}),
+    ):
+        compile.forget()
+        try:
+            yield
+        finally:
+            compile.forget()
