@@ -20,6 +20,7 @@ PROJECT := pyproject.toml setup.py
 
 demo: $(VENV)/demo-$(CUDA).stamp
 	$(RUN) -m examples.minilm
+	$(VENV)/bin/cuattn-bench run smoke
 
 test: $(VENV)/test-$(CUDA).stamp lint
 	$(RUN) -m pytest -n $(WORKERS)

@@ -75,7 +75,7 @@ def fold(x: Any, out: Any, axis: int) -> Rows | None:
 
     >>> x = np.zeros((2, 3, 4, 5), np.float32)
     >>> fold(x, x, axis=2).outer
-    ((2, 60, 60), (3, 20, 20), (5, 1, 1))
+    ((6, 20, 20), (5, 1, 1))
     """
     return _fold(x.shape, axis, _placement(x), _placement(out))
 

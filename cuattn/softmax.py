@@ -66,7 +66,7 @@ def softmax(x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = Non
     --------
     >>> import numpy as np
     >>> import cuattn
-    >>> cuattn.softmax(np.log(np.array([[1.0, 3.0]], np.float32)))
+    >>> cuattn.softmax(np.log(np.array([[1.0, 3.0]], np.float32))).round(4)
     array([[0.25, 0.75]], dtype=float32)
     """
     return evaluate("softmax", x, axis=axis, algorithm=algorithm, out=out)

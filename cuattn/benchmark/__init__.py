@@ -1,7 +1,7 @@
 """Benchmarks: how fast, how large, how long to start; on a GPU beside its peers, without one on the host executor.
 
-`run_suite` runs suites by name and returns a `Report` of `Record`, which `Report.to_json` writes. Every result is checked
-before it is timed, and says where it was measured: a time on the host executor is never a time on a GPU.
+`run_suite` runs suites by name and returns a `Report` of `Record`, which `Report.to_json` writes. Every result is
+checked before it is timed, and says where it was measured: a time on the host executor is never a time on a GPU.
 
 >>> from cuattn.benchmark import SUITES
 >>> sorted(SUITES)
@@ -28,7 +28,7 @@ _ALL = (
     Suite("smoke", "a little of everything, each result checked: under a minute", operations.smoke_steps),
     Suite("attention", "forward attention over sequence lengths, head dims and masks", operations.attention_steps),
     Suite("softmax", "softmax along rows of many lengths", operations.softmax_steps),
-    Suite("compile", "NVRTC time, registers, spills, shared memory, occupancy of each kernel row", variants.compile_steps),
+    Suite("compile", "NVRTC time, registers, spills, shared memory and occupancy of kernels", variants.compile_steps),
     Suite("latency", "import, cached load, translation, Python overhead of a call", start.latency_steps),
     Suite("host", "the host executor: speed with the checkers off and on", host_figures.speed_steps),
     Suite("counters", "instructions, bytes and workspace, counted by the host executor", host_figures.count_steps),

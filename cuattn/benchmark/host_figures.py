@@ -111,8 +111,8 @@ def count_records(case: AttentionCase | SoftmaxCase, options: Options) -> Iterat
         case.name,
         metrics,
         executor="host",
-        method="counted by the host executor: warp instructions executed, bytes asked of global memory by active lanes; "
-        "the least is each input read and each output written once",
+        method="counted by the host executor: warp instructions executed, bytes asked of global memory by active "
+        "lanes; the least is each input read and each output written once",
     )
 
 

@@ -53,7 +53,7 @@ def attention_cases(options: Options, executor: str) -> list[AttentionCase]:
 
 def softmax_cases(options: Options, executor: str) -> list[SoftmaxCase]:
     """The problems of the suite; `seqlens` are lengths of rows."""
-    shapes = CUDA_SOFTMAX if executor == "cuda" else HOST_SOFTMAX
+    shapes: tuple[tuple[int, int], ...] = CUDA_SOFTMAX if executor == "cuda" else HOST_SOFTMAX
     if options.seqlens:
         size = shapes[0][0] * shapes[0][1]
         shapes = tuple((max(1, size // columns), columns) for columns in options.seqlens)
@@ -94,7 +94,8 @@ def case_steps(suite: str, cases: Sequence[AnyCase], options: Options) -> list[S
     """A step a case; on a GPU the ceilings come first."""
     executor = options.resolved()
     if executor == "host":
-        return [Step(suite, case.name, _host_estimate(case), partial(host_records, suite, case, options)) for case in cases]
+        run = partial(host_records, suite, options)
+        return [Step(suite, case.name, _host_estimate(case), partial(run, case)) for case in cases]
     bench = CudaBench(suite, options)
     first = Step("ceilings", "copy and matrix product", 4.0, bench.ceilings)
     return [first, *(Step(suite, case.name, 4.0, partial(bench.records, case)) for case in cases)]
@@ -126,7 +127,7 @@ def relative_error(case: AnyCase, arrays: dict[str, Any], result: Any) -> float:
     return verify.softmax_error(case, arrays, result)
 
 
-def host_records(suite: str, case: AnyCase, options: Options) -> Iterator[Record]:
+def host_records(suite: str, options: Options, case: AnyCase) -> Iterator[Record]:
     """Run, check and time a case on the host executor."""
     arrays = inputs.make(case, "host", options.seed)
     result = case.run(arrays)

@@ -79,13 +79,14 @@ class Record:
     @property
     def verdicts(self) -> dict[str, bool]:
         """Name of each metric with a goal to whether it was reached; one that was not measured is not."""
-        result = {}
-        for metric, goal in self.goals.items():
-            match = _GOAL.fullmatch(goal)
-            value = self.metrics.get(metric)
-            reached = match is not None and isinstance(value, int | float) and _COMPARE[match[1]](value, float(match[2]))
-            result[metric] = bool(reached)
-        return result
+        return {metric: _reached(self.metrics.get(metric), goal) for metric, goal in self.goals.items()}
+
+
+def _reached(value: Value, goal: str) -> bool:
+    match = _GOAL.fullmatch(goal)
+    if match is None or not isinstance(value, int | float):
+        return False
+    return bool(_COMPARE[match[1]](value, float(match[2])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ class Report:
     schema_version: int = SCHEMA_VERSION
 
     @property
-    def errors(self) -> tuple[Record, ...]:
-        return tuple(record for record in self.records if record.error)
+    def failures(self) -> tuple[Record, ...]:
+        """Records of cuattn itself that have an error. A peer that refuses a problem is no failure."""
+        return tuple(record for record in self.records if record.error and record.provider == "cuattn")
 
     def to_json(self) -> str:
         """Text that `from_json` reads. No paths of this machine are in it."""

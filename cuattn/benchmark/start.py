@@ -18,11 +18,12 @@ import numpy as np
 
 import cuattn
 from cuattn import compile, environment
+from cuattn.benchmark import cuda_calls
 from cuattn.benchmark.results import BenchmarkError, Record, scrub
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import significant
 from cuattn.config import FlashFwdConfig, select
-from cuattn.launch import HostExecutor, executor_for, host_executor
+from cuattn.launch import executor_for
 
 PROCESSES = 7
 _HEAVY = '{"cupy", "cupyx", "scipy", "cuda"} & {name.partition(".")[0] for name in sys.modules}'
@@ -56,13 +57,14 @@ print(json.dumps({{"first_call_ms": 1e3 * (first - start), "load_ms": 1e3 * (2 *
 
 
 def latency_steps(options: Options) -> list[Step]:
-    """Everything that lies around the kernel itself; on no GPU."""
-    return [
+    """Everything that lies around the kernel itself; where a GPU answers, of calls on it too."""
+    steps = [
         Step("latency", "import", 4.0, importing),
         Step("latency", "cached_load", 5.0, loading),
         Step("latency", "translation", 1.0, translation),
         Step("latency", "call_overhead", 2.0, call_overhead),
     ]
+    return [*cuda_calls.call_steps(), *steps] if options.resolved() == "cuda" else steps
 
 
 def importing() -> Iterator[Record]:
@@ -74,8 +76,8 @@ def importing() -> Iterator[Record]:
         "latency",
         "import",
         metrics,
-        method=f"import cuattn in a process that has imported numpy: median of {PROCESSES} processes; heavy modules are "
-        "CuPy, SciPy and the CUDA bindings",
+        method=f"import cuattn in a process that has imported numpy: median of {PROCESSES} processes; heavy modules "
+        "are CuPy, SciPy and the CUDA bindings",
         goals={"import_ms": "<= 30", "heavy_modules": "== 0"},
     )
 
@@ -147,8 +149,7 @@ def call_overhead(calls: int = 3000) -> Iterator[Record]:
             "latency",
             f"call_overhead_{name}",
             metrics,
-            method=f"a call with NumPy arrays whose launch does nothing: median of {calls}; the host executor's checkers "
-            "are off",
+            method=f"a call with NumPy arrays whose launch does nothing, checkers off: median of {calls}",
             goals={"overhead_us": "<= 60"},
         )
 
@@ -167,15 +168,13 @@ def in_fresh_processes(code: str, *, count: int = PROCESSES, warm_up: int = 1) -
     answers = []
     for _ in range(warm_up + count):
         result = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if result.returncode:
             raise BenchmarkError(scrub(f"a measuring process failed: {result.stderr.strip()[-300:]}"))
         answers.append(json.loads(result.stdout.splitlines()[-1]))
     return answers[warm_up:]
-
-
-def fresh_host_executor() -> HostExecutor:
-    """One that has loaded nothing yet."""
-    host_executor.cache_clear()
-    return host_executor(environment.host_arch())

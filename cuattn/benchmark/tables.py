@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -16,8 +17,13 @@ from cuattn.benchmark.suite import Progress as ProgressCall
 EXECUTORS = {"host": "host executor (a CPU; says nothing about a GPU)", "cuda": "GPU", "none": "no kernel runs"}
 #: Metrics that are in the JSON but would make the tables too wide.
 HIDDEN = frozenset(
-    {"samples", "best_us", "best_gflop_per_s", "spread", "cpu_us", "bytes", "stack_bytes", "cubin_bytes", "numpy_ms"}
+    {
+        *("samples", "best_us", "best_gflop_per_s", "spread", "cpu_us", "bytes", "stack_bytes", "cubin_bytes"),
+        *("numpy_ms", "launches", "active_lanes", "heavy_modules", "ptx_lines"),
+    }
 )
+_ATTENTION = re.compile(r"attention_b(\d+)_n(\d+)_m(\d+)_h(\d+)_g(\d+)_d(\d+)_e(\d+)_(\w+)")
+_COLORS = {True: "green", False: "bold red"}
 UNITS = {
     "gb_per_s": "GB/s",
     "tflop_per_s": "TFLOP/s",
@@ -30,23 +36,23 @@ UNITS = {
 
 def summary(report: Report) -> RenderableType:
     """Tables of the whole report, and a line on the goals where there are any."""
-    groups: dict[tuple[str, str, tuple[str, ...]], list[Record]] = {}
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in report.records:
         if not record.error:
-            shape = tuple(name for name in record.metrics if name not in HIDDEN)
-            key = _merged(record.suite, record.executor, shape)
-            groups.setdefault(key, []).append(record)
+            operation = record.case.partition("_")[0]
+            groups.setdefault((record.suite, record.executor, operation), []).append(record)
     parts: list[RenderableType] = [
         table(records, title=f"{suite}: {EXECUTORS[executor]}") for (suite, executor, _), records in groups.items()
     ]
-    parts += [Text(f"{record.suite} {record.case} ({record.provider}): {record.error}", "red") for record in report.errors]
-    parts.append(Text(goals_line(report.records)))
+    parts += [Text(error_line(record), "red") for record in report.records if record.error]
+    if goals := goals_line(report.records):
+        parts.append(Text(goals))
     return Group(*parts)
 
 
-def _merged(suite: str, executor: str, shape: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
-    """Records with different metrics share a table, except where the suite mixes different things."""
-    return (suite, executor, shape) if suite in ("latency", "compile") else (suite, executor, ())
+def error_line(record: Record) -> str:
+    """What failed, and why."""
+    return f"{record.suite}, {label(record.case)}, {record.provider}: {record.error}"
 
 
 def table(records: Sequence[Record], title: str) -> Table:
@@ -54,7 +60,7 @@ def table(records: Sequence[Record], title: str) -> Table:
     names = list(dict.fromkeys(name for record in records for name in record.metrics if name not in HIDDEN))
     providers = len({record.provider for record in records}) > 1
     result = Table(title=title, title_justify="left")
-    result.add_column("case", overflow="fold")
+    result.add_column("case", overflow="fold", min_width=24)
     if providers:
         result.add_column("by")
     for name in names:
@@ -62,12 +68,26 @@ def table(records: Sequence[Record], title: str) -> Table:
     if any(record.goals for record in records):
         result.add_column("goal", no_wrap=True)
     for record in records:
-        cells: list[str | Text] = [record.case, *([record.provider] if providers else [])]
+        cells: list[str | Text] = [label(record.case), *([record.provider] if providers else [])]
         cells += [cell(name, record.metrics) for name in names]
         if any(other.goals for other in records):
             cells.append(_goal(record))
         result.add_row(*cells)
     return result
+
+
+def label(case: str) -> str:
+    """A shorter name of an attention problem: what is equal is said once."""
+    match = _ATTENTION.fullmatch(case)
+    if match is None:
+        return case
+    b, n, m, h, g, d, e, rest = match.groups()
+    pairs = (
+        f"N {n}" if n == m else f"N {n} M {m}",
+        f"H {h}" if h == g else f"H {h} G {g}",
+        f"D {d}" if d == e else f"D {d} E {e}",
+    )
+    return f"attention B {b} {' '.join(pairs)} {rest.replace('_', ' ')}"
 
 
 def heading(name: str) -> str:
@@ -94,7 +114,7 @@ def cell(name: str, metrics: Mapping[str, Value]) -> str:
 
 def _goal(record: Record) -> Text:
     words = [
-        Text(f"{heading(name)} {goal}" if len(record.goals) > 1 else goal, "green" if record.verdicts[name] else "bold red")
+        Text(f"{heading(name)} {goal}" if name != next(iter(record.metrics)) else goal, _COLORS[record.verdicts[name]])
         for name, goal in record.goals.items()
     ]
     return Text("\n").join(words)
@@ -109,7 +129,12 @@ def goals_line(records: Sequence[Record]) -> str:
 @contextmanager
 def progress(console: Console) -> Iterator[ProgressCall]:
     """A progress bar with the time left, as a function for `run_suite`. It vanishes when it is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
 

@@ -77,7 +77,7 @@ def significant(value: float, digits: int = 4) -> float:
 def time_host(call: Callable[[], object], *, budget_s: float = 1.0, least: int = 3, most: int = 1000) -> Timing:
     """Time a call that returns when its work is done: `least` calls at least, then until the budget is spent."""
     call()
-    samples = []
+    samples: list[float] = []
     began, began_cpu = time.perf_counter(), time.process_time()
     while len(samples) < least or (len(samples) < most and time.perf_counter() - began < budget_s):
         start = time.perf_counter()
@@ -104,9 +104,7 @@ class CudaTimer:
         module = _load(divmod(int(device.compute_capability), 10))
         self._wait, self._read = (module.get_function(name) for name in ("cuattn_wait", "cuattn_read"))
 
-    def time(
-        self, call: Callable[[], object], *, repeats: int = 30, warm_up: int = 3, budget_s: float = 0.5
-    ) -> Timing:
+    def time(self, call: Callable[[], object], *, repeats: int = 30, warm_up: int = 3, budget_s: float = 0.5) -> Timing:
         """Time a call that enqueues work: `repeats` times, fewer (but 5) where the budget does not allow so many."""
         cupy = self._cupy
         for _ in range(warm_up):

@@ -17,7 +17,7 @@ from cuattn.testing import assert_softmax_close
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.strategies import examples, fill
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64))
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def pieces_of(x, cuts):
@@ -106,9 +106,8 @@ def test_a_growing_maximum_rescales_and_never_overflows(executor):
     np.testing.assert_allclose(lse, reference.logsumexp(np.stack([x, -x])), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)], ids=str)
-def test_long_pieces_take_several_ctas(executor, dtype):
-    x = np.random.default_rng(0).standard_normal((1, 50_000)).astype(dtype)
+def test_long_pieces_take_several_ctas(executor):
+    x = np.random.default_rng(0).standard_normal((1, 50_000)).astype(ml_dtypes.bfloat16)
     state = state_of(executor, pieces_of(x, [33_000]))
     assert_softmax_close(executor.numpy(state.logsumexp()), x, -1, "logsumexp")
     assert_softmax_close(executor.numpy(state.probabilities(executor.array(x))), x)

@@ -22,32 +22,35 @@ def counted(output, x, *, algorithm="online", config=None):
 
 
 @pytest.mark.parametrize("algorithm", ["naive", "safe", "online"])
-@pytest.mark.parametrize("config", [STREAM_SHORT, STREAM], ids=["stream_short", "stream"])
-@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
-def test_one_cta_a_row(algorithm, config, offset):
-    x = np.zeros(5 * 1000 + offset, np.float32)[offset:].reshape(5, 1000)
-    assert counted("softmax", x, algorithm=algorithm, config=config) == ((READS[algorithm] + 1) * x.nbytes, x.nbytes)
+def test_one_cta_a_row(algorithm):
+    x = np.zeros((5, 1000), np.float32)
+    assert counted("softmax", x, algorithm=algorithm, config=STREAM) == ((READS[algorithm] + 1) * x.nbytes, x.nbytes)
+
+
+def test_element_wise_loads_move_the_same_bytes():
+    x = np.zeros(5001, np.float32)[1:].reshape(5, 1000)
+    assert counted("softmax", x, config=STREAM_SHORT) == (2 * x.nbytes, x.nbytes)
 
 
 @pytest.mark.parametrize("config", ONCHIP, ids=lambda config: f"{config.threads_per_row}_threads")
 def test_rows_on_chip_are_read_once(config):
-    x = np.zeros((7, config.max_cols(4) - 3), np.float32)
+    x = np.zeros((7, config.max_cols(4) - 4), np.float32)
     assert counted("softmax", x, config=config) == (x.nbytes, x.nbytes)
 
 
-@pytest.mark.parametrize("algorithm", ["naive", "safe", "online"])
-def test_several_ctas_a_row(algorithm):
+@pytest.mark.parametrize(("algorithm", "dtype"), [("naive", np.float64), ("safe", np.float32), ("online", np.float32)])
+def test_several_ctas_a_row(algorithm, dtype):
     """The same reads and writes, and the states: written once, read once by each CTA of the second launch."""
-    x = np.zeros((3, 1000), np.float32)
+    x = np.zeros((3, 1000), dtype)
     config = replace(SPLIT, min_chunk_cols=256)
-    num_chunks, state_bytes = 4, 8
-    states = x.shape[0] * num_chunks * state_bytes
+    num_chunks = 4
+    states = x.shape[0] * num_chunks * 2 * x.itemsize
     read, written = counted("softmax", x, algorithm=algorithm, config=config)
     assert read == (READS[algorithm] + 1) * x.nbytes + num_chunks * states
     assert written == x.nbytes + states
 
 
-@pytest.mark.parametrize("algorithm", ["naive", "safe", "online"])
+@pytest.mark.parametrize("algorithm", ["safe", "online"])
 def test_logsumexp_writes_one_number_a_row(algorithm):
     x = np.zeros((5, 1000), np.float32)
     assert counted("logsumexp", x, algorithm=algorithm, config=STREAM) == (READS[algorithm] * x.nbytes, 5 * 4)

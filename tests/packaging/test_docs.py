@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cuattn.config import FLASH_FWD_CONFIGS
 from cuattn.environment import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,17 @@ def test_environment_page_is_the_table() -> None:
         default = f"`{variable.default}`" if variable.default else "(not set)"
         rows.append(f"| `{variable.name}` | {default} | {variable.allowed} | {variable.doc} |")
     assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+
+
+def test_the_page_of_the_forward_kernel_shows_the_table_of_shapes() -> None:
+    page = (ROOT / "docs/kernels/attention_forward.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {row.itemsize} | {row.max_head_dim} | {f'up to {row.max_seqlen_q}' if row.max_seqlen_q else 'any'} "
+        f"| {row.block_m} × {row.block_n} | {row.num_warps} | {row.num_stages} "
+        f"| {row.smem_bytes(row.max_head_dim, row.max_head_dim):,} |"
+        for row in FLASH_FWD_CONFIGS
+    ]
+    assert [line for line in page.splitlines() if re.match(r"\| \d", line)] == rows
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

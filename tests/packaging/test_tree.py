@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# A path that exists on one machine only.
-MACHINE_PATH = re.compile(r"/(?:root|work|home/\w+|Users/\w+)/[\w.]")
+# Where this checkout and its owner live: in a file of the project, such a path works on one machine only.
+MACHINE_PATHS = [path for path in (ROOT, Path.home()) if path != Path(path.anchor)]
+MACHINE_PATH = re.compile(rf"(?<!\w)(?:{'|'.join(re.escape(str(path)) for path in MACHINE_PATHS)})/[\w.]")
 
 
 def tracked_files() -> list[Path]:

@@ -47,15 +47,25 @@ static inline double convert_clamp(double x, double low, double high) { return x
   X(cvt_rn_f32_f64, u32, u64, alu_f32((float)as_f64(a)))                                    \
   X(cvt_f32_f16, u32, u32, alu_f32(as_f32(narrow_f32_of_f16(a))))                           \
   X(cvt_f32_bf16, u32, u32, narrow_f32_of_bf16(a))                                          \
-  X(cvt_rn_f16_f32, u32, u32, narrow_f16_of_f32(a))                                         \
   X(cvt_rn_bf16_f32, u32, u32, narrow_bf16_of_f32(a))                                       \
   X(cvt_rna_tf32_f32, u32, u32, narrow_rna_tf32(a))
-/* The first operand goes to the upper half. */
-#define CONVERT_OPS2(X)                                                                     \
-  X(cvt_rn_f16x2_f32, u32, u32, u32, narrow_f16_of_f32(a) << 16 | narrow_f16_of_f32(b))     \
-  X(cvt_rn_bf16x2_f32, u32, u32, u32, narrow_bf16_of_f32(a) << 16 | narrow_bf16_of_f32(b))
+#define CONVERT_OPS2(X) X(cvt_rn_bf16x2_f32, u32, u32, u32, narrow_bf16_of_f32(a) << 16 | narrow_bf16_of_f32(b))
 CONVERT_OPS1(OP1)
 CONVERT_OPS2(OP2)
+
+static int op_cvt_rn_f16_f32(Warp *warp, const Row *row) {
+  u32 half[WARP_SIZE];
+  narrow_f16_lanes(half, SLOT(u32, 1));
+  alu_put32(warp, row, 0, half);
+  return STEP;
+}
+/* A pair: the first operand goes to the upper half, here and in bf16x2. */
+static int op_cvt_rn_f16x2_f32(Warp *warp, const Row *row) {
+  u32 high[WARP_SIZE], low[WARP_SIZE];
+  narrow_f16_lanes(high, SLOT(u32, 1));
+  narrow_f16_lanes(low, SLOT(u32, 2));
+  EACH_LANE(u32, high[i] << 16 | low[i]);
+}
 
 /* The types of `convert`; lowering/convert.py has the same order. f16 to e5m2 are numbered like narrow_formats. */
 enum {
@@ -187,6 +197,7 @@ static int op_cvt_sat_int(Warp *warp, const Row *row) {
 
 static const OpEntry ops_convert[] = {
   CONVERT_OPS1(ENTRY) CONVERT_OPS2(ENTRY)
+  {"cvt_rn_f16_f32", op_cvt_rn_f16_f32}, {"cvt_rn_f16x2_f32", op_cvt_rn_f16x2_f32},
   {"cvt_extend_b32", op_cvt_extend_b32}, {"cvt_extend_b64_b32", op_cvt_extend_b64_b32}, {"convert", op_convert},
   {"cvt_f64_int64_rounded", op_cvt_f64_int64_rounded}, {"cvt_sat_int", op_cvt_sat_int}, {0, 0}
 };

@@ -7,7 +7,7 @@
 #include "alu.h"
 
 static inline float special_ex2(float x) {
-  /* Beyond these the result is infinity or zero; NaN fails both tests and is put back at the end. */
+  /* Beyond these the result is infinity or zero; NaN fails both tests and stays. */
   float z = x < -152.0f ? -152.0f : x;
   z = z > 129.0f ? 129.0f : z;
   const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
@@ -24,8 +24,7 @@ static inline float special_ex2(float x) {
   /* 2^n in two factors, each of them normal: the product by the first is exact, the one by the second rounds once. */
   const s32 half = n >> 1;
   const float scale1 = as_f32((u32)(half + 127) << 23), scale2 = as_f32((u32)(n - half + 127) << 23);
-  const float result = p * scale1 * scale2;
-  return x != x ? x : result;
+  return p * scale1 * scale2; /* NaN for NaN: f is one, whatever n has become */
 }
 
 /* log2 m for m in [sqrt(1/2), sqrt(2)] is s q(s^2) with s = (m - 1) / (m + 1); relative error 4e-12. */

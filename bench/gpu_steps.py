@@ -1,0 +1,220 @@
+"""The steps of `bench.gpu_check`, each run as ``python -m bench.gpu_steps NAME`` in a process of its own.
+
+A step writes what it knows to ``NAME.json`` as it goes, so that little is lost if it is ended early.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cuattn import compile
+from cuattn.benchmark import Options, machine, operations, start
+from cuattn.benchmark.results import Record, scrub, write_text
+from cuattn.benchmark.suite import Step as SuiteStep
+from cuattn.benchmark.suite import failure, run_steps
+from cuattn.testing.cases import AttentionCase, SoftmaxCase
+from cuattn.testing.executors import ExecutorUnderTest
+
+
+@dataclass
+class Run:
+    """A step under way: where it writes, where it runs, how long it may take, what it has found."""
+
+    name: str
+    out: Path
+    executor: str
+    seconds: float
+    tests: tuple[str, ...] = ()
+    summary: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    failed: bool = False
+
+    @property
+    def is_tiny(self) -> bool:
+        """On the host executor every step runs, in sizes for a dry run."""
+        return self.executor == "host"
+
+    @property
+    def until(self) -> float:
+        """The moment of `time.monotonic` by which to be done."""
+        return self.began + self.seconds
+
+    def save(self, status: str = "unfinished", trace: str = "") -> None:
+        """Write everything known so far."""
+        outcome = {"name": self.name, "status": status, "summary": self.summary, "detail": self.detail}
+        data = {"outcome": {**outcome, "traceback": trace}, "records": [asdict(record) for record in self.records]}
+        write_text(self.out / f"{self.name}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+    def add(self, record: Record) -> None:
+        """Keep a record."""
+        self.records.append(record)
+        self.save()
+
+    def measure(self, steps: list[SuiteStep]) -> None:
+        """Run the steps of a suite, as many as the time allows."""
+        report = run_steps(steps, on_record=self.add, until=self.until)
+        wrong = [record for record in report.failures if "time is up" not in record.error]
+        left_out = len(report.failures) - len(wrong)
+        self.failed = bool(wrong)
+        self.summary = f"{len(report.records) - len(report.failures)} records, {len(wrong)} failed, {left_out} left out"
+
+
+def read_result(out: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
+    """What a step wrote, whatever became of it."""
+    try:
+        data = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {"name": name, "status": "crashed", "summary": "nothing was written"}, []
+    return data["outcome"], [Record(**fields) for fields in data["records"]]
+
+
+def environment(run: Run) -> None:
+    """Hardware, driver, versions, and what kernels will be compiled for."""
+    from cuattn.compile import nvrtc
+
+    run.detail["environment"] = machine.describe()
+    library = nvrtc.library()
+    run.detail["nvrtc_library"] = {"version": library.version, "archs": list(library.supported_archs())}
+    if run.executor == "cuda":
+        capability = run.detail["environment"].get("compute_capability")
+        if capability is None:
+            raise RuntimeError("no GPU answers: is there a driver, and a CuPy for its CUDA version?")
+        target = compile.for_device(divmod(int(capability), 10))
+        run.detail["target"] = {"arch": target.arch, "kind": target.kind}
+    found = run.detail["environment"]
+    run.summary = f"{found['gpu'] or found['cpu']}, NVRTC {library.version}, {found['cupy']}, torch {found['torch']}"
+
+
+def smoke(run: Run) -> None:
+    """Small problems of every dtype under the strict rule of the tests."""
+    executor = ExecutorUnderTest(run.executor)
+    seqlen = 70 if run.is_tiny else 333
+    cases: list[AttentionCase | SoftmaxCase] = [
+        AttentionCase(2, seqlen, 4, 64, num_kv_heads=2, dtype=dtype, causal=causal)
+        for dtype in ("float16", "bfloat16", "float32", "float64")
+        for causal in (False, True)
+    ]
+    cases += [AttentionCase(1, seqlen, 2, 128, head_dim_v=80), AttentionCase(1, 1, 2, 256, seqlen_k=seqlen)]
+    cases += [SoftmaxCase(37, 1000, dtype) for dtype in ("float16", "bfloat16", "float32")]
+    cases.append(SoftmaxCase(3, 70000))
+    verdicts = run.detail["cases"] = {}
+    for case in cases[:: 4 if run.is_tiny else 1]:
+        try:
+            with executor.active():
+                inputs = case.make_inputs(0, executor.xp)
+                case.check(inputs, case.run(inputs))
+            verdicts[case.name] = "ok"
+        except Exception as error:  # every case is tried: which ones fail says what is wrong
+            verdicts[case.name] = failure(error)
+        run.save()
+    wrong = [name for name, verdict in verdicts.items() if verdict != "ok"]
+    run.failed = bool(wrong)
+    run.summary = f"{len(verdicts) - len(wrong)} of {len(verdicts)} right" + (f"; wrong: {wrong[0]}" if wrong else "")
+
+
+def instructions(run: Run) -> None:
+    """The instruction table, and where this machine differs from it."""
+    from . import instruction_fixtures
+
+    families = instruction_fixtures.run_table(run.executor, run.out, tiny=run.is_tiny, until=run.until)
+    run.detail["families"] = families
+    cases, different = (sum(row[name] for row in families.values()) for name in ("cases", "different"))
+    errors = sum(len(row["errors"]) for row in families.values())
+    run.failed = bool(errors)  # a difference is a finding about the table, not a failure of the run
+    run.summary = f"{cases} instructions, {different} differ from the table, {errors} could not run"
+
+
+def tests(run: Run) -> None:
+    """The test suite on this executor."""
+    from . import device_tests
+
+    result = device_tests.run(run.executor, run.tests, run.out, until=run.until)
+    run.detail.update(result)
+    run.failed = result["failed"] > 0 or result["passed"] == 0 or result["exit_code"] not in (0, 2)
+    run.summary = f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"
+    run.summary += "; stopped when the time was up" if result["stopped"] else ""
+
+
+def attention(run: Run) -> None:
+    """Speed of the forward beside torch's back ends, and the ceilings of the device."""
+    options = Options(executor=run.executor, budget_s=0.05 if run.is_tiny else 0.4)
+    cases = operations.attention_cases(options, run.executor)
+    run.measure(operations.case_steps("attention", cases[:2] if run.is_tiny else cases, options))
+
+
+def softmax(run: Run) -> None:
+    """Speed of softmax beside torch, and as a fraction of a copy."""
+    options = Options(executor=run.executor, budget_s=0.05 if run.is_tiny else 0.4)
+    cases = operations.softmax_cases(options, run.executor)
+    run.measure(operations.case_steps("softmax", cases[:1] if run.is_tiny else cases, options))
+
+
+def latency(run: Run) -> None:
+    """Compiling, loading, Python a call."""
+    steps = start.latency_steps(Options(executor=run.executor))
+    run.measure(steps[2:3] if run.is_tiny else steps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it is, at most how long it may take, and with how little time it is not worth beginning."""
+
+    run: Callable[[Run], None]
+    budget_s: float
+    least_s: float = 5.0
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+    @property
+    def summary(self) -> str:
+        return (self.run.__doc__ or "").strip().rstrip(".")
+
+
+#: Most valuable first. The budgets are limits: together they are more than ten minutes, a usual run takes less.
+STEPS = (
+    Step(environment, 40),
+    Step(smoke, 90),
+    Step(instructions, 60),
+    Step(attention, 150, 15),
+    Step(tests, 200, 15),
+    Step(softmax, 60, 10),
+    Step(latency, 60, 10),
+)
+NAMES = tuple(step.name for step in STEPS)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(NAMES))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--executor", type=click.Choice(("cuda", "host")), required=True)
+@click.option("--seconds", type=float, required=True)
+@click.option("--tests", "test_paths", multiple=True)
+def main(name: str, out: Path, executor: str, seconds: float, test_paths: tuple[str, ...]) -> None:
+    """Run one step."""
+    step = STEPS[NAMES.index(name)]
+    run = Run(name, out, executor, seconds, test_paths)
+    run.save()
+    try:
+        step.run(run)
+    except BaseException:
+        run.save("failed", scrub(traceback.format_exc()))
+        raise
+    run.save("failed" if run.failed else "ok")
+    sys.exit(run.failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""A pytest plugin: writes each result to a file as soon as it is there, and stops the run when its time is up.
+
+What it needs to know stands in the environment: CUATTN_TEST_RECORD is the file, CUATTN_TEST_SECONDS the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import pytest
+
+from cuattn.benchmark.results import scrub
+
+MAX_MESSAGE = 600
+
+
+class Recorder:
+    """Writes the results that the controlling process sees, so all of them under xdist too."""
+
+    def __init__(self, path: str, seconds: float, session: pytest.Session) -> None:
+        self.path = path
+        self.until = time.monotonic() + seconds
+        self.session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # A test has three reports; the one of its call counts, and any other that did not pass.
+        if report.when == "call" or not report.passed:
+            row: dict[str, Any] = {
+                "test": report.nodeid,
+                "outcome": report.outcome,
+                "seconds": round(report.duration, 2),
+            }
+            if report.failed:
+                row["message"] = scrub(report.longreprtext[-MAX_MESSAGE:])
+            self.write(row)
+        if time.monotonic() > self.until and not self.session.shouldstop:
+            self.session.shouldstop = "the time is up"
+            self.write({"stopped": True})
+
+    def write(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    path = os.environ.get("CUATTN_TEST_RECORD")
+    if path and not hasattr(session.config, "workerinput"):
+        seconds = float(os.environ.get("CUATTN_TEST_SECONDS", "inf"))
+        session.config.pluginmanager.register(Recorder(path, seconds, session), "cuattn-recorder")

@@ -1,0 +1,143 @@
+"""`list`: suites, kernels, the rows of the tables, compiled variants."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cuattn import compile, softmax_config
+from cuattn.benchmark import SUITES
+from cuattn.compile import cache
+from cuattn.compile.expand import KERNELS
+from cuattn.config import FLASH_FWD_CONFIGS
+
+SOFTMAX_ROWS = (
+    *softmax_config.ONCHIP,
+    *softmax_config.ONCHIP_LANES,
+    softmax_config.STREAM_SHORT,
+    softmax_config.STREAM,
+    softmax_config.STREAM_LANES,
+    softmax_config.SPLIT,
+    softmax_config.SPLIT_LANES,
+)
+TOPICS = ("suites", "kernels", "rows", "variants")
+
+
+@click.command("list")
+@click.argument("topics", nargs=-1, type=click.Choice(TOPICS), metavar="[suites|kernels|rows|variants]...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def list_(topics: tuple[str, ...], as_json: bool) -> None:
+    """List suites, kernels, rows of the configuration tables, and compiled variants.
+
+    \b
+    suites    what `run` takes
+    kernels   kernel files
+    rows      tile shapes of attention and thread layouts of softmax
+    variants  kernels that have been compiled and are in the cache
+
+    \b
+    Examples:
+      cuattn-bench list
+      cuattn-bench list rows
+      cuattn-bench list variants --json
+    """
+    found = {title: make() for topic in topics or TOPICS for title, make in LISTS[topic].items()}
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    console = Console()
+    for topic, entries in found.items():
+        console.print(table(topic, entries))
+
+
+def table(title: str, entries: list[dict[str, Any]]) -> Table:
+    """A row an entry; columns are the keys of all of them."""
+    result = Table(title=f"{title} ({len(entries)})", title_justify="left")
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
+    for name in names:
+        numbers = all(isinstance(entry.get(name, 0), int | float) for entry in entries)
+        result.add_column(
+            name.replace("_", " "), justify="right" if numbers else "left", overflow="fold", no_wrap=name == names[0]
+        )
+    for entry in entries:
+        result.add_row(*(str(entry.get(name, "")) for name in names))
+    return result
+
+
+def suites() -> list[dict[str, Any]]:
+    return [{"name": suite.name, "what": suite.summary} for suite in SUITES.values()]
+
+
+def kernels() -> list[dict[str, Any]]:
+    return [{"name": name, "entries": ", ".join(entries(name))} for name in compile.kernel_names()]
+
+
+def entries(kernel: str) -> list[str]:
+    """Names of the ``__global__`` functions of a kernel file."""
+    return re.findall(r"__global__[^;{]*?\b(cuattn_\w+)\(", (KERNELS / f"{kernel}.cu").read_text(encoding="utf-8"))
+
+
+def attention_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "kernel": row.source.removeprefix("attention_"),
+            "bytes": row.itemsize,
+            "D up to": row.max_head_dim,
+            "block_m": row.block_m,
+            "block_n": row.block_n,
+            "warps": row.num_warps,
+            "stages": row.num_stages,
+            "queries up to": row.max_seqlen_q or "",
+        }
+        for row in FLASH_FWD_CONFIGS
+    ]
+
+
+def softmax_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "path": config.path,
+            "threads": config.num_threads,
+            "threads a row": config.threads_per_row,
+            "lanes span": "rows" if config.lanes_span_rows else "columns",
+            "bytes a thread": config.packs_per_thread * softmax_config.PACK_BYTES,
+        }
+        for config in SOFTMAX_ROWS
+    ]
+
+
+def compiled() -> list[dict[str, Any]]:
+    """Compiled kernels in the cache, newest first."""
+    result = []
+    for entry in cache.ls():
+        name, _, kind = entry.name.rpartition(".")
+        if kind in ("ptx", "cubin"):
+            kernel, arch, key = name.rsplit("-", 2)
+            about = {"kernel": kernel, "arch": arch, "kind": kind, "bytes": entry.size_bytes}
+            result.append({**about, "constants": constants(entry.path.with_suffix(".cu")), "key": key})
+    return result
+
+
+def constants(source: Path) -> str:
+    """The constants of a variant, from the source that lies beside it; empty where that is gone."""
+    try:
+        head = source.read_text(encoding="utf-8").split("\n#line", 2)[1]
+    except (OSError, IndexError):
+        return ""
+    found = re.findall(r"^(?:constexpr \w+|using) (\w+) = ([^;]+);", head, re.MULTILINE)
+    return " ".join(f"{name}={value}" for name, value in found)
+
+
+#: Topic to its tables: title to what makes the entries.
+LISTS = {
+    "suites": {"suites": suites},
+    "kernels": {"kernels": kernels},
+    "rows": {"attention rows": attention_rows, "softmax rows": softmax_rows},
+    "variants": {"variants": compiled},
+}

@@ -1,0 +1,40 @@
+"""The command group: what is here, and the commands below it."""
+
+from __future__ import annotations
+
+import click
+
+import cuattn
+
+from .cache import cache
+from .group import Group
+from .info import info, show
+from .listing import list_
+from .run import report_of, run
+
+
+@click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(cuattn.__version__, "-V", "--version", prog_name="cuattn-bench")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Measure the attention kernels of cuattn, on a GPU or, without one, on the host executor.
+
+    Alone, it says what is here and runs a suite of less than a minute.
+
+    \b
+    Examples:
+      cuattn-bench                                    what is here, and the one-minute suite
+      cuattn-bench run attention --seqlen 1024        one suite, one sequence length
+      cuattn-bench run figures --json figures.json    all that can be measured without a GPU
+      cuattn-bench list rows                          the kernel shapes that can be chosen
+      cuattn-bench cache warmup --head-dim 64         compile ahead of time
+    """
+    if context.invoked_subcommand is None:
+        show()
+        report_of(("smoke",))
+
+
+main.add_command(info)
+main.add_command(list_)
+main.add_command(run)
+main.add_command(cache)

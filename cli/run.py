@@ -1,0 +1,91 @@
+"""`run`: suites with a progress bar, tables and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from cuattn.benchmark import SUITES, Options, run_suite, tables
+from cuattn.benchmark.results import write_text
+from cuattn.config import ELEMENTS, MAX_HEAD_DIM
+
+
+def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--dtype``, ``--seqlen`` and ``--head-dim``, each any number of times."""
+    for option in (
+        click.option("--head-dim", "head_dims", type=click.IntRange(1, MAX_HEAD_DIM), multiple=True, help="Head dim."),
+        click.option("--seqlen", "seqlens", type=click.IntRange(min=1), multiple=True, help="Sequence or row length."),
+        click.option("--dtype", "dtypes", type=click.Choice(tuple(ELEMENTS)), multiple=True, help="Element type."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("suites", nargs=-1, type=click.Choice(tuple(SUITES)), metavar="[SUITE]...")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results to this file.")
+@click.option(
+    "--executor",
+    type=click.Choice(("auto", "host", "cuda")),
+    default="auto",
+    show_default=True,
+    help="Where kernels run; auto is the GPU if one answers.",
+)
+@problem_options
+@click.option("--peers/--no-peers", default=True, show_default=True, help="On a GPU, time peers as well.")
+@click.option(
+    "--budget",
+    "budget_s",
+    type=click.FloatRange(min=0.01),
+    default=0.5,
+    show_default=True,
+    help="Seconds for the repetitions of one problem.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs.")
+def run(
+    suites: tuple[str, ...],
+    path: Path | None,
+    executor: str,
+    dtypes: tuple[str, ...],
+    seqlens: tuple[int, ...],
+    head_dims: tuple[int, ...],
+    peers: bool,
+    budget_s: float,
+    seed: int,
+) -> None:
+    """Run suites (by default the one-minute `smoke`), print tables, write JSON. `cuattn-bench list suites` names them.
+
+    The options --dtype, --seqlen and --head-dim may be repeated; they choose the problems of the suites attention and
+    softmax. The exit code is 1 if a measurement of cuattn failed.
+
+    \b
+    Examples:
+      cuattn-bench run
+      cuattn-bench run attention softmax --json results.json
+      cuattn-bench run attention --dtype float16 --seqlen 512 --seqlen 1024 --head-dim 128
+      cuattn-bench run attention --executor cuda --no-peers
+    """
+    options = Options(executor, dtypes, seqlens, head_dims, peers, budget_s, seed)
+    report_of(suites or ("smoke",), options, path)
+
+
+def report_of(suites: Sequence[str], options: Options | None = None, path: Path | None = None) -> None:
+    """Run suites with a progress bar, print their tables, write their JSON; exit code 1 if one failed."""
+    console = Console()
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"{path.parent} is not a directory", param_hint="--json")
+    with tables.progress(console) as progress:
+        report = run_suite(suites, options=options, progress=progress)
+    console.print(tables.summary(report))
+    if path is not None:
+        try:
+            write_text(path, report.to_json())
+        except OSError as error:
+            raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
+        console.print(f"written to {path}")
+    if report.failures:
+        raise click.exceptions.Exit(1)
