@@ -29,8 +29,8 @@ def run(executor: str, paths: tuple[str, ...], out: Path, *, until: float) -> di
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        "CUATTN_TEST_RECORD": str(lines),
-        "CUATTN_TEST_SECONDS": str(seconds - RESERVE_S),
+        "BENCH_TEST_RECORD": str(lines),
+        "BENCH_TEST_SECONDS": str(seconds - RESERVE_S),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(out / "hypothesis"),
     }
     try:

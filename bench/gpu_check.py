@@ -10,6 +10,7 @@ each step DIR holds what is known so far: ``gpu_check.json`` with every step, ``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,6 +70,7 @@ def run_step(plan: Plan, step: gpu_steps.Step) -> tuple[Outcome, list[Record]]:
     command += ["--executor", plan.executor, "--seconds", f"{seconds:.1f}"]
     command += [word for test in plan.tests for word in ("--tests", test)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    (plan.steps / f"{step.name}.json").unlink(missing_ok=True)  # of an earlier run
     began = time.monotonic()
     with (plan.steps / f"{step.name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -97,16 +99,14 @@ def run_step(plan: Plan, step: gpu_steps.Step) -> tuple[Outcome, list[Record]]:
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End the step and what it started; it has a process group of its own."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
 def write(plan: Plan, outcomes: list[Outcome], records: list[Record], began: float) -> None:
     """Put everything known so far into the two files."""
-    environment = next((o.detail["environment"] for o in outcomes if "environment" in o.detail), {})
+    environment: dict[str, Any] = next((o.detail["environment"] for o in outcomes if "environment" in o.detail), {})
     report = Report(environment, tuple(records), machine.now(), round(time.monotonic() - began, 1))
     report.write(plan.out / "results.json")
     data = {
@@ -162,6 +162,8 @@ def main(out: Path, executor: str, minutes: float, only: tuple[str, ...], tests:
       python -m bench.gpu_check --out gpu --only environment --only smoke
       python -m bench.gpu_check --out dry --executor host --minutes 3
     """
+    if executor == "cuda" and not machine.has_gpu():
+        raise click.ClickException("no GPU answers (a driver and CuPy are needed); --executor host makes a dry run")
     began = time.monotonic()
     console = Console(width=None if sys.stdout.isatty() else 140)
     plan = Plan(out.resolve(), executor, tests, began + 60 * minutes)

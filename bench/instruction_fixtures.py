@@ -1,7 +1,7 @@
 """The instruction table on a device: its answers, kept, and where they differ from what the table expects.
 
-The answers of a GPU are facts about it. ``instructions.npz`` holds all of them, ``instructions.json`` the differences, in
-a form that can be committed as fixtures and compared with the host executor where there is no GPU.
+The answers of a GPU are facts about it. ``instruction_answers.npz`` holds all of them, ``instruction_answers.json`` the
+differences, in a form that can be committed as fixtures and compared with the host executor where there is no GPU.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ def run_table(executor: str, out: Path, *, tiny: bool, until: float) -> dict[str
             if not cases or time.monotonic() > until:
                 continue
             result[f"{name}_sm_{arch}"] = _run_family(runner, cases, arch, f"{name}_sm_{arch}", out, answers)
-            write_text(out / "instructions.json", json.dumps(result, indent=1) + "\n")
-    np.savez_compressed(out / "instructions.npz", **answers)
-    return {key: {**row, "differences": row["differences"][:3]} for key, row in result.items()}
+            write_text(out / "instruction_answers.json", json.dumps(result, indent=1) + "\n")
+    np.savez_compressed(out / "instruction_answers.npz", allow_pickle=False, **answers)
+    for row in result.values():
+        del row["opcodes"], row["differences"][3:], row["errors"][10:]
+    return result
 
 
 def _run_family(
@@ -80,7 +82,7 @@ def _run_family(
     differences: list[str] = []
     errors: list[str] = []
     different = 0
-    scratch = out / "instructions.ptx"
+    scratch = out / "instruction_table.ptx"
     try:
         module = runner.load(instructions.module_text(cases, arch), scratch)
         loaded = [(module, f"case_{number}") for number in range(len(cases))]
@@ -98,7 +100,15 @@ def _run_family(
         found = instructions.mismatches(case, answer)
         different += bool(found)
         differences += found[: 8 if len(differences) < MAX_LISTED else 0]
-    return {"cases": len(cases), "different": different, "differences": differences, "errors": errors}
+    opcodes = [case.opcode for case in cases]  # in the order of the numbers in the .npz file
+    return {
+        "cases": len(cases),
+        "opcodes": opcodes,
+        "different": different,
+        "differences": differences,
+        "refused": len(errors),
+        "errors": errors,
+    }
 
 
 def _capability() -> int:

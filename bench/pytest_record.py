@@ -1,6 +1,6 @@
 """A pytest plugin: writes each result to a file as soon as it is there, and stops the run when its time is up.
 
-What it needs to know stands in the environment: CUATTN_TEST_RECORD is the file, CUATTN_TEST_SECONDS the time.
+What it needs to know stands in the environment: BENCH_TEST_RECORD is the file, BENCH_TEST_SECONDS the time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Recorder:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    path = os.environ.get("CUATTN_TEST_RECORD")
+    path = os.environ.get("BENCH_TEST_RECORD")
     if path and not hasattr(session.config, "workerinput"):
-        seconds = float(os.environ.get("CUATTN_TEST_SECONDS", "inf"))
+        seconds = float(os.environ.get("BENCH_TEST_SECONDS", "inf"))
         session.config.pluginmanager.register(Recorder(path, seconds, session), "cuattn-recorder")

@@ -37,9 +37,12 @@ def show() -> None:
     table = Table(title="cuattn", title_justify="left", show_header=False)
     table.add_column("", no_wrap=True)
     table.add_column("")
-    for name, text in lines().items():
+    console = Console()
+    with console.status("looking; the first time, the host executor may have to be compiled"):
+        found = lines()
+    for name, text in found.items():
         table.add_row(name, text)
-    Console().print(table)
+    console.print(table)
 
 
 def lines() -> dict[str, str]:

@@ -71,7 +71,7 @@ def call_overhead() -> Iterator[Record]:
         "latency_us": latency_us(own, device),
     }
     yield Record("latency", case.name, metrics, executor="cuda", method=_METHOD, goals={"overhead_us": "<= 60"})
-    for peer in peers.attention_peers():
+    for peer in peers.call_peers():
         try:
             call = peer.prepare(case, arrays)
             call()

@@ -91,13 +91,11 @@ def cpu_model() -> str:
 
 
 def host_isa() -> str | None:
-    """The instruction set that the host executor uses; None where it is not available. Builds it if need be."""
+    """The instruction set that the host executor uses; None where nothing has run on it in this process."""
     from cuattn.host import library
 
-    try:
-        return library.load().isa
-    except CuattnError:
-        return None
+    interpreter = library.loaded()
+    return interpreter.isa if interpreter else None
 
 
 def nvrtc_version() -> str | None:

@@ -192,6 +192,7 @@ class CudaBench:
             yield Record(self.suite, case.name, metrics, name, "cuda", CUDA_METHOD)
         for name, text in failures.items():
             yield Record(self.suite, case.name, {}, name, "cuda", CUDA_METHOD, error=text)
+        self.timer.release_memory()
 
     def _providers(self, case: AnyCase) -> list[tuple[str, peers.Prepare]]:
         own: list[tuple[str, peers.Prepare]] = [("cuattn", _own)]

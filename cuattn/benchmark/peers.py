@@ -48,6 +48,11 @@ def attention_peers() -> list[Peer]:
     return peers
 
 
+def call_peers() -> list[Peer]:
+    """Those whose Python is worth timing: torch chooses its back end itself, as its users let it."""
+    return [Peer("torch SDPA", _sdpa(None))] if importlib.util.find_spec("torch") else []
+
+
 def softmax_peers() -> list[Peer]:
     """Those that can be had here."""
     peers = [Peer("CuPy, unfused", naive_softmax)]
@@ -71,7 +76,9 @@ def to_cupy(x: Any) -> Any:
     return cupy.from_dlpack((x.float() if x.dtype == torch.bfloat16 else x).detach().contiguous())
 
 
-def _sdpa(backend: str) -> Prepare:
+def _sdpa(backend: str | None) -> Prepare:
+    """Torch's function with one back end, or with its own choice for None."""
+
     def prepare(case: AttentionCase, inputs: Inputs) -> Callable[[], Any]:
         import torch
         from torch.nn import attention
@@ -83,6 +90,8 @@ def _sdpa(backend: str) -> Prepare:
         options: dict[str, Any] = {"is_causal": bool(case.causal), "scale": case.scale}
         if q.shape[1] != k.shape[1]:
             options["enable_gqa"] = True
+        if backend is None:
+            return lambda: scaled_dot_product_attention(q, k, v, **options)
         chosen = [getattr(attention.SDPBackend, backend)]
 
         def call() -> Any:

@@ -137,6 +137,10 @@ class CudaTimer:
         """Enqueue a kernel that takes that long, or somewhat longer."""
         self._wait((1,), (1,), (np.int64(seconds * self._hertz),))
 
+    def release_memory(self) -> None:
+        """Give back what CuPy keeps of arrays that are gone: torch has a pool of its own."""
+        self._cupy.get_default_memory_pool().free_all_blocks()
+
     def synchronize(self) -> None:
         """Wait for the device."""
         self._cupy.cuda.Device().synchronize()

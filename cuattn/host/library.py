@@ -111,6 +111,11 @@ def load() -> Library:
     return _loaded
 
 
+def loaded() -> Library | None:
+    """The interpreter if this process has loaded it; never builds one."""
+    return _loaded
+
+
 def _find_or_build() -> Path:
     """The library of the installation if it belongs to these sources, else the cached one, else a new one."""
     name = build.library_name()

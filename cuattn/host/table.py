@@ -15,6 +15,7 @@ from ..errors import UnsupportedPTXError
 from . import lowering  # noqa: F401  (the rules register themselves)
 from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
 from .lowering.rules import RULES
+from .lowering.targets import oldest_target
 from .ptx import Entry, Instruction, Module, Variable
 from .ptx_types import Address, Const, Label, Operand, Reg, Row, Special, Symbol, Vector
 from .registers import LoweredRow, allocate
@@ -171,14 +172,15 @@ def _lower(module: Module, entry: Entry, context: Context) -> tuple[list[Lowered
 # refuse it: so does the host executor.
 _YOUNGER = (
     (("stmatrix",), 90), (("elect",), 90), (("setmaxnreg",), 90), (("griddepcontrol",), 90),
-    (("cvt", "e4m3x2"), 89), (("cvt", "e5m2x2"), 89), (("atom", "v2"), 90), (("red", "v2"), 90),
+    (("atom", "v2"), 90), (("red", "v2"), 90),
 )  # fmt: skip
 
 
 def _check_target(ins: Instruction, target: str) -> None:
-    for parts, oldest in _YOUNGER:
-        if ins.parts[0] == parts[0] and set(parts) <= set(ins.parts) and int(target[3:].rstrip("af")) < oldest:
-            raise UnsupportedPTXError(f"{ins.text!r} needs sm_{oldest} or newer; the module is compiled for {target}")
+    younger = [oldest for parts, oldest in _YOUNGER if ins.parts[0] == parts[0] and set(parts) <= set(ins.parts)]
+    oldest = max([oldest_target(ins.parts), *younger])
+    if int(target[3:].rstrip("af")) < oldest:
+        raise UnsupportedPTXError(f"{ins.text!r} needs sm_{oldest} or newer; the module is compiled for {target}")
 
 
 def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entry) -> list[Row]:

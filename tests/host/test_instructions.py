@@ -41,6 +41,18 @@ def test_the_table_is_not_small():
     assert sum(len(instructions.family(name)) for name in instructions.FAMILIES) > 900
 
 
+YOUNGER = [(name, arch) for name, arch in GROUPS if arch > 80]
+
+
+@pytest.mark.parametrize(("name", "arch"), YOUNGER)
+def test_an_instruction_that_the_target_does_not_have_is_refused(name, arch):
+    older = max(a for a in instructions.ARCHITECTURES if a < arch)
+    for case in instructions.cases_for(name, arch):
+        text = instructions.module_text([case], arch).replace(f"sm_{arch}", f"sm_{older}")
+        with pytest.raises(UnsupportedPTXError, match=f"needs sm_{arch}"):
+            host.RawModule(code=text)
+
+
 UNKNOWN = [
     "add.rn.sat.f64 %d0, %d1, %d2;",
     "mad.wide.s64 %d0, %d1, %d2, %d0;",

@@ -33,7 +33,14 @@ static inline u32 narrow_f16_of_f32(u32 x) {
 /* The same for 32 lanes. Packing probabilities for the tensor cores makes this one of the hottest conversions, so the
  * processor's instruction is used where there is one; only its NaN differs. */
 static inline void narrow_f16_lanes(u32 *restrict result, const u32 *src) {
-#if defined(__F16C__) && defined(__AVX2__)
+#if defined(__AVX512BW__)
+  for (int i = 0; i < WARP_SIZE; i += 16) {
+    const __m512 x = _mm512_loadu_ps((const float *)(src + i));
+    const __m512i half = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    _mm512_storeu_si512(result + i, _mm512_mask_blend_epi32(is_nan, half, _mm512_set1_epi32(0x7fff)));
+  }
+#elif defined(__F16C__) && defined(__AVX2__)
   for (int i = 0; i < WARP_SIZE; i += 8) {
     const __m256 x = _mm256_loadu_ps((const float *)(src + i));
     const __m256i half = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

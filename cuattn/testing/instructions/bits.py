@@ -226,7 +226,7 @@ def _moves() -> Iterator[Case]:
     yield make(
         "mov.b64 unpack", (32, 32), 64, lambda a: (a & 0xFFFFFFFF, a >> 32), ints(64), body="mov.b64 {{{d}, {e}}}, {a};"
     )
-    yield make("mov.b32 upper half", 16, 32, lambda a: a >> 16, ints(32), body="mov.b32 {{_, {d}}}, {a};", min_arch=89)
+    yield make("mov.b32 upper half", 16, 32, lambda a: a >> 16, ints(32), body="mov.b32 {{_, {d}}}, {a};")
     yield make("mov.f32 literal", 32, 32, lambda a: 0x3FC00000, ints(32), body="mov.f32 {d}, 0f3FC00000;")
     yield make(
         "mov.f64 literal", 64, 64, lambda a: 0x3FF8000000000000, ints(64), body="mov.f64 {d}, 0d3FF8000000000000;"

@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 from cuattn.testing.instructions.exact import FORMATS, Format, ulp_distance
 
 MAX_LANES = 1024
-PTX_VERSION = {
-    80: "7.0",
-    86: "7.2",
-    89: "8.1",
-    90: "8.1",
-}  # the first .version with everything the table has for that target
+# The first .version with everything that the table has for a target.
+PTX_VERSION = {80: "7.1", 86: "7.2", 89: "8.1", 90: "8.1"}
 
 # type of an operand → (register type, load/store type)
 _REGISTERS = {8: ("b16", "u8"), 16: ("b16", "b16"), 32: ("b32", "b32"), 64: ("b64", "b64")}

@@ -1,0 +1,34 @@
+"""Which arithmetic instructions are younger than sm_80.
+
+NVRTC passes inline assembly on unseen and ptxas refuses what the target does not have, so the host executor refuses it
+too: a kernel that runs here must also assemble.
+"""
+
+from __future__ import annotations
+
+_BF16 = frozenset({"bf16", "bf16x2"})
+_FP8 = frozenset({"e4m3x2", "e5m2x2"})
+_PAIRS = frozenset({"u16x2", "s16x2"})
+
+
+def oldest_target(parts: tuple[str, ...]) -> int:
+    """Compute capability, times ten, of the first GPU with the arithmetic instruction ``parts``; at least 80."""
+    base, names = parts[0], set(parts[1:])
+    if base == "cvt":
+        return _oldest_cvt(parts, names)
+    if names & _BF16 and base in ("add", "sub", "mul", "setp", "set", "ex2", "tanh"):
+        return 90  # before, bf16 had fma, min, max, neg and abs only
+    if names & _PAIRS and base in ("add", "min", "max"):
+        return 90
+    return 86 if "xorsign" in names else 80
+
+
+def _oldest_cvt(parts: tuple[str, ...], names: set[str]) -> int:
+    if names & _FP8:
+        return 89
+    if "tf32" in names:
+        return 80 if "rna" in names else 90
+    if "bf16" in names:
+        # Only rounding an f32, and the way back, are old.
+        return 80 if parts[-2:] in (("bf16", "f32"), ("f32", "bf16")) and not names & {"rm", "rp"} else 90
+    return 80

@@ -1,0 +1,215 @@
+"""The suites on the host executor, in small; and on a GPU as far as that can be tried without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cuattn
+from cuattn.benchmark import (
+    SUITES,
+    BenchmarkError,
+    Options,
+    host_figures,
+    inputs,
+    machine,
+    operations,
+    peers,
+    plan,
+    run_suite,
+    start,
+    variants,
+)
+from cuattn.benchmark.timing import Timing
+from cuattn.errors import ArgumentError
+from cuattn.testing.cases import AttentionCase, SoftmaxCase
+
+TINY = Options(executor="host", dtypes=("float16",), seqlens=(16,), head_dims=(32,), budget_s=0.01)
+
+
+def test_names() -> None:
+    assert [step.suite for step in plan(["softmax", "softmax"], TINY)] == ["softmax"]
+    with pytest.raises(ArgumentError, match=r"no suite 'speed': choose from smoke, attention"):
+        run_suite(["speed"])
+
+
+def test_every_suite_has_a_plan_with_estimates() -> None:
+    for suite in SUITES.values():
+        steps = suite.plan(Options(executor="host"))
+        assert steps
+        assert all(step.estimate_s > 0 for step in steps)
+        assert suite.summary
+    assert sum(step.estimate_s for step in plan(["smoke"], Options(executor="host"))) < 60
+
+
+@pytest.mark.skipif(machine.has_gpu(), reason="a GPU answers here")
+def test_no_gpu() -> None:
+    with pytest.raises(BenchmarkError, match="no GPU answers"):
+        run_suite(["attention"], options=Options(executor="cuda"))
+    assert Options().resolved() == "host"
+
+
+@pytest.mark.smoke
+def test_attention_and_softmax_on_the_host() -> None:
+    report = run_suite(["attention", "softmax"], options=TINY)
+    assert report.failures == ()
+    assert [record.case for record in report.records] == [
+        "attention_b1_n16_m16_h8_g8_d32_e32_float16",
+        "attention_b1_n16_m16_h8_g8_d32_e32_float16_causal",
+        "softmax_8192x16_float16_online",
+    ]
+    for record in report.records:
+        assert record.executor == "host"
+        assert "not a GPU time" in record.method
+        assert record.metrics["samples"] >= 3
+        assert 0 < record.metrics["relative_error"] < 4e-3
+    attention, _, softmax = (record.metrics for record in report.records)
+    assert attention["gflop_per_s"] == pytest.approx(4 * 8 * 16 * 16 * 32 / attention["time_us"] / 1e3, rel=1e-2)
+    assert softmax["bandwidth_gb_per_s"] == pytest.approx(2 * 8192 * 16 * 2 / softmax["time_us"] / 1e3, rel=1e-2)
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AttentionCase, "run", lambda case, arrays: (np.zeros_like(arrays["q"]), None))
+    report = run_suite(["attention"], options=TINY)
+    assert [record.metrics for record in report.records] == [{}, {}]
+    assert all("WrongResultError: relative error 1 " in record.error for record in report.records)
+
+
+def test_counters_are_exact() -> None:
+    records = {record.case: record.metrics for record in run_suite(["counters"], options=TINY).records}
+    short = records["softmax_64x1024_float32_online"]
+    assert short["bytes_over_least"] == 1.0
+    assert (short["global_read_bytes"], short["workspace_bytes"]) == (64 * 1024 * 4, 0)
+    split = records["softmax_4x65536_float32_online"]
+    assert split["launches"] == 2
+    assert split["workspace_bytes"] == 4 * 8 * 8  # maximum and sum of 8 chunks of 4 rows
+    attention = records["attention_b1_n1024_m1024_h2_g2_d64_e64_float16"]
+    assert attention["mma_flops_over_formula"] == 1.0
+    assert attention["mma"] == 4 * 2 * 1024 * 1024 * 64 // host_figures.MMA_FLOPS
+    assert attention["workspace_bytes"] == 0
+
+
+def test_compile_records() -> None:
+    variant = next(variants.attention_variants())
+    (record,) = variants.cubin_records(variant, "sm_80")
+    assert record.verdicts["spill_bytes"]
+    assert record.executor == "none"
+    assert 16 <= record.metrics["registers"] <= 255
+    assert record.metrics["smem_bytes"] >= variant.smem_bytes > 0
+    assert record.metrics["ctas_per_sm"] >= 1
+    (record,) = variants.ptx_records(variant)
+    assert record.metrics["ptx_lines"] > 500
+
+
+def test_compile_covers_every_row_on_both_architectures() -> None:
+    labels = {variant.label for variant in variants.attention_variants()}
+    assert len(labels) == 2 * len(cuattn.config.FLASH_FWD_CONFIGS)
+    planned = [step.label for step in SUITES["compile"].plan(TINY)]
+    for label in labels:
+        assert {f"{label} sm_90a", f"{label} ptx"} <= set(planned)
+
+
+def test_cold_means_cold() -> None:
+    variant = next(variants.attention_variants())
+    constants = variant.constants
+    warm = cuattn.compile.build(variant.source, constants, arch="sm_80", kind="ptx")
+    _, cold = variants.build_cold(variant, "sm_80", "ptx")
+    assert cold.path != warm.path
+    assert cold.image == warm.image
+    assert not cold.path.exists()  # the cache was for this alone
+    assert cuattn.compile.build(variant.source, constants, arch="sm_80", kind="ptx").path == warm.path
+
+
+def test_call_overhead_launches_nothing() -> None:
+    records = list(start.call_overhead(calls=20))
+    assert [record.case for record in records] == ["call_overhead_attention", "call_overhead_softmax"]
+    assert all(0 < record.metrics["overhead_us"] < 1e5 for record in records)
+    x = np.ones((4, 8), np.float32)
+    np.testing.assert_allclose(cuattn.softmax(x), 0.125)  # launches are back
+
+
+def test_latencies_in_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "PROCESSES", 1)
+    (record,) = start.importing()
+    assert record.metrics["heavy_modules"] == 0
+    assert record.metrics["import_ms"] > 0
+    (record,) = start.loading()
+    assert record.metrics["heavy_modules"] == 0
+    assert record.metrics["first_call_ms"] > 0
+    with pytest.raises(BenchmarkError, match="no-such-thing"):
+        start.in_fresh_processes("import sys; sys.exit('no-such-thing')", count=1)
+
+
+class FakeTimer:
+    """Times calls by what they return: the quicker a provider, the smaller its answer."""
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self.times = times
+        self.order: list[str] = []
+
+    def time(self, call: Callable[[], Any], *, budget_s: float) -> Timing:
+        name = getattr(call, "provider", "cuattn")
+        self.order.append(name)
+        return Timing((self.times[name],) * 5)
+
+    def synchronize(self) -> None:
+        pass
+
+    def release_memory(self) -> None:
+        pass
+
+
+@pytest.fixture
+def cuda_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[operations.CudaBench]:
+    """The bench for a GPU with NumPy arrays, a fake timer, and three peers: one right, one wrong, one that refuses."""
+
+    def right(case: AttentionCase, arrays: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            return cuattn.reference.attention(*arrays.values(), causal=case.causal)[0]
+
+        call.provider = "right"  # type: ignore[attr-defined]
+        return call
+
+    def wrong(case: AttentionCase, arrays: Any) -> Callable[[], Any]:
+        return lambda: arrays["v"]
+
+    def refuses(case: AttentionCase, arrays: Any) -> Callable[[], Any]:
+        raise peers.PeerError("not today")
+
+    others = [peers.Peer("right", right), peers.Peer("wrong", wrong), peers.Peer("refuses", refuses)]
+    make = inputs.make
+    monkeypatch.setattr(inputs, "make", lambda case, executor, seed: make(case, "host", seed))
+    monkeypatch.setattr(peers, "attention_peers", lambda: others)
+    monkeypatch.setattr(peers, "softmax_peers", lambda: [])
+    monkeypatch.setattr(peers, "as_cupy", lambda out: out)
+    bench = operations.CudaBench("attention", Options(executor="cuda"))
+    bench._timer = FakeTimer({"cuattn": 50.0, "right": 100.0})  # type: ignore[assignment]
+    bench.copy_gb_per_s, bench.matmul_tflop_per_s = 4000.0, 800.0
+    yield bench
+
+
+def test_cuda_bench_compares_with_peers_that_are_right(cuda_bench: operations.CudaBench) -> None:
+    case = AttentionCase(1, 64, 2, 32, causal=True)
+    records = {record.provider: record for record in cuda_bench.records(case)}
+    assert list(records) == ["cuattn", "right", "wrong", "refuses"]
+    own = records["cuattn"].metrics
+    assert own["speed_over_best_peer"] == 2.0
+    assert own["tflop_per_s"] == pytest.approx(case.flops / 50e-6 / 1e12, rel=1e-3)
+    assert own["fraction_of_matmul"] == pytest.approx(own["tflop_per_s"] / 800, rel=1e-2)
+    assert own["samples"] == 10  # two rounds
+    assert "speed_over_best_peer" not in records["right"].metrics
+    assert "relative error" in records["wrong"].error
+    assert records["refuses"].error == "PeerError: not today"
+    assert {record.executor for record in records.values()} == {"cuda"}
+    assert cuda_bench.timer.order == ["cuattn", "right"] * 2
+
+
+def test_cuda_bench_without_peers(cuda_bench: operations.CudaBench) -> None:
+    case = SoftmaxCase(64, 128)
+    (record,) = cuda_bench.records(case)
+    assert "speed_over_best_peer" not in record.metrics
+    assert record.metrics["bandwidth_gb_per_s"] == pytest.approx(case.num_bytes / 50 / 1e3, rel=1e-3)
+    assert record.metrics["fraction_of_copy"] == pytest.approx(case.num_bytes / 50 / 1e3 / 4000, rel=1e-2)

@@ -1,0 +1,281 @@
+"""`cuattn-bench`: every command, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import cuattn
+from cli.main import main
+from cuattn import benchmark
+from cuattn.benchmark import from_json, machine
+from cuattn.benchmark.operations import case_steps
+from cuattn.benchmark.suite import Step, Suite
+from cuattn.testing.cases import AttentionCase
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("--dtype", "float16", "--seqlen", "16", "--head-dim", "32", "--budget", "0.01", "--executor", "host")
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the program; the one-minute suite is a tiny problem."""
+
+    def tiny(options: benchmark.Options) -> list[Step]:
+        return case_steps("smoke", [AttentionCase(1, 16, 1, 32)], options)
+
+    monkeypatch.setitem(benchmark.SUITES, "smoke", Suite("smoke", "tiny", tiny))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*arguments: str, **options: str) -> Result:
+        return CliRunner().invoke(main, arguments, prog_name="cuattn-bench", **options)  # type: ignore[arg-type]
+
+    return invoke
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cache"
+    monkeypatch.setenv("CUATTN_CACHE_DIR", str(path))
+    return path
+
+
+def is_one_line_error(result: Result, code: int = 1) -> bool:
+    lines = result.stderr.strip().splitlines()
+    return result.exit_code == code and len(lines) == 1 and lines[0].startswith("Error: ")
+
+
+def commands(group: click.Command = main, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [prefix]
+    for name, command in getattr(group, "commands", {}).items():
+        found += commands(command, (*prefix, name))
+    return found
+
+
+@pytest.mark.parametrize("path", commands(), ids=lambda path: " ".join(path) or "main")
+def test_help(run: Run, path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert path == ("cache",) or f"cuattn-bench {' '.join(path)}".strip() in result.stdout.split("Examples:")[1]
+    assert run(*path, "-h").stdout == result.stdout
+
+
+def test_commands_are_those_that_are_promised() -> None:
+    assert {path[0] for path in commands() if path} == {"info", "list", "run", "cache"}
+    assert {path[1] for path in commands() if len(path) == 2} == {"ls", "clear", "warmup"}
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout.strip() == f"cuattn-bench, version {cuattn.__version__}"
+
+
+@pytest.mark.smoke
+def test_alone_it_says_what_is_here_and_runs_the_short_suite(run: Run) -> None:
+    result = run()
+    assert result.exit_code == 0, result.output
+    for word in ("host executor", "GPU", "NVRTC", "CuPy", "attention_forward", "cache", "smoke", "N 16"):
+        assert word in result.stdout
+
+
+def test_info(run: Run) -> None:
+    result = run("info")
+    assert result.exit_code == 0
+    assert cuattn.__version__ in result.stdout
+    data = json.loads(run("info", "--json").stdout)
+    assert data["cuattn"] == cuattn.__version__
+    assert (data["gpu"] is not None) == machine.has_gpu()
+
+
+def test_info_without_a_compiler_says_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuattn.errors import HostUnavailableError
+    from cuattn.host import library
+
+    def missing() -> None:
+        raise HostUnavailableError("no C compiler was found")
+
+    monkeypatch.setattr(library, "load", missing)
+    result = run("info")
+    assert result.exit_code == 0
+    assert "not available: no C compiler was found" in result.stdout
+
+
+@pytest.mark.parametrize("topic", ["suites", "kernels", "rows", "variants"])
+def test_list(run: Run, topic: str) -> None:
+    result = run("list", topic)
+    assert result.exit_code == 0
+    assert run("list", topic, "--json").exit_code == 0
+    wanted = {
+        "suites": "latency",
+        "kernels": "cuattn_softmax_partial",
+        "rows": "attention rows",
+        "variants": "variants (",
+    }
+    assert wanted[topic] in result.stdout
+
+
+def test_list_json(run: Run) -> None:
+    data = json.loads(run("list", "--json").stdout)
+    assert set(data) == {"suites", "kernels", "attention rows", "softmax rows", "variants"}
+    assert {kernel["name"] for kernel in data["kernels"]} == set(cuattn.compile.kernel_names())
+    assert all(kernel["entries"] for kernel in data["kernels"])
+    assert len(data["attention rows"]) == len(cuattn.config.FLASH_FWD_CONFIGS)
+
+
+def test_run_writes_json(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    result = run("run", "attention", *TINY, "--json", str(path))
+    assert result.exit_code == 0, result.output
+    report = from_json(path.read_text(encoding="utf-8"))
+    assert [record.case for record in report.records] == [
+        "attention_b1_n16_m16_h8_g8_d32_e32_float16",
+        "attention_b1_n16_m16_h8_g8_d32_e32_float16_causal",
+    ]
+    assert str(tmp_path) not in path.read_text()
+    assert "GFLOP/s" in result.stdout
+    assert "says nothing about a GPU" in result.stdout
+
+
+def test_a_failing_suite_gives_its_reason_and_exit_code_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(options: benchmark.Options) -> list[Step]:
+        def raises() -> None:
+            raise RuntimeError("out of luck")
+
+        return [Step("softmax", "unlucky", 1.0, raises)]  # type: ignore[arg-type]
+
+    monkeypatch.setitem(benchmark.SUITES, "softmax", Suite("softmax", "fails", fails))
+    result = run("run", "smoke", "softmax")
+    assert result.exit_code == 1
+    assert "softmax, unlucky, cuattn: RuntimeError: out of luck" in result.stdout
+    assert "N 16" in result.stdout  # the other suite ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such-command"], "No such command 'no-such-command'"),
+        (["run", "speed"], "'speed' is not one of 'smoke', 'attention'"),
+        (["run", "--dtype", "int8"], "'int8' is not one of 'float16'"),
+        (["run", "--seqlen", "0"], "0 is not in the range"),
+        (["run", "--head-dim", "257"], "257 is not in the range"),
+        (["run", "--budget", "0"], "0.0 is not in the range"),
+        (["run", "--seed", "-1"], "-1 is not in the range"),
+        (["run", "--executor", "tpu"], "'tpu' is not one of 'auto', 'host', 'cuda'"),
+        (["run", "--json", "no/such/folder/x.json"], "is not a directory"),
+        (["run", "--json", "."], "is a directory"),
+        (["list", "nothing"], "'nothing' is not one of 'suites'"),
+        (["cache", "warmup", "--arch", "sm_75"], "'sm_75' is not one of 'sm_80'"),
+        (["cache", "burn"], "No such command 'burn'"),
+    ],
+)
+def test_usage_errors(run: Run, arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.skipif(machine.has_gpu(), reason="a GPU answers here")
+def test_cuda_without_a_gpu(run: Run) -> None:
+    result = run("run", "--executor", "cuda")
+    assert is_one_line_error(result)
+    assert "no GPU answers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "arguments"),
+    [
+        ("CUATTN_HOST_ARCH", "sm_70", ("info", "--json")),
+        ("CUATTN_HOST_THREADS", "many", ("info",)),
+        ("CUATTN_HOST_ARCH", "sm_70", ("cache", "warmup")),
+    ],
+)
+def test_unknown_environment_values(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = run(*arguments)
+    assert is_one_line_error(result), result.output
+    assert f"{name}='{value}' is not allowed" in result.stderr
+
+
+def test_an_error_in_a_suite_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUATTN_HOST_ARCH", "sm_70")
+    result = run("run", "attention", *TINY)
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert "CUATTN_HOST_ARCH" in result.output
+
+
+def test_a_cache_that_is_no_directory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    monkeypatch.setenv("CUATTN_CACHE_DIR", str(path))
+    for arguments in (("cache", "ls"), ("cache", "clear", "--yes"), ("cache", "warmup", "--arch", "sm_80")):
+        result = run(*arguments)
+        assert is_one_line_error(result), result.output
+        assert "is not a directory" in result.stderr
+    assert "not usable" in run("info").stdout
+
+
+def test_warnings_are_lines_of_their_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    from cuattn.errors import CacheWarning
+
+    monkeypatch.setattr(
+        "cli.cache.store.ls", lambda: warnings.warn("a damaged entry", CacheWarning, stacklevel=1) or []
+    )
+    result = run("cache", "ls", "--json")
+    assert result.stdout.strip() == "[]"
+    assert result.stderr.strip() == "Warning: a damaged entry"
+
+
+def test_cache_from_empty_to_empty(run: Run, empty_cache: Path) -> None:
+    assert json.loads(run("cache", "ls", "--json").stdout) == []
+    result = run("cache", "warmup", "--arch", "sm_80", "--dtype", "float16", "--head-dim", "20", "--seqlen", "4096")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip().startswith("2 kernels are ready for sm_80 (cubin)")
+    names = [entry["name"] for entry in json.loads(run("cache", "ls", "--json").stdout)]
+    assert len(names) == 2
+    assert all(name.startswith("attention_forward-sm_80-") and name.endswith(".cubin") for name in names)
+    (first, second) = json.loads(run("list", "variants", "--json").stdout)["variants"]
+    assert "HEAD_DIM=32" in first["constants"]
+    assert {"CAUSAL=true" in variant["constants"] for variant in (first, second)} == {True, False}
+    assert "2 entries" in run("cache", "ls").stdout
+
+    assert run("cache", "clear", input="n\n").exit_code == 1
+    assert len(cuattn.compile.cache.ls()) == 2
+    assert run("cache", "clear", input="y\n").stdout.endswith("2 entries deleted\n")
+    assert run("cache", "clear").stdout == "0 entries deleted\n"
+
+
+def test_warmup_for_what_is_here(run: Run, empty_cache: Path) -> None:
+    result = run("cache", "warmup", "--dtype", "float16", "--head-dim", "32", "--seqlen", "4096")
+    assert result.exit_code == 0, result.output
+    assert f"{cuattn.environment.host_arch()} (ptx)" in result.stdout
+    kinds = {entry["name"].rpartition(".")[2] for entry in json.loads(run("cache", "ls", "--json").stdout)}
+    assert {"ptx", "tables"} <= kinds
+
+
+@pytest.mark.parametrize("module", ["cli", "cuattn"])
+def test_from_a_checkout(module: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", module, "list", "suites"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "one-minute" in result.stdout or "under a minute" in result.stdout
