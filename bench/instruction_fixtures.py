@@ -7,6 +7,7 @@ differences, in a form that can be committed as fixtures and compared with the h
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ MAX_LISTED = 200  # differences of a family that are written out in words
 class Runner:
     """Loads PTX and runs a case of the table, on the host executor or on a GPU."""
 
-    def __init__(self, executor: str) -> None:
+    def __init__(self, executor: str, scratch: Path) -> None:
         self.executor = executor
+        self.scratch = scratch
+        self.loaded = 0
 
-    def load(self, text: str, scratch: Path) -> Any:
+    def load(self, text: str) -> Any:
         """A module of that PTX."""
         if self.executor == "host":
             from cuattn import host
@@ -35,9 +38,12 @@ class Runner:
             return host.RawModule(code=text)
         import cupy
 
-        scratch.write_text(text, encoding="utf-8")
-        module = cupy.RawModule(path=str(scratch))
-        module.get_function("case_0")  # loading happens on first use
+        # A new name each time: CuPy keeps modules by their path.
+        self.loaded += 1
+        path = self.scratch / f"table_{self.loaded}.ptx"
+        path.write_text(text, encoding="utf-8")
+        module = cupy.RawModule(path=str(path))
+        _ = module.get_function("case_0").num_regs  # loading happens on first use
         return module
 
     def run(self, module: Any, name: str, case: instructions.Case) -> np.ndarray[Any, Any]:
@@ -58,7 +64,8 @@ class Runner:
 
 def run_table(executor: str, out: Path, *, tiny: bool, until: float) -> dict[str, dict[str, Any]]:
     """Run every family for every architecture that this device has; write both files; return figures by family."""
-    runner = Runner(executor)
+    scratch = tempfile.TemporaryDirectory(prefix="cuattn-")
+    runner = Runner(executor, Path(scratch.name))
     answers: Answers = {}
     result: dict[str, dict[str, Any]] = {}
     for arch in instructions.ARCHITECTURES:
@@ -68,8 +75,9 @@ def run_table(executor: str, out: Path, *, tiny: bool, until: float) -> dict[str
             cases = instructions.cases_for(name, arch)[: 5 if tiny else None]
             if not cases or time.monotonic() > until:
                 continue
-            result[f"{name}_sm_{arch}"] = _run_family(runner, cases, arch, f"{name}_sm_{arch}", out, answers)
+            result[f"{name}_sm_{arch}"] = _run_family(runner, cases, arch, f"{name}_sm_{arch}", answers)
             write_text(out / "instruction_answers.json", json.dumps(result, indent=1) + "\n")
+    scratch.cleanup()
     np.savez_compressed(out / "instruction_answers.npz", allow_pickle=False, **answers)
     for row in result.values():
         del row["opcodes"], row["differences"][3:], row["errors"][10:]
@@ -77,21 +85,20 @@ def run_table(executor: str, out: Path, *, tiny: bool, until: float) -> dict[str
 
 
 def _run_family(
-    runner: Runner, cases: tuple[instructions.Case, ...], arch: int, key: str, out: Path, answers: Answers
+    runner: Runner, cases: tuple[instructions.Case, ...], arch: int, key: str, answers: Answers
 ) -> dict[str, Any]:
     differences: list[str] = []
     errors: list[str] = []
     different = 0
-    scratch = out / "instruction_table.ptx"
     try:
-        module = runner.load(instructions.module_text(cases, arch), scratch)
+        module = runner.load(instructions.module_text(cases, arch))
         loaded = [(module, f"case_{number}") for number in range(len(cases))]
     except Exception:  # one instruction that the driver refuses takes the whole module with it: load each alone
         loaded = [(None, "case_0")] * len(cases)
     for number, (case, (module, name)) in enumerate(zip(cases, loaded, strict=True)):
         try:
             if module is None:
-                module = runner.load(instructions.module_text([case], arch), scratch)
+                module = runner.load(instructions.module_text([case], arch))
             answer = runner.run(module, name, case)
         except Exception as error:
             errors.append(f"{case.opcode}: {failure(error)}")

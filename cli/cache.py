@@ -48,13 +48,15 @@ def ls(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     total = sum(entry.size_bytes for entry in entries)
-    table = Table(title=f"{store.root()}: {len(entries)} entries, {total / 2**20:.1f} MiB", title_justify="left")
+    table = Table()
     table.add_column("entry", overflow="fold")
     table.add_column("bytes", justify="right")
     table.add_column("made", no_wrap=True)
     for entry in entries:
         table.add_row(entry.name, f"{entry.size_bytes:,}", _date(entry.modified))
-    Console().print(table)
+    click.echo(f"{store.root()}: {len(entries)} entries, {total / 2**20:.1f} MiB")
+    if entries:
+        Console().print(table)
 
 
 def _date(seconds: float) -> str:

@@ -55,6 +55,7 @@ def first_call() -> Iterator[Record]:
 def forget_loaded() -> None:
     """Make the executor of this process, and with it the plans that hold its kernels, start anew."""
     cuda_executor.cache_clear()
+    _cupy().clear_memo()  # CuPy keeps loaded modules by their path
 
 
 def call_overhead() -> Iterator[Record]:

@@ -106,6 +106,8 @@ def count_records(case: AttentionCase | SoftmaxCase, options: Options) -> Iterat
     if products:
         metrics["mma"] = products
         metrics["mma_flops_over_formula"] = significant(products * MMA_FLOPS / case.flops)
+    exponentials = 32 * sum(count for name, count in profile.opcodes.items() if name.startswith("ex2"))
+    metrics["exp2_per_element"] = significant(exponentials / num_elements(case))
     yield Record(
         "counters",
         case.name,
@@ -114,6 +116,13 @@ def count_records(case: AttentionCase | SoftmaxCase, options: Options) -> Iterat
         method="counted by the host executor: warp instructions executed, bytes asked of global memory by active "
         "lanes; the least is each input read and each output written once",
     )
+
+
+def num_elements(case: AttentionCase | SoftmaxCase) -> float:
+    """Logits whose exponential the formula needs; half of them under a causal mask, as for FLOPs."""
+    if isinstance(case, SoftmaxCase):
+        return case.rows * case.columns
+    return case.batch * case.num_heads * case.seqlen_q * case.num_keys / (2 if case.causal else 1)
 
 
 class allocations:

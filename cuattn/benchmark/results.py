@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import operator
 import os
 import re
@@ -117,6 +118,9 @@ class Report:
 
 def _trimmed(record: Record) -> dict[str, Any]:
     fields = dataclasses.asdict(record)
+    for name, value in record.metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            fields["metrics"][name] = None  # JSON has no such numbers
     return {name: value for name, value in fields.items() if value not in ("", {}) or name == "metrics"}
 
 

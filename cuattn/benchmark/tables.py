@@ -19,7 +19,7 @@ EXECUTORS = {"host": "host executor (a CPU; says nothing about a GPU)", "cuda": 
 HIDDEN = frozenset(
     {
         *("samples", "best_us", "best_gflop_per_s", "spread", "cpu_us", "bytes", "stack_bytes", "cubin_bytes"),
-        *("numpy_ms", "launches", "active_lanes", "heavy_modules", "ptx_lines"),
+        *("numpy_ms", "launches", "active_lanes", "heavy_modules", "ptx_lines", "nvrtc_cpu_ms"),
     }
 )
 _ATTENTION = re.compile(r"attention_b(\d+)_n(\d+)_m(\d+)_h(\d+)_g(\d+)_d(\d+)_e(\d+)_(\w+)")
@@ -113,11 +113,13 @@ def cell(name: str, metrics: Mapping[str, Value]) -> str:
 
 
 def _goal(record: Record) -> Text:
-    words = [
-        Text(f"{heading(name)} {goal}" if name != next(iter(record.metrics)) else goal, _COLORS[record.verdicts[name]])
-        for name, goal in record.goals.items()
-    ]
-    return Text("\n").join(words)
+    missed = [name for name, reached in record.verdicts.items() if not reached]
+    if len(record.goals) > 1 and not missed:
+        return Text("all reached", "green")
+    color = "bold red" if missed else "green"
+    first = next(iter(record.metrics))
+    words = (record.goals[name] if name == first else f"{heading(name)} {record.goals[name]}" for name in missed)
+    return Text("\n".join(words) if missed else next(iter(record.goals.values()), ""), color)
 
 
 def goals_line(records: Sequence[Record]) -> str:

@@ -95,12 +95,13 @@ class CudaTimer:
         self._cupy = cupy
         device = cupy.cuda.Device()
         # More than twice L2, so that nothing of the inputs is left there.
-        size = max(2 * int(device.attributes["L2CacheSize"]), 32 << 20) + (8 << 20)
+        attributes = device.attributes
+        size = max(2 * int(attributes.get("L2CacheSize", 128 << 20)), 32 << 20) + (8 << 20)
         self._buffer = cupy.ones(size // 4, np.float32)
         self._out = cupy.empty(1, np.float32)
-        self._num_sms = int(device.attributes["MultiProcessorCount"])
+        self._num_sms = int(attributes.get("MultiProcessorCount", 128))
         # Cycles a second, rounded up: a clock that runs slower only makes the wait longer.
-        self._hertz = 1000 * max(int(device.attributes.get("ClockRate", 0)), 2_000_000)
+        self._hertz = 1000 * max(int(attributes.get("ClockRate", 0)), 2_000_000)
         module = _load(divmod(int(device.compute_capability), 10))
         self._wait, self._read = (module.get_function(name) for name in ("cuattn_wait", "cuattn_read"))
 

@@ -92,7 +92,8 @@ class Library:
         self.isas = [isa.decode() for i in range(MAX_ISAS) if (isa := dll.cuattn_isa(i))]
         wanted = environment.host_isa()
         if wanted != "auto" and wanted not in self.isas:
-            raise HostUnavailableError(f"CUATTN_HOST_ISA={wanted}: this processor and library offer {', '.join(self.isas)}")
+            offered = ", ".join(self.isas)
+            raise HostUnavailableError(f"CUATTN_HOST_ISA={wanted}: this processor and library offer {offered}")
         self.isa = self.isas[0] if wanted == "auto" else wanted
         name = self.isa.encode()
         if dll.cuattn_launch_size(name) != ctypes.sizeof(LaunchStruct):

@@ -74,7 +74,8 @@ def finish(*arrays: np.ndarray) -> None:
                 where = ", ".join(str(i) for i in index[: array.ndim])
                 missing = int((states != READY).any(axis=-1).sum())
                 raise UninitializedReadError(
-                    f"{missing} of {array.size} elements of a result of shape {array.shape} were never written, the first at [{where}]"
+                    f"{missing} of {array.size} elements of a result of shape {array.shape} were never written, "
+                    f"the first at [{where}]"
                 )
 
 

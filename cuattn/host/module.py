@@ -225,7 +225,8 @@ class RawKernel:
                 raise LaunchError(f"{self.name}: argument {index} is a {type(arg).__name__}, not an array or a scalar")
             if len(data) != size:
                 raise LaunchError(
-                    f"{self.name}: argument {index} ({type(arg).__name__}) has {len(data)} bytes, the kernel's parameter {size}"
+                    f"{self.name}: argument {index} ({type(arg).__name__}) has {len(data)} bytes, "
+                    f"the kernel's parameter {size}"
                 )
             block[offset : offset + size] = data
         # 64-byte alignment, for structs that kernels address (tensor maps)

@@ -97,7 +97,9 @@ class profile:
         _active.append(self._profile)
         return self._profile
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _active.remove(self._profile)
 
 

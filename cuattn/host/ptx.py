@@ -91,7 +91,7 @@ class Module:
         """``file:line, inlined at file:line, ...`` of a location index."""
         if location < 0:
             return "unknown source line"
-        parts = []
+        parts: list[str] = []
         while location >= 0 and len(parts) < 16:
             loc = self.locations[location]
             name = self.files.get(loc.file, f"file {loc.file}").rsplit("/", 1)[-1]
@@ -103,7 +103,7 @@ class Module:
 class _Scope:
     """A brace-delimited scope: registers and labels, and the operands already resolved in it."""
 
-    __slots__ = ("parent", "suffix", "regs", "labels", "cache")
+    __slots__ = ("cache", "labels", "parent", "regs", "suffix")
 
     def __init__(self, parent: _Scope | None, number: int) -> None:
         self.parent = parent
@@ -132,7 +132,7 @@ class _Scope:
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
 _LABEL = re.compile(r"([\w$%]+)\s*:(?!:)")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:[^\n]*?inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?[^\n]*")
-_REG = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
+_REG = re.compile(r"\.reg\s*\.(\w+)\s+(.*)", re.S)
 _REG_RANGE = re.compile(r"(\S+)<(\d+)>$")
 _VARIABLE = re.compile(
     r"(?:\.(?:visible|weak|common)\s+)?(\.extern\s+)?\.(shared|local|global|const)\s+(?:\.attribute\([^)]*\)\s*)?"

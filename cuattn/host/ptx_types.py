@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import TypeAlias
 
 WIDE_TYPES = frozenset({"b64", "u64", "s64", "f64"})
 
@@ -55,15 +55,15 @@ class Sink:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    items: tuple["Operand", ...]
+    items: tuple[Operand, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """``d|p``: two destinations in one operand."""
 
-    first: "Operand"
-    second: "Operand"
+    first: Operand
+    second: Operand
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class Negated:
 class Address:
     """``[base + offset]``, or ``[base, {coordinates}]`` with the rest in ``extra``."""
 
-    base: "Operand"
+    base: Operand
     offset: int = 0
-    extra: tuple["Operand", ...] = ()
+    extra: tuple[Operand, ...] = ()
 
 
-Operand = Union[Reg, Imm, Special, Symbol, Label, Sink, Vector, Pair, Negated, Address]
+Operand: TypeAlias = Reg | Imm | Special | Symbol | Label | Sink | Vector | Pair | Negated | Address
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Const:
     symbol: str = ""
 
 
-Source = Union[Reg, Const, Special, Label, int]  # an int stands in the row as it is; a label becomes its row number
+Source: TypeAlias = Reg | Const | Special | Label | int
 
 
 @dataclass(slots=True)

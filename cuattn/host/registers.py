@@ -1,4 +1,4 @@
-"""Register allocation: virtual registers → slots of the warp's register file, shared by registers that never live at once.
+"""Register allocation: virtual registers → slots of the warp's register file.
 
 PTX is in SSA-like form with thousands of registers; a file that holds each of them would not fit a core's cache.
 Liveness runs over basic blocks with one Python integer a set; slots are then given by a linear scan. It holds for

@@ -26,11 +26,14 @@ NUM_SPECIALS = 32
 SPECIALS = {
     name: number
     for number, name in enumerate(
-        "%tid.x %tid.y %tid.z %ntid.x %ntid.y %ntid.z %ctaid.x %ctaid.y %ctaid.z %nctaid.x %nctaid.y %nctaid.z %laneid "
-        "%warpid %nwarpid %smid %nsmid %lanemask_eq %lanemask_le %lanemask_lt %lanemask_ge %lanemask_gt %clock "
-        "%dynamic_smem_size %total_smem_size".split()
+        (
+            "%tid.x", "%tid.y", "%tid.z", "%ntid.x", "%ntid.y", "%ntid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z",
+            "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%lanemask_eq",
+            "%lanemask_le", "%lanemask_lt", "%lanemask_ge", "%lanemask_gt", "%clock", "%dynamic_smem_size",
+            "%total_smem_size",
+        )
     )
-}
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -196,7 +199,8 @@ def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entr
             return result if isinstance(result, list) else [result]
     where = module.describe(ins.location)
     raise UnsupportedPTXError(
-        f"kernel {entry.name}: the host executor does not know the instruction {ins.text!r}{reason} (PTX line {ins.line}, {where})"
+        f"kernel {entry.name}: the host executor does not know the instruction {ins.text!r}{reason} "
+        f"(PTX line {ins.line}, {where})"
     )
 
 
@@ -255,17 +259,16 @@ class _Encoder:
             for dst in row.dsts:
                 operands.append(sink if dst is None else slots[dst])
             for x in row.srcs:
-                kind = type(x)
-                if kind is Reg:
-                    operands.append(slots[x])  # type: ignore[index]
-                elif kind is Const:
-                    operands.append(self.constants[x])  # type: ignore[index]
-                elif kind is Special:
-                    operands.append(self.special_slots[x.name])  # type: ignore[union-attr]
-                elif kind is Label:
-                    operands.append(labels[x.name])  # type: ignore[union-attr]
+                if isinstance(x, Reg):
+                    operands.append(slots[x])
+                elif isinstance(x, Const):
+                    operands.append(self.constants[x])
+                elif isinstance(x, Special):
+                    operands.append(self.special_slots[x.name])
+                elif isinstance(x, Label):
+                    operands.append(labels[x.name])
                 else:
-                    operands.append(int(x))  # type: ignore[call-overload]
+                    operands.append(x)
             operands += row.numbers
             if len(operands) > MAX_OPERANDS or row.op not in op_index:
                 raise UnsupportedPTXError(f"no handler {row.op!r} for {lowered.text!r}")

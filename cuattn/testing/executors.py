@@ -65,9 +65,10 @@ class ExecutorUnderTest:
 
     @contextmanager
     def active(self, *, asynchrony: str = "late", seed: int | None = None) -> Iterator[ExecutorUnderTest]:
-        """On the host: all three checkers on, asynchronous work landing as late as it may, warps in a seeded order.
+        """On the host: all three checkers on, and asynchronous work landing as `asynchrony` says.
 
-        `seed` is that of ``CUATTN_HOST_SEED`` when None.
+        "late": when the kernel's own waits force it. "random": at moments drawn from `seed`, which also draws the order
+        of warps and CTAs. "eager": at once. `seed` is that of ``CUATTN_HOST_SEED`` when None.
         """
         if self.name != "host":
             yield self

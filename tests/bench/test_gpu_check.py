@@ -55,7 +55,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_dry_run(tmp_path: Path, machine_paths) -> None:
     (tmp_path / "test_some.py").write_text(PASSES_AND_FAILS)
     out = tmp_path / "out"
-    result = command("--out", str(out), "--executor", "host", "--tests", str(tmp_path / "test_some.py"))
+    result = command(
+        "--out", str(out), "--executor", "host", "--minutes", "30", "--tests", str(tmp_path / "test_some.py")
+    )
     data = json.loads((out / "gpu_check.json").read_text())
     steps = {step["name"]: step for step in data["steps"]}
     assert tuple(steps) == gpu_steps.NAMES
@@ -100,7 +102,7 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, mon
     marker = tmp_path / "survived"
     python_that(monkeypatch, tmp_path, f"(sleep 2; touch {marker}) & sleep 60")
     began = time.monotonic()
-    outcome, records = gpu_check.run_step(plan(tmp_path), gpu_steps.Step(gpu_steps.smoke, 0.5, 0))
+    outcome, records = gpu_check.run_step(plan(tmp_path), gpu_steps.Step(gpu_steps.smoke, 0.1, 0))
     assert time.monotonic() - began < 2
     assert (outcome.status, records) == ("timeout", [])
     time.sleep(2.2)

@@ -95,9 +95,10 @@ def test_a_peer_that_refuses_is_no_failure() -> None:
     assert Report({}, (*RECORDS, own), "", 0).failures == (own,)
 
 
-def test_nan_cannot_be_written() -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        Report({}, (Record("demo", "x", {"y": float("nan")}),), "", 0).to_json()
+def test_what_json_cannot_say_becomes_null() -> None:
+    record = Record("demo", "x", {"a": float("nan"), "b": float("inf"), "c": 1.0})
+    text = Report({}, (record,), "", 0).to_json()
+    assert from_json(text).records[0].metrics == {"a": None, "b": None, "c": 1.0}
 
 
 def test_scrub_replaces_the_paths_of_this_machine(machine_paths) -> None:

@@ -10,10 +10,13 @@ from cuattn import errors
 
 PTX_WRAPPERS = r"""
 __device__ __forceinline__ void copy16(void* dst, const void* src) {
-  asm volatile("cp.async.cg.shared.global [%%0], [%%1], 16;" :: "r"((unsigned)__cvta_generic_to_shared(dst)), "l"(src) : "memory");
+  unsigned to = (unsigned)__cvta_generic_to_shared(dst);
+  asm volatile("cp.async.cg.shared.global [%%0], [%%1], 16;" :: "r"(to), "l"(src) : "memory");
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %%0;" :: "n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void wait() {
+  asm volatile("cp.async.wait_group %%0;" :: "n"(N) : "memory");
+}
 """
 
 

@@ -9,6 +9,8 @@ import pytest
 
 import cuattn.host as host
 from cuattn.errors import UnsupportedPTXError
+from cuattn.host import library
+from cuattn.host.lowering.op_classes import class_of
 from cuattn.testing import instructions
 
 GROUPS = [
@@ -51,6 +53,20 @@ def test_an_instruction_that_the_target_does_not_have_is_refused(name, arch):
         text = instructions.module_text([case], arch).replace(f"sm_{arch}", f"sm_{older}")
         with pytest.raises(UnsupportedPTXError, match=f"needs sm_{arch}"):
             host.RawModule(code=text)
+
+
+CLASSES = {
+    "add_b32": "int", "prmt_5410": "int", "lop3_b32": "int", "fma_f32": "float", "f32_modified": "float", "mul_f64": "double",
+    "f64_rounded": "double", "fma_bf16": "half", "max_f16": "half", "cvt_rn_f16x2_f32": "convert", "convert": "convert",
+    "ex2_ftz_f32": "special", "ex2_f16": "special", "setp_lt_s32": "predicate", "selp_b64": "predicate", "mov_b64": "move",
+    "unpack_2x16": "move", "ld": "memory",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", CLASSES)
+def test_the_profile_counts_a_handler_under_its_class(op):
+    assert op in library.op_index()
+    assert class_of(op) == CLASSES[op]
 
 
 UNKNOWN = [

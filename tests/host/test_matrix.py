@@ -1,4 +1,4 @@
-"""Tensor-core instructions and matrix moves against NumPy: fragment maps with exact integers, sums within an interval."""
+"""Tensor-core instructions and matrix moves against NumPy: exact on integers, sums within an interval."""
 
 from __future__ import annotations
 

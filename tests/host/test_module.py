@@ -32,7 +32,7 @@ def kernel(code=ADD, name="k", **options):
 
 
 def test_a_kernel_runs_and_fills_only_its_part():
-    x, y, n, a = arguments()
+    x, y, _, a = arguments()
     kernel()((1,), (128,), (x, y, np.int32(60), a))
     assert (y[:60] == x[:60] + 0.5).all() and (y[60:] == 0).all()
 

@@ -25,6 +25,10 @@ static inline u64 double_rcp_approx_ftz(u64 a) {
   return as_f64(a) != as_f64(a) ? a : flushed;
 }
 
+/* rcp and rsqrt .approx.ftz are seeds for an iteration: they see the upper 32 bits of the operand, subnormals as
+ * zeros, and return the upper 32 bits of the result. */
+static inline u64 double_upper(u64 a) { return a & DOUBLE_EXPONENT ? a & ~(u64)0xffffffffu : a & DOUBLE_SIGN; }
+
 #define DOUBLE_OPS1(X)                                                                 \
   X(neg_f64, u64, u64, a ^ DOUBLE_SIGN)                                                \
   X(abs_f64, u64, u64, a & ~DOUBLE_SIGN)                                               \
@@ -32,6 +36,8 @@ static inline u64 double_rcp_approx_ftz(u64 a) {
   X(rcp_approx_ftz_f64, u64, u64, double_rcp_approx_ftz(a))                            \
   X(sqrt_f64, u64, u64, bits_f64(__builtin_sqrt(as_f64(a))))                           \
   X(rsqrt_f64, u64, u64, bits_f64(1.0 / __builtin_sqrt(as_f64(a))))                    \
+  X(rcp_seed_f64, u64, u64, double_upper(bits_f64(1.0 / as_f64(double_upper(a)))))     \
+  X(rsqrt_seed_f64, u64, u64, double_upper(bits_f64(1.0 / __builtin_sqrt(as_f64(double_upper(a)))))) \
   X(testp_finite_f64, u32, u64, (a & DOUBLE_EXPONENT) != DOUBLE_EXPONENT)              \
   X(testp_infinite_f64, u32, u64, (a & ~DOUBLE_SIGN) == DOUBLE_EXPONENT)               \
   X(testp_number_f64, u32, u64, (a & ~DOUBLE_SIGN) <= DOUBLE_EXPONENT)                 \

@@ -8,6 +8,8 @@
 #define INT_MAX_OF(a, b) ((a) > (b) ? (a) : (b))
 #define INT_ABS_DIFF(U, a, b) ((a) < (b) ? (U)(b) - (U)(a) : (U)(a) - (U)(b))
 
+#define INT_HALVES(T, OF) ((u16)OF((T)a, (T)b) | (u32)(u16)OF((T)(a >> 16), (T)(b >> 16)) << 16)
+
 static inline s32 int_clamp_s32(s64 x) {
   return x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : (s32)x;
 }
@@ -31,6 +33,10 @@ static inline u32 int_u24(u32 x) { return x & 0xffffffu; }
   X(sub_b64, u64, u64, u64, a - b)                                                           \
   X(add_sat_s32, u32, s32, s32, int_clamp_s32((s64)a + b))                                   \
   X(sub_sat_s32, u32, s32, s32, int_clamp_s32((s64)a - b))                                   \
+  X(min_u16x2, u32, u32, u32, INT_HALVES(u16, INT_MIN_OF))                                   \
+  X(max_u16x2, u32, u32, u32, INT_HALVES(u16, INT_MAX_OF))                                   \
+  X(min_s16x2, u32, u32, u32, INT_HALVES(s16, INT_MIN_OF))                                   \
+  X(max_s16x2, u32, u32, u32, INT_HALVES(s16, INT_MAX_OF))                                   \
   X(add_b16x2, u32, u32, u32, (u16)(a + b) | ((a & 0xffff0000u) + (b & 0xffff0000u)))        \
   X(mul_lo_b16, u32, u32, u32, (u16)(a * b))                                                 \
   X(mul_lo_b32, u32, u32, u32, a * b)                                                        \
@@ -107,8 +113,9 @@ static inline u64 int_div_s64(u64 a, u64 b) { return b == 0 ? ~(u64)0 : b == ~(u
   X(rem_u64, u64, u64, u64, a - int_div_u64(a, b) * b)
 INT_DIV64(OP2)
 
-/* Carry chains: the carry register is a predicate slot, destination 1 and the last source. A borrow counts as a
- * carry of one, as in PTX. W is a type twice as wide, whose bit above the result is the carry. */
+/* Carry chains: the carry register is a predicate slot, destination 1 and the last source. A subtraction adds the
+ * complement, as the hardware does: its carry is 0 when it borrows. W is a type twice as wide, whose bit above the
+ * result is the carry. */
 #define INT_CARRY(NAME, T, W, PUT, EXPR)                                     \
   static int op_##NAME(Warp *warp, const Row *row) {                         \
     const T *src_a = SLOT(T, 2), *src_b = SLOT(T, 3);                        \
@@ -127,8 +134,8 @@ INT_DIV64(OP2)
 #define INT_CARRIES(X)                                             \
   X(addc_b32, u32, u64, alu_put32, a + b + carry)                  \
   X(addc_b64, u64, unsigned __int128, alu_put64, a + b + carry)    \
-  X(subc_b32, u32, u64, alu_put32, a - b - carry)                  \
-  X(subc_b64, u64, unsigned __int128, alu_put64, a - b - carry)
+  X(subc_b32, u32, u64, alu_put32, a + (u32)~b + carry)                  \
+  X(subc_b64, u64, unsigned __int128, alu_put64, a + (u64)~b + carry)
 INT_CARRIES(INT_CARRY)
 
 static const OpEntry ops_alu_int[] = {

@@ -2,7 +2,7 @@
  *
  * A GPU has its own tables, so equal bits are not the aim: these are closer to the true value than PTX promises, and
  * they are the same on every host. ex2 runs for every score of an attention kernel and has to vectorise: 2^x =
- * 2^n p(f) with n = round(x), f in [-1/2, 1/2] and p of degree 6 (relative error 2^-29; in all < 1.1 ulp, subnormal
+ * 2^n p(f) with n = round(x), f in [-1/2, 1/2] and p of degree 6 (relative error 2^-29; in all < 1.2 ulp, subnormal
  * results included). The others go through double and are right to 0.51 ulp. */
 #include "alu.h"
 

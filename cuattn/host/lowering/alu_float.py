@@ -57,6 +57,9 @@ def lower_div(ins: Instruction, context: Context) -> Row | None:
     exact = mode in ROUNDING_NAMES
     if not mode or (base == "rsqrt" and mode != "approx") or (mode == "full" and base != "div"):
         return None
+    if (kind, mode, flags) == ("f64", "approx", FTZ) and base in ("rcp", "rsqrt"):
+        d, a = expect(ins, 2)
+        return Row(f"{base}_seed_f64", [write(d, kind)], [read(a, kind)], wide_sinks=sinks(kind))
     if kind == "f64" and not (exact or (base == "rsqrt" and not flags)):
         return None
     operation = "div_approx" if (base, mode) == ("div", "approx") else base

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ptx_types import Instruction, Reg, Row
+from ..ptx_types import Const, Instruction, Reg, Row
 from .context import Context
 from .modifiers import ZERO, Opcode, bits_of, expect, read, sinks, untyped, write
 from .rules import rule
@@ -60,9 +60,11 @@ def lower_carry(ins: Instruction, context: Context) -> Row | None:
     if kind not in ("s32", "u32", "b32", "s64", "u64"):
         return None
     d, a, b = expect(ins, 3)
-    carry_in = CARRY if ins.parts[0].endswith("c") else ZERO
+    base = ins.parts[0]
+    # A subtraction adds the complement and 1.
+    carry_in = CARRY if base.endswith("c") else Const(int(base == "sub"))
     dsts = [write(d, kind), CARRY if carry_out else None]
-    name = f"{ins.parts[0][:3]}c_{untyped(kind)}"
+    name = f"{base[:3]}c_{untyped(kind)}"
     return Row(name, dsts, [read(a, kind), read(b, kind), carry_in], wide_sinks=sinks(kind))
 
 
@@ -120,6 +122,9 @@ def _mad_carry(ins: Instruction, context: Context, kind: str, part: str, carry_o
 
 @rule("div", "rem", "min", "max", "sad")
 def lower_binary(ins: Instruction, context: Context) -> Row | None:
+    if ins.parts[0] in ("min", "max") and ins.parts[1:] in (("u16x2",), ("s16x2",)):
+        expect(ins, 3)
+        return _row("_".join(ins.parts), ins, ins.parts[1])
     if not _is_int(ins):
         return None
     with Opcode(ins) as op:
@@ -132,11 +137,10 @@ def lower_binary(ins: Instruction, context: Context) -> Row | None:
 
 @rule("abs", "neg")
 def lower_unary(ins: Instruction, context: Context) -> Row | None:
+    if ins.parts[-1] not in ("s16", "s32", "s64"):
+        return None
     with Opcode(ins) as op:
         kind = op.last()
-        if kind not in ("s16", "s32", "s64"):
-            op.rest.clear()
-            return None
     expect(ins, 2)
     return _row(f"abs_{kind}" if ins.parts[0] == "abs" else f"neg_b{bits_of(kind)}", ins, kind)
 

@@ -49,7 +49,8 @@ def lower_match(ins: Instruction, context: Context) -> Row | None:
         return None
     dst, pred, want = _pair(ins.operands[0])
     flags = (1 if ins.parts[1] == "all" else 0) | (2 if ins.parts[3] == "b64" else 0) | want
-    return Row("match", [dst, pred], [source(ins.operands[1], ins.parts[3]), source(ins.operands[2], "b32")], flags=flags)
+    srcs = [source(ins.operands[1], ins.parts[3]), source(ins.operands[2], "b32")]
+    return Row("match", [dst, pred], srcs, flags=flags)
 
 
 @rule("redux")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from ..ptx_types import WIDE_TYPES, Const, Imm, Instruction, Operand, Reg, Source
+from ..ptx_types import WIDE_TYPES, Const, Imm, Instruction, Operand, Reg, Source, Special
 from .rules import destination, source
 
 # c/alu.h
@@ -63,6 +63,8 @@ def read(operand: Operand, type_name: str) -> Source:
     """A source operand whose register must have the width of ``type_name``."""
     if isinstance(operand, Reg):
         _check_width(operand, type_name)
+    if isinstance(operand, Special) and type_name in WIDE_TYPES:
+        raise ValueError(f"special register {operand.name} where .{type_name} is expected")
     if isinstance(operand, Imm) and operand.float_width and type_name[0] in "usp":
         raise ValueError(f"a float literal where .{type_name} is expected")
     if isinstance(operand, Imm) and operand.float_width == 64 and type_name not in WIDE_TYPES:

@@ -6,10 +6,11 @@ from __future__ import annotations
 CORE_CLASSES = {
     "bra": "control", "brx": "control", "exit": "control", "trap": "control", "nop": "control",
     "bar": "barrier", "fence": "barrier", "warp_sync": "barrier",
-    "ld": "memory", "st": "memory", "ld_param": "memory", "param_address": "memory", "isspacep": "memory", "atom": "atomic",
+    "ld": "memory", "st": "memory", "ld_param": "memory", "param_address": "memory", "isspacep": "memory",
+    "atom": "atomic",
     "cp_async": "async", "cp_async_commit": "async", "cp_async_wait": "async",
-    "shfl": "collective", "vote": "collective", "match": "collective", "redux": "collective", "activemask": "collective",
-    "elect": "collective", "ldmatrix": "matrix", "stmatrix": "matrix",
+    "shfl": "collective", "vote": "collective", "match": "collective", "redux": "collective",
+    "activemask": "collective", "elect": "collective", "ldmatrix": "matrix", "stmatrix": "matrix",
 }  # fmt: skip
 
 

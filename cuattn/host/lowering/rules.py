@@ -8,14 +8,14 @@ Several rules may serve one opcode (``cvt``, ``mov``); they are asked in order o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from ..ptx_types import WIDE_TYPES, Const, Imm, Instruction, Operand, Reg, Row, Sink, Source, Special
 
 if TYPE_CHECKING:
     from .context import Context
 
-Rule = Callable[[Instruction, "Context"], Union[Row, list[Row], None]]
+Rule = Callable[[Instruction, "Context"], Row | list[Row] | None]
 
 RULES: dict[str, list[Rule]] = {}
 

@@ -9,6 +9,9 @@ host executor, ``bench.gpu_check`` on a GPU, through the same three functions:
 >>> cells = instructions.operands(cases[0])  # uint64 [sources, threads]
 >>> # launch case_0 with (cells, out, np.uint32(threads)), out uint64 zeros [destinations, threads], one thread a lane;
 >>> # then instructions.mismatches(cases[0], out) lists what is wrong.
+Which NaN: f32 and 16-bit arithmetic, min and max give the canonical one (0x7fffffff, 0x7fff), and so do conversions
+from f32 to 16 or 8 bits and from f16 to f32. Any NaN passes where PTX leaves it open and GPUs differ: f64 arithmetic,
+neg and abs, tf32, and conversions f64 to f32, f32 to f64, bf16 to f32.
 """
 
 from __future__ import annotations

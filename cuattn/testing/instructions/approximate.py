@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from cuattn.testing.instructions import exact
 from cuattn.testing.instructions.case import Case
-from cuattn.testing.instructions.exact import BF16, F16, F32, Format
+from cuattn.testing.instructions.exact import BF16, F16, F32, F64, Format
 from cuattn.testing.instructions.operands import FLOATS, WIDTH, near_one, noise
 
 ANGLES = [0, 0x80000000, *(bits for bits in near_one("f32", 400) if abs(float(F32.value(bits))) < math.pi)]
@@ -86,6 +86,11 @@ def cases() -> Iterator[Case]:
         quotients = list(zip(near_one("f32", 300), near_one("f32", 600)[300:], strict=True))
         yield approximate(f"div.approx{suffix}.f32", F32, lambda a, b: a / b, quotients, ftz=ftz, max_ulp=2)
         yield approximate(f"div.full{suffix}.f32", F32, lambda a, b: a / b, quotients, ftz=ftz, max_ulp=2)
+    # Seeds of iterations: 20 bits or so.
+    pool = [x for x in [*FLOATS["f64"], *near_one("f64", 200)] if F64.is_nan(x) or abs(value(F64, x)) < 2.0**1000]
+    yield approximate("rcp.approx.ftz.f64", F64, _reciprocal, pool, ftz=True, max_ulp=2.0**34)
+    yield approximate("rsqrt.approx.ftz.f64", F64, _reciprocal_root, pool, ftz=True, max_ulp=2.0**34)
+    yield approximate("rsqrt.approx.f64", F64, _reciprocal_root, pool, max_ulp=2.0**34)
     infinite_waves = [0x7F800000, 0xFF800000, 0x7FC00000]
     yield approximate(
         "sin.approx.f32 of infinity", F32, _wave(math.sin), infinite_waves, body="sin.approx.f32 {d}, {a};"

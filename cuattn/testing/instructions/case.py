@@ -2,7 +2,8 @@
 
 A case is one instruction (or a short sequence, for carry chains) with many lanes of operands. `module_text` writes a
 PTX module with a kernel a case: each thread loads its operands from 8-byte cells, executes the instruction once and
-stores the results to 8-byte cells. The same module runs on the host executor and, loaded by the driver, on a GPU.
+stores the results to 8-byte cells. Odd threads among the last 32 jump over the instruction and must find their
+destinations as they were: a masked lane. The same module runs on the host executor and, loaded by the driver, on a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from cuattn.testing.instructions.exact import FORMATS, Format, ulp_distance
 
-MAX_LANES = 1024
+MAX_LANES = 960
+MASKED_THREADS = 32
 # The first .version with everything that the table has for a target.
 PTX_VERSION = {80: "7.1", 86: "7.2", 89: "8.1", 90: "8.1"}
 
@@ -100,8 +102,13 @@ def make(
 
 
 def num_threads(case: Case) -> int:
-    """Lanes are repeated until there is a whole warp and part of one: both paths of a handler run."""
-    return max(40, len(case.lanes))
+    """Threads of a launch: every lane of the case at least once, a whole warp at least, and the masked threads."""
+    return max(40, len(case.lanes)) + MASKED_THREADS
+
+
+def is_masked(thread: int, threads: int) -> bool:
+    """Whether that thread jumps over the instruction."""
+    return thread >= threads - MASKED_THREADS and thread % 2 == 1
 
 
 def operands(case: Case) -> NDArray[np.uint64]:
@@ -119,12 +126,17 @@ def module_text(cases: Sequence[Case], arch: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def untouched(bits: int) -> int:
+    """What a destination of that width holds before the instruction."""
+    return 1 if bits == 1 else 0x5A5A5A5A5A5A5A5A & (1 << bits) - 1
+
+
 def _kernel(name: str, case: Case) -> list[str]:
     lines = [
         f".visible .entry {name}(.param .u64 {name}_in, .param .u64 {name}_out, .param .u32 {name}_n)",
         "{",
-        ".reg .pred %outside;",
-        ".reg .b32 %lane, %count;",
+        ".reg .pred %outside, %skip;",
+        ".reg .b32 %lane, %count, %odd, %last;",
         ".reg .b64 %in, %out, %step, %offset;",
         case.declarations,
     ]
@@ -152,7 +164,18 @@ def _kernel(name: str, case: Case) -> list[str]:
         else:
             lines.append(f"ld.global.{_REGISTERS[bits][1]} %s{k}, [%in];")
         lines.append("add.s64 %in, %in, %step;")
-    lines.append(case.instruction)
+    for k, bits in enumerate(case.dsts):
+        lines.append(f"setp.eq.s32 %d{k}, %lane, %lane;" if bits == 1 else f"mov.b{bits} %d{k}, {untouched(bits):#x};")
+    lines += [
+        "and.b32 %odd, %lane, 1;",
+        f"sub.s32 %last, %count, {MASKED_THREADS};",
+        "setp.ge.u32 %skip, %lane, %last;",
+        "selp.b32 %odd, %odd, 0, %skip;",
+        "setp.ne.s32 %skip, %odd, 0;",
+        "@%skip bra AFTER;",
+        case.instruction,
+        "AFTER:",
+    ]
     for k, bits in enumerate(case.dsts):
         if bits == 1:
             lines += [f"selp.b32 %d{k}_bits, 1, 0, %d{k};", f"st.global.b32 [%out], %d{k}_bits;"]
@@ -166,9 +189,15 @@ def mismatches(case: Case, results: NDArray[np.uint64]) -> list[str]:
     """What is wrong with the results, uint64 [destinations, threads]; empty when all is right."""
     found = []
     fmt = FORMATS[case.result] if case.result else None
-    for thread in range(results.shape[1]):
+    threads = results.shape[1]
+    kept = tuple(untouched(bits) for bits in case.dsts)
+    for thread in range(threads):
         lane = thread % len(case.lanes)
         got = tuple(int(x) for x in results[:, thread])
+        if is_masked(thread, threads):
+            if got != kept:
+                found.append(f"{case.opcode}: masked thread {thread} got {', '.join(map(hex, got))}")
+            continue
         problem = _judge(case, lane, got, fmt)
         if problem:
             inputs = ", ".join(f"{x:#x}" for x in case.lanes[lane])

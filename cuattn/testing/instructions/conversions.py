@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from cuattn.testing.instructions import exact
-from cuattn.testing.instructions.case import Case, make
+from cuattn.testing.instructions.case import MAX_LANES, Case, make
 from cuattn.testing.instructions.exact import BF16, E4M3, E5M2, F16, F32, F64, FORMATS, TF32, Format
 from cuattn.testing.instructions.operands import FLOATS, WIDTH, floats, ints, near_one, noise, number, pairs
 
@@ -167,10 +167,10 @@ def _float_case(
         return exact.relu(to, result) if "relu" in modifiers else result
 
     prefix = f"cvt.{mode}" if mode else "cvt"
-    # Widening conversions keep a payload on some GPUs; a bf16 is the upper half of an f32 whatever it holds.
+    # Conversions that widen, and those from f64, keep a payload on some GPUs.
     return make(
         f"{prefix}{modifiers}.{to.name}.{source.name}", WIDTH[to.name], WIDTH[source.name], run, lanes,
-        result=to.name, any_nan=not mode, min_arch=min_arch,
+        result=to.name, any_nan=not mode or source is F64, min_arch=min_arch,
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def _packed() -> Iterator[Case]:
                     high, low = exact.relu(to, high), exact.relu(to, low)
                 return high << 16 | low
 
-            yield make(f"cvt.{modifiers}.{to.name}x2.f32", 32, (32, 32), run, lanes[:1000])
+            yield make(f"cvt.{modifiers}.{to.name}x2.f32", 32, (32, 32), run, lanes[:MAX_LANES])
 
 
 def _tf32() -> Iterator[Case]:
@@ -241,7 +241,7 @@ def _tf32() -> Iterator[Case]:
             result = exact.relu(TF32, result) if "relu" in modifiers else result
             return F32.nan if TF32.is_nan(result) else result << 13
 
-        yield make(f"cvt.{modifiers}.tf32.f32", 32, 32, run, lanes, min_arch=arch)
+        yield make(f"cvt.{modifiers}.tf32.f32", 32, 32, run, lanes, result="f32", any_nan=True, min_arch=arch)
 
 
 def _fp8() -> Iterator[Case]:
@@ -259,7 +259,7 @@ def _fp8() -> Iterator[Case]:
 
             yield make(
                 f"cvt.rn.satfinite{relu}.{fmt.name}x2.f32", 16, (32, 32), lambda a, b, f=to_fp8: f(F32, a, b),
-                lanes[:1000], min_arch=89,
+                lanes[:MAX_LANES], min_arch=89,
             )  # fmt: skip
             yield make(
                 f"cvt.rn.satfinite{relu}.{fmt.name}x2.f16x2", 16, 32,

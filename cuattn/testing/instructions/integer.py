@@ -89,15 +89,15 @@ def _saturating() -> Iterator[Case]:
         "mad.hi.sat.s32", 32, (32,) * 3, lambda a, b, c: _clamp((signed(a, 32) * signed(b, 32) >> 32) + signed(c, 32)),
         pairs(pool, pool, pool),
     )  # fmt: skip
-    for kind in ("u16x2", "s16x2"):
-        yield make(
-            f"add.{kind}",
-            32,
-            (32, 32),
-            lambda a, b: (a + b & 0xFFFF) | ((a >> 16) + (b >> 16) << 16),
-            lanes,
-            min_arch=90,
-        )
+    for kind, half in (("u16x2", "u16"), ("s16x2", "s16")):
+        for operation in ("add", "min", "max"):
+
+            def halves(a: int, b: int, half: str = half, operation: str = operation) -> int:
+                low = BINARY[operation](number(a, half), number(b, half), 16)
+                high = BINARY[operation](number(a >> 16, half), number(b >> 16, half), 16)
+                return low & 0xFFFF | high << 16
+
+            yield make(f"{operation}.{kind}", 32, (32, 32), halves, lanes, min_arch=90)
 
 
 def _mul24() -> Iterator[Case]:

@@ -1,0 +1,40 @@
+"""Rules that every kernel source obeys."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cuattn.compile.expand import KERNELS
+
+SOURCES = sorted(KERNELS.rglob("*.cu*"))
+ENTRY = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
+CODE_BARRIER = re.compile(r"__sync(threads|warp)(_\w+)?\s*\(")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_barrier_says_what_it_orders(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    silent = []
+    for number, line in enumerate(lines):
+        if not CODE_BARRIER.search(line.split("//")[0]):
+            continue
+        above = number
+        while above > 0 and lines[above - 1].lstrip().startswith("//"):
+            above -= 1
+        if not any("SYNC:" in comment for comment in lines[above : number + 1]):
+            silent.append(number + 1)
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_lines_are_at_most_120_wide(path):
+    text = path.read_text(encoding="utf-8")
+    assert [number for number, line in enumerate(text.splitlines(), 1) if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix == ".cu"], ids=lambda path: path.name)
+def test_kernels_have_names_of_this_package(path):
+    entries = ENTRY.findall(path.read_text(encoding="utf-8"))
+    assert entries and all(name.startswith("cuattn_") for name in entries)

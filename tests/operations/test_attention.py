@@ -1,0 +1,233 @@
+"""cuattn.attention at the edges of its buckets, tiles and layouts, each against the float64 reference."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import cuattn
+from cuattn import host
+from cuattn.attention import evaluate
+from cuattn.config import FLASH_FWD_CONFIGS, PlainFwdConfig
+from cuattn.errors import SlowHostCallWarning
+from cuattn.testing import assert_attention_close
+from cuattn.testing.arrays import Layout, place
+
+F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+DTYPES = (F16, BF16, F32, F64)
+
+
+def make(shape, dtype, seed=0):
+    """q [B, N, H, D], k [B, M, G, D], v [B, M, G, E] for shape (B, N, M, H, G, D, E)."""
+    batch, seqlen_q, seqlen_k, heads, kv_heads, head_dim, head_dim_v = shape
+    rng = np.random.default_rng(seed)
+    shapes = (
+        (batch, seqlen_q, heads, head_dim),
+        (batch, seqlen_k, kv_heads, head_dim),
+        (batch, seqlen_k, kv_heads, head_dim_v),
+    )
+    return [rng.standard_normal(s).astype(dtype) for s in shapes]
+
+
+def assert_right(executor, q, k, v, **options):
+    """The call agrees with the reference; q, k and v are NumPy arrays in any layout, and come back unchanged."""
+    out, lse = cuattn.attention(*(executor.array(x) for x in (q, k, v)), return_lse=True, **options)
+    assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), **options)
+
+
+HEAD_DIMS = (1, 2, 7, 8, 17, 31, 32, 33, 40, 63, 64, 65, 72, 95, 96, 97, 127, 128, 129, 160, 191, 192, 193, 255, 256)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_head_dims(executor, head_dim):
+    """Every bucket at its edges; head dims that are no multiple of 8 take the element-wise load path as well."""
+    assert_right(executor, *make((1, 19, 37, 2, 1, head_dim, head_dim), F16), causal=True)
+
+
+@pytest.mark.parametrize("head_dim", (1, 33, 96, 128, 129, 192, 255, 256))
+@pytest.mark.parametrize("dtype", (BF16, F32, F64), ids=str)
+def test_head_dims_of_other_dtypes(executor, dtype, head_dim):
+    assert_right(executor, *make((1, 19, 37, 2, 1, head_dim, head_dim), dtype), causal=True)
+
+
+@pytest.mark.parametrize("head_dims", ((192, 128), (64, 256), (256, 1), (1, 256), (40, 96)), ids=str)
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+def test_value_head_dim_differs(executor, dtype, head_dims):
+    assert_right(executor, *make((2, 21, 50, 2, 2, *head_dims), dtype))
+
+
+SEQLENS = (
+    *((1, 1), (1, 64), (1, 65), (63, 129), (64, 64), (65, 63), (127, 1), (128, 128), (129, 127), (129, 200)),
+    *((200, 33), (257, 16), (2, 257), (130, 15)),
+)
+
+
+@pytest.mark.parametrize("causal", (False, True, "top_left"))
+@pytest.mark.parametrize("seqlens", SEQLENS, ids=str)
+def test_sequence_lengths(executor, seqlens, causal):
+    """One more and one less than every tile; more queries than keys, which leaves rows empty under a causal mask."""
+    for dtype in (F16, F32):
+        assert_right(executor, *make((1, *seqlens, 2, 1, 64, 64), dtype), causal=causal)
+
+
+def test_causal_row_that_sees_nothing(executor):
+    q, k, v = make((1, 150, 20, 1, 1, 32, 32), F16)
+    out, lse = cuattn.attention(*(executor.array(x) for x in (q, k, v)), causal=True, return_lse=True)
+    assert not executor.numpy(out)[:, :130].any()
+    assert np.isneginf(executor.numpy(lse)[:, :, :130]).all()
+    assert np.isfinite(executor.numpy(lse)[:, :, 130:]).all()
+
+
+def test_every_row_of_a_long_sequence_is_finite(executor):
+    """A running maximum that is only the tile's would overflow here: logits grow along the keys."""
+    q, k, v = make((1, 130, 1024, 1, 1, 32, 32), F16)
+    k *= np.linspace(0.1, 6, 1024).astype(F16).reshape(1, -1, 1, 1)
+    assert_right(executor, q, k, v, scale=1.0)
+
+
+@pytest.mark.parametrize("heads", ((1, 1), (4, 1), (6, 2), (12, 3)), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_grouped_heads(executor, dtype, heads):
+    assert_right(executor, *make((2, 9, 40, *heads, 32, 32), dtype))
+
+
+LAYOUTS = {
+    "batch_heads_seqlen": Layout(order=(0, 2, 1, 3)),
+    "seqlen_first": Layout(order=(1, 0, 2, 3)),
+    "padded_rows": Layout(pad=(0, 3, 1, 8)),
+    "padded_rows_of_odd_length": Layout(pad=(1, 0, 2, 3)),
+    "base_off_by_one": Layout(offset=1),
+    "base_off_by_eight": Layout(order=(0, 2, 1, 3), offset=8),
+    "last_axis_strided": Layout(order=(0, 1, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+def test_layouts(executor, dtype, layout):
+    """Views of buffers of NaN: one element too many, and the result is NaN."""
+    arrays = [place(x, LAYOUTS[layout]) for x in make((2, 21, 70, 4, 2, 40, 24), dtype)]
+    out, lse = cuattn.attention(*(executor.array(x) for x in arrays), causal=True, return_lse=True)
+    q, k, v = (guarded.array for guarded in arrays)
+    assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=True)
+
+
+def test_reversed_and_broadcast_axes(executor):
+    q, k, v = make((2, 21, 70, 4, 2, 32, 32), F16)
+    q, k, v = (executor.array(x) for x in (q, k, v))
+    same_head = executor.xp.broadcast_to(k[:, :, :1], (2, 70, 4, 32))
+    for arrays in ((q[:, ::-1], k[:, ::-1], v[::-1]), (q, same_head, v[:, ::2].repeat(2, 1)[:, :, ::-1].repeat(2, 2))):
+        out = cuattn.attention(*arrays)
+        assert_attention_close(executor.numpy(out), *(executor.numpy(x) for x in arrays))
+
+
+def test_elements_between_their_multiples():
+    """A view into packed bytes: elements at odd addresses, which only a copy can align."""
+    q, k, v = make((1, 5, 9, 1, 1, 32, 32), F16)
+    odd = np.frombuffer(b"\0" + q.tobytes(), F16, offset=1).reshape(q.shape)
+    assert not odd.flags.aligned
+    assert cuattn.attention(odd, k, v).tobytes() == cuattn.attention(q, k, v).tobytes()
+
+
+@pytest.mark.parametrize("head_dim_v", (1, 7, 32))
+@pytest.mark.parametrize("layout", ("padded_rows", "base_off_by_one", "last_axis_strided", "batch_heads_seqlen"))
+@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
+def test_out(executor, dtype, layout, head_dim_v):
+    q, k, v = make((2, 21, 30, 2, 1, 32, head_dim_v), dtype)
+    out = executor.guarded((2, 21, 2, head_dim_v), dtype, LAYOUTS[layout])
+    result = cuattn.attention(*(executor.array(x) for x in (q, k, v)), out=out.array)
+    assert result is out.array
+    out.check()
+    assert_attention_close(executor.numpy(out.array), q, k, v)
+
+
+@pytest.mark.parametrize("row", FLASH_FWD_CONFIGS, ids=str)
+def test_a_config_row_changes_no_result(executor, row):
+    """Every row at the largest head dim it serves, on a problem of several tiles each way; and any row obeys the same
+    bound. Rows sum in different orders, so bits may differ."""
+    dtype = {2: F16, 4: F32, 8: F64}[row.itemsize]
+    head_dim = row.max_head_dim
+    q, k, v = make((1, 150, 150, 2, 1, head_dim, head_dim - 5), dtype, seed=1)
+    if not row.is_legal(head_dim, head_dim, 163 * 1024):
+        pytest.fail(f"{row} is legal on no architecture for the head dim that it is listed for")
+    for causal in (False, True):
+        arrays = [executor.array(x) for x in (q, k, v)]
+        out, lse = evaluate(*arrays, causal=causal, return_lse=True, config=row)
+        assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=causal)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", (False, True, "top_left"))
+def test_plain_kernel(executor, dtype, causal):
+    for shape in ((2, 7, 33, 4, 2, 40, 24), (1, 9, 3, 1, 1, 256, 1), (1, 3, 0, 1, 1, 1, 256)):
+        q, k, v = make(shape, dtype)
+        arrays = [executor.array(x) for x in (q, k, v)]
+        out, lse = evaluate(*arrays, causal=causal, scale=-0.4, return_lse=True, config=PlainFwdConfig())
+        options = {"causal": causal, "scale": -0.4}
+        assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", (False, True, "top_left"))
+def test_standard_attention(executor, dtype, causal):
+    for shape in ((2, 7, 33, 4, 2, 40, 24), (1, 20, 3, 1, 1, 256, 1), (1, 3, 0, 1, 1, 1, 20), (1, 0, 3, 1, 1, 1, 20)):
+        q, k, v = make(shape, dtype)
+        arrays = [executor.array(x) for x in (q, k, v)]
+        out, lse, p = cuattn.standard_attention(*arrays, causal=causal, return_lse=True, return_probabilities=True)
+        assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=causal)
+        assert p.dtype == dtype and p.shape == (*lse.shape, k.shape[1])
+        seen = ~np.isneginf(executor.numpy(lse))
+        np.testing.assert_allclose(executor.numpy(p).astype(np.float64).sum(axis=-1), seen, atol=0.02)
+
+
+def test_more_heads_than_a_grid_axis_of_y_or_z(executor):
+    """batch * heads beyond 65535 are folded into grid.x."""
+    q, k, v = make((65537, 1, 1, 1, 1, 8, 8), F16)
+    with host.check():  # the number of CTAs is the point, and the checkers would make it slow
+        out = cuattn.attention(*(executor.array(x) for x in (q, k, v)))
+    np.testing.assert_array_equal(executor.numpy(out), v)
+
+
+@pytest.mark.parametrize("axis", (0, 1, 2))
+def test_offsets_beyond_32_bits(axis):
+    """Two entries along an axis, more than 2^31 elements apart. The buffer is sparse: only its ends are touched."""
+    shape = [1, 1, 1, 8]
+    shape[axis] = 2
+    stride = 2**31 + 8
+    buffer = np.zeros(stride + 8, F16)
+    strides = [16] * 4
+    strides[axis], strides[3] = 2 * stride, 2
+    far = np.lib.stride_tricks.as_strided(buffer, shape, strides)
+    near = make((shape[0], shape[1], shape[1], shape[2], shape[2], 8, 8), F16)[0]
+    far[...] = near
+    with host.check("mem"):  # the others keep a record for every byte
+        for arrays in ((far, near, near), (near, far, near), (near, near, far)):
+            assert_attention_close(cuattn.attention(*arrays), near, near, near)
+        assert_attention_close(cuattn.attention(near, near, near, out=far), near, near, near)
+
+
+def test_warns_once_of_a_slow_call(monkeypatch):
+    module = importlib.import_module("cuattn.attention")  # the name in the package is the function
+    monkeypatch.setattr(module, "SLOW_HOST_FLOPS", 1.0)
+    monkeypatch.setattr(module, "_warned_slow", False)
+    q, k, v = make((1, 2, 2, 1, 1, 8, 8), F32)
+    with pytest.warns(SlowHostCallWarning, match="host executor") as caught:
+        cuattn.attention(q, k, v)
+        cuattn.attention(q, k, v)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_a_host_call_does_not_import_cupy():
+    code = (
+        "import sys, numpy, cuattn\n"
+        "q = numpy.zeros((1, 2, 1, 32), numpy.float16)\n"
+        "cuattn.attention(q, q, q)\n"
+        "assert 'cupy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
