@@ -1,6 +1,7 @@
-"""A pytest plugin: writes each result to a file as soon as it is there, and stops the run when its time is up.
+"""A pytest plugin: runs the tests of one executor, writes each result as soon as it is there, stops when time is up.
 
-What it needs to know stands in the environment: BENCH_TEST_RECORD is the file, BENCH_TEST_SECONDS the time.
+What it needs to know stands in the environment: BENCH_TEST_EXECUTOR is the executor, BENCH_TEST_RECORD the file,
+BENCH_TEST_SECONDS the time.
 """
 
 from __future__ import annotations
@@ -43,6 +44,21 @@ class Recorder:
     def write(self, row: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def concerns(item: pytest.Item, executor: str) -> bool:
+    """Whether a test runs on that executor: the fixture `executor` says so, or, for a GPU, the mark."""
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    marked = executor == "cuda" and item.get_closest_marker("cuda") is not None
+    return parameters.get("executor") == executor or marked
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    executor = os.environ.get("BENCH_TEST_EXECUTOR")
+    if executor:
+        others = [item for item in items if not concerns(item, executor)]
+        items[:] = [item for item in items if concerns(item, executor)]
+        config.hook.pytest_deselected(items=others)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -20,7 +20,7 @@ from cuattn import attention_arguments as arguments
 from cuattn.attention_arguments import LOG2_E, Extents
 from cuattn.config import BUCKETS, FlashFwdConfig, PlainFwdConfig, select
 from cuattn.errors import NotSupportedError, SlowHostCallWarning
-from cuattn.launch import Executor, Kernel, executor_for
+from cuattn.launch import Executor, Kernel
 
 __all__ = ["attention"]
 
@@ -169,56 +169,39 @@ def evaluate(
     config: FlashFwdConfig | PlainFwdConfig | None = None,
 ) -> Any:
     """`attention` with a kernel shape of one's own choice: validate, choose a config, allocate, launch."""
-    executor = executor_for(q=q, k=k, v=v) if out is None else executor_for(q=q, k=k, v=v, out=out)
-    q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
-    extents = arguments.check_qkv(q, k, v)
-    scale = arguments.check_scale(scale, extents.head_dim, q.dtype)
-    is_causal, diagonal_offset = arguments.check_causal(causal, extents.seqlen_q, extents.seqlen_k)
-    if out is not None:
-        out = executor.asarray(out)
-        arguments.check_out(out, extents.out_shape, q.dtype, q=q, k=k, v=v)
-    accumulator = np.float64 if q.dtype == np.float64 else np.float32
-
-    o = arguments.Operand(out) if out is not None else None
-    if o is None or not o.direct:
-        o = arguments.Operand(executor.empty(extents.out_shape, q.dtype))
+    problem = arguments.check(q, k, v, scale, causal, out)
+    executor, extents, accumulator = problem.executor, problem.extents, problem.accumulator
+    output = problem.output()
     lse = executor.empty(extents.lse_shape, accumulator) if return_lse else None
-    target = o.array
-    if target.size:
+    if output.array.size:
         if executor.name == "host":
-            _warn_if_slow(extents, is_causal)
-        q, k, v = (arguments.operand(executor, x) for x in (q, k, v))
+            _warn_if_slow(extents, problem.causal)
+        q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
+        dtype = output.array.dtype
         buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
         if config is None:
-            config = select(
-                target.dtype, *buckets, seqlen_q=extents.seqlen_q, smem_limit_bytes=executor.smem_limit_bytes
-            )
-        plan = _plan(executor, target.dtype, *buckets, is_causal, q.aligned and k.aligned and v.aligned, config)
+            config = select(dtype, *buckets, seqlen_q=extents.seqlen_q, smem_limit_bytes=executor.smem_limit_bytes)
+        plan = _plan(executor, dtype, *buckets, problem.causal, q.aligned and k.aligned and v.aligned, config)
         num_q_blocks = -(-extents.seqlen_q // plan.block_m)
         grid = (extents.batch * extents.num_heads * num_q_blocks,)
         args = (
-            *(q.array, k.array, v.array, target, lse),
-            *(*q.strides, *k.strides, *v.strides, *o.strides),
+            *(q.array, k.array, v.array, output.array, lse),
+            *(*q.strides, *k.strides, *v.strides, *output.strides),
             np.int32(extents.num_heads),
             np.int32(extents.heads_per_kv_head),
             np.int32(extents.seqlen_q),
             np.int32(extents.seqlen_k),
             np.int32(extents.head_dim),
             np.int32(extents.head_dim_v),
-            np.int32(diagonal_offset),
-            accumulator(scale * LOG2_E),
+            np.int32(problem.diagonal_offset),
+            accumulator(problem.scale * LOG2_E),
         )
         executor.launch(plan.kernel, grid, (plan.num_threads,), args, plan.smem_bytes)
-    if target is not out:
-        executor.finish(target)
-    if lse is not None:
-        executor.finish(lse)
-    if out is None:
-        out = target
-    elif target is not out:
-        with executor.on_device():
-            out[...] = target
-    return (out, lse) if return_lse else out
+    out = problem.deliver(output)
+    if lse is None:
+        return out
+    executor.finish(lse)
+    return out, lse
 
 
 @dataclass(frozen=True, slots=True)

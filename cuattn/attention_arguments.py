@@ -12,7 +12,7 @@ import numpy as np
 
 from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
-from cuattn.launch import Executor
+from cuattn.launch import Executor, executor_for
 
 MAX_EXTENT = 2**31 - 1
 LOG2_E = math.log2(math.e)
@@ -43,6 +43,58 @@ class Extents:
     @property
     def heads_per_kv_head(self) -> int:
         return self.num_heads // max(self.num_kv_heads, 1)
+
+
+@dataclass(slots=True)
+class Problem:
+    """A call whose arguments have passed every check. ``scale`` and ``diagonal_offset`` are resolved to numbers."""
+
+    executor: Executor
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+    extents: Extents
+    scale: float
+    causal: bool
+    diagonal_offset: int
+
+    @property
+    def accumulator(self) -> type[np.floating[Any]]:
+        """The type that sums are in, and lse is returned in."""
+        return np.float64 if self.q.dtype == np.float64 else np.float32
+
+    def output(self) -> Operand:
+        """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
+        if self.out is not None:
+            given = Operand(self.out)
+            if given.direct:
+                return given
+        return Operand(self.executor.empty(self.extents.out_shape, self.q.dtype))
+
+    def deliver(self, output: Operand) -> Any:
+        """The array for the caller, once the kernel has been launched."""
+        if output.array is self.out:
+            return self.out
+        self.executor.finish(output.array)
+        if self.out is None:
+            return output.array
+        with self.executor.on_device():
+            self.out[...] = output.array
+        return self.out
+
+
+def check(q: Any, k: Any, v: Any, scale: Any, causal: Any, out: Any) -> Problem:
+    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.attention`."""
+    executor = executor_for(q=q, k=k, v=v) if out is None else executor_for(q=q, k=k, v=v, out=out)
+    q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
+    extents = check_qkv(q, k, v)
+    scale = check_scale(scale, extents.head_dim, q.dtype)
+    is_causal, diagonal_offset = check_causal(causal, extents.seqlen_q, extents.seqlen_k)
+    if out is not None:
+        out = executor.asarray(out)
+        check_out(out, extents.out_shape, q.dtype, q=q, k=k, v=v)
+    return Problem(executor, q, k, v, out, extents, scale, is_causal, diagonal_offset)
 
 
 def check_qkv(q: Any, k: Any, v: Any) -> Extents:

@@ -30,7 +30,7 @@ from cuattn.errors import ArrayTypeError, LaunchError
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
 MAX_THREADS = 1024
-DEFAULT_DYNAMIC_SMEM_BYTES = 48 * 1024  # more than this a CTA has to ask for
+DEFAULT_SMEM_BYTES = 48 * 1024  # a kernel that wants more than this has to ask for it
 
 Constants = Mapping[str, compile.Constant]
 
@@ -42,9 +42,12 @@ class Kernel:
     name: str
     entry: str
     function: Any
-    static_smem_bytes: int = 0
-    dynamic_smem_bytes: int = DEFAULT_DYNAMIC_SMEM_BYTES  # what the function has been allowed so far
+    static_smem_bytes: int
+    dynamic_smem_bytes: int = field(init=False)  # what the function has been allowed so far
     checked: set[tuple[Any, ...]] = field(default_factory=set)  # launch shapes that passed the checks
+
+    def __post_init__(self) -> None:
+        self.dynamic_smem_bytes = DEFAULT_SMEM_BYTES - self.static_smem_bytes
 
 
 class Executor:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn.config import ELEMENTS
-from cuattn.launch import executor_for
+from cuattn.config import ELEMENTS, WARP_SIZE
 
 __all__ = ["standard_attention"]
 
@@ -61,57 +60,42 @@ def standard_attention(
     >>> probabilities[0, 0].tolist()
     [[1.0, 0.0], [0.5, 0.5]]
     """
-    executor = executor_for(q=q, k=k, v=v) if out is None else executor_for(q=q, k=k, v=v, out=out)
-    q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
-    extents = arguments.check_qkv(q, k, v)
-    scale = arguments.check_scale(scale, extents.head_dim, q.dtype)
-    is_causal, diagonal_offset = arguments.check_causal(causal, extents.seqlen_q, extents.seqlen_k)
-    if out is not None:
-        out = executor.asarray(out)
-        arguments.check_out(out, extents.out_shape, q.dtype, q=q, k=k, v=v)
-
-    dtype = q.dtype
+    problem = arguments.check(q, k, v, scale, causal, out)
+    executor, extents, accumulator = problem.executor, problem.extents, problem.accumulator
+    dtype = problem.q.dtype
     element, accumulator_name = ELEMENTS[dtype.name]
-    accumulator = np.float64 if accumulator_name == "double" else np.float32
     constants: dict[str, int | bool | float | str] = {
         "Element": element,
         "Accumulator": accumulator_name,
-        "CAUSAL": is_causal,
+        "CAUSAL": problem.causal,
+        "TILE": _TILE,
+        "NUM_WARPS": _NUM_WARPS,
     }
-    constants |= {"TILE": _TILE, "NUM_WARPS": _NUM_WARPS}
-
     shape = (*extents.lse_shape, extents.seqlen_k)
     scores, probabilities = executor.empty(shape, accumulator), executor.empty(shape, dtype)
     lse = executor.empty(extents.lse_shape, accumulator)
-    o = arguments.Operand(out) if out is not None else None
-    if o is None or not o.direct:
-        o = arguments.Operand(executor.empty(extents.out_shape, dtype))
-    q, k, v = (arguments.operand(executor, x) for x in (q, k, v))
+    output = problem.output()
+    q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
+
     heads = np.int32(extents.num_heads), np.int32(extents.heads_per_kv_head)
     seqlens = np.int32(extents.seqlen_q), np.int32(extents.seqlen_k)
+    head_dim, head_dim_v = np.int32(extents.head_dim), np.int32(extents.head_dim_v)
     row_tiles = extents.batch * extents.num_heads * -(-extents.seqlen_q // _TILE)
-    block = (_TILE, _TILE)
-
+    args: tuple[Any, ...]
     if scores.size:
         kernel = executor.kernel(_SOURCE, constants, "cuattn_attention_scores")
-        args = (q.array, k.array, scores, *q.strides, *k.strides, *heads, *seqlens, np.int32(extents.head_dim))
-        args = (*args, np.int32(diagonal_offset), accumulator(scale))
-        executor.launch(kernel, (row_tiles * -(-extents.seqlen_k // _TILE),), block, args)
+        args = (q.array, k.array, scores, *q.strides, *k.strides, *heads, *seqlens, head_dim)
+        args = (*args, np.int32(problem.diagonal_offset), accumulator(problem.scale))
+        executor.launch(kernel, (row_tiles * -(-extents.seqlen_k // _TILE),), (_TILE, _TILE), args)
     if lse.size:
         kernel = executor.kernel(_SOURCE, constants, "cuattn_attention_probabilities")
         args = (scores, probabilities, lse, np.int64(lse.size), np.int32(extents.seqlen_k))
-        executor.launch(kernel, (-(-lse.size // _NUM_WARPS),), (_NUM_WARPS * 32,), args)
+        executor.launch(kernel, (-(-lse.size // _NUM_WARPS),), (_NUM_WARPS * WARP_SIZE,), args)
         kernel = executor.kernel(_SOURCE, constants, "cuattn_attention_output")
-        args = (probabilities, v.array, o.array, *v.strides, *o.strides, *heads, *seqlens, np.int32(extents.head_dim_v))
-        executor.launch(kernel, (row_tiles * -(-extents.head_dim_v // _TILE),), block, args)
+        args = (probabilities, v.array, output.array, *v.strides, *output.strides, *heads, *seqlens, head_dim_v)
+        executor.launch(kernel, (row_tiles * -(-extents.head_dim_v // _TILE),), (_TILE, _TILE), args)
 
     executor.finish(scores, probabilities, lse)
-    if o.array is not out:
-        executor.finish(o.array)
-    if out is None:
-        out = o.array
-    elif o.array is not out:
-        with executor.on_device():
-            out[...] = o.array
+    out = problem.deliver(output)
     results = (out, *((lse,) if return_lse else ()), *((probabilities,) if return_probabilities else ()))
     return results if len(results) > 1 else out

@@ -42,17 +42,16 @@ class Variant:
 
 
 def attention_variants() -> Iterator[Variant]:
-    """Every row of the table at the largest head dim that selects it, with and without a causal mask."""
+    """Every row of the table at the largest head dim that selects it: plain, causal, and with everything on."""
     for row in FLASH_FWD_CONFIGS:
         head_dim = largest_head_dim(row)
-        for causal in (False, True):
-            flags = "_causal" if causal else ""
+        for flags, causal, aligned in (("", False, True), ("_causal", True, True), ("_causal_unaligned", True, False)):
             few = "_few" if row.max_seqlen_q else ""
             yield Variant(
                 f"{row.source}_{DTYPE[row.itemsize]}_d{head_dim}_{row.block_m}x{row.block_n}"
                 f"_w{row.num_warps}_s{row.num_stages}{few}{flags}",
                 row.source,
-                row.constants(DTYPE[row.itemsize], head_dim, head_dim, CAUSAL=causal, ALIGNED=True),
+                row.constants(DTYPE[row.itemsize], head_dim, head_dim, CAUSAL=causal, ALIGNED=aligned),
                 row.num_threads,
                 row.smem_bytes(head_dim, head_dim),
                 head_dim,

@@ -285,13 +285,19 @@ def _run(launch: library.LaunchStruct, grid: tuple[int, int, int]) -> None:
     if not interruptible or threading.current_thread() is not threading.main_thread():
         run(address)
         return
-    worker = threading.Thread(target=run, args=(address,))
-    worker.start()
+    done = threading.Event()
+
+    def work() -> None:
+        run(address)
+        done.set()
+
+    # Thread.join is not safe to interrupt and call again in every supported Python; an event is.
+    threading.Thread(target=work, name="cuattn-host-launch").start()
     try:
-        worker.join()
+        done.wait()
     except BaseException:
         launch.stop = 1
-        worker.join()
+        done.wait()
         raise
 
 

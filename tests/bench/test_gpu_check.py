@@ -30,12 +30,20 @@ def test_fails(executor):
 @pytest.mark.parametrize("executor", ["host"])
 def test_skips(executor):
     pytest.skip("not here")
+
+def test_of_no_executor():
+    raise AssertionError
+
+@pytest.mark.cuda
+def test_of_a_gpu():
+    raise AssertionError
 """
 SLOW = """
 import time, pytest
 
+@pytest.mark.parametrize("executor", ["host"])
 @pytest.mark.parametrize("number", range(40))
-def test_host(number):
+def test_slow(executor, number):
     time.sleep(0.2)
 """
 
@@ -167,7 +175,7 @@ def test_tests_that_take_too_long_are_stopped_and_counted(tmp_path: Path) -> Non
 
 
 def test_a_test_run_that_never_ends_is_ended(tmp_path: Path) -> None:
-    (tmp_path / "test_slow.py").write_text("import time\ndef test_host(): time.sleep(60)")
+    (tmp_path / "test_slow.py").write_text(SLOW.replace("0.2", "60"))
     result = device_tests.run("host", (str(tmp_path / "test_slow.py"),), tmp_path, until=time.monotonic() + 3)
     assert result["stopped"]
     assert result["exit_code"] is None

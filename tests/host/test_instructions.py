@@ -56,10 +56,10 @@ def test_an_instruction_that_the_target_does_not_have_is_refused(name, arch):
 
 
 CLASSES = {
-    "add_b32": "int", "prmt_5410": "int", "lop3_b32": "int", "fma_f32": "float", "f32_modified": "float", "mul_f64": "double",
-    "f64_rounded": "double", "fma_bf16": "half", "max_f16": "half", "cvt_rn_f16x2_f32": "convert", "convert": "convert",
-    "ex2_ftz_f32": "special", "ex2_f16": "special", "setp_lt_s32": "predicate", "selp_b64": "predicate", "mov_b64": "move",
-    "unpack_2x16": "move", "ld": "memory",
+    "add_b32": "int", "prmt_5410": "int", "lop3_b32": "int", "fma_f32": "float", "f32_modified": "float",
+    "mul_f64": "double", "f64_rounded": "double", "fma_bf16": "half", "max_f16": "half", "ex2_ftz_f32": "special",
+    "cvt_rn_f16x2_f32": "convert", "convert": "convert", "ex2_f16": "special", "setp_lt_s32": "predicate",
+    "selp_b64": "predicate", "mov_b64": "move", "unpack_2x16": "move", "ld": "memory",
 }  # fmt: skip
 
 
