@@ -39,13 +39,20 @@ def both(
     yield make(f"{opcode}.{fmt.name}x2", 32, (32,) * count, in_pairs(function), packed(lanes), **options)
 
 
-def hard_sums() -> list[tuple[int, ...]]:
-    """Triples whose product ends on a tie that only the addend, far below, can break; and cancellations."""
+def hard_sums(fmt: Format) -> list[tuple[int, ...]]:
+    """Triples whose exact product is a tie, which only an addend far below can break, on either side.
+
+    With m mantissa bits, (1 + i / 2^m)(1 + j / 2^m) is a tie when i * j is 2^(m - 1) modulo 2^m. Rounding the sum to
+    f32, or to f64, before the format loses an addend that is small enough.
+    """
+    one, half = fmt.bias << fmt.mantissa, 1 << fmt.mantissa - 1
+    factors = [(i, half // i) for i in (1, 2, 4, 8)] + [(3, half), (half + 1, half)]
+    addends = [c | sign for c in (0, 1, 2, one // 4, one // 2) for sign in (0, fmt.sign)]
     lanes: list[tuple[int, ...]] = []
-    for a in (0x3F81, 0x3F83, 0x3F8F, 0x4003, 0x1F81, 0x0081):
-        for b in (0x3F88, 0x3F90, 0x3F81, 0x3FFF, 0xBF88):
-            for c in (0x0001, 0x8001, 0x0080, 0x3380, 0xB380, 0xBF8F, 0x3F80, 0x2B80):
-                lanes.append((a, b, c))
+    for i, j in factors:
+        for sign in (0, fmt.sign):
+            lanes += [(one + i | sign, one + j, c) for c in addends]
+            lanes += [(one - (4 << fmt.mantissa) + i | sign, one + j, c) for c in addends]
     return lanes
 
 
@@ -53,7 +60,7 @@ def cases() -> Iterator[Case]:
     for (name, operation), suffixes in MODIFIERS.items():
         fmt = exact.FORMATS[name]
         count, function = OPERATIONS[operation]
-        lanes = lanes_of(name, count) + (hard_sums() if count == 3 else [])
+        lanes = lanes_of(name, count) + (hard_sums(fmt) if count == 3 else [])
         # bf16 had only fma before sm_90.
         arch = 90 if name == "bf16" and operation != "fma" else 80
         for suffix in suffixes:
