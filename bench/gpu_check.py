@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,10 @@ def main(out: Path, executor: str, minutes: float, only: tuple[str, ...], tests:
         if only and step.name not in only:
             continue
         console.print(f"{time.monotonic() - began:4.0f} s  {step.name}: {step.summary}")
-        outcome, found = run_step(plan, step)
+        try:
+            outcome, found = run_step(plan, step)
+        except Exception:  # whatever it is: the other steps still have something to say
+            outcome, found = Outcome(step.name, "crashed", traceback=scrub(traceback.format_exc())), []
         outcomes.append(outcome)
         records += found
         write(plan, outcomes, records, began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -60,6 +61,7 @@ def speed_records(case: AttentionCase, options: Options) -> Iterator[Record]:
         **timing.metrics(),
         "gflop_per_s": significant(case.flops / timing.median_us / 1e3),
         "best_gflop_per_s": significant(case.flops / min(timing.samples_us) / 1e3),
+        "gflop_per_core_s": significant(case.flops / (timing.cpu_us or math.nan) / 1e3),
     }
     goals = {"gflop_per_s": ">= 10"} if case == SPEED_CASE else {}
     yield Record("host", f"{case.name}_unchecked", metrics, executor="host", method=HOST_METHOD, goals=goals)

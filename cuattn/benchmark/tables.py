@@ -28,6 +28,7 @@ UNITS = {
     "gb_per_s": "GB/s",
     "tflop_per_s": "TFLOP/s",
     "gflop_per_s": "GFLOP/s",
+    "gflop_per_core_s": "GFLOP a core second",
     "us": "µs",
     "ms": "ms",
     "bytes": "bytes",

@@ -257,7 +257,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int warp_key_end =
         warp_query < seqlen_q ? key_end<CAUSAL>(min(warp_query + WARP_M, seqlen_q) - 1, seqlen_k, diagonal_offset) : 0;
 
-    load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, q_seq_stride, num_queries, head_dim);
+    if (tiles.num_tiles > 0) {
+        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, q_seq_stride, num_queries, head_dim);
+    }
 #pragma unroll
     for (int i = 0; i < NUM_STAGES - 1; i++) {
         if (tiles.num_tiles > i) load_keys(tiles.num_tiles - 1 - i);
@@ -283,7 +285,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         accumulate_output(state, scores, smem_address(smem.v[stage]) + offsets.v);
     }
 
-    cp_async_wait<0>();  // without a single tile, q may still be on its way
     // SYNC: every warp is done with q, k and v, whose place the output tile takes.
     __syncthreads();
     Element(*s_out)[V_STRIDE] = smem.out + warp_idx * WARP_M;

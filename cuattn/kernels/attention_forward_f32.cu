@@ -147,7 +147,7 @@ __device__ __forceinline__ void softmax_step(LaneState& state, const Scores& sco
 
 // acc_out += p v. s_p: this lane's first row, s_v: this lane's first output column.
 __device__ __forceinline__ void accumulate_output(LaneState& state, const Element* s_p, const Element* s_v) {
-#pragma unroll(8 / CHUNK)
+#pragma unroll(CHUNK / 2)
     for (int n = 0; n < BLOCK_N; n += CHUNK) {
         Vector<CHUNK> p[LANE_M];
 #pragma unroll
@@ -247,8 +247,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         cp_async_commit();
     };
 
-    load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, q_seq_stride, num_queries, head_dim);
-    if (tiles.num_tiles > 0) load_k(tiles.num_tiles - 1);
+    if (tiles.num_tiles > 0) {
+        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, q_seq_stride, num_queries, head_dim);
+        load_k(tiles.num_tiles - 1);
+    }
     for (int tile_idx = tiles.num_tiles - 1; tile_idx >= 0; tile_idx--) {
         cp_async_wait<0>();
         // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
@@ -268,7 +270,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         if (tile_idx > 0) load_k(tile_idx - 1);  // on its way during the second product
         if (active) accumulate_output(state, smem.p[lane_row], smem.v[0] + lane_col * OUT_VECTOR);
     }
-    cp_async_wait<0>();  // without a single tile, q may still be on its way
 
     const bool vectors =
         ((reinterpret_cast<unsigned long long>(g_out) | out_batch_stride * sizeof(Element) |

@@ -101,6 +101,7 @@ LAYOUTS = {
     "seqlen_first": Layout(order=(1, 0, 2, 3)),
     "padded_rows": Layout(pad=(0, 3, 1, 8)),
     "padded_rows_of_odd_length": Layout(pad=(1, 0, 2, 3)),
+    "seven_padded_to_sixteen": Layout(pad=(0, 0, 0, 9)),
     "base_off_by_one": Layout(offset=1),
     "base_off_by_eight": Layout(order=(0, 2, 1, 3), offset=8),
     "last_axis_strided": Layout(order=(0, 1, 3, 2)),
@@ -135,7 +136,9 @@ def test_elements_between_their_multiples():
 
 
 @pytest.mark.parametrize("head_dim_v", (1, 7, 32))
-@pytest.mark.parametrize("layout", ("padded_rows", "base_off_by_one", "last_axis_strided", "batch_heads_seqlen"))
+@pytest.mark.parametrize(
+    "layout", ("padded_rows", "seven_padded_to_sixteen", "base_off_by_one", "last_axis_strided", "batch_heads_seqlen")
+)
 @pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
 def test_out(executor, dtype, layout, head_dim_v):
     q, k, v = make((2, 21, 30, 2, 1, 32, head_dim_v), dtype)

@@ -17,7 +17,9 @@ static int op_cvt_extend_b64_b32(Warp *warp, const Row *row) {
 }
 
 /* Float to int: out of range clamps. NaN is 0 when neither side has 64 bits. */
-static inline double convert_clamp(double x, double low, double high) { return x != x ? 0 : x < low ? low : x > high ? high : x; }
+static inline double convert_clamp(double x, double low, double high) {
+  return x != x ? 0 : x < low ? low : x > high ? high : x;
+}
 #define CONVERT_S32(x) (u32)(s32)convert_clamp(x, -2147483648.0, 2147483647.0)
 #define CONVERT_U32(x) (u32)(s64)convert_clamp(x, 0.0, 4294967295.0)
 
@@ -112,10 +114,12 @@ static void convert_modify(double *x, int integer_mode, int flags) {
 }
 
 static u64 convert_to_int(double x, int type, int wide_source) {
-  static const double low[] = {0, -128, 0, -32768, 0, -2147483648.0}, high[] = {255, 127, 65535, 32767, 4294967295.0, 2147483647.0};
-  if (type == CONVERT_U64) return x != x ? (u64)1 << 63 : x >= 0x1p64 ? ~(u64)0 : x > 0 ? (u64)x : 0;
-  if (type == CONVERT_S64) return x != x ? (u64)1 << 63 : x >= 0x1p63 ? INT64_MAX : x < -0x1p63 ? (u64)1 << 63 : (u64)(s64)x;
-  if (x != x && wide_source) return type == CONVERT_S32 || type == CONVERT_U32 ? (u64)1 << 31 : type >= CONVERT_U16 ? (u64)1 << 15 : 1 << 7;
+  static const double low[] = {0, -128, 0, -32768, 0, -2147483648.0};
+  static const double high[] = {255, 127, 65535, 32767, 4294967295.0, 2147483647.0};
+  static const int sign_bit[] = {7, 7, 15, 15, 31, 31, 63, 63};
+  if (x != x && (wide_source || type >= CONVERT_U64)) return (u64)1 << sign_bit[type - CONVERT_U8];
+  if (type == CONVERT_U64) return x >= 0x1p64 ? ~(u64)0 : x > 0 ? (u64)x : 0;
+  if (type == CONVERT_S64) return x >= 0x1p63 ? INT64_MAX : x < -0x1p63 ? (u64)1 << 63 : (u64)(s64)x;
   return (u64)(s64)convert_clamp(x, low[type - CONVERT_U8], high[type - CONVERT_U8]);
 }
 
@@ -128,7 +132,8 @@ static int op_convert(Warp *warp, const Row *row) {
   u32 r[WARP_SIZE] = {0};
   u64 wide[WARP_SIZE];
   for (int k = 0; k < count; k++) {
-    const int packed = count == 2 && source != CONVERT_F32, bits = source == CONVERT_E4M3 || source == CONVERT_E5M2 ? 8 : 16;
+    const int packed = count == 2 && source != CONVERT_F32;
+    const int bits = source == CONVERT_E4M3 || source == CONVERT_E5M2 ? 8 : 16;
     double x[WARP_SIZE];
     convert_load(x, SLOT(u8, k == count - 1 ? 1 : 2), source, packed ? k * bits : 0, flags);
     convert_modify(x, row->a[7], flags);

@@ -1,19 +1,22 @@
 /* Arithmetic on f16, f16x2, bf16 and bf16x2.
  *
- * Values go through f32, or double for products, and are rounded once to 16 bits. f16: sums and products of two f16 are
- * close enough in f32 that the second rounding is innocent (24 >= 2 * 11 + 2 bits); the exact product plus a third
- * f16 goes through double and odd rounding. bf16: products may be f32 subnormals, so they take the second way too. */
+ * Values go through f32 and are rounded to 16 bits from there. For one sum or product the second rounding is innocent:
+ * f32 has at least twice the bits of f16 and bf16 plus two, and a bf16 product that f32 cannot hold (below 2^-134) is
+ * zero in bf16 anyway. A product plus a third operand goes through double instead, with odd rounding down to f32. */
 #include "alu.h"
 
 enum { HALF_ADD, HALF_SUB, HALF_MUL, HALF_FMA, HALF_MIN, HALF_MAX, HALF_EX2, HALF_TANH };
 
-static inline __attribute__((always_inline)) void half_load(float *restrict x, const u32 *src, int shift, int is_bf16, int ftz) {
+#define HALF_INLINE static inline __attribute__((always_inline)) /* format and operation become constants */
+
+HALF_INLINE void half_load(float *restrict x, const u32 *src, int shift, int is_bf16, int ftz) {
   for (int i = 0; i < WARP_SIZE; i++) {
     const u32 bits = src[i] >> shift & 0xffff;
     x[i] = as_f32(is_bf16 ? narrow_f32_of_bf16(bits) : narrow_f32_of_f16(bits));
   }
-  if (ftz) /* f16 subnormals are f32 normals below 2^-14 */
-    for (int i = 0; i < WARP_SIZE; i++) x[i] = __builtin_fabsf(x[i]) < (is_bf16 ? 0x1p-126f : 0x1p-14f) ? x[i] * 0.0f : x[i];
+  const float smallest_normal = is_bf16 ? 0x1p-126f : 0x1p-14f;
+  if (ftz)
+    for (int i = 0; i < WARP_SIZE; i++) x[i] = __builtin_fabsf(x[i]) < smallest_normal ? x[i] * 0.0f : x[i];
 }
 
 #define HALF_LANES(EXPR)                            \
@@ -25,7 +28,7 @@ static inline __attribute__((always_inline)) void half_load(float *restrict x, c
   break;
 
 /* Flags X2, FTZ, SAT, RELU, NAN, XORSIGN. The lowering gives as many sources as the operation has. */
-static inline __attribute__((always_inline)) int half_run(Warp *warp, const Row *row, int operation, int is_bf16) {
+HALF_INLINE int half_run(Warp *warp, const Row *row, int operation, int is_bf16) {
   const int flags = row->flags, halves = flags & ALU_X2 ? 2 : 1;
   const int is_minmax = operation == HALF_MIN || operation == HALF_MAX;
   const int num_sources = operation == HALF_FMA ? 3 : operation >= HALF_EX2 ? 1 : 2;
@@ -43,7 +46,7 @@ static inline __attribute__((always_inline)) int half_run(Warp *warp, const Row 
     switch (operation) {
       case HALF_ADD: HALF_LANES(a + b)
       case HALF_SUB: HALF_LANES(a - b)
-      case HALF_MUL: HALF_LANES(is_bf16 ? narrow_odd_f32((double)a * b) : a * b)
+      case HALF_MUL: HALF_LANES(a * b)
       case HALF_FMA: HALF_LANES(narrow_odd_f32(narrow_add_odd((double)a * b, (double)c)))
       case HALF_MIN: HALF_LANES(as_f32(float_min(bits_f32(a), bits_f32(b))))
       case HALF_MAX: HALF_LANES(as_f32(float_max(bits_f32(a), bits_f32(b))))
@@ -57,9 +60,13 @@ static inline __attribute__((always_inline)) int half_run(Warp *warp, const Row 
     if (flags & ALU_RELU)
       for (int i = 0; i < WARP_SIZE; i++) r[i] = r[i] < 0.0f || r[i] == 0.0f ? 0.0f : r[i];
     u32 bits[WARP_SIZE];
-    for (int i = 0; i < WARP_SIZE; i++) bits[i] = is_bf16 ? narrow_bf16_of_f32(bits_f32(r[i])) : narrow_f16_of_f32(bits_f32(r[i]));
+    for (int i = 0; i < WARP_SIZE; i++) {
+      const u32 wide = bits_f32(r[i]);
+      bits[i] = is_bf16 ? narrow_bf16_of_f32(wide) : narrow_f16_of_f32(wide);
+    }
+    const u32 exponent = is_bf16 ? 0x7f80 : 0x7c00;
     if (flags & ALU_FTZ)
-      for (int i = 0; i < WARP_SIZE; i++) bits[i] = (bits[i] & (is_bf16 ? 0x7f80 : 0x7c00)) == 0 ? bits[i] & 0x8000 : bits[i];
+      for (int i = 0; i < WARP_SIZE; i++) bits[i] = (bits[i] & exponent) == 0 ? bits[i] & 0x8000 : bits[i];
     if (is_minmax && flags & ALU_XORSIGN)
       for (int i = 0; i < WARP_SIZE; i++) bits[i] = bits[i] == 0x7fff ? bits[i] : bits[i] | sign[i];
     for (int i = 0; i < WARP_SIZE; i++) packed[i] |= bits[i] << (16 * half);

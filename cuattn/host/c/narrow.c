@@ -86,7 +86,8 @@ static u32 narrow_encode(double x, const NarrowFormat *format, int mode, int sat
   int exponent;
   frexp(magnitude, &exponent);
   exponent = exponent - 1 < format->min_exponent ? format->min_exponent : exponent - 1;
-  const double scaled = ldexp(magnitude, format->mantissa_bits - exponent), whole = floor(scaled), rest = scaled - whole;
+  const double scaled = ldexp(magnitude, format->mantissa_bits - exponent);
+  const double whole = floor(scaled), rest = scaled - whole;
   int up = 0;
   switch (mode) {
     case ROUND_RN: up = rest > 0.5 || (rest == 0.5 && ((u32)whole & 1)); break;
@@ -97,7 +98,8 @@ static u32 narrow_encode(double x, const NarrowFormat *format, int mode, int sat
   /* `whole` holds the implicit bit of a normal number, which raises the exponent field from 0 to 1. */
   const u64 bits = ((u64)(exponent - format->min_exponent) << format->mantissa_bits) + (u64)whole + (u64)up;
   if (bits <= format->max_finite) return (u32)bits | sign;
-  const int to_infinity = mode == ROUND_RN || mode == ROUND_RNA || (mode == ROUND_RM && sign) || (mode == ROUND_RP && !sign);
+  const int nearest = mode == ROUND_RN || mode == ROUND_RNA;
+  const int to_infinity = nearest || (mode == ROUND_RM && sign) || (mode == ROUND_RP && !sign);
   return sign | (to_infinity && !satfinite ? format->infinity : format->max_finite);
 }
 

@@ -90,7 +90,8 @@ static int op_pack_4x16(Warp *warp, const Row *row) {
     const T *src = SLOT(T, COUNT);                                                                    \
     u32 parts[COUNT][WARP_SIZE];                                                                      \
     for (int k = 0; k < COUNT; k++)                                                                   \
-      IVDEP for (int i = 0; i < WARP_SIZE; i++) parts[k][i] = (u32)(src[i] >> (BITS * k)) & (u32)(((u64)1 << BITS) - 1); \
+      IVDEP for (int i = 0; i < WARP_SIZE; i++)                                                       \
+        parts[k][i] = (u32)(src[i] >> (BITS * k)) & (u32)(((u64)1 << BITS) - 1);                      \
     for (int k = 0; k < COUNT; k++) alu_put32(warp, row, k, parts[k]);                                \
     return STEP;                                                                                      \
   }
