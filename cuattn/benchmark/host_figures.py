@@ -82,7 +82,10 @@ def checker_records(options: Options) -> Iterator[Record]:
         metrics = {
             **timing.metrics(),
             "gflop_per_s": significant(case.flops / timing.median_us / 1e3),
+            "gflop_per_core_s": significant(case.flops / (timing.cpu_us or math.nan) / 1e3),
             "fraction_of_unchecked": significant(without.median_us / timing.median_us, 3),
+            "fraction_per_core": significant((without.cpu_us or math.nan) / (timing.cpu_us or math.nan), 3),
+            "unchecked_cores": significant(without.cores or math.nan, 2),
         }
         goals = {"fraction_of_unchecked": ">= 0.2"} if name == "all" else {}
         yield Record("host", f"{case.name}_check_{name}", metrics, executor="host", method=HOST_METHOD, goals=goals)

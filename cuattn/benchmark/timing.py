@@ -53,8 +53,18 @@ class Timing:
         low, high = np.percentile(self.samples_us, (25, 75))
         return float(high - low) / 2 / self.median_us
 
+    @property
+    def cores(self) -> float | None:
+        """Processor time over elapsed time: how many cores the process really had (host only)."""
+        mean_us = sum(self.samples_us) / len(self.samples_us)
+        return None if self.cpu_us is None else self.cpu_us / mean_us
+
     def __add__(self, other: Timing) -> Timing:
-        return Timing(self.samples_us + other.samples_us)
+        cpu_us = None
+        if self.cpu_us is not None and other.cpu_us is not None:
+            mine, others = len(self.samples_us), len(other.samples_us)
+            cpu_us = (self.cpu_us * mine + other.cpu_us * others) / (mine + others)
+        return Timing(self.samples_us + other.samples_us, cpu_us)
 
     def metrics(self) -> dict[str, float | int]:
         """For a `Record`."""
@@ -64,8 +74,9 @@ class Timing:
             "spread": significant(self.spread, 2),
             "samples": len(self.samples_us),
         }
-        if self.cpu_us is not None:
+        if self.cpu_us is not None and self.cores is not None:
             result["cpu_us"] = significant(self.cpu_us)
+            result["cores"] = significant(self.cores, 2)
         return result
 
 

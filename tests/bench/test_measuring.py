@@ -22,7 +22,7 @@ def test_time_host_takes_the_median_of_many() -> None:
     assert len(timing.samples_us) == len(calls) - 1 >= 3  # one to warm up
     assert timing.median_us >= 2000
     assert timing.cpu_us is not None and timing.cpu_us < timing.median_us  # it slept
-    assert set(timing.metrics()) == {"time_us", "best_us", "spread", "samples", "cpu_us"}
+    assert set(timing.metrics()) == {"time_us", "best_us", "spread", "samples", "cpu_us", "cores"}
 
 
 def test_time_host_keeps_to_its_limits() -> None:
@@ -31,8 +31,11 @@ def test_time_host_keeps_to_its_limits() -> None:
 
 
 def test_timing_figures() -> None:
-    timing = Timing((1.0, 2.0, 3.0)) + Timing((4.0, 5.0))
+    timing = Timing((1.0, 2.0, 3.0), 4.0) + Timing((4.0, 5.0), 9.0)
     assert timing.median_us == 3.0
+    assert timing.cpu_us == 6.0  # a call, of five
+    assert timing.cores == 2.0
+    assert (Timing((1.0,)) + Timing((2.0,), 1.0)).cores is None
     assert timing.spread == pytest.approx(1 / 3)
     assert significant(1234.567) == 1235.0
     assert significant(0.00123456, 2) == 0.0012
