@@ -189,6 +189,8 @@ class RawKernel:
             for axis, extent, limit in zip("xyz", extents, limits, strict=True):
                 if not 1 <= extent <= limit:
                     raise LaunchError(f"{self.name}: {name}.{axis} is {extent}, allowed is 1 to {limit}")
+        if grid[0] * grid[1] * grid[2] >= 1 << 32:
+            raise LaunchError(f"{self.name}: a grid of {grid} has more CTAs than the host executor takes (2**32 - 1)")
         threads = block[0] * block[1] * block[2]
         if threads > min(1024, self.table.max_threads):
             raise LaunchError(f"{self.name}: {threads} threads a block, at most {min(1024, self.table.max_threads)}")

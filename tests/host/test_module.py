@@ -58,6 +58,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(change, match):
     [
         ((0,), (32,), 0, "grid.x is 0"),
         ((1, 70000), (32,), 0, "grid.y is 70000"),
+        ((65536, 1024, 64), (32,), 0, "more CTAs"),
         ((1,), (1025,), 0, "block.x is 1025"),
         ((1,), (64, 32), 0, "2048 threads"),
         ((1,), (32,), 49153, "max_dynamic_shared_size_bytes"),
