@@ -268,6 +268,8 @@ class _Parser:
             scope.cache.clear()
         elif variable := _variable(statement):
             entry.variables.append(variable)
+        elif statement.startswith(".param"):
+            raise UnsupportedPTXError(f"kernel {entry.name}: a call of a function that was not inlined is not supported")
         elif not statement.startswith((".pragma", ".branchtargets", ".file")):
             raise UnsupportedPTXError(f"kernel {entry.name}: directive {statement.split()[0]!r} is not supported")
 

@@ -239,3 +239,12 @@ extern "C" __global__ void k(int* y) { y[threadIdx.x] = count_down(threadIdx.x +
     run(code, (y,))
     n = np.arange(1, 33)
     assert (y == n * (n + 1) // 2 * 1000 + 6).all()
+
+
+def test_a_call_that_is_not_inlined_is_refused():
+    code = r"""
+__device__ __noinline__ int twice(int x) { return x * 2 + (int)clock(); }
+extern "C" __global__ void k(int* y) { *y = twice(*y); }
+"""
+    with pytest.raises(errors.UnsupportedPTXError, match="function that was not inlined"):
+        host.RawModule(code=code)
