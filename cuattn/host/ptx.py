@@ -269,7 +269,7 @@ class _Parser:
         elif variable := _variable(statement):
             entry.variables.append(variable)
         elif statement.startswith(".param"):
-            raise UnsupportedPTXError(f"kernel {entry.name}: a call of a function that was not inlined is not supported")
+            raise UnsupportedPTXError(f"kernel {entry.name}: calls of a function that was not inlined are refused")
         elif not statement.startswith((".pragma", ".branchtargets", ".file")):
             raise UnsupportedPTXError(f"kernel {entry.name}: directive {statement.split()[0]!r} is not supported")
 
