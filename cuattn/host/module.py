@@ -22,7 +22,6 @@ DEFAULT_SMEM_BYTES = 48 * 1024
 SMEM_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
-INTERRUPTIBLE_CTAS = 64  # launches of more run in a thread of their own, so that Ctrl-C stops them
 
 _race_lock = threading.Lock()  # the order between CTAs is kept in one place of the library
 
@@ -175,9 +174,9 @@ class RawKernel:
         counters = self._counters(launch) if profile.active() else None
         if "race" in checks:
             with _race_lock:
-                _run(launch, grid3)
+                _run(launch)
         else:
-            _run(launch, grid3)
+            _run(launch)
         if launch.report.kind:
             raise faults.from_report(self.table, launch.report)
         if counters is not None:
@@ -280,11 +279,11 @@ def _triple(name: str, extents: Sequence[int]) -> tuple[int, int, int]:
     return (*values, 1, 1)[:3]  # type: ignore[return-value]
 
 
-def _run(launch: library.LaunchStruct, grid: tuple[int, int, int]) -> None:
+def _run(launch: library.LaunchStruct) -> None:
+    """Run a launch to its end. In the main thread Ctrl-C stops it, even a kernel that never ends."""
     run = library.load().run
     address = ctypes.addressof(launch)
-    interruptible = grid[0] * grid[1] * grid[2] > INTERRUPTIBLE_CTAS
-    if not interruptible or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         run(address)
         return
     done = threading.Event()

@@ -217,25 +217,27 @@ def test_translation_is_quick():
     assert best < 0.2
 
 
-def test_a_long_launch_can_be_interrupted():
+@pytest.mark.parametrize(("grid", "steps"), [(4096, "1000000"), (1, "1 << 31")])
+def test_a_long_launch_can_be_interrupted(grid, steps):
     """In a process of its own: the signal must reach a main thread that waits for a launch."""
     program = r'''
 import os, signal, threading, numpy as np, cuattn.host as host
 kernel = host.RawModule(code="""
-extern "C" __global__ void k(float* y, int n) {
+extern "C" __global__ void k(float* y, long long n) {
   float a = 0;
-  for (int i = 0; i < n; i++) a = a * 0.5f + i;
+  for (long long i = 0; i < n; i++) a = a * 0.5f + i;
   y[blockIdx.x] = a;
 }""").get_function("k")
 y = np.zeros(4096, np.float32)
-kernel((1,), (32,), (y, np.int32(1)))
+kernel((1,), (32,), (y, 1))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may start with it ignored
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
-    kernel((4096,), (256,), (y, np.int32(1_000_000)))
+    kernel((GRID,), (256,), (y, STEPS))
 except KeyboardInterrupt:
     print("interrupted")
 '''
+    program = program.replace("GRID", str(grid)).replace("STEPS", steps)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "interrupted\n", done.stderr
 
