@@ -12,6 +12,7 @@ import numpy as np
 
 from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
+from cuattn.extents import address, byte_bounds
 from cuattn.launch import Executor, executor_for
 
 MAX_EXTENT = 2**31 - 1
@@ -173,24 +174,6 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: 
         x_low, x_high = byte_bounds(x)
         if low < x_high and x_low < high:
             raise OverlapError(f"out lies in the memory range of {name}; it must not overlap an input")
-
-
-def address(x: Any) -> int:
-    """Address of the first element."""
-    return int(x.__array_interface__["data"][0]) if isinstance(x, np.ndarray) else int(x.data.ptr)
-
-
-def byte_bounds(x: Any) -> tuple[int, int]:
-    """The first byte that ``x`` covers and one past the last; an empty range for an array without elements."""
-    low = high = address(x)
-    if x.size == 0:
-        return low, low
-    for extent, stride in zip(x.shape, x.strides, strict=True):
-        if stride < 0:
-            low += (extent - 1) * stride
-        else:
-            high += (extent - 1) * stride
-    return low, high + x.dtype.itemsize
 
 
 class Operand:

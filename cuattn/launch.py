@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Kernel:
         self.dynamic_smem_bytes = DEFAULT_SMEM_BYTES - self.static_smem_bytes
 
 
-class Executor:
+class Executor(ABC):
     """Where an operation runs. Use `executor_for`; the subclasses differ only in how they load, allocate and launch.
 
     Attributes
@@ -104,19 +105,21 @@ class Executor:
         """Context in which array operations work on the executor's device, whichever is current outside."""
         return nullcontext()
 
+    @abstractmethod
     def asarray(self, x: Any) -> Any:
         """``x`` as an array of this executor's kind, without a copy."""
-        raise NotImplementedError
 
+    @abstractmethod
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         """An array to be written by a kernel. On the host it counts as never written until `finish`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, *arrays: Any) -> None:
         """Hand arrays from `empty` to the caller. On the host this raises if a byte of one was never written."""
 
+    @abstractmethod
     def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
-        raise NotImplementedError
+        """Compile and load, without a memo."""
 
     def _start(
         self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], smem_bytes: int
@@ -203,6 +206,9 @@ class CudaExecutor(Executor):
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         with self.on_device():
             return self._cupy.empty(shape, dtype)
+
+    def finish(self, *arrays: Any) -> None:
+        """Nothing to do: a GPU does not track what was written."""
 
     def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
         binary = compile.build(source_name, constants, arch=self.arch, kind=self._image_kind)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
+from cuattn.extents import address, byte_bounds
 from cuattn.launch import Executor
 from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
 
@@ -98,7 +99,7 @@ class _Placement:
 
 
 def _placement(x: Any) -> _Placement:
-    return _Placement(x.strides, x.dtype.itemsize, _address(x) % PACK_BYTES)
+    return _Placement(x.strides, x.dtype.itemsize, address(x) % PACK_BYTES)
 
 
 @lru_cache(maxsize=1024)
@@ -136,10 +137,6 @@ def _collapse(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]
         else:
             merged.append(dim)
     return merged
-
-
-def _address(x: Any) -> int:
-    return int(x.__array_interface__["data"][0]) if isinstance(x, np.ndarray) else int(x.data.ptr)
 
 
 # --- checks, shared by the functions that take rows ------------------------------------------------------------------
@@ -184,8 +181,8 @@ def check_out(x: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
         raise ArrayTypeError("out: the array is read-only")
     if _overlaps_itself(out):
         raise OverlapError(f"out: elements of the array (shape {shape}, strides {out.strides}) share memory")
-    same = _address(x) == _address(out) and x.shape == out.shape and x.strides == out.strides
-    if not same and _byte_range(x)[0] < _byte_range(out)[1] and _byte_range(out)[0] < _byte_range(x)[1]:
+    same = address(x) == address(out) and x.shape == out.shape and x.strides == out.strides
+    if not same and byte_bounds(x)[0] < byte_bounds(out)[1] and byte_bounds(out)[0] < byte_bounds(x)[1]:
         raise OverlapError("out: lies in the memory range of x; it must be x itself, element for element, or elsewhere")
 
 
@@ -198,19 +195,6 @@ def _overlaps_itself(x: Any) -> bool:
             return True
         reach += stride * (extent - 1)
     return False
-
-
-def _byte_range(x: Any) -> tuple[int, int]:
-    """The first byte that ``x`` covers and one past the last."""
-    low = high = _address(x)
-    if x.size == 0:
-        return low, low
-    for extent, stride in zip(x.shape, x.strides, strict=True):
-        if stride < 0:
-            low += (extent - 1) * stride
-        else:
-            high += (extent - 1) * stride
-    return low, high + x.dtype.itemsize
 
 
 # --- array operations, on the executor's device -----------------------------------------------------------------------

@@ -32,8 +32,8 @@ _tracked: dict[int, _Tracked] = {}
 def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
     """An array that nothing has written yet.
 
-    Its bytes are poison (0xFF: NaN in every float format). While the init checker is on, kernels may not read what no
-    kernel wrote, until `finish` makes it an ordinary array. Aligned as memory from ``cudaMalloc`` is.
+    While a checker is on its bytes are poison (0xFF: NaN in every float format), and with the init checker kernels may
+    not read what no kernel wrote, until `finish` makes it an ordinary array. Aligned as memory from ``cudaMalloc`` is.
     """
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)

@@ -15,6 +15,7 @@ from .. import environment
 from ..errors import ArgumentError, LaunchError, UnsupportedPTXError
 from . import faults, library, profile, ptx
 from .memory import Regions
+from .ptx_module import Variable
 from .settings import ASYNC_MODES, Settings, current
 from .table import Table, build_table
 
@@ -108,7 +109,7 @@ class RawModule:
                     return self._variable(variable)
         raise ArgumentError(f"no module variable {name!r}")
 
-    def _variable(self, variable: ptx.Variable) -> np.ndarray:
+    def _variable(self, variable: Variable) -> np.ndarray:
         if variable.name not in self._variables:
             raw = np.zeros(variable.size + 256, np.uint8)
             start = -raw.ctypes.data % 256
@@ -123,7 +124,7 @@ class RawKernel:
     """A kernel on the host executor, called as a ``cupy.RawKernel`` is: ``kernel(grid, block, args, shared_mem=0)``.
 
     Arguments: NumPy arrays (a pointer to the first element), NumPy scalars (by their dtype), Python ``int`` (int64),
-    ``float`` (float64), ``bool`` and ``complex``-free ``numpy.void`` structs by value.
+    ``float`` (float64), ``bool``, ``numpy.void`` structs by value, and ``None`` for a null pointer.
     """
 
     def __init__(self, module: RawModule, table: Table, target: str) -> None:

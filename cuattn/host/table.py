@@ -16,8 +16,8 @@ from . import lowering  # noqa: F401  (the rules register themselves)
 from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
 from .lowering.rules import RULES
 from .lowering.targets import oldest_target
-from .ptx import Entry, Instruction, Module, Variable
-from .ptx_types import Address, Const, Label, Operand, Reg, Row, Special, Symbol, Vector
+from .ptx_module import Entry, Module, Variable
+from .ptx_types import Address, Const, Instruction, Label, Operand, Reg, Row, Special, Symbol, Vector
 from .registers import LoweredRow, allocate
 
 MAX_OPERANDS = 20  # executor.h

@@ -244,6 +244,36 @@ extern "C" __global__ void k(const float* x, float* partial, unsigned* ticket, f
 """
 
 
+RELEASING = r"""
+extern "C" __global__ void k(float* data, unsigned* flag, float* y) {
+  if (threadIdx.x != 0) return;
+  unsigned before;
+  if (blockIdx.x == 0) {
+    *data = 5;
+    asm volatile("RELEASE" : "=r"(before) : "l"(flag) : "memory");
+  } else {
+    asm volatile("atom.acquire.gpu.global.add.u32 %0, [%1], 0;" : "=r"(before) : "l"(flag) : "memory");
+    if (before) *y = *data;  // FAULT
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("order", ["release", "acq_rel"])
+def test_race_knows_releasing_atomics(order):
+    def launch(release):
+        data, flag, y = np.zeros(1, np.float32), np.zeros(1, np.uint32), np.zeros(1, np.float32)
+        kernel = host.RawModule(code=RELEASING.replace("RELEASE", release)).get_function("k")
+        with host.check("all"), host.schedule("late", threads=1):  # in order: CTA 0 releases before CTA 1 looks
+            kernel((2,), (32,), (data, flag, y))
+        return y[0]
+
+    assert launch(f"atom.{order}.gpu.global.add.u32 %0, [%1], 1;") == 5
+    assert launch("mov.u32 %0, 0; st.release.gpu.global.u32 [%1], 1;") == 5
+    with pytest.raises(errors.RaceError):
+        launch("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;")
+
+
 def test_race_knows_atomics_with_fences():
     x = np.arange(16, dtype=np.float32)
     for seed in range(4):

@@ -43,6 +43,7 @@ static int op_atom(Warp *warp, const Row *row) {
   if (resolve(warp, row, at, (u32)size, ACCESS_UPDATE, pointers)) return FAILED;
   Cta *cta = warp->cta;
   if (cta->races) {
+    if (row->flags & MEM_RELEASE) race_fence(warp);
     race_release(warp, pointers, MEM_SPACE(row->flags));
     race_acquire(warp, pointers, MEM_SPACE(row->flags));
     if (row->flags & MEM_ACQUIRE) race_fence(warp);

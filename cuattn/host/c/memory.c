@@ -194,7 +194,10 @@ static int op_st(Warp *warp, const Row *row) {
   int flags = row->flags, count = MEM_COUNT(flags);
   Access access = flags & MEM_STRONG ? ACCESS_STRONG_WRITE : ACCESS_WRITE;
   if (resolve(warp, row, 0, (u32)count << MEM_SIZE_LOG2(flags), access, pointers)) return FAILED;
-  if (flags & MEM_RELEASE && warp->cta->races) race_release(warp, pointers, MEM_SPACE(flags));
+  if (flags & MEM_RELEASE && warp->cta->races) {
+    race_fence(warp);
+    race_release(warp, pointers, MEM_SPACE(flags));
+  }
   switch (MEM_SIZE_LOG2(flags)) {
     case 0: STORE_LANES(u8) break;
     case 1: STORE_LANES(u16) break;

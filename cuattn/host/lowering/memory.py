@@ -129,10 +129,10 @@ def lower_atom(ins: Instruction, context: Context) -> Row | None:
             space = SPACES[part]
         elif part in _ATOMICS:
             operation = _ATOMICS.index(part)
-        elif part in ("acquire", "acq_rel"):
-            flags |= ACQUIRE
-        elif part == "release":
-            flags |= RELEASE
+        elif part == "acq_rel":
+            flags |= ACQUIRE | RELEASE
+        elif part in ("acquire", "release"):
+            flags |= ACQUIRE if part == "acquire" else RELEASE
         elif part not in _SCOPES and part != "relaxed":
             return None
     if operation is None or type_name not in _ATOMIC_TYPES:

@@ -1,0 +1,25 @@
+"""Where an array lies in memory: the same for NumPy and CuPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def address(x: Any) -> int:
+    """Address of the first element."""
+    return int(x.__array_interface__["data"][0]) if isinstance(x, np.ndarray) else int(x.data.ptr)
+
+
+def byte_bounds(x: Any) -> tuple[int, int]:
+    """The first byte that ``x`` covers and one past the last; an empty range for an array without elements."""
+    low = high = address(x)
+    if x.size == 0:
+        return low, low
+    for extent, stride in zip(x.shape, x.strides, strict=True):
+        if stride < 0:
+            low += (extent - 1) * stride
+        else:
+            high += (extent - 1) * stride
+    return low, high + x.dtype.itemsize
