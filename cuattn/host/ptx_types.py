@@ -113,8 +113,7 @@ Source: TypeAlias = Reg | Const | Special | Label | int
 class Row:
     """One row of the table: handler name, destinations, sources, plain numbers, in the order of ``Row.a`` in C.
 
-    A destination of ``None`` is a result that nobody wants; it gets a scratch slot (``wide_sinks`` tells which of
-    them are 64 bits wide, by position).
+    A destination of ``None`` is a result that nobody wants; it gets a scratch slot.
     """
 
     op: str
@@ -122,4 +121,3 @@ class Row:
     srcs: Sequence[Source] = ()
     numbers: Sequence[int] = ()
     flags: int = 0
-    wide_sinks: frozenset[int] = frozenset()

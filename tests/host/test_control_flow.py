@@ -189,13 +189,11 @@ extern "C" __global__ void k(float* y, Pair p) {
     with host.check("all"):
         module.get_function("k")((1,), (32,), (y, struct[0]))
     assert (y == np.tile([1.5, 2.5, 3.5, 4.5], 8) + 11.25).all()
-    counter = [name for name in ("counter",) if module.get_global(name).view(np.int32)[0] == 4]
-    assert counter == ["counter"]
+    assert module.get_global("counter").view(np.int32)[0] == 4
 
 
 def test_generic_addresses_reach_shared_local_and_global_memory():
     code = r"""
-__device__ __noinline__ int pick(const int* p, int i);
 extern "C" __global__ void k(const int* x, int* y, int which) {
   __shared__ int s[32];
   int local[4];
@@ -206,7 +204,6 @@ extern "C" __global__ void k(const int* x, int* y, int which) {
   y[threadIdx.x] = p[threadIdx.x % 4];
 }
 """
-    code = code.replace("__device__ __noinline__ int pick(const int* p, int i);\n", "")
     x, y = np.arange(4, dtype=np.int32), np.zeros(32, np.int32)
     run(code, (x, y, np.int32(0)))
     t = np.arange(32)

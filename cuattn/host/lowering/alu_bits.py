@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ptx_types import Const, Instruction, Row
 from .context import Context
-from .modifiers import Opcode, bits_of, expect, read, sinks, write
+from .modifiers import Opcode, bits_of, expect, read, write
 from .rules import rule
 
 PERMUTE_CONSTANTS = {0x5410: "prmt_5410", 0x7632: "prmt_7632"}  # the two that pack and split 16-bit pairs
@@ -19,7 +19,7 @@ def lower_logic(ins: Instruction, context: Context) -> Row | None:
         return None
     d, a, b = expect(ins, 3)
     width = "b64" if kind == "b64" else "b32"
-    return Row(f"{ins.parts[0]}_{width}", [write(d, kind)], [read(a, kind), read(b, kind)], wide_sinks=sinks(kind))
+    return Row(f"{ins.parts[0]}_{width}", [write(d, kind)], [read(a, kind), read(b, kind)])
 
 
 @rule("not", "cnot")
@@ -31,7 +31,7 @@ def lower_not(ins: Instruction, context: Context) -> Row | None:
         return None
     d, a = expect(ins, 2)
     suffix = "b32" if (base, kind) == ("cnot", "b16") else kind
-    return Row(f"{base}_{suffix}", [write(d, kind)], [read(a, kind)], wide_sinks=sinks(kind))
+    return Row(f"{base}_{suffix}", [write(d, kind)], [read(a, kind)])
 
 
 @rule("shl", "shr")
@@ -47,7 +47,7 @@ def lower_shift(ins: Instruction, context: Context) -> Row | None:
         name = "shr_u64" if kind[1:] == "64" else "shr_u32"
     else:
         name = f"shl_{kind}"
-    return Row(name, [write(d, kind)], [read(a, kind), read(amount, "u32")], wide_sinks=sinks(kind))
+    return Row(name, [write(d, kind)], [read(a, kind), read(amount, "u32")])
 
 
 @rule("shf")
@@ -92,7 +92,7 @@ def lower_extract(ins: Instruction, context: Context) -> Row | None:
         return None
     d, a, pos, length = expect(ins, 4)
     srcs = [read(a, kind), read(pos, "u32"), read(length, "u32")]
-    return Row(f"bfe_{kind}", [write(d, kind)], srcs, wide_sinks=sinks(kind))
+    return Row(f"bfe_{kind}", [write(d, kind)], srcs)
 
 
 @rule("bfi")
@@ -103,7 +103,7 @@ def lower_insert(ins: Instruction, context: Context) -> Row | None:
         return None
     d, a, b, pos, length = expect(ins, 5)
     srcs = [read(a, kind), read(b, kind), read(pos, "u32"), read(length, "u32")]
-    return Row(f"bfi_{kind}", [write(d, kind)], srcs, wide_sinks=sinks(kind))
+    return Row(f"bfi_{kind}", [write(d, kind)], srcs)
 
 
 @rule("popc", "clz", "brev")
@@ -114,7 +114,7 @@ def lower_count(ins: Instruction, context: Context) -> Row | None:
         return None
     d, a = expect(ins, 2)
     result = kind if ins.parts[0] == "brev" else "u32"
-    return Row(f"{ins.parts[0]}_{kind}", [write(d, result)], [read(a, kind)], wide_sinks=sinks(result))
+    return Row(f"{ins.parts[0]}_{kind}", [write(d, result)], [read(a, kind)])
 
 
 @rule("bfind")

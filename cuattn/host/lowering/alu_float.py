@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ptx_types import Instruction, Row
 from .context import Context
-from .modifiers import FTZ, NAN, ROUNDING, SAT, XORSIGN, Opcode, expect, read, sinks, write
+from .modifiers import FTZ, NAN, ROUNDING, SAT, XORSIGN, Opcode, expect, read, write
 from .rules import rule
 
 # The operations of `f32_modified` and `f64_rounded`, in the order of c/alu_float.c.
@@ -20,7 +20,7 @@ def _arithmetic(ins: Instruction, operation: str, kind: str, rounding: str, flag
     srcs = [read(operand, kind) for operand in sources]
     dsts = [write(d, kind)]
     if rounding == "rn" and not flags:
-        return Row(f"{operation}_{kind}", dsts, srcs, wide_sinks=sinks(kind))
+        return Row(f"{operation}_{kind}", dsts, srcs)
     if operation == "ex2" and flags == FTZ:
         return Row("ex2_ftz_f32", dsts, srcs)
     if kind == "f64" and flags:
@@ -28,7 +28,7 @@ def _arithmetic(ins: Instruction, operation: str, kind: str, rounding: str, flag
     srcs += [srcs[0]] * (3 - len(srcs))
     numbers = [OPERATIONS.index(operation), ROUNDING[rounding]]
     name = "f32_modified" if kind == "f32" else "f64_rounded"
-    return Row(name, dsts, srcs, numbers, flags, wide_sinks=sinks(kind))
+    return Row(name, dsts, srcs, numbers, flags)
 
 
 @rule("add", "sub", "mul", "fma", "mad")
@@ -59,7 +59,7 @@ def lower_div(ins: Instruction, context: Context) -> Row | None:
         return None
     if (kind, mode, flags) == ("f64", "approx", FTZ) and base in ("rcp", "rsqrt"):
         d, a = expect(ins, 2)
-        return Row(f"{base}_seed_f64", [write(d, kind)], [read(a, kind)], wide_sinks=sinks(kind))
+        return Row(f"{base}_seed_f64", [write(d, kind)], [read(a, kind)])
     if kind == "f64" and not (exact or (base == "rsqrt" and not flags)):
         return None
     operation = "div_approx" if (base, mode) == ("div", "approx") else base
@@ -104,7 +104,7 @@ def lower_copysign(ins: Instruction, context: Context) -> Row | None:
     if kind not in ("f32", "f64"):
         return None
     d, a, b = expect(ins, 3)
-    return Row(f"copysign_{kind}", [write(d, kind)], [read(a, kind), read(b, kind)], wide_sinks=sinks(kind))
+    return Row(f"copysign_{kind}", [write(d, kind)], [read(a, kind), read(b, kind)])
 
 
 @rule("testp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ptx_types import Const, Instruction, Reg, Row
 from .context import Context
-from .modifiers import ZERO, Opcode, bits_of, expect, read, sinks, untyped, write
+from .modifiers import ZERO, Opcode, bits_of, expect, read, untyped, write
 from .rules import rule
 
 INT_TYPES = frozenset({"s16", "u16", "s32", "u32", "s64", "u64"})
@@ -22,7 +22,7 @@ def _row(name: str, ins: Instruction, types: str | tuple[str, ...]) -> Row:
     each = (types,) * len(ins.operands) if isinstance(types, str) else types
     operands = expect(ins, len(each))
     srcs = [read(operand, kind) for operand, kind in zip(operands[1:], each[1:], strict=True)]
-    return Row(name, [write(operands[0], each[0])], srcs, wide_sinks=sinks(each[0]))
+    return Row(name, [write(operands[0], each[0])], srcs)
 
 
 def _name(operation: str, kind: str) -> str:
@@ -65,7 +65,7 @@ def lower_carry(ins: Instruction, context: Context) -> Row | None:
     carry_in = CARRY if base.endswith("c") else Const(int(base == "sub"))
     dsts = [write(d, kind), CARRY if carry_out else None]
     name = f"{base[:3]}c_{untyped(kind)}"
-    return Row(name, dsts, [read(a, kind), read(b, kind), carry_in], wide_sinks=sinks(kind))
+    return Row(name, dsts, [read(a, kind), read(b, kind), carry_in])
 
 
 @rule("mul", "mad", "mul24", "mad24", "madc")
@@ -115,7 +115,6 @@ def _mad_carry(ins: Instruction, context: Context, kind: str, part: str, carry_o
         f"addc_{untyped(kind)}",
         [write(d, kind), CARRY if carry_out else None],
         [product, read(c, kind), CARRY if ins.parts[0] == "madc" else ZERO],
-        wide_sinks=sinks(kind),
     )
     return [Row(_name(f"mul.{part}", kind), [product], [read(a, kind), read(b, kind)]), add]
 

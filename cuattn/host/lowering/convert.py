@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ptx_types import Const, Instruction, Operand, Reg, Row, Source
 from .context import Context
-from .modifiers import FTZ, RELU, ROUNDING, SAT, SATFINITE, Opcode, bits_of, expect, sinks, write
+from .modifiers import FTZ, RELU, ROUNDING, SAT, SATFINITE, Opcode, bits_of, expect, write
 from .modifiers import read as read_exact
 from .rules import destination, rule, source
 
@@ -67,14 +67,13 @@ def _convert(d: Operand, a: Operand, kind_to: str, kind_from: str, rounding: str
     width_to = "b32" if kind_to == "tf32" else kind_to
     target = write(d, width_to)
     value = read(a, kind_from)
-    wide = sinks(width_to)
     if not flags and (rounding or integer, kind_to, kind_from) in FAST:
         name = "_".join(part for part in ("cvt", rounding or integer, kind_to, kind_from) if part)
-        return Row(name, [target], [value], wide_sinks=wide)
+        return Row(name, [target], [value])
     mask = _signed((1 << min(register_bits(target, kind_to), 32)) - 1)
     modes = [ROUNDING.get(rounding, 0), INTEGER_ROUNDING.get(integer, -1)]
     numbers = [1, NUMBER[kind_from], NUMBER[kind_to], *modes, mask]
-    return Row("convert", [target], [value, value], numbers, flags, wide_sinks=wide)
+    return Row("convert", [target], [value, value], numbers, flags)
 
 
 def _signed(mask: int) -> int:
@@ -97,7 +96,7 @@ def _int_to_float(d: Operand, a: Operand, kind_to: str, kind_from: str, rounding
             return None
         numbers = [ROUNDING[rounding], int(kind_from == "s64")]
         return Row(
-            "cvt_f64_int64_rounded", [write(d, kind_to)], [read(a, kind_from)], numbers, wide_sinks=sinks(kind_to)
+            "cvt_f64_int64_rounded", [write(d, kind_to)], [read(a, kind_from)], numbers
         )
     return _convert(d, a, kind_to, kind_from, rounding, "", flags)
 
@@ -160,7 +159,6 @@ def _integers(ins: Instruction, context: Context, kind_to: str, kind_from: str, 
             low = context.new_register("b32")
             rows, value = [Row("cvt_b32_b64", [low], [value])], low
         rows = _extend(rows, target, value, kind_to, kind_from, context)
-    rows[-1].wide_sinks = frozenset({0}) if wide_target else frozenset()
     return rows
 
 

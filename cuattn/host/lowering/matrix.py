@@ -40,8 +40,7 @@ def lower_mma(ins: Instruction, context: Context) -> Row | None:
     d, a, b, c = (_items(x) for x in ins.operands)
     type_name = "f64" if handler == "mma_f64" else "b32"
     srcs: list[Source] = [source(x, type_name) for x in (*a, *b, *c)]
-    wide = frozenset({0, 1}) if type_name == "f64" else frozenset()
-    return Row(handler, [destination(x) for x in d], srcs, wide_sinks=wide)
+    return Row(handler, [destination(x) for x in d], srcs)
 
 
 @rule("ldmatrix")

@@ -76,15 +76,14 @@ def lower_ld(ins: Instruction, context: Context) -> Row | list[Row] | None:
     if len(widths) > 1:
         return None
     wide = WIDE_REGISTER if True in widths else 0
-    sinks = frozenset(range(count)) if wide else frozenset()
     where = ins.operands[1]
     if space == SPACES["param"]:
         offset = _param_offset(where, context)
         if offset is None:
             return None
-        return Row("ld_param", dsts, [offset], flags=flags | wide, wide_sinks=sinks)
+        return Row("ld_param", dsts, [offset], flags=flags | wide)
     slot, offset, wide_address = address(where, context, space)
-    return Row("ld", dsts, [slot, offset], flags=flags | wide | wide_address | space, wide_sinks=sinks)
+    return Row("ld", dsts, [slot, offset], flags=flags | wide | wide_address | space)
 
 
 def _param_offset(where: Operand, context: Context) -> int | None:
@@ -147,8 +146,7 @@ def lower_atom(ins: Instruction, context: Context) -> Row | None:
     compare = source(operands[2], type_name) if len(operands) > 2 else Const(0, type_name[1:] == "64")
     flags |= SIZE_LOG2[type_name[1:]] << 4 | 1 << 8 | wide_address | space
     flags |= operation << 16 | _ATOMIC_TYPES[type_name] << 20 | has_dst << 24
-    wide_sinks = frozenset({0}) if type_name[1:] == "64" else frozenset()
-    return Row("atom", dsts, [slot, offset, operand, compare], flags=flags, wide_sinks=wide_sinks)
+    return Row("atom", dsts, [slot, offset, operand, compare], flags=flags)
 
 
 @rule("cp")

@@ -99,11 +99,6 @@ def untyped(type_name: str) -> str:
     return f"b{bits_of(type_name)}"
 
 
-def sinks(*type_names: str) -> frozenset[int]:
-    """`Row.wide_sinks` for destinations of these types."""
-    return frozenset(k for k, name in enumerate(type_names) if name in WIDE_TYPES)
-
-
 def expect(ins: Instruction, count: int) -> tuple[Operand, ...]:
     """The operands, of which there must be ``count``."""
     if len(ins.operands) != count:

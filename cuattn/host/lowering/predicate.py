@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..ptx_types import Const, Imm, Instruction, Negated, Operand, Pair, Reg, Row, Source, Special, Vector
 from .alu_int import INT_TYPES
 from .context import Context
-from .modifiers import FTZ, ZERO, Opcode, bits_of, expect, read, sinks, untyped, write
+from .modifiers import FTZ, ZERO, Opcode, bits_of, expect, read, untyped, write
 from .rules import rule
 
 # comparison → (handler's comparison, operands swapped)
@@ -157,7 +157,7 @@ def lower_selp(ins: Instruction, context: Context) -> Row | None:
         return None
     width = "b64" if bits_of(kind) == 64 else "b32"
     srcs = [read(a, kind), read(b, kind), read(p, "pred")]
-    return Row(f"selp_{width}", [write(d, kind)], srcs, wide_sinks=sinks(kind))
+    return Row(f"selp_{width}", [write(d, kind)], srcs)
 
 
 @rule("slct")
@@ -171,7 +171,7 @@ def lower_slct(ins: Instruction, context: Context) -> list[Row] | Row | None:
     # .ftz turns a negative subnormal into -0, which counts as >= 0.
     chooser, rows = _float_source(read(c, test), test, 0, bool(flags), context)
     srcs = [read(a, kind), read(b, kind), chooser]
-    return [*rows, Row(f"slct_{width}_{test}", [write(d, kind)], srcs, wide_sinks=sinks(kind))]
+    return [*rows, Row(f"slct_{width}_{test}", [write(d, kind)], srcs)]
 
 
 @rule("mov")
@@ -189,7 +189,7 @@ def lower_mov(ins: Instruction, context: Context) -> Row | None:
     width = "b32" if kind == "pred" else untyped(kind)
     if width not in ("b16", "b32", "b64"):
         return None
-    return Row("mov_b64" if width == "b64" else "mov_b32", [write(d, kind)], [read(a, kind)], wide_sinks=sinks(kind))
+    return Row("mov_b64" if width == "b64" else "mov_b32", [write(d, kind)], [read(a, kind)])
 
 
 PARTS = {("b16", 2): 8, ("b32", 2): 16, ("b32", 4): 8, ("b64", 2): 32, ("b64", 4): 16}
@@ -200,7 +200,7 @@ def _pack(kind: str, d: Operand, a: Vector) -> Row | None:
     if bits is None:
         return None
     srcs = [read(item, f"b{bits}") for item in a.items]
-    return Row(f"pack_{len(srcs)}x{bits}", [write(d, kind)], srcs, wide_sinks=sinks(kind))
+    return Row(f"pack_{len(srcs)}x{bits}", [write(d, kind)], srcs)
 
 
 def _unpack(kind: str, d: Vector, a: Operand) -> Row | None:
