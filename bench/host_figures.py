@@ -1,24 +1,27 @@
-"""Everything that can be measured without a GPU, as a result file and as a table in the documentation.
+"""Everything that can be measured without a GPU, as a result file and as tables in the documentation.
 
-python -m bench.host_figures            measure: write bench/results/host.json and the table made from it
-python -m bench.host_figures --page     write the table anew from the file that is there
+python -m bench.host_figures                  measure: write bench/results/host.json and the tables made from it
+python -m bench.host_figures --only options   measure one suite anew, keep the records of the others
+python -m bench.host_figures --page           write the tables anew from the file that is there
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from cuattn.benchmark import Record, Report, from_json, run_suite, tables
+from cuattn.benchmark import Options, Record, Report, from_json, run_suite, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results/host.json"
 PAGE = ROOT / "docs/benchmarks.md"
-MARKERS = re.compile(r"(<!-- figures:host -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKERS = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SUITE_NAMES = ("latency", "host", "counters", "options", "seed", "compile")  # those of the suite `figures`
 
 Row = tuple[str, str, str, str]  # what, figure, goal, how
 
@@ -48,7 +51,7 @@ def compile_rows(records: list[Record]) -> Iterator[Row]:
         ("PTX", [record for record in limited if "ptx_lines" in record.metrics]),
     ):
         slowest = max(found, key=lambda record: float(str(record.metrics["nvrtc_ms"])))
-        what = f"NVRTC, source to {kind}, slowest of {len(found)} variants with D up to 128: ms"
+        what = f"NVRTC, source to {kind}, slowest of {len(found)} plain and causal variants with D up to 128: ms"
         yield what, tables.cell("nvrtc_ms", slowest.metrics), slowest.goals["nvrtc_ms"], slowest.method
     spills = [int(str(record.metrics["spill_bytes"])) for record in records if "spill_bytes" in record.metrics]
     yield f"register spills, all {len(spills)} kernels on sm_80 and sm_90a: bytes", str(sum(spills)), "== 0", "ptxas"
@@ -68,21 +71,53 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def option_table(report: Report) -> str:
+    """Markdown: what each option costs."""
+    lines = ["| option | warp instructions | ratio | mma | global reads, bytes |", "|---|---:|---:|---:|---:|"]
+    for record in report.records:
+        if record.suite == "options":
+            names = ("warp_instructions", "ratio", "mma", "global_read_bytes")
+            cells = [tables.label(record.case), *(tables.cell(name, record.metrics) for name in names)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def seed_table(report: Report) -> str:
+    """Markdown: memory and time, fused beside unfused."""
+    names = ("flash_memory_bytes", "standard_memory_bytes", "saved_percent", "published_percent")
+    times = ("flash_time_us", "standard_time_us")
+    lines = [
+        "| problem | fused: bytes | unfused: bytes | saved, % | published, % | fused: ms | unfused: ms |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for record in report.records:
+        if record.suite == "seed":
+            cells = [tables.label(record.case), *(tables.cell(name, record.metrics) for name in names)]
+            cells += [f"{float(str(record.metrics[name])) / 1e3:,.0f}" for name in times]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES = {"host": table, "options": option_table, "seed": seed_table}
+
+
 def with_table(page: str, report: Report) -> str:
-    """`page` with the table between its markers."""
-    if not MARKERS.search(page):
-        raise click.ClickException("the page has no markers for the table")
-    return MARKERS.sub(lambda match: f"{match[1]}{table(report)}\n{match[2]}", page)
+    """`page` with each table between its markers."""
+    if {match[2] for match in MARKERS.finditer(page)} != set(TABLES):
+        raise click.ClickException("the page has no markers for a table")
+    return MARKERS.sub(lambda match: f"{match[1]}{TABLES[match[2]](report)}\n{match[3]}", page)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--page", is_flag=True, help="Do not measure: only write the table anew.")
-def main(page: bool) -> None:
+@click.option("--page", is_flag=True, help="Do not measure: only write the tables anew.")
+@click.option("--only", multiple=True, type=click.Choice(SUITE_NAMES), help="Measure this suite, keep the others.")
+def main(page: bool, only: tuple[str, ...]) -> None:
     """Run the suite `figures` and write its results. The machine should be otherwise idle.
 
     \b
     Examples:
       python -m bench.host_figures
+      python -m bench.host_figures --only options --only seed
       python -m bench.host_figures --page
     """
     if page:
@@ -90,12 +125,22 @@ def main(page: bool) -> None:
     else:
         console = Console()
         with tables.progress(console) as progress:
-            report = run_suite(["figures"], progress=progress)
+            report = run_suite(only or ["figures"], options=Options(executor="host"), progress=progress)
         console.print(tables.summary(report))
         if report.failures:  # half a result is none
             raise click.ClickException("a measurement failed; nothing is written")
+        if only:
+            report = merged(from_json(RESULTS.read_text(encoding="utf-8")), report)
         report.write(RESULTS)
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), report), encoding="utf-8")
+
+
+def merged(old: Report, new: Report) -> Report:
+    """`old` with the records of the suites in `new` replaced; where and when stay those of the old one."""
+    suites = {record.suite for record in new.records}
+    records = [record for record in (*old.records, *new.records) if record in new.records or record.suite not in suites]
+    records.sort(key=lambda record: SUITE_NAMES.index(record.suite))
+    return replace(old, records=tuple(records))
 
 
 if __name__ == "__main__":

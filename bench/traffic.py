@@ -1,6 +1,6 @@
 """Bytes that the kernels move, counted by the host executor, beside what the theory pages say they move.
 
-    python -m bench.traffic            print both tables
+    python -m bench.traffic            print the tables
     python -m bench.traffic --write    put them into docs/theory/
 
 What is counted are the bytes that the active lanes of a kernel ask global memory for. How many of them a GPU's caches
@@ -128,6 +128,52 @@ def attention_rows() -> list[Row]:
     return rows
 
 
+WORK_SEQLENS = (1024, 2048, 4096)
+# Left and right side of a window; None is no bound.
+WORK_BANDS: dict[str, tuple[int | None, int | None]] = {
+    "everything": (None, None),
+    "causal": (None, 0),
+    "causal, window of 256": (256, 0),
+    "window of 64 on both sides": (64, 64),
+}
+
+
+def visited_tiles(config: FlashFwdConfig, seqlen: int, band: tuple[int | None, int | None]) -> int:
+    """Key tiles that the blocks of queries of one head visit, for N = M."""
+    left, right = band
+    tiles = 0
+    for first in range(0, seqlen, config.block_m):
+        last = min(first + config.block_m, seqlen) - 1
+        begin = 0 if left is None else max(0, first - left)
+        end = seqlen if right is None else min(seqlen, last + right + 1)
+        tiles += -(-end // config.block_n) - begin // config.block_n
+    return tiles
+
+
+def work_table() -> str:
+    """Tiles by the formula and as counted by the bytes of keys and values, and multiplications on tensor cores."""
+    lines = ["| visible | N = M | tiles: formula | counted | of all | warp instructions `mma` |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for name, band in WORK_BANDS.items():
+        for seqlen in WORK_SEQLENS:
+            config, counted, products = count_tiles(seqlen, band)
+            tiles = visited_tiles(config, seqlen, band)
+            part = counted / ((seqlen // config.block_m) * (seqlen // config.block_n))
+            lines.append(f"| {name} | {seqlen} | {tiles:,} | {counted:,} | {100 * part:.1f} % | {products:,} |")
+    return "\n".join(lines)
+
+
+def count_tiles(seqlen: int, band: tuple[int | None, int | None]) -> tuple[FlashFwdConfig, int, int]:
+    """The config, the tiles whose keys and values the float16 kernel reads, and the mma that it executes."""
+    q = np.zeros((1, seqlen, 1, HEAD_DIM), np.float16)
+    limit = executor_for(q=q).smem_limit_bytes
+    config = select(q.dtype, BUCKETS[HEAD_DIM], BUCKETS[HEAD_DIM], seqlen_q=seqlen, smem_limit_bytes=limit)
+    with host.profile() as profile:
+        cuattn.attention(q, q, q, window=None if band == (None, None) else band)
+    read = profile.bytes["global"]["read"] - q.nbytes
+    return config, read // (2 * config.block_n * HEAD_DIM * q.itemsize), profile.instructions["mma"]
+
+
 def table(rows: list[Row]) -> str:
     """A Markdown table, figures in bytes."""
     header = ["kernel", "problem", "bytes read: formula", "counted", "bytes written: formula", "counted"]
@@ -137,10 +183,14 @@ def table(rows: list[Row]) -> str:
 
 def tables() -> dict[str, str]:
     """Name of the marker in the documentation → table."""
-    return {"softmax": table(softmax_rows()), "attention": table(attention_rows())}
+    return {"softmax": table(softmax_rows()), "attention": table(attention_rows()), "work": work_table()}
 
 
-PAGES = {"softmax": THEORY / "online-softmax.md", "attention": THEORY / "tiled-attention.md"}
+PAGES = {
+    "softmax": THEORY / "online-softmax.md",
+    "attention": THEORY / "tiled-attention.md",
+    "work": THEORY / "tiled-attention.md",
+}
 
 
 def with_table(page: str, name: str, text: str) -> str:

@@ -18,6 +18,7 @@ from cuattn.benchmark import machine, tables
 from cuattn.compile import arch as archs
 from cuattn.compile import cache as store
 from cuattn.config import BUCKETS, select
+from cuattn.forward_options import PLAIN, ForwardOptions
 from cuattn.softmax_config import variants
 
 from .run import problem_options
@@ -138,8 +139,8 @@ def wanted(
             bucket = BUCKETS[head_dim]
             for seqlen in seqlens or (1, 2**20):
                 row = select(np.dtype(dtype), bucket, bucket, seqlen_q=seqlen, smem_limit_bytes=limit)
-                for causal in (False, True):
-                    yield row.source, row.constants(dtype, bucket, bucket, CAUSAL=causal, ALIGNED=True)
+                for options in (PLAIN, ForwardOptions(bound_right=True)):
+                    yield row.source, row.constants(dtype, bucket, bucket, options)
     if softmax:
         yield from variants()
 

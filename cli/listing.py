@@ -16,6 +16,7 @@ from cuattn.benchmark import SUITES
 from cuattn.compile import cache
 from cuattn.compile.expand import KERNELS
 from cuattn.config import FLASH_FWD_CONFIGS
+from cuattn.forward_options import compiled_options
 
 SOFTMAX_ROWS = (
     *softmax_config.ONCHIP,
@@ -38,7 +39,7 @@ def list_(topics: tuple[str, ...], as_json: bool) -> None:
     \b
     suites    what `run` takes
     kernels   kernel files
-    rows      tile shapes of attention and thread layouts of softmax
+    rows      tile shapes of attention, the sets of options these are compiled with, thread layouts of softmax
     variants  kernels that have been compiled and are in the cache
 
     \b
@@ -87,6 +88,7 @@ def attention_rows() -> list[dict[str, Any]]:
     return [
         {
             "kernel": row.source.removeprefix("attention_"),
+            "math": row.products,
             "bytes": row.itemsize,
             "D up to": row.max_head_dim,
             "block_m": row.block_m,
@@ -96,6 +98,18 @@ def attention_rows() -> list[dict[str, Any]]:
             "queries up to": row.max_seqlen_q or "",
         }
         for row in FLASH_FWD_CONFIGS
+    ]
+
+
+def attention_options() -> list[dict[str, Any]]:
+    """What each row may be compiled with: the sets of options that some call needs a kernel for."""
+    return [
+        {
+            "options": options.label,
+            "compiled in": " ".join(name for name, value in options.constants().items() if value is True),
+            "bias": options.bias_dtype if options.bias else "",
+        }
+        for options in compiled_options()
     ]
 
 
@@ -138,6 +152,6 @@ def constants(source: Path) -> str:
 LISTS = {
     "suites": {"suites": suites},
     "kernels": {"kernels": kernels},
-    "rows": {"attention rows": attention_rows, "softmax rows": softmax_rows},
+    "rows": {"attention rows": attention_rows, "attention options": attention_options, "softmax rows": softmax_rows},
     "variants": {"variants": compiled},
 }

@@ -20,24 +20,43 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cuattn import compile, errors, host, reference, testing
+    from cuattn import compat, compile, errors, host, reference, testing
     from cuattn.attention import attention
+    from cuattn.dropout import dropout_mask
+    from cuattn.merge import merge_states
     from cuattn.online_softmax import OnlineSoftmax
+    from cuattn.padding import PaddingPlan, padding_plan, remove_padding, restore_padding
+    from cuattn.rope import Rotary, rope
+    from cuattn.rotary_frequencies import rope_frequencies
     from cuattn.softmax import log_softmax, logsumexp, softmax
+    from cuattn.split_qkv import split_qkv
     from cuattn.standard import standard_attention
+    from cuattn.varlen import attention_varlen
 
 __version__ = "0.1.0"
 
 __all__ = [
     "OnlineSoftmax",
+    "PaddingPlan",
+    "Rotary",
     "attention",
+    "attention_varlen",
+    "compat",
     "compile",
+    "dropout_mask",
     "errors",
     "host",
     "log_softmax",
     "logsumexp",
+    "merge_states",
+    "padding_plan",
     "reference",
+    "remove_padding",
+    "restore_padding",
+    "rope",
+    "rope_frequencies",
     "softmax",
+    "split_qkv",
     "standard_attention",
     "testing",
 ]
@@ -45,13 +64,24 @@ __all__ = [
 # The public functions and the module each lives in.
 _FUNCTIONS = {
     "OnlineSoftmax": "cuattn.online_softmax",
+    "PaddingPlan": "cuattn.padding",
+    "Rotary": "cuattn.rope",
     "attention": "cuattn.attention",
+    "attention_varlen": "cuattn.varlen",
+    "dropout_mask": "cuattn.dropout",
     "log_softmax": "cuattn.softmax",
     "logsumexp": "cuattn.softmax",
+    "merge_states": "cuattn.merge",
+    "padding_plan": "cuattn.padding",
+    "remove_padding": "cuattn.padding",
+    "restore_padding": "cuattn.padding",
+    "rope": "cuattn.rope",
+    "rope_frequencies": "cuattn.rotary_frequencies",
     "softmax": "cuattn.softmax",
+    "split_qkv": "cuattn.split_qkv",
     "standard_attention": "cuattn.standard",
 }
-_SUBMODULES = frozenset({"benchmark", "compile", "environment", "errors", "host", "reference", "testing"})
+_SUBMODULES = frozenset({"benchmark", "compat", "compile", "environment", "errors", "host", "reference", "testing"})
 
 
 def __getattr__(name: str) -> Any:

@@ -10,17 +10,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import numpy as np
-
 from cuattn import attention_arguments as arguments
-from cuattn.attention_arguments import LOG2_E, Extents
-from cuattn.config import BUCKETS, FlashFwdConfig, PlainFwdConfig, select
-from cuattn.errors import NotSupportedError, SlowHostCallWarning
-from cuattn.launch import Executor, Kernel
+from cuattn.attention_arguments import Problem
+from cuattn.attention_params import UNBOUNDED
+from cuattn.config import FlashFwdConfig, PlainFwdConfig
+from cuattn.errors import SlowHostCallWarning
+from cuattn.forward import forward
 
 __all__ = ["attention"]
 
@@ -54,9 +51,12 @@ def attention(
 ) -> Any:
     """``softmax(scale * q k^T) v`` for every head, with the logits kept on chip.
 
+    The logit of query i and key j is ``scale * (q[i] . k[j])``; then, in this order and each only if given: softcap,
+    ALiBi, bias, masks. Options combine freely.
+
     Parameters
     ----------
-    q : array [batch, seqlen_q, heads, head_dim]; float16, bfloat16, float32 or float64
+    q : array [batch, seqlen_q, heads, head_dim]; float16, bfloat16, float32, float64, float8_e4m3fn or float8_e5m2
         NumPy arrays run on the host executor, CuPy arrays on the GPU. Any strides: pass a
         [batch, heads, seqlen, head_dim] array as its transposed view. An array whose last axis is not contiguous is
         copied; bases and strides that are multiples of 16 bytes are the fastest.
@@ -69,21 +69,46 @@ def attention(
     causal : {False, True, "bottom_right", "top_left"}
         Key j is visible to query i when j <= i + o, with o = seqlen_k - seqlen_q (True, "bottom_right": the last query
         sees the last key) or o = 0 ("top_left").
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``, optional
+    diagonal_offset : int or int32 [batch], optional
+        Another o. It is the diagonal of ``causal``, ``window`` and ``alibi_slopes``, whichever are given.
+    window : (left, right), optional
+        Key j is visible to query i when i + o - left <= j <= i + o + right; None on a side is no bound. The work grows
+        with the window, not with seqlen_k.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit / softcap)``.
+    alibi_slopes : float array [heads] or [batch, heads], optional
+        Logits lose ``slope * |i + o - j|``.
+    bias : array, broadcast to [batch, heads, seqlen_q, seqlen_k]; float16, bfloat16, float32 or float64; optional
+        Added to the logits; -inf hides a key. Broadcast axes are not materialised.
+    mask : bool array, broadcast likewise, optional
+        True: attend. Tiles of the logits in which a mask (or a bias of -inf) hides everything are skipped, those in which
+        it hides nothing cost nothing.
+    sinks : float array [heads], optional
+        One more logit in the denominator of each row, whose value is nowhere; -inf is none. lse includes it.
+    dropout_p : float, 0 <= dropout_p < 1
+        Probability with which a probability is set to 0; the others are divided by 1 - dropout_p. lse is that without
+        dropout.
+    dropout_seed, dropout_offset : int, below 2^64 and 2^32
+        What is kept is a function of them and of (batch, head, i, j) alone: `cuattn.dropout_mask`.
+    precision : {None, "ieee", "tf32"}
+        "tf32" rounds float32 operands of the two products to 10 bits of mantissa, for tensor cores.
+    q_descale, k_descale, v_descale : float array [batch, kv_heads], optional
+        Factors of 8-bit floats: logits are scale * q_descale * k_descale * (q . k), and the result is out * v_descale.
+    fp8_format : {None, "e4m3fn", "e5m2"}
+        Reads uint8 arrays as 8-bit floats (CuPy has no dtype for them). They become float16, exactly, on chip.
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of the result, optional
         Where to write the result. It must not overlap an input.
     return_lse : bool
         Return also the log-sum-exp of the logits.
-    window, softcap, bias, mask, alibi_slopes, sinks, diagonal_offset, dropout_p, dropout_seed, dropout_offset
-        Not working yet: any value but the default raises `NotSupportedError`.
-    precision, q_descale, k_descale, v_descale, fp8_format
-        Likewise.
+
+    Small arrays (slopes, sinks, descales, a diagonal_offset of int32) may be NumPy arrays or lists beside CuPy arrays.
 
     Returns
     -------
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``; bfloat16 for 8-bit floats
         Accumulated in float32 (float64 for float64). A query that sees no key gives zeros.
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64); only with ``return_lse``
-        Natural logarithm of the sum of the exponentials of the logits; -inf for a query that sees no key.
+        Natural logarithm of the sum of the exponentials of the logits; -inf (or the sink) for a query that sees no key.
 
     Raises
     ------
@@ -93,15 +118,14 @@ def attention(
         A dtype that is not in the list, or dtypes that differ.
     ShapeError
         A rank other than 4, extents that do not fit each other, a head dim outside of 1 to 256, heads that are no
-        multiple of kv_heads.
+        multiple of kv_heads, an option whose shape is not as above.
     NonFiniteError
-        A ``scale`` that is not finite.
+        A ``scale``, ``softcap`` or ``dropout_p`` that is not finite; slopes, descales or sinks that are not, where they
+        are NumPy arrays or lists.
     ArgumentError
-        Another value of ``causal``, or a ``scale`` that is no number.
+        Another value of an option than those above.
     OverlapError
         ``out`` lies in the memory range of an input.
-    NotSupportedError
-        An option that does not work yet.
 
     Warns
     -----
@@ -111,7 +135,9 @@ def attention(
     References
     ----------
     Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023; Milakov and Gimelshein, "Online normalizer
-    calculation for softmax", 2018; Rabe and Staats, "Self-attention does not need O(n²) memory", 2021.
+    calculation for softmax", 2018; Rabe and Staats, "Self-attention does not need O(n²) memory", 2021. ALiBi: Press,
+    Smith and Lewis, "Train short, test long", 2021. Sinks: Xiao et al., "Efficient streaming language models with
+    attention sinks", 2023. Random numbers: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 
     Examples
     --------
@@ -124,39 +150,36 @@ def attention(
     array([0. , 0.5], dtype=float32)
     >>> np.exp(lse[0, 0]).round(4)
     array([1., 2.], dtype=float32)
+    >>> cuattn.attention(q, q, v, mask=np.array([True, False]))[0, :, 0, 0]
+    array([0., 0.], dtype=float32)
     """
-    if (
-        not (
-            window is softcap is bias is mask is alibi_slopes is sinks is diagonal_offset is precision is None
-            and q_descale is k_descale is v_descale is fp8_format is None
-        )
-        or dropout_p != 0.0
-        or dropout_seed != 0
-        or dropout_offset != 0
-    ):
-        _refuse(
-            window=window,
-            softcap=softcap,
-            bias=bias,
-            mask=mask,
-            alibi_slopes=alibi_slopes,
-            sinks=sinks,
-            diagonal_offset=diagonal_offset,
-            precision=precision,
-            q_descale=q_descale,
-            k_descale=k_descale,
-            v_descale=v_descale,
-            fp8_format=fp8_format,
-            dropout_p=dropout_p or None,
-            dropout_seed=dropout_seed or None,
-            dropout_offset=dropout_offset or None,
-        )
-    return evaluate(q, k, v, scale=scale, causal=causal, out=out, return_lse=return_lse)
-
-
-def _refuse(**options: Any) -> None:
-    names = ", ".join(name for name, value in options.items() if value is not None)
-    raise NotSupportedError(f"attention does not support {names} yet; leave the default")
+    arguments.check_return_lse(return_lse)
+    problem = arguments.check(
+        q,
+        k,
+        v,
+        scale=scale,
+        causal=causal,
+        out=out,
+        window=window,
+        softcap=softcap,
+        bias=bias,
+        mask=mask,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        dropout_offset=dropout_offset,
+        diagonal_offset=diagonal_offset,
+        precision=precision,
+        q_descale=q_descale,
+        k_descale=k_descale,
+        v_descale=v_descale,
+        fp8_format=fp8_format,
+    )
+    if problem.executor.name == "host":
+        _warn_if_slow(problem)
+    return forward(problem, return_lse=return_lse)
 
 
 def evaluate(
@@ -169,80 +192,32 @@ def evaluate(
     out: Any = None,
     return_lse: bool = False,
     config: FlashFwdConfig | PlainFwdConfig | None = None,
+    **options: Any,
 ) -> Any:
-    """`attention` with a kernel shape of one's own choice: validate, choose a config, allocate, launch."""
-    problem = arguments.check(q, k, v, scale, causal, out)
-    executor, extents, accumulator = problem.executor, problem.extents, problem.accumulator
-    output = problem.output()
-    lse = executor.empty(extents.lse_shape, accumulator) if return_lse else None
-    if output.array.size:
-        if executor.name == "host":
-            _warn_if_slow(extents, problem.causal)
-        q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
-        dtype = output.array.dtype
-        buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
-        if config is None:
-            config = select(dtype, *buckets, seqlen_q=extents.seqlen_q, smem_limit_bytes=executor.smem_limit_bytes)
-        plan = _plan(executor, dtype, *buckets, problem.causal, q.aligned and k.aligned and v.aligned, config)
-        num_q_blocks = -(-extents.seqlen_q // plan.block_m)
-        grid = (extents.batch * extents.num_heads * num_q_blocks,)
-        args = (
-            *(q.array, k.array, v.array, output.array, lse),
-            *(*q.strides, *k.strides, *v.strides, *output.strides),
-            np.int32(extents.num_heads),
-            np.int32(extents.heads_per_kv_head),
-            np.int32(extents.seqlen_q),
-            np.int32(extents.seqlen_k),
-            np.int32(extents.head_dim),
-            np.int32(extents.head_dim_v),
-            np.int32(problem.diagonal_offset),
-            accumulator(problem.scale * LOG2_E),
-        )
-        executor.launch(plan.kernel, grid, (plan.num_threads,), args, plan.smem_bytes)
-    out = problem.deliver(output)
-    if lse is None:
-        return out
-    executor.finish(lse)
-    return out, lse
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    kernel: Kernel
-    block_m: int
-    num_threads: int
-    smem_bytes: int
-
-
-@cache
-def _plan(
-    executor: Executor,
-    dtype: np.dtype[Any],
-    head_dim: int,
-    head_dim_v: int,
-    causal: bool,
-    aligned: bool,
-    config: FlashFwdConfig | PlainFwdConfig,
-) -> _Plan:
-    """The loaded kernel of a config, for two buckets of head dims."""
-    constants = config.constants(dtype.name, head_dim, head_dim_v, CAUSAL=causal, ALIGNED=aligned)
-    kernel = executor.kernel(config.source, constants, config.entry)
-    return _Plan(kernel, config.block_m, config.num_threads, config.smem_bytes(head_dim, head_dim_v))
+    """`attention` with a kernel shape of one's own choice."""
+    problem = arguments.check(q, k, v, scale=scale, causal=causal, out=out, **options)
+    return forward(problem, return_lse=return_lse, config=config)
 
 
 _warned_slow = False
 
 
-def _warn_if_slow(extents: Extents, causal: bool) -> None:
+def _warn_if_slow(problem: Problem) -> None:
     """Say, once a process, that the host executor is no place for a problem of this size."""
     global _warned_slow
-    pairs = extents.batch * extents.num_heads * extents.seqlen_q * extents.seqlen_k
-    flops = 2.0 * pairs * (extents.head_dim + extents.head_dim_v) / (2 if causal else 1)
+    extents, options = problem.extents, problem.options
+    keys = float(extents.seqlen_k)
+    if options.window_left != UNBOUNDED:
+        keys = min(keys, options.window_left + 1.0 + options.window_right)
+    elif options.window_right == 0:
+        keys /= 2
+    pairs = extents.batch * extents.num_heads * extents.seqlen_q * keys
+    flops = 2.0 * pairs * (extents.head_dim + extents.head_dim_v)
     if flops > SLOW_HOST_FLOPS and not _warned_slow:
         _warned_slow = True
         warnings.warn(
             "attention on NumPy arrays runs on the host executor, which interprets the kernel: the "
             f"{flops:.2g} floating-point operations of this call may take minutes; CuPy arrays run on the GPU",
             SlowHostCallWarning,
-            stacklevel=4,
+            stacklevel=3,
         )

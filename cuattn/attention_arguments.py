@@ -8,22 +8,27 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
+from cuattn.attention_options import Options, as_float, check_options
+from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM, STORAGE_8BIT
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
-from cuattn.extents import address, byte_bounds
+from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor, executor_for
 
 MAX_EXTENT = 2**31 - 1
 LOG2_E = math.log2(math.e)
-_LAYOUTS = {"q": "[batch, seqlen_q, heads, head_dim]", "k": "[batch, seqlen_k, kv_heads, head_dim]"}
-_LAYOUTS |= {"v": "[batch, seqlen_k, kv_heads, head_dim_v]"}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}
+INPUT_DTYPES = DTYPES | frozenset(FP8_FORMATS.values())
+_LAYOUTS = {"q": "seqlen_q, heads, head_dim]", "k": "seqlen_k, kv_heads, head_dim]", "v": "seqlen_k, kv_heads, head_dim_v]"}
 
 
 @dataclass(frozen=True, slots=True)
 class Extents:
-    """The sizes of a problem; letters as in the documentation: B, N, M, H, G, D, E."""
+    """The sizes of a problem; letters as in the documentation: B, N, M, H, G, D, E. Of packed sequences, N and M are the
+    tokens of all of them together."""
 
     batch: int
     seqlen_q: int
@@ -32,14 +37,22 @@ class Extents:
     num_kv_heads: int
     head_dim: int
     head_dim_v: int
+    packed: bool = False
 
     @property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        return self.batch, self.seqlen_q, self.num_heads, self.head_dim_v
+    def out_shape(self) -> tuple[int, ...]:
+        shape = self.seqlen_q, self.num_heads, self.head_dim_v
+        return shape if self.packed else (self.batch, *shape)
 
     @property
-    def lse_shape(self) -> tuple[int, int, int]:
-        return self.batch, self.num_heads, self.seqlen_q
+    def lse_shape(self) -> tuple[int, ...]:
+        shape = self.num_heads, self.seqlen_q
+        return shape if self.packed else (self.batch, *shape)
+
+    @property
+    def lse_strides(self) -> tuple[int, int]:
+        """Of the axes batch and head, in elements; a sequence of packed ones begins at its first token."""
+        return (0 if self.packed else self.num_heads * self.seqlen_q), self.seqlen_q
 
     @property
     def heads_per_kv_head(self) -> int:
@@ -48,22 +61,22 @@ class Extents:
 
 @dataclass(slots=True)
 class Problem:
-    """A call whose arguments have passed every check. ``scale`` and ``diagonal_offset`` are resolved to numbers."""
+    """A call whose arguments have passed every check."""
 
     executor: Executor
     q: Any
     k: Any
     v: Any
     out: Any
+    dtype: np.dtype[Any]  # of the elements of q, k and v; they may lie in uint8 arrays
     extents: Extents
     scale: float
-    causal: bool
-    diagonal_offset: int
+    options: Options
 
     @property
     def accumulator(self) -> type[np.floating[Any]]:
         """The type that sums are in, and lse is returned in."""
-        return np.float64 if self.q.dtype == np.float64 else np.float32
+        return np.float64 if self.dtype == np.float64 else np.float32
 
     def output(self) -> Operand:
         """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
@@ -71,7 +84,7 @@ class Problem:
             given = Operand(self.out)
             if given.direct:
                 return given
-        return Operand(self.executor.empty(self.extents.out_shape, self.q.dtype))
+        return Operand(self.executor.empty(self.extents.out_shape, output_dtype(self.dtype)))
 
     def deliver(self, output: Operand) -> Any:
         """The array for the caller, once the kernel has been launched."""
@@ -85,41 +98,110 @@ class Problem:
         return self.out
 
 
-def check(q: Any, k: Any, v: Any, scale: Any, causal: Any, out: Any) -> Problem:
+def output_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """That of the result: the dtype of q, or bfloat16 for 8-bit floats."""
+    return BFLOAT16 if dtype.itemsize == 1 else dtype
+
+
+def check(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: Any,
+    causal: Any,
+    out: Any,
+    bias: Any = None,
+    mask: Any = None,
+    fp8_format: Any = None,
+    **options: Any,
+) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.attention`."""
-    executor = executor_for(q=q, k=k, v=v) if out is None else executor_for(q=q, k=k, v=v, out=out)
+    executor = executor_of(q, k, v, out, bias, mask)
     q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
+    dtype = check_dtypes(q, k, v, fp8_format)
     extents = check_qkv(q, k, v)
-    scale = check_scale(scale, extents.head_dim, q.dtype)
-    is_causal, diagonal_offset = check_causal(causal, extents.seqlen_q, extents.seqlen_k)
-    if out is not None:
-        out = executor.asarray(out)
-        check_out(out, extents.out_shape, q.dtype, q=q, k=k, v=v)
-    return Problem(executor, q, k, v, out, extents, scale, is_causal, diagonal_offset)
+    resolved = check_options(
+        executor,
+        logits_shape=(extents.batch, extents.num_heads, extents.seqlen_q, extents.seqlen_k),
+        num_kv_heads=extents.num_kv_heads,
+        dtype=dtype,
+        causal=causal,
+        bias=bias,
+        mask=mask,
+        **options,
+    )
+    scale = check_scale(scale, extents.head_dim, dtype)
+    out = prepare_out(executor, out, extents.out_shape, dtype, resolved, q=q, k=k, v=v)
+    return Problem(executor, q, k, v, out, dtype, extents, scale, resolved)
 
 
-def check_qkv(q: Any, k: Any, v: Any) -> Extents:
-    """The extents of a problem. Raises `ShapeError` or `DTypeError`, naming the argument, if there is none."""
+def executor_of(q: Any, k: Any, v: Any, out: Any, bias: Any, mask: Any) -> Executor:
+    """Where the arrays of a call live; all of them in one place."""
+    arrays = {"q": q, "k": k, "v": v}
+    for name, x in (("out", out), ("bias", bias), ("mask", mask)):
+        if x is not None:
+            arrays[name] = x
+    return executor_for(**arrays)
+
+
+def check_dtypes(q: Any, k: Any, v: Any, fp8_format: Any) -> np.dtype[Any]:
+    """The dtype of the elements of all three. Raises `DTypeError`, naming the argument, if they have none in common."""
+    dtype: np.dtype[Any] = q.dtype
+    if fp8_format is None:
+        allowed, native = INPUT_DTYPES, f"{', '.join((*ELEMENTS, *STORAGE_8BIT))} (native)"
+        if q.dtype == np.uint8:
+            native += ", or uint8 with fp8_format="
+    else:
+        if not isinstance(fp8_format, str) or fp8_format not in FP8_FORMATS:
+            names = ", ".join(map(repr, FP8_FORMATS))
+            raise ArgumentError(f"fp8_format is {fp8_format!r}; allowed are {names} and None")
+        dtype = FP8_FORMATS[fp8_format]
+        allowed, native = frozenset((np.dtype(np.uint8), dtype)), f"uint8 and {dtype}, with fp8_format={fp8_format!r}"
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank 4 is needed: {_LAYOUTS[name]}")
-        if x.dtype not in DTYPES:
-            raise DTypeError(f"{name} has dtype {x.dtype} ({x.dtype.str}); allowed are {', '.join(ELEMENTS)} (native)")
-        if x.dtype != q.dtype:
-            raise DTypeError(f"{name} has dtype {x.dtype} and q has dtype {q.dtype}; they must be the same")
-        if max(x.shape) > MAX_EXTENT:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
-    batch, seqlen_q, num_heads, head_dim = q.shape
-    k_batch, seqlen_k, num_kv_heads, k_head_dim = k.shape
-    head_dim_v = v.shape[3]
-    if k_batch != batch:
-        raise ShapeError(
-            f"k has batch {k_batch} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same"
-        )
-    if v.shape[:3] != k.shape[:3]:
-        raise ShapeError(
-            f"v has shape {tuple(v.shape)} and k has shape {tuple(k.shape)}; batch, seqlen and heads must be the same"
-        )
+        if x.dtype not in allowed:
+            raise DTypeError(f"{name} has dtype {x.dtype} ({x.dtype.str}); allowed are {native}")
+        if fp8_format is None and x.dtype != dtype:
+            raise DTypeError(f"{name} has dtype {x.dtype} and q has dtype {dtype}; they must be the same")
+    return dtype
+
+
+def prepare_out(
+    executor: Executor, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], options: Options, **inputs: Any
+) -> Any:
+    """``out`` as an array of the executor that can take the result, or None. Raises as `check_out`."""
+    if out is None:
+        return None
+    out = executor.asarray(out)
+    for name, given in (("bias", options.bias), ("mask", options.mask)):
+        if given is not None:
+            inputs[name] = given.array
+    for name in ("alibi_slopes", "sinks", "q_descale", "k_descale", "v_descale", "diagonal_offsets"):
+        if getattr(options, name) is not None:
+            inputs[name] = getattr(options, name)
+    check_out(out, shape, output_dtype(dtype), **inputs)
+    return out
+
+
+def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
+    """The extents of a problem. Raises `ShapeError`, naming the argument, if there is none.
+
+    With ``batch``, the arrays are packed: so many sequences one after another, without a batch axis.
+    """
+    packed = batch is not None
+    check_rank(q, k, v, packed=packed)
+    seqlen_q, num_heads, head_dim = q.shape[-3:]
+    seqlen_k, num_kv_heads, k_head_dim = k.shape[-3:]
+    head_dim_v = v.shape[-1]
+    if batch is None:
+        batch = q.shape[0]
+        if k.shape[0] != batch:
+            raise ShapeError(
+                f"k has batch {k.shape[0]} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same"
+            )
+    if v.shape[:-1] != k.shape[:-1]:
+        axes = "tokens and heads" if packed else "batch, seqlen and heads"
+        raise ShapeError(f"v has shape {tuple(v.shape)} and k has shape {tuple(k.shape)}; {axes} must be the same")
     if k_head_dim != head_dim:
         raise ShapeError(f"k has head dim {k_head_dim} and q has head dim {head_dim}; they must be the same")
     for name, extent in (("q", head_dim), ("v", head_dim_v)):
@@ -130,7 +212,18 @@ def check_qkv(q: Any, k: Any, v: Any) -> Extents:
             f"q has {num_heads} heads and k has {num_kv_heads}; the number of query heads must be a multiple of the "
             "number of key/value heads"
         )
-    return Extents(batch, seqlen_q, seqlen_k, num_heads, num_kv_heads, head_dim, head_dim_v)
+    return Extents(batch, seqlen_q, seqlen_k, num_heads, num_kv_heads, head_dim, head_dim_v, packed)
+
+
+def check_rank(q: Any, k: Any, v: Any, *, packed: bool) -> None:
+    """Raise `ShapeError`, naming the argument, for a rank that none of them may have, and for an extent beyond int32."""
+    rank = 3 if packed else 4
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != rank:
+            layout = _LAYOUTS[name].replace("seqlen_", "tokens_") if packed else f"batch, {_LAYOUTS[name]}"
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank {rank} is needed: [{layout}")
+        if max(x.shape) > MAX_EXTENT:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
 
 
 def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
@@ -139,7 +232,7 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
         return 1.0 / math.sqrt(head_dim)
     if isinstance(scale, bool | np.bool_) or not isinstance(scale, Real | np.floating):
         raise ArgumentError(f"scale is {scale!r} of type {type(scale).__name__}; a number or None is allowed")
-    value = float(scale)
+    value = as_float(scale)
     limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
     if not abs(value) <= limit:
         raise NonFiniteError(
@@ -148,15 +241,10 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
     return value
 
 
-def check_causal(causal: Any, seqlen_q: int, seqlen_k: int) -> tuple[bool, int]:
-    """Whether the mask is causal, and the offset o of the diagonal: query i is aligned with key i + o."""
-    if isinstance(causal, bool | np.bool_):
-        return bool(causal), seqlen_k - seqlen_q
-    if isinstance(causal, str) and causal == "bottom_right":
-        return True, seqlen_k - seqlen_q
-    if isinstance(causal, str) and causal == "top_left":
-        return True, 0
-    raise ArgumentError(f"causal is {causal!r}; allowed are False, True, 'bottom_right' and 'top_left'")
+def check_return_lse(return_lse: Any) -> None:
+    """Raise unless it is a bool."""
+    if not isinstance(return_lse, bool | np.bool_):
+        raise ArgumentError(f"return_lse is {return_lse!r}; allowed are False and True")
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: Any) -> None:
@@ -167,7 +255,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: 
         raise DTypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ArrayTypeError("out is read-only; a writable array is needed")
-    if any(stride == 0 and extent > 1 for stride, extent in zip(out.strides, out.shape, strict=True)):
+    if overlaps_itself(out):
         raise OverlapError(f"out has strides {out.strides} for shape {shape}: its elements share memory")
     low, high = byte_bounds(out)
     for name, x in inputs.items():
@@ -177,7 +265,9 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: 
 
 
 class Operand:
-    """An array as a kernel sees it: ``array``, element strides, and where it lies.
+    """An array as a kernel sees it: ``array``, element strides of batch, sequence and head, and where it lies.
+
+    A packed array, of rank 3, has batch stride 0.
 
     ``direct``: the last axis is contiguous and every element lies at a multiple of its size, as kernels need it.
     ``aligned``: every row starts at a multiple of 16 bytes.
@@ -187,13 +277,12 @@ class Operand:
 
     def __init__(self, array: Any) -> None:
         itemsize = array.dtype.itemsize
-        batch, seq, head, last = array.strides
+        batch, seq, head, last = array.strides if array.ndim == 4 else (0, *array.strides)
         bits = address(array) | batch | seq | head
         self.array = array
-        self.direct = bits % itemsize == 0 and (last == itemsize or array.shape[3] == 1)
+        self.direct = bits % itemsize == 0 and (last == itemsize or array.shape[-1] == 1)
         self.aligned = bits % 16 == 0
-        # of the axes batch, sequence and head, in elements
-        self.strides = np.int64(batch // itemsize), np.int64(seq // itemsize), np.int64(head // itemsize)
+        self.strides = batch // itemsize, seq // itemsize, head // itemsize
 
 
 def operand(executor: Executor, x: Any) -> Operand:

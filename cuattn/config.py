@@ -12,7 +12,7 @@ Examples
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from cuattn.errors import LaunchError
+from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
 
 #: Head dims that kernels are compiled for. A smaller one runs in the next larger bucket, padded on chip.
 HEAD_DIM_BUCKETS = (32, 64, 96, 128, 192, 256)
@@ -34,11 +35,13 @@ ELEMENTS = {
     "float32": ("float", "float"),
     "float64": ("double", "double"),
 }
+#: 8-bit floats: the type in memory. On chip they are __half, which holds them exactly; the result is bfloat16.
+STORAGE_8BIT = {"float8_e4m3fn": "struct Float8E4M3", "float8_e5m2": "struct Float8E5M2"}
 DTYPES = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
 
 WARP_SIZE = 32
 MMA_ROWS = 16  # query rows of one mma.m16n8k16
-FMA_ROWS = 8  # query rows of a warp of attention_forward_f32.cu
+FMA_ROWS = (4, 8)  # query rows of a warp of attention_forward_f32.cu: as many as its registers hold
 FEW_QUERIES = 64  # so many or fewer do not fill the query tile of the large rows
 ROW_PADDING_BYTES = 16  # of each row of a tile in shared memory (tiles.cuh)
 
@@ -49,8 +52,10 @@ class FlashFwdConfig:
 
     Attributes
     ----------
+    products : "mma" or "fma"
+        Who multiplies: tensor cores (16-bit elements, or float32 rounded to tf32), or IEEE fused multiply-adds.
     itemsize : int
-        Bytes of an element: 2 is the tensor-core kernel, 4 and 8 the one of fused multiply-adds.
+        Bytes of an element on chip.
     max_head_dim : int
         The row serves problems whose larger head dim falls into this bucket or a smaller one.
     block_m, block_n : int
@@ -61,8 +66,11 @@ class FlashFwdConfig:
         Key tiles in shared memory; 1 alternates the loads of k and v with the two products.
     max_seqlen_q : int
         The row is meant for at most so many queries (`FEW_QUERIES`); 0 is any number.
+    score_options : bool
+        Whether the row has registers to spare for softcap, ALiBi, bias, mask and dropout.
     """
 
+    products: str
     itemsize: int
     max_head_dim: int
     block_m: int
@@ -70,11 +78,12 @@ class FlashFwdConfig:
     num_warps: int
     num_stages: int
     max_seqlen_q: int = 0
+    score_options: bool = True
 
     @property
     def source(self) -> str:
         """Name of the kernel file."""
-        return "attention_forward" if self.itemsize == 2 else "attention_forward_f32"
+        return "attention_forward" if self.products == "mma" else "attention_forward_f32"
 
     @property
     def entry(self) -> str:
@@ -90,32 +99,35 @@ class FlashFwdConfig:
         qk_row = head_dim * self.itemsize + ROW_PADDING_BYTES
         v_row = head_dim_v * self.itemsize + ROW_PADDING_BYTES
         tiles = self.block_m * qk_row + self.num_stages * self.block_n * (qk_row + v_row)
-        if self.itemsize == 2:  # the output tile takes the place of the others
+        if self.products == "mma":  # the output tile takes the place of the others
             return max(tiles, self.block_m * v_row)
         return tiles + self.block_m * (self.block_n * self.itemsize + ROW_PADDING_BYTES)  # the probabilities
 
     def is_legal(self, head_dim: int, head_dim_v: int, smem_limit_bytes: int) -> bool:
         """Whether the kernel compiles and launches in this shape (buckets as above)."""
-        if self.itemsize == 2:
+        if self.products == "mma":
             tiling = self.block_m % (MMA_ROWS * self.num_warps) == 0 and self.num_stages >= 2
         else:
-            tiling = self.block_m == FMA_ROWS * self.num_warps and self.num_stages == 1
+            tiling = self.block_m in (rows * self.num_warps for rows in FMA_ROWS) and self.num_stages == 1
         fits = self.smem_bytes(head_dim, head_dim_v) <= smem_limit_bytes
         return tiling and self.block_n % 16 == 0 and self.num_threads <= 1024 and fits
 
-    def constants(self, dtype_name: str, head_dim: int, head_dim_v: int, **flags: bool) -> dict[str, Any]:
-        """The kernel's compile-time constants; ``flags`` are CAUSAL and ALIGNED."""
+    def constants(
+        self, dtype_name: str, head_dim: int, head_dim_v: int, options: ForwardOptions = PLAIN, *, aligned: bool = True
+    ) -> dict[str, Any]:
+        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q."""
         constants: dict[str, Any] = {
-            "Element": ELEMENTS[dtype_name][0],
+            **_types(dtype_name, self.products),
+            **options.constants(),
+            "ALIGNED": aligned,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
             "HEAD_DIM": head_dim,
             "HEAD_DIM_V": head_dim_v,
             "NUM_WARPS": self.num_warps,
             "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v),
-            **flags,
         }
-        if self.itemsize == 2:
+        if self.products == "mma":
             constants["NUM_STAGES"] = self.num_stages
         return constants
 
@@ -134,46 +146,73 @@ class PlainFwdConfig:
         return self.num_warps
 
     @property
+    def block_n(self) -> int:
+        """Keys of a tile: it has none."""
+        return 0
+
+    @property
     def num_threads(self) -> int:
         return self.num_warps * WARP_SIZE
 
     def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
         return 0
 
-    def constants(self, dtype_name: str, head_dim: int, head_dim_v: int, **flags: bool) -> dict[str, Any]:
-        """The kernel's compile-time constants: it takes any head dim and any alignment."""
-        element, accumulator = ELEMENTS[dtype_name]
+    def constants(
+        self, dtype_name: str, head_dim: int, head_dim_v: int, options: ForwardOptions = PLAIN, *, aligned: bool = True
+    ) -> dict[str, Any]:
+        """The kernel's compile-time constants: it takes any head dim, any alignment and any option."""
         return {
-            "Element": element,
-            "Accumulator": accumulator,
+            **_types(dtype_name, "fma"),
+            **replace(EVERYTHING, bias_dtype=options.bias_dtype).constants(),
             "NUM_WARPS": self.num_warps,
-            "CAUSAL": flags["CAUSAL"],
         }
+
+
+def _types(dtype_name: str, products: str) -> dict[str, Any]:
+    """The element types of a kernel: in memory, on chip, of the result, and of the sums."""
+    if dtype_name in STORAGE_8BIT:
+        element = "__half" if products == "mma" else "float"
+        return {"Storage": STORAGE_8BIT[dtype_name], "Element": element, "Output": "__nv_bfloat16", "Accumulator": "float"}
+    element, accumulator = ELEMENTS[dtype_name]
+    return {"Storage": element, "Element": element, "Output": element, "Accumulator": accumulator}
 
 
 # In order of preference: a row for few queries, then the large one, then what fits into 99 KB of shared memory.
 FLASH_FWD_CONFIGS = (
-    # 16 bit. Two row tiles a warp where the registers allow it: a fragment of k or v then serves two mma.
-    FlashFwdConfig(2, 128, block_m=64, block_n=64, num_warps=4, num_stages=2, max_seqlen_q=FEW_QUERIES),
-    FlashFwdConfig(2, 256, block_m=64, block_n=32, num_warps=4, num_stages=2, max_seqlen_q=FEW_QUERIES),
-    FlashFwdConfig(2, 64, block_m=128, block_n=64, num_warps=4, num_stages=2),
-    FlashFwdConfig(2, 192, block_m=128, block_n=64, num_warps=8, num_stages=2),
-    FlashFwdConfig(2, 128, block_m=128, block_n=32, num_warps=4, num_stages=2),
-    FlashFwdConfig(2, 256, block_m=128, block_n=32, num_warps=8, num_stages=2),
-    FlashFwdConfig(2, 256, block_m=64, block_n=32, num_warps=4, num_stages=2),
+    # 16 bit. Two row tiles a warp where the registers allow it: a fragment of k or v then serves two mma. They do not
+    # where the scores have more to go through than the softmax.
+    FlashFwdConfig("mma", 2, 128, block_m=64, block_n=64, num_warps=4, num_stages=2, max_seqlen_q=FEW_QUERIES),
+    FlashFwdConfig("mma", 2, 256, block_m=64, block_n=32, num_warps=4, num_stages=2, max_seqlen_q=FEW_QUERIES),
+    FlashFwdConfig("mma", 2, 64, block_m=128, block_n=64, num_warps=4, num_stages=2, score_options=False),
+    FlashFwdConfig("mma", 2, 192, block_m=128, block_n=64, num_warps=8, num_stages=2),
+    FlashFwdConfig("mma", 2, 128, block_m=128, block_n=32, num_warps=4, num_stages=2, score_options=False),
+    FlashFwdConfig("mma", 2, 256, block_m=128, block_n=32, num_warps=8, num_stages=2),
+    FlashFwdConfig("mma", 2, 256, block_m=64, block_n=32, num_warps=4, num_stages=2),
+    # float32 in tf32
+    FlashFwdConfig("mma", 4, 64, block_m=64, block_n=64, num_warps=4, num_stages=2),
+    FlashFwdConfig("mma", 4, 128, block_m=64, block_n=32, num_warps=4, num_stages=2),
+    FlashFwdConfig("mma", 4, 256, block_m=64, block_n=16, num_warps=4, num_stages=2),
+    FlashFwdConfig("mma", 4, 256, block_m=32, block_n=16, num_warps=2, num_stages=2),
     # float32
-    FlashFwdConfig(4, 64, block_m=64, block_n=64, num_warps=8, num_stages=1),
-    FlashFwdConfig(4, 256, block_m=64, block_n=32, num_warps=8, num_stages=1),
-    FlashFwdConfig(4, 256, block_m=32, block_n=16, num_warps=4, num_stages=1),
+    FlashFwdConfig("fma", 4, 64, block_m=64, block_n=64, num_warps=8, num_stages=1),
+    FlashFwdConfig("fma", 4, 256, block_m=64, block_n=32, num_warps=8, num_stages=1),
+    FlashFwdConfig("fma", 4, 256, block_m=32, block_n=16, num_warps=4, num_stages=1),
     # float64
-    FlashFwdConfig(8, 64, block_m=64, block_n=32, num_warps=8, num_stages=1),
-    FlashFwdConfig(8, 192, block_m=32, block_n=16, num_warps=4, num_stages=1),
-    FlashFwdConfig(8, 256, block_m=16, block_n=16, num_warps=2, num_stages=1),
+    FlashFwdConfig("fma", 8, 64, block_m=64, block_n=32, num_warps=8, num_stages=1),
+    FlashFwdConfig("fma", 8, 192, block_m=32, block_n=16, num_warps=4, num_stages=1),
+    FlashFwdConfig("fma", 8, 256, block_m=16, block_n=16, num_warps=4, num_stages=1),
 )
 
 
 def select(
-    dtype: np.dtype[Any], head_dim: int, head_dim_v: int, *, seqlen_q: int, smem_limit_bytes: int
+    dtype: np.dtype[Any],
+    head_dim: int,
+    head_dim_v: int,
+    *,
+    seqlen_q: int,
+    smem_limit_bytes: int,
+    options: ForwardOptions = PLAIN,
+    tf32: bool = False,
 ) -> FlashFwdConfig:
     """The row for a problem.
 
@@ -187,6 +226,10 @@ def select(
         Queries of a sequence.
     smem_limit_bytes : int
         Shared memory that one CTA may use.
+    options : ForwardOptions
+        Of the kernel.
+    tf32 : bool
+        Whether float32 is multiplied in tf32.
 
     Raises
     ------
@@ -194,16 +237,22 @@ def select(
         No row fits into the shared memory.
     """
     few = FEW_QUERIES if seqlen_q <= FEW_QUERIES else 0
-    return _select(dtype.itemsize, head_dim, head_dim_v, few, smem_limit_bytes)
+    itemsize = max(dtype.itemsize, 2)  # 8-bit elements are 16-bit ones on chip
+    products = "mma" if itemsize == 2 or tf32 else "fma"
+    return _select(products, itemsize, head_dim, head_dim_v, few, options.on_scores, smem_limit_bytes)
 
 
 @cache
-def _select(itemsize: int, head_dim: int, head_dim_v: int, few: int, smem_limit_bytes: int) -> FlashFwdConfig:
+def _select(
+    products: str, itemsize: int, head_dim: int, head_dim_v: int, few: int, on_scores: bool, smem_limit_bytes: int
+) -> FlashFwdConfig:
     for row in FLASH_FWD_CONFIGS:
         if (
-            row.itemsize == itemsize
+            row.products == products
+            and row.itemsize == itemsize
             and max(head_dim, head_dim_v) <= row.max_head_dim
             and row.max_seqlen_q in (0, few)
+            and row.score_options >= on_scores
             and row.is_legal(head_dim, head_dim_v, smem_limit_bytes)
         ):
             return row

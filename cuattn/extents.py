@@ -23,3 +23,15 @@ def byte_bounds(x: Any) -> tuple[int, int]:
         else:
             high += (extent - 1) * stride
     return low, high + x.dtype.itemsize
+
+
+def overlaps_itself(x: Any) -> bool:
+    """Whether two elements of ``x`` may share memory, by its strides."""
+    if x.size == 0:
+        return False
+    reach = x.dtype.itemsize  # bytes spanned by the axes so far; the next one must step over them
+    for stride, extent in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (extent - 1)
+    return False

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from cuattn import compile, environment
+from cuattn import compile, dlpack, environment
 from cuattn.errors import ArrayTypeError, LaunchError
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -110,6 +110,17 @@ class Executor(ABC):
         """``x`` as an array of this executor's kind, without a copy."""
 
     @abstractmethod
+    def metadata(self, name: str, x: Any) -> Any:
+        """A small array that says something about others: where it lies, without a copy; a list becomes a NumPy array.
+
+        Host data is good beside arrays on a GPU, not the other way round. Raises `ArrayTypeError`, naming ``name``.
+        """
+
+    @abstractmethod
+    def put(self, x: Any, dtype: Any) -> Any:
+        """What `metadata` returned, contiguous and of ``dtype``, where kernels can read it."""
+
+    @abstractmethod
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         """An array to be written by a kernel. On the host it counts as never written until `finish`."""
 
@@ -155,11 +166,24 @@ class HostExecutor(Executor):
         if isinstance(x, np.ndarray):
             return x
         try:
-            return np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
-        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            return dlpack.from_host(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+        except Exception as error:  # exporters raise what they like
             raise ArrayTypeError(
                 f"an object of type {type(x).__name__} cannot be read as a NumPy array: {error}"
             ) from error
+
+    def metadata(self, name: str, x: Any) -> np.ndarray[Any, Any]:
+        if type(x) is np.ndarray:
+            return x
+        if isinstance(x, list | tuple):
+            return _host_array(name, x)
+        place = _place(name, x)
+        if place != _HOST:
+            raise ArrayTypeError(f"{name} is {_describe(place, x)} but q is on the CPU")
+        return self.asarray(x)
+
+    def put(self, x: Any, dtype: Any) -> np.ndarray[Any, Any]:
+        return np.ascontiguousarray(x, dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         from cuattn import host
@@ -200,8 +224,31 @@ class CudaExecutor(Executor):
     def asarray(self, x: Any) -> Any:
         if isinstance(x, self._cupy.ndarray):
             return x
+        try:
+            with self.on_device():
+                return self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
+        except Exception as error:  # exporters raise what they like
+            raise ArrayTypeError(
+                f"an object of type {type(x).__name__} cannot be read as a CuPy array: {error}"
+            ) from error
+
+    def metadata(self, name: str, x: Any) -> Any:
+        if type(x) is np.ndarray:
+            return x
+        if isinstance(x, list | tuple):
+            return _host_array(name, x)
+        place = _place(name, x)
+        if place == _HOST:
+            return host_executor(environment.host_arch()).asarray(x)
+        if place != self.device_id:
+            raise ArrayTypeError(f"{name} is {_describe(place, x)} but q is on CUDA device {self.device_id}")
+        return self.asarray(x)
+
+    def put(self, x: Any, dtype: Any) -> Any:
+        if isinstance(x, np.ndarray):  # converted here, it goes over once and takes no kernel
+            x = np.ascontiguousarray(x, dtype)
         with self.on_device():
-            return self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
+            return self._cupy.ascontiguousarray(self._cupy.asarray(x), dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         with self.on_device():
@@ -273,12 +320,17 @@ _DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED = 1, 2, 3, 13
 
 def _place(name: str, x: Any) -> int:
     if isinstance(x, np.ndarray):
+        if isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())):
+            raise ArrayTypeError(f"{name} is a masked array, whose mask no kernel reads; pass its data and a mask")
         return _HOST
     cupy_array = getattr(sys.modules.get("cupy"), "ndarray", None)
     if cupy_array is not None and isinstance(x, cupy_array):
         return int(x.device.id)
     if hasattr(x, "__dlpack_device__"):
-        device_type, device_id = x.__dlpack_device__()
+        try:
+            device_type, device_id = x.__dlpack_device__()
+        except Exception as error:  # whatever the exporter raises, for a class that is passed as its instance too
+            raise ArrayTypeError(f"{name}: {_type_name(x)} does not say on which device it is: {error}") from error
         if device_type in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):
             return int(device_id)
         if device_type in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
@@ -292,11 +344,22 @@ def _place(name: str, x: Any) -> int:
         return int(cupy.asarray(x).device.id)
     if hasattr(x, "__array__") and not isinstance(x, np.generic):
         return _HOST
-    raise ArrayTypeError(
-        f"{name}: {type(x).__module__}.{type(x).__qualname__} is no array; pass a NumPy or a CuPy array"
-    )
+    raise ArrayTypeError(f"{name}: {_type_name(x)} is no array; pass a NumPy or a CuPy array")
+
+
+def _host_array(name: str, x: Sequence[Any]) -> np.ndarray[Any, Any]:
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # ragged
+        raise ArrayTypeError(f"{name} cannot be read as an array: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ArrayTypeError(f"{name} holds {array.dtype} objects; numbers are needed")
+    return array
 
 
 def _describe(place: int, x: Any) -> str:
-    where = "on the CPU" if place == _HOST else f"on CUDA device {place}"
-    return f"a {type(x).__module__}.{type(x).__qualname__} {where}"
+    return f"a {_type_name(x)} {'on the CPU' if place == _HOST else f'on CUDA device {place}'}"
+
+
+def _type_name(x: Any) -> str:
+    return f"{type(x).__module__}.{type(x).__qualname__}"

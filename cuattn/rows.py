@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.extents import address, byte_bounds
+from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor
 from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
 
@@ -179,22 +179,11 @@ def check_out(x: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
         raise DTypeError(f"out: dtype {out.dtype}; the result has dtype {dtype}")
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ArrayTypeError("out: the array is read-only")
-    if _overlaps_itself(out):
+    if overlaps_itself(out):
         raise OverlapError(f"out: elements of the array (shape {shape}, strides {out.strides}) share memory")
     same = address(x) == address(out) and x.shape == out.shape and x.strides == out.strides
     if not same and byte_bounds(x)[0] < byte_bounds(out)[1] and byte_bounds(out)[0] < byte_bounds(x)[1]:
         raise OverlapError("out: lies in the memory range of x; it must be x itself, element for element, or elsewhere")
-
-
-def _overlaps_itself(x: Any) -> bool:
-    if x.size == 0:
-        return False
-    reach = x.dtype.itemsize  # bytes spanned by the axes so far; the next one must step over them
-    for stride, extent in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
-        if stride < reach:
-            return True
-        reach += stride * (extent - 1)
-    return False
 
 
 # --- array operations, on the executor's device -----------------------------------------------------------------------

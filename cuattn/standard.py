@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn.config import ELEMENTS, WARP_SIZE
+from cuattn.attention_arguments import Problem, output_dtype
+from cuattn.config import WARP_SIZE, PlainFwdConfig
+from cuattn.forward import pack_params
+from cuattn.launch import Kernel
 
 __all__ = ["standard_attention"]
 
 _TILE = 16  # of the two matrix products: one thread a number
 _NUM_WARPS = 4  # of the softmax: one row a warp
-_SOURCE = "attention_standard"
 
 
 def standard_attention(
@@ -23,6 +25,21 @@ def standard_attention(
     *,
     scale: float | None = None,
     causal: bool | str = False,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    bias: Any = None,
+    mask: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int = 0,
+    dropout_offset: int = 0,
+    diagonal_offset: Any = None,
+    precision: str | None = None,
+    q_descale: Any = None,
+    k_descale: Any = None,
+    v_descale: Any = None,
+    fp8_format: str | None = None,
     out: Any = None,
     return_lse: bool = False,
     return_probabilities: bool = False,
@@ -31,16 +48,18 @@ def standard_attention(
 
     Parameters
     ----------
-    q, k, v, scale, causal, out, return_lse
-        As for `cuattn.attention`, with the same dtypes, shapes and errors.
+    q, k, v, and every option up to return_lse
+        As for `cuattn.attention`, with the same dtypes, shapes and errors. Masks and windows save no work here, and with
+        ``precision="tf32"`` the products are IEEE ones all the same.
     return_probabilities : bool
-        Return also the matrix of probabilities.
+        Return also the matrix of probabilities: the softmax over the keys, before dropout. (Those that dropout keeps are
+        `cuattn.dropout_mask`.) With a sink, a row sums to less than 1.
 
     Returns
     -------
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``; bfloat16 for 8-bit floats
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64); only with ``return_lse``
-    probabilities : array [batch, heads, seqlen_q, seqlen_k], dtype of ``q``; only with ``return_probabilities``
+    probabilities : array [batch, heads, seqlen_q, seqlen_k], dtype of ``out``; only with ``return_probabilities``
 
     Raises
     ------
@@ -60,42 +79,67 @@ def standard_attention(
     >>> probabilities[0, 0].tolist()
     [[1.0, 0.0], [0.5, 0.5]]
     """
-    problem = arguments.check(q, k, v, scale, causal, out)
-    executor, extents, accumulator = problem.executor, problem.extents, problem.accumulator
-    dtype = problem.q.dtype
-    element, accumulator_name = ELEMENTS[dtype.name]
-    constants: dict[str, int | bool | float | str] = {
-        "Element": element,
-        "Accumulator": accumulator_name,
-        "CAUSAL": problem.causal,
-        "TILE": _TILE,
-        "NUM_WARPS": _NUM_WARPS,
-    }
-    shape = (*extents.lse_shape, extents.seqlen_k)
-    scores, probabilities = executor.empty(shape, accumulator), executor.empty(shape, dtype)
-    lse = executor.empty(extents.lse_shape, accumulator)
+    problem = arguments.check(
+        q,
+        k,
+        v,
+        scale=scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        bias=bias,
+        mask=mask,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        dropout_offset=dropout_offset,
+        diagonal_offset=diagonal_offset,
+        precision=precision,
+        q_descale=q_descale,
+        k_descale=k_descale,
+        v_descale=v_descale,
+        fp8_format=fp8_format,
+        out=out,
+    )
+    executor, extents, options = problem.executor, problem.extents, problem.options
+    batch, num_heads, seqlen_q, seqlen_k = extents.batch, extents.num_heads, extents.seqlen_q, extents.seqlen_k
+    shape = batch, num_heads, seqlen_q, seqlen_k
+    scores = executor.empty(shape, problem.accumulator)
+    weights = executor.empty(shape, output_dtype(problem.dtype))  # what the values are multiplied with
+    lse = executor.empty(extents.lse_shape, problem.accumulator)
+    # Two matrices, if dropout makes them differ and both are wanted.
+    both = options.dropout is not None and return_probabilities
+    probabilities = executor.empty(shape, weights.dtype) if both else None
     output = problem.output()
-    q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
-
-    heads = np.int32(extents.num_heads), np.int32(extents.heads_per_kv_head)
-    seqlens = np.int32(extents.seqlen_q), np.int32(extents.seqlen_k)
-    head_dim, head_dim_v = np.int32(extents.head_dim), np.int32(extents.head_dim_v)
-    row_tiles = extents.batch * extents.num_heads * -(-extents.seqlen_q // _TILE)
+    queries, keys, values = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
+    params = pack_params(problem, queries, keys, values, output)
+    row_tiles = batch * num_heads * -(-seqlen_q // _TILE)
     args: tuple[Any, ...]
     if scores.size:
-        kernel = executor.kernel(_SOURCE, constants, "cuattn_attention_scores")
-        args = (q.array, k.array, scores, *q.strides, *k.strides, *heads, *seqlens, head_dim)
-        args = (*args, np.int32(problem.diagonal_offset), accumulator(problem.scale))
-        executor.launch(kernel, (row_tiles * -(-extents.seqlen_k // _TILE),), (_TILE, _TILE), args)
+        bias_and_mask = (None if x is None else x.array for x in (options.bias, options.mask))
+        descales = options.q_descale, options.k_descale
+        args = (queries.array, keys.array, scores, *bias_and_mask, options.alibi_slopes, *descales)
+        args = (*args, options.diagonal_offsets, params)
+        grid = (row_tiles * -(-seqlen_k // _TILE),)
+        executor.launch(_kernel(problem, "scores"), grid, (_TILE, _TILE), args)
     if lse.size:
-        kernel = executor.kernel(_SOURCE, constants, "cuattn_attention_probabilities")
-        args = (scores, probabilities, lse, np.int64(lse.size), np.int32(extents.seqlen_k))
-        executor.launch(kernel, (-(-lse.size // _NUM_WARPS),), (_NUM_WARPS * WARP_SIZE,), args)
-        kernel = executor.kernel(_SOURCE, constants, "cuattn_attention_output")
-        args = (probabilities, v.array, output.array, *v.strides, *output.strides, *heads, *seqlens, head_dim_v)
-        executor.launch(kernel, (row_tiles * -(-extents.head_dim_v // _TILE),), (_TILE, _TILE), args)
+        args = (scores, probabilities, weights, lse, options.sinks, np.int64(lse.size), params)
+        grid = (-(-lse.size // _NUM_WARPS),)
+        executor.launch(_kernel(problem, "probabilities"), grid, (_NUM_WARPS * WARP_SIZE,), args)
+        args = (weights, values.array, output.array, options.v_descale, params)
+        grid = (row_tiles * -(-extents.head_dim_v // _TILE),)
+        executor.launch(_kernel(problem, "output"), grid, (_TILE, _TILE), args)
 
-    executor.finish(scores, probabilities, lse)
+    executor.finish(scores, weights, lse, *((probabilities,) if both else ()))
     out = problem.deliver(output)
-    results = (out, *((lse,) if return_lse else ()), *((probabilities,) if return_probabilities else ()))
+    matrix = probabilities if both else weights
+    results = (out, *((lse,) if return_lse else ()), *((matrix,) if return_probabilities else ()))
     return results if len(results) > 1 else out
+
+
+def _kernel(problem: Problem, name: str) -> Kernel:
+    """One of the three kernels. They have every option, as the plain kernel has."""
+    plain = PlainFwdConfig(num_warps=_NUM_WARPS)
+    constants = plain.constants(problem.dtype.name, 0, 0, problem.options.kernel_options)
+    return problem.executor.kernel("attention_standard", {**constants, "TILE": _TILE}, f"cuattn_attention_{name}")

@@ -5,14 +5,14 @@ checked before it is timed, and says where it was measured: a time on the host e
 
 >>> from cuattn.benchmark import SUITES
 >>> sorted(SUITES)
-['attention', 'compile', 'counters', 'figures', 'host', 'latency', 'smoke', 'softmax']
+['attention', 'compile', 'counters', 'figures', 'host', 'latency', 'options', 'seed', 'smoke', 'softmax']
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cuattn.benchmark import host_figures, operations, start, variants
+from cuattn.benchmark import host_figures, operations, option_costs, seed, start, variants
 from cuattn.benchmark.results import BenchmarkError, Record, Report, from_json
 from cuattn.benchmark.suite import Options, Progress, Step, Suite, run_steps
 from cuattn.errors import ArgumentError
@@ -21,18 +21,21 @@ __all__ = ["SUITES", "BenchmarkError", "Options", "Record", "Report", "Suite", "
 
 
 def _figures(options: Options) -> list[Step]:
-    return [step for name in ("latency", "host", "counters", "compile") for step in SUITES[name].plan(options)]
+    names = ("latency", "host", "counters", "options", "seed", "compile")
+    return [step for name in names for step in SUITES[name].plan(options)]
 
 
 _ALL = (
     Suite("smoke", "a little of everything, each result checked: under a minute", operations.smoke_steps),
     Suite("attention", "forward attention over sequence lengths, head dims and masks", operations.attention_steps),
     Suite("softmax", "softmax along rows of many lengths", operations.softmax_steps),
+    Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
+    Suite("seed", "time and peak memory, fused beside unfused, on problems with published figures", seed.seed_steps),
     Suite("compile", "NVRTC time, registers, spills, shared memory and occupancy of kernels", variants.compile_steps),
     Suite("latency", "import, cached load, translation, Python overhead of a call", start.latency_steps),
     Suite("host", "the host executor: speed with the checkers off and on", host_figures.speed_steps),
     Suite("counters", "instructions, bytes and workspace, counted by the host executor", host_figures.count_steps),
-    Suite("figures", "latency, host, counters and compile: all that needs no GPU", _figures),
+    Suite("figures", "latency, host, counters, options, seed and compile: all that needs no GPU", _figures),
 )
 
 #: Name to `Suite`.

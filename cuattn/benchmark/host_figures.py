@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
-from unittest import mock
-
-import numpy as np
 
 from cuattn import host
-from cuattn.benchmark import inputs, verify
+from cuattn.benchmark import inputs, memory, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import HOST_METHOD, Timing, significant, time_host
-from cuattn.launch import HostExecutor
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
 #: The problem that the speed of the host executor is stated for.
@@ -106,7 +101,7 @@ def checker_records(options: Options) -> Iterator[Record]:
 def count_records(case: AttentionCase | SoftmaxCase, options: Options) -> Iterator[Record]:
     """Bytes and instructions of one problem, and the memory that it takes beside its results."""
     arrays = inputs.make(case, "host", options.seed)
-    with allocations() as allocated, host.profile() as profile:
+    with memory.allocations() as allocated, host.profile() as profile:
         result = case.run(arrays)
     results = result if isinstance(result, tuple) else (result,)
     moved = profile.bytes["global"]
@@ -117,7 +112,7 @@ def count_records(case: AttentionCase | SoftmaxCase, options: Options) -> Iterat
         "global_read_bytes": moved["read"],
         "global_write_bytes": moved["write"],
         "bytes_over_least": significant((moved["read"] + moved["write"]) / case.num_bytes),
-        "workspace_bytes": sum(allocated) - sum(x.nbytes for x in results),
+        "workspace_bytes": allocated.peak_bytes - sum(x.nbytes for x in results),
     }
     products = sum(count for name, count in profile.opcodes.items() if name.startswith("mma.sync"))
     if products:
@@ -140,23 +135,3 @@ def num_elements(case: AttentionCase | SoftmaxCase) -> float:
     if isinstance(case, SoftmaxCase):
         return case.rows * case.columns
     return case.batch * case.num_heads * case.seqlen_q * case.num_keys / (2 if case.causal else 1)
-
-
-class allocations:
-    """The sizes in bytes of what the host executor allocates for operations in a block."""
-
-    def __enter__(self) -> list[int]:
-        sizes: list[int] = []
-        original = HostExecutor.empty
-
-        def empty(executor: HostExecutor, shape: Any, dtype: Any) -> Any:
-            array = original(executor, shape, dtype)
-            sizes.append(np.asarray(array).nbytes)
-            return array
-
-        self._patch = mock.patch.object(HostExecutor, "empty", empty)
-        self._patch.start()
-        return sizes
-
-    def __exit__(self, *error: object) -> None:
-        self._patch.stop()

@@ -6,23 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.testing.cases import AttentionCase, SoftmaxCase
+from cuattn.testing.cases import AttentionCase, SoftmaxCase, VarlenCase
+
+AnyCase = AttentionCase | SoftmaxCase | VarlenCase
 
 
-def make(case: AttentionCase | SoftmaxCase, executor: str, seed: int) -> dict[str, Any]:
-    """Standard normal arrays: NumPy's for ``"host"``, CuPy's for ``"cuda"``."""
+def make(case: AnyCase, executor: str, seed: int) -> dict[str, Any]:
+    """Standard normal arrays: NumPy's for ``"host"``, CuPy's for ``"cuda"``; and the case's other inputs."""
     if executor == "host":
         return case.make_inputs(seed)
     import cupy
 
     shapes: dict[str, tuple[int, ...]] = (
-        dict(case.shapes) if isinstance(case, AttentionCase) else {"x": (case.rows, case.columns)}
+        {"x": (case.rows, case.columns)} if isinstance(case, SoftmaxCase) else dict(case.shapes)
     )
     try:
         generator = cupy.random.default_rng(seed)
-        return {
+        arrays = {
             name: generator.standard_normal(shape, dtype=np.float32).astype(np.dtype(case.dtype))
             for name, shape in shapes.items()
         }
     except (ImportError, TypeError, ValueError):  # no cuRAND, or no conversion to this dtype: seconds slower
         return case.make_inputs(seed, cupy)
+    if not isinstance(case, SoftmaxCase):
+        options = case.option_inputs(np.random.default_rng(seed))
+        arrays |= {name: cupy.asarray(x) for name, x in options.items()}
+    return arrays

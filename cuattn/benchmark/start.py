@@ -23,6 +23,7 @@ from cuattn.benchmark.results import BenchmarkError, Record, scrub
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import significant
 from cuattn.config import FlashFwdConfig, select
+from cuattn.forward_options import ForwardOptions
 from cuattn.launch import executor_for
 
 PROCESSES = 7
@@ -116,7 +117,7 @@ def translation() -> Iterator[Record]:
 
     for head_dim in (64, 128):
         config = forward_config(head_dim)
-        constants = config.constants("float16", head_dim, head_dim, CAUSAL=True, ALIGNED=True)
+        constants = config.constants("float16", head_dim, head_dim, ForwardOptions(bound_right=True))
         binary = compile.build(config.source, constants, arch=environment.host_arch(), kind="ptx")
         text = binary.image.decode()
         times = []

@@ -81,7 +81,7 @@ def label(case: str) -> str:
     """A shorter name of an attention problem: what is equal is said once."""
     match = _ATTENTION.fullmatch(case)
     if match is None:
-        return case
+        return case.removeprefix("option_")
     b, n, m, h, g, d, e, rest = match.groups()
     pairs = (
         f"N {n}" if n == m else f"N {n} M {m}",

@@ -1,28 +1,35 @@
 // Attention forward for float32 and float64 without tensor cores: every product is an IEEE fused multiply-add.
 //
-//     out = softmax(scale * q k^T + mask) v,    lse = log(sum(exp(scale * q k^T + mask)))
+//     out = dropout(softmax(logits)) v,    lse = log(sum(exp(logits))),    logits = options(scale * q k^T)
 //
 // One CTA computes BLOCK_M queries of one head with the same online softmax over key tiles as attention_forward.cu. The
-// matrix products are tiled in registers: a lane computes 4 rows x BLOCK_N / 16 columns of the scores and 4 rows x
-// HEAD_DIM_V / 16 columns of the output, so that each number read from shared memory is used several times.
+// matrix products are tiled in registers: a lane computes LANE_M rows x BLOCK_N / 16 columns of the scores and LANE_M rows
+// x HEAD_DIM_V / 16 columns of the output, so that each number read from shared memory is used several times.
 //
 // Accuracy: all arithmetic is in the element type and rounds to nearest. A dot product is summed in blocks of 32 terms,
 // which keeps its error near that of pairwise summation; exp2 is within 2 ulp; the output is summed key by key. Nothing
 // is flushed to zero.
 //
-// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block (query_block.cuh).
-// Block: NUM_WARPS warps of 8 query rows each; lane l has rows 4 (l / 16) .. + 3 and columns l % 16, l % 16 + 16, ...
+// Grid: one CTA for each block of queries of each head (query_block.cuh).
+// Block: NUM_WARPS warps of WARP_M = 8 query rows each (4 where the registers hold no more); lane l has the rows
+// LANE_M (l / 16) .. + LANE_M - 1, half of the warp's, and columns l % 16, l % 16 + 16, ...
 //
-// Constants: Element, BLOCK_M, BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
-// smaller), NUM_WARPS, SMEM_BYTES, CAUSAL, ALIGNED (bases and strides of q, k, v are multiples of 16 bytes).
+// Constants: Element (float or double; Storage, Output and Accumulator are the same type), BiasElement; BLOCK_M, BLOCK_N,
+// HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, SMEM_BYTES; ALIGNED
+// (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
+// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of
+// the diagonal cost a few instructions a CTA and are always there.
+#include "elements.cuh"
 #include "mask.cuh"
 #include "online_softmax.cuh"
+#include "philox.cuh"
 #include "query_block.cuh"
+#include "score_options.cuh"
 #include "tiles.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
-constexpr int WARP_M = 8;
+constexpr int WARP_M = BLOCK_M / NUM_WARPS;
 constexpr int LANES_PER_ROW = 16;
 constexpr int LANE_M = WARP_M * LANES_PER_ROW / WARP_SIZE;  // rows a lane computes
 constexpr int LANE_N = BLOCK_N / LANES_PER_ROW;             // columns of the scores
@@ -43,10 +50,13 @@ struct Smem {
     Element p[BLOCK_M][P_STRIDE];  // each warp uses its own rows
 };
 
-static_assert(BLOCK_M == NUM_WARPS * WARP_M, "every warp owns eight rows");
+static_assert(BLOCK_M == NUM_WARPS * WARP_M && WARP_M * LANES_PER_ROW % WARP_SIZE == 0, "every lane has whole rows");
 static_assert(BLOCK_N % LANES_PER_ROW == 0, "every lane has whole columns");
 static_assert(HEAD_DIM % DOT_BLOCK == 0 && HEAD_DIM_V % DOT_BLOCK == 0, "head dims come in buckets");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
+
+using Params = AttentionParams<Element>;
+using SoftmaxRow = OnlineSoftmaxRow<Element, !NATURAL_LOGITS>;
 
 // N neighbouring elements, read and written in one access.
 template <int N>
@@ -61,10 +71,15 @@ __device__ __forceinline__ Vector<N> load_vector(const Element* pointer) {
 // What a lane carries from tile to tile.
 struct LaneState {
     Element acc_out[LANE_M][OUT_VECTORS][OUT_VECTOR];
-    OnlineSoftmaxRow<Element> rows[LANE_M];
+    SoftmaxRow rows[LANE_M];
 };
 
 using Scores = Element[LANE_M][LANE_N];
+
+// Where a lane's scores of a tile lie: scores[i][j] is row i, column j * LANES_PER_ROW from here.
+struct LanePosition {
+    int query, key;
+};
 
 // scores = q k^T. s_q: this lane's first row, s_k: this lane's first column. Columns from head_dim on are zero in both.
 __device__ __forceinline__ void compute_scores(Scores& scores, const Element* s_q, const Element* s_k, int head_dim) {
@@ -100,27 +115,71 @@ __device__ __forceinline__ void compute_scores(Scores& scores, const Element* s_
     }
 }
 
-// Scales the scores and sets those to -inf that are not visible. `first_key`, `first_query`: of this lane.
-__device__ __forceinline__ void scale_and_mask_scores(Scores& scores, Element scale_log2, bool masked, int first_key,
-                                                      int first_query, int seqlen_k, int diagonal_offset) {
+// Scores become logits, natural or base 2: scale, softcap, ALiBi.
+__device__ __forceinline__ void scale_scores(Scores& scores, const Params& params, Element slope, int diagonal_offset,
+                                             LanePosition lane) {
+    const Element scale = NATURAL_LOGITS ? params.scale : params.scale_log2;
+    const Element inverse_softcap = Element(1) / params.softcap;
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
-        const int num_visible =
-            masked ? key_end<CAUSAL>(first_query + i, seqlen_k, diagonal_offset) - first_key : BLOCK_N;
+        const Element position = alibi_position<Element>(lane.query + i, diagonal_offset, lane.key);
 #pragma unroll
         for (int j = 0; j < LANE_N; j++) {
-            scores[i][j] *= scale_log2;
-            if (j * LANES_PER_ROW >= num_visible) scores[i][j] = negative_infinity<Element>();
+            Element& score = scores[i][j];
+            score *= scale;
+            if (SOFTCAP && params.softcap != Element(0)) score = soft_cap(score, params.softcap, inverse_softcap);
+            if (ALIBI) score -= slope * fabs(position - static_cast<Element>(j * LANES_PER_ROW));
         }
     }
 }
 
-// Turns scores into probabilities relative to the running maximum, writes them to s_p (this lane's first row and
-// column), and lets the accumulated output follow when the maximum rises.
-__device__ __forceinline__ void softmax_step(LaneState& state, const Scores& scores, Element* s_p) {
+// Adds the bias, and -inf where the mask says so. Nothing outside of [seqlen_q, seqlen_k] is read.
+__device__ __forceinline__ void add_bias_and_mask(Scores& scores, const Params& params,
+                                                  const ScoreOptions<Element>& options, const QueryBlock& block,
+                                                  LanePosition lane) {
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
-        OnlineSoftmaxRow<Element>& row = state.rows[i];
+        const int query = lane.query + i;
+        const int num_keys = query < block.seqlen_q ? block.seqlen_k - lane.key : 0;
+        if (BIAS && options.g_bias != nullptr) {
+            const BiasElement* g_bias = options.g_bias + params.bias.offset(0, 0, query, lane.key);
+#pragma unroll
+            for (int j = 0; j < LANE_N; j++) {
+                const int key = j * LANES_PER_ROW;
+                if (key < num_keys) scores[i][j] += static_cast<Element>(to_real(g_bias[key * params.bias.key]));
+            }
+        }
+        if (MASK && options.g_mask != nullptr) {
+            const unsigned char* g_mask = options.g_mask + params.mask.offset(0, 0, query, lane.key);
+#pragma unroll
+            for (int j = 0; j < LANE_N; j++) {
+                const int key = j * LANES_PER_ROW;
+                if (key < num_keys && !g_mask[key * params.mask.key]) scores[i][j] = negative_infinity<Element>();
+            }
+        }
+    }
+}
+
+// -inf where a key is not visible by its position.
+template <typename Band>
+__device__ __forceinline__ void mask_scores(Scores& scores, const Band& band, LanePosition lane) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+        // Counted from this lane's first column, so that the comparisons below are with constants.
+        const int begin = band.begin(lane.query + i) - lane.key, end = band.end(lane.query + i) - lane.key;
+#pragma unroll
+        for (int j = 0; j < LANE_N; j++) {
+            const int key = j * LANES_PER_ROW;
+            if (key >= end || (BOUND_LEFT && key < begin)) scores[i][j] = negative_infinity<Element>();
+        }
+    }
+}
+
+// scores become probabilities relative to the running maximum; the accumulated output follows when the maximum rises.
+__device__ __forceinline__ void softmax_step(LaneState& state, Scores& scores) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+        SoftmaxRow& row = state.rows[i];
         Element tile_max = scores[i][0];
 #pragma unroll
         for (int j = 1; j < LANE_N; j++) tile_max = fmax(tile_max, scores[i][j]);
@@ -129,19 +188,40 @@ __device__ __forceinline__ void softmax_step(LaneState& state, const Scores& sco
             tile_max = fmax(tile_max, __shfl_xor_sync(0xffffffff, tile_max, lane_mask));
         }
         const Element correction = exp2(row.raise_max(tile_max));
-        const Element reference_log2 = row.reference_log2();
+        const Element reference = row.reference();
         row.sum *= correction;  // of this lane's columns only: summed over the row after the last tile
 #pragma unroll
         for (int j = 0; j < LANE_N; j++) {
-            const Element probability = exp2(scores[i][j] - reference_log2);
-            row.sum += probability;
-            s_p[i * P_STRIDE + j * LANES_PER_ROW] = probability;
+            scores[i][j] = exp2(SoftmaxRow::exponent(scores[i][j] - reference));
+            row.sum += scores[i][j];
         }
 #pragma unroll
         for (int e = 0; e < OUT_VECTORS; e++) {
 #pragma unroll
             for (int x = 0; x < OUT_VECTOR; x++) state.acc_out[i][e][x] *= correction;
         }
+    }
+}
+
+// Probabilities that dropout does not keep become 0. The others are scaled once, with the output.
+__device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
+                                                   LanePosition lane) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+#pragma unroll
+        for (int j = 0; j < LANE_N; j++) {
+            const bool kept = dropout_keeps(dropout, head, lane.query + i, lane.key + j * LANES_PER_ROW);
+            if (!kept) probabilities[i][j] = 0;
+        }
+    }
+}
+
+// s_p: this lane's first row and column.
+__device__ __forceinline__ void store_probabilities(const Scores& probabilities, Element* s_p) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+#pragma unroll
+        for (int j = 0; j < LANE_N; j++) s_p[i * P_STRIDE + j * LANES_PER_ROW] = probabilities[i][j];
     }
 }
 
@@ -170,15 +250,30 @@ __device__ __forceinline__ void accumulate_output(LaneState& state, const Elemen
     }
 }
 
+// Completes a row's sum over its lanes, takes the sink in as one more term, and returns what to multiply the
+// accumulated output with.
+__device__ __forceinline__ Element finish_row(SoftmaxRow& row, const Element* g_sinks, int head_idx) {
+#pragma unroll
+    for (int lane_mask = 1; lane_mask < LANES_PER_ROW; lane_mask *= 2) {
+        row.sum += __shfl_xor_sync(0xffffffff, row.sum, lane_mask);
+    }
+    if (g_sinks == nullptr) return row.inverse_sum();
+    Element correction, term;
+    row.sink_exponents(g_sinks[head_idx], correction, term);
+    correction = exp2(correction);
+    row.sum = row.sum * correction + exp2(term);
+    return correction * row.inverse_sum();
+}
+
 // Writes one row's columns of this lane, g_row + e * 16 * OUT_VECTOR. `col`: the lane's first column.
 __device__ __forceinline__ void store_row(Element* g_row, const Element (&acc_row)[OUT_VECTORS][OUT_VECTOR],
-                                          Element inverse_sum, int col, int head_dim_v, bool vectors) {
+                                          Element factor, int col, int head_dim_v, bool vectors) {
 #pragma unroll
     for (int e = 0; e < OUT_VECTORS; e++) {
         const int first_col = e * LANES_PER_ROW * OUT_VECTOR;
         Vector<OUT_VECTOR> out;
 #pragma unroll
-        for (int x = 0; x < OUT_VECTOR; x++) out.x[x] = acc_row[e][x] * inverse_sum;
+        for (int x = 0; x < OUT_VECTOR; x++) out.x[x] = acc_row[e][x] * factor;
         if (vectors && col + first_col + OUT_VECTOR <= head_dim_v) {
             *reinterpret_cast<Vector<OUT_VECTOR>*>(g_row + first_col) = out;
         } else {
@@ -191,18 +286,24 @@ __device__ __forceinline__ void store_row(Element* g_row, const Element (&acc_ro
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward_f32(
-    const Element* __restrict__ g_q,    // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
-    const Element* __restrict__ g_k,    // [batch, seqlen_k, num_kv_heads, head_dim]
-    const Element* __restrict__ g_v,    // [batch, seqlen_k, num_kv_heads, head_dim_v]
-    Element* __restrict__ g_out,        // [batch, seqlen_q, num_heads, head_dim_v]
-    Element* __restrict__ g_lse,        // [batch, num_heads, seqlen_q], contiguous; null: not wanted
-    long long q_batch_stride, long long q_seq_stride, long long q_head_stride,        // strides are in elements
-    long long k_batch_stride, long long k_seq_stride, long long k_head_stride,
-    long long v_batch_stride, long long v_seq_stride, long long v_head_stride,
-    long long out_batch_stride, long long out_seq_stride, long long out_head_stride,
-    int num_heads, int heads_per_kv_head, int seqlen_q, int seqlen_k, int head_dim, int head_dim_v,
-    int diagonal_offset,  // query i is aligned with key i + diagonal_offset; only with CAUSAL
-    Element scale_log2)   // scale * log2(e)
+    const Element* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
+    const Element* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Element* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    Element* __restrict__ g_out,         // [batch, seqlen_q, num_heads, head_dim_v]
+    Element* __restrict__ g_lse,         // [batch, num_heads, seqlen_q], last axis contiguous; this and all below: or null
+    const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
+    const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
+    const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
+    const Element* __restrict__ g_alibi_slopes,     // [batch or 1, num_heads]
+    const Element* __restrict__ g_sinks,            // [num_heads]
+    const Element* __restrict__,                    // descales of q, k and v, for 8-bit elements: not used here
+    const Element* __restrict__,
+    const Element* __restrict__,
+    const int* __restrict__ g_diagonal_offsets,     // [batch]
+    const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
+    const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
+    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
+    const Params params)
 {
     extern __shared__ __align__(16) unsigned char s_bytes[];
     Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
@@ -210,18 +311,26 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int lane_row = threadIdx.x / LANES_PER_ROW * LANE_M;  // this lane's first row of the tile, ...
     const int lane_col = lane_idx % LANES_PER_ROW;              // ... and its first column
 
-    const QueryBlock block = query_block<BLOCK_M, CAUSAL>(seqlen_q, num_heads, heads_per_kv_head);
+    const QueryBlock block =
+        query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
+    if (!block.has_work()) return;
     const int first_query = block.first_query;
-    const int num_queries = min(BLOCK_M, seqlen_q - first_query);
-    const int warp_query = first_query + threadIdx.x / WARP_SIZE * WARP_M;
+    const int num_queries = min(BLOCK_M, block.seqlen_q - first_query);
 
-    g_q += block.batch_idx * q_batch_stride + block.head_idx * q_head_stride + first_query * q_seq_stride;
-    g_k += block.batch_idx * k_batch_stride + block.kv_head_idx * k_head_stride;
-    g_v += block.batch_idx * v_batch_stride + block.kv_head_idx * v_head_stride;
-    const KeyTiles tiles =
-        key_tiles<CAUSAL, BLOCK_N>(first_query, first_query + num_queries - 1, seqlen_k, diagonal_offset);
-    const int warp_key_end =
-        warp_query < seqlen_q ? key_end<CAUSAL>(min(warp_query + WARP_M, seqlen_q) - 1, seqlen_k, diagonal_offset) : 0;
+    g_q += block.batch_idx * params.q.batch + block.head_idx * params.q.head +
+           (static_cast<long long>(block.q_start) + first_query) * params.q.seq;
+    g_k += block.batch_idx * params.k.batch + block.kv_head_idx * params.k.head + block.k_start * params.k.seq;
+    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq;
+    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
+                                             params.window_right);
+    const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
+    const ScoreOptions<Element> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
+                                        block.head_idx, first_query / BLOCK_M);
+    const int warp_query = first_query + threadIdx.x / WARP_SIZE * WARP_M;
+    const int last_warp_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
+    const bool has_queries = warp_query < block.seqlen_q;
+    const int warp_key_begin = has_queries ? band.begin(warp_query) : 0;
+    const int warp_key_end = has_queries ? band.end(last_warp_query) : 0;
 
     LaneState state;
 #pragma unroll
@@ -236,59 +345,69 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     auto load_k = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[0], g_k + first_key * k_seq_stride, k_seq_stride,
-                                                           seqlen_k - first_key, head_dim);
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[0], g_k + first_key * params.k.seq, params.k.seq,
+                                                           block.seqlen_k - first_key, params.head_dim);
         cp_async_commit();
     };
     auto load_v = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[0], g_v + first_key * v_seq_stride, v_seq_stride,
-                                                             seqlen_k - first_key, head_dim_v);
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[0], g_v + first_key * params.v.seq, params.v.seq,
+                                                             block.seqlen_k - first_key, params.head_dim_v);
         cp_async_commit();
     };
 
-    if (tiles.num_tiles > 0) {
-        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, q_seq_stride, num_queries, head_dim);
-        load_k(tiles.num_tiles - 1);
+    // Tiles are taken from the last to the first, as in attention_forward.cu; hidden tiles are passed over.
+    int tile_idx = options.visible_tile(params, tiles.begin, tiles.end - 1);
+    if (tile_idx >= tiles.begin) {
+        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
+        load_k(tile_idx);
     }
-    for (int tile_idx = tiles.num_tiles - 1; tile_idx >= 0; tile_idx--) {
+    while (tile_idx >= tiles.begin) {
         cp_async_wait<0>();
         // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
         __syncthreads();
         load_v(tile_idx);  // on its way during the first product
-        const bool active = tile_idx * BLOCK_N < warp_key_end;
+        const int first_key = tile_idx * BLOCK_N;
+        // Anything that this warp's queries may see?
+        const bool active = first_key < warp_key_end && !(BOUND_LEFT && first_key + BLOCK_N <= warp_key_begin);
         if (active) {
+            const LanePosition lane{first_query + lane_row, first_key + lane_col};
             Scores scores;
-            compute_scores(scores, smem.q[lane_row], smem.k[lane_col], head_dim);
-            scale_and_mask_scores(scores, scale_log2, tile_idx >= tiles.num_full_tiles, tile_idx * BLOCK_N + lane_col,
-                                  first_query + lane_row, seqlen_k, diagonal_offset);
-            softmax_step(state, scores, smem.p[lane_row] + lane_col);
+            compute_scores(scores, smem.q[lane_row], smem.k[lane_col], params.head_dim);
+            scale_scores(scores, params, options.slope, block.diagonal_offset, lane);
+            if (TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED) {
+                add_bias_and_mask(scores, params, options, block, lane);
+            }
+            if (!tiles.in_full(tile_idx)) mask_scores(scores, band, lane);
+            softmax_step(state, scores);
+            if (DROPOUT && params.use_dropout) {
+                drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
+            }
+            store_probabilities(scores, smem.p[lane_row] + lane_col);
         }
+        tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
         cp_async_wait<0>();
         // SYNC: v has landed and the probabilities are written; every warp is done with k.
         __syncthreads();
-        if (tile_idx > 0) load_k(tile_idx - 1);  // on its way during the second product
+        if (tile_idx >= tiles.begin) load_k(tile_idx);  // on its way during the second product
         if (active) accumulate_output(state, smem.p[lane_row], smem.v[0] + lane_col * OUT_VECTOR);
     }
 
     const bool vectors =
-        ((reinterpret_cast<unsigned long long>(g_out) | out_batch_stride * sizeof(Element) |
-          out_seq_stride * sizeof(Element) | out_head_stride * sizeof(Element)) & 15) == 0;
-    g_out += block.batch_idx * out_batch_stride + block.head_idx * out_head_stride + lane_col * OUT_VECTOR;
+        ((reinterpret_cast<unsigned long long>(g_out) | params.out.batch * sizeof(Element) |
+          params.out.seq * sizeof(Element) | params.out.head * sizeof(Element)) & 15) == 0;
+    g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head + block.q_start * params.out.seq +
+             lane_col * OUT_VECTOR;
+    if (g_lse != nullptr) g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
-        OnlineSoftmaxRow<Element>& row = state.rows[i];
-#pragma unroll
-        for (int lane_mask = 1; lane_mask < LANES_PER_ROW; lane_mask *= 2) {
-            row.sum += __shfl_xor_sync(0xffffffff, row.sum, lane_mask);
-        }
+        SoftmaxRow& row = state.rows[i];
+        const Element factor = finish_row(row, g_sinks, block.head_idx) * params.keep_scale;
         const int query_idx = first_query + lane_row + i;
-        if (query_idx < seqlen_q) {
-            store_row(g_out + query_idx * out_seq_stride, state.acc_out[i], row.inverse_sum(), lane_col * OUT_VECTOR,
-                      head_dim_v, vectors);
-            if (g_lse != nullptr && lane_col == 0) {
-                g_lse[static_cast<long long>(block.head) * seqlen_q + query_idx] = row_lse(row);
-            }
+        if (query_idx < block.seqlen_q) {
+            store_row(g_out + query_idx * params.out.seq, state.acc_out[i], factor, lane_col * OUT_VECTOR,
+                      params.head_dim_v, vectors);
+            if (g_lse != nullptr && lane_col == 0) g_lse[query_idx] = row.lse();
         }
     }
 }

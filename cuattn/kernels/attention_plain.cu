@@ -1,31 +1,41 @@
-// Attention forward, written to be read: one warp computes one query row, key by key.
+// Attention forward, written to be read: one warp computes one query row, key by key, with every option.
 //
-//     out = softmax(scale * q k^T + mask) v,    lse = log(sum(exp(scale * q k^T + mask)))
+//     out = dropout(softmax(logits)) v,    lse = log(sum(exp(logits))),    logits = options(scale * q k^T)
 //
-// The 32 lanes share a row of q (lane l holds elements l, l + 32, ...). For each key they form the dot product
-// together, update the running maximum and sum of the online softmax, and add the key's value to the output. No tile,
-// no tensor core, no shared memory: attention_forward.cu does the same arithmetic on BLOCK_M queries and BLOCK_N keys
-// at a time.
+// The 32 lanes share a row of q (lane l holds elements l, l + 32, ...). For each key they form the dot product together,
+// make a logit of it, update the running maximum and sum of the online softmax, and add the key's value to the output. No
+// tile, no tensor core, no shared memory: attention_forward.cu and attention_forward_f32.cu do the same arithmetic on
+// BLOCK_M queries and BLOCK_N keys at a time, and take the same arguments.
 //
-// Grid: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block (query_block.cuh).
+// Grid: one CTA for each block of NUM_WARPS queries of each head (query_block.cuh).
 // Block: NUM_WARPS warps, one query row each.
 //
-// Constants: Element, Accumulator, NUM_WARPS, CAUSAL.
+// Constants: Storage (of q, k, v), Output, BiasElement, Accumulator; NUM_WARPS; BOUND_LEFT, BOUND_RIGHT, SOFTCAP, ALIBI,
+// BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is skipped at run time.
+#include "elements.cuh"
+#include "float8.cuh"
 #include "mask.cuh"
 #include "online_softmax.cuh"
+#include "philox.cuh"
 #include "query_block.cuh"
+#include "score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int MAX_HEAD_DIM = 256;
 constexpr int MAX_PER_LANE = MAX_HEAD_DIM / WARP_SIZE;  // elements of a row that one lane holds
 
+using Params = AttentionParams<Accumulator>;
+using SoftmaxRow = OnlineSoftmaxRow<Accumulator, !NATURAL_LOGITS>;
+
+static_assert(BOUND_LEFT && BOUND_RIGHT && SOFTCAP && ALIBI && BIAS && MASK && DROPOUT, "every option is compiled in");
+
 // This lane's elements of a row of `length` elements; zero beyond its end.
-__device__ __forceinline__ void load_row(Accumulator (&row)[MAX_PER_LANE], const Element* g_row, int length,
+__device__ __forceinline__ void load_row(Accumulator (&row)[MAX_PER_LANE], const Storage* g_row, int length,
                                          int lane_idx) {
 #pragma unroll
     for (int i = 0; i < MAX_PER_LANE; i++) {
         const int col = lane_idx + i * WARP_SIZE;
-        row[i] = col < length ? static_cast<Accumulator>(g_row[col]) : Accumulator(0);
+        row[i] = col < length ? static_cast<Accumulator>(to_real(g_row[col])) : Accumulator(0);
     }
 }
 
@@ -35,54 +45,99 @@ __device__ __forceinline__ Accumulator warp_sum(Accumulator x) {
     return x;
 }
 
+// The logit of one query and key from scale * (q . k). A key that is hidden by its position has none.
+__device__ __forceinline__ Accumulator logit_of(Accumulator score, const Params& params,
+                                                const ScoreOptions<Accumulator>& options, int query_idx, int key_idx,
+                                                int diagonal_offset) {
+    if (params.softcap != 0) score = soft_cap(score, params.softcap, 1 / params.softcap);
+    score -= options.slope * fabs(alibi_position<Accumulator>(query_idx, diagonal_offset, key_idx));
+    if (options.g_bias != nullptr) {
+        score += static_cast<Accumulator>(to_real(options.g_bias[params.bias.offset(0, 0, query_idx, key_idx)]));
+    }
+    if (options.g_mask != nullptr && !options.g_mask[params.mask.offset(0, 0, query_idx, key_idx)]) {
+        score = negative_infinity<Accumulator>();
+    }
+    return score;
+}
+
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_attention_plain(
-    const Element* __restrict__ g_q,    // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
-    const Element* __restrict__ g_k,    // [batch, seqlen_k, num_kv_heads, head_dim]
-    const Element* __restrict__ g_v,    // [batch, seqlen_k, num_kv_heads, head_dim_v]
-    Element* __restrict__ g_out,        // [batch, seqlen_q, num_heads, head_dim_v]
-    Accumulator* __restrict__ g_lse,    // [batch, num_heads, seqlen_q], contiguous; null: not wanted
-    long long q_batch_stride, long long q_seq_stride, long long q_head_stride,        // strides are in elements
-    long long k_batch_stride, long long k_seq_stride, long long k_head_stride,
-    long long v_batch_stride, long long v_seq_stride, long long v_head_stride,
-    long long out_batch_stride, long long out_seq_stride, long long out_head_stride,
-    int num_heads, int heads_per_kv_head, int seqlen_q, int seqlen_k, int head_dim, int head_dim_v,
-    int diagonal_offset,     // query i is aligned with key i + diagonal_offset; only with CAUSAL
-    Accumulator scale_log2)  // scale * log2(e)
+    const Storage* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
+    const Storage* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Storage* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    Output* __restrict__ g_out,          // [batch, seqlen_q, num_heads, head_dim_v]
+    Accumulator* __restrict__ g_lse,     // [batch, num_heads, seqlen_q], last axis contiguous; this and all below: or null
+    const BiasElement* __restrict__ g_bias,        // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
+    const unsigned char* __restrict__ g_mask,      // likewise; 0 hides a key
+    const unsigned char* __restrict__,             // the classes of tiles: there are no tiles here
+    const Accumulator* __restrict__ g_alibi_slopes,  // [batch or 1, num_heads]
+    const Accumulator* __restrict__ g_sinks,       // [num_heads]
+    const Accumulator* __restrict__ g_q_descale,   // [batch, num_kv_heads]
+    const Accumulator* __restrict__ g_k_descale,   // likewise
+    const Accumulator* __restrict__ g_v_descale,   // likewise
+    const int* __restrict__ g_diagonal_offsets,    // [batch]
+    const int* __restrict__ g_cu_seqlens_q,        // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
+    const int* __restrict__ g_cu_seqlens_k,        // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
+    const int* __restrict__ g_work,                // [num_work, 2]: query_block.cuh; given with the two before
+    const Params params)
 {
     const int lane_idx = threadIdx.x % WARP_SIZE;
-    const QueryBlock block = query_block<NUM_WARPS, false>(seqlen_q, num_heads, heads_per_kv_head);
+    const QueryBlock block =
+        query_block<NUM_WARPS, false>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
+    if (!block.has_work()) return;
     const int query_idx = block.first_query + threadIdx.x / WARP_SIZE;
-    if (query_idx >= seqlen_q) return;
+    if (query_idx >= block.seqlen_q) return;
+    const int head = block.batch_idx * params.num_heads + block.head_idx;
+    const int kv_head = block.batch_idx * (params.num_heads / params.heads_per_kv_head) + block.kv_head_idx;
+    const long long q_row = static_cast<long long>(block.q_start) + query_idx;
+
+    g_q += block.batch_idx * params.q.batch + q_row * params.q.seq + block.head_idx * params.q.head;
+    g_k += block.batch_idx * params.k.batch + block.k_start * params.k.seq + block.kv_head_idx * params.k.head;
+    g_v += block.batch_idx * params.v.batch + block.k_start * params.v.seq + block.kv_head_idx * params.v.head;
+    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
+                                             params.window_right);
+    const ScoreOptions<Accumulator> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
+                                            block.head_idx, 0);
+    Accumulator scale = params.scale, out_factor = params.keep_scale;
+    if (g_q_descale != nullptr) scale *= g_q_descale[kv_head];
+    if (g_k_descale != nullptr) scale *= g_k_descale[kv_head];
+    if (g_v_descale != nullptr) out_factor *= g_v_descale[kv_head];
 
     Accumulator q[MAX_PER_LANE], k[MAX_PER_LANE], v[MAX_PER_LANE], acc_out[MAX_PER_LANE] = {};
-    g_q += block.batch_idx * q_batch_stride + query_idx * q_seq_stride + block.head_idx * q_head_stride;
-    g_k += block.batch_idx * k_batch_stride + block.kv_head_idx * k_head_stride;
-    g_v += block.batch_idx * v_batch_stride + block.kv_head_idx * v_head_stride;
-    load_row(q, g_q, head_dim, lane_idx);
+    load_row(q, g_q, params.head_dim, lane_idx);
 
-    OnlineSoftmaxRow<Accumulator> row;
+    SoftmaxRow row;
     row.reset();
-    const int num_keys = key_end<CAUSAL>(query_idx, seqlen_k, diagonal_offset);
-    for (int key_idx = 0; key_idx < num_keys; key_idx++) {
-        load_row(k, g_k + key_idx * k_seq_stride, head_dim, lane_idx);
-        load_row(v, g_v + key_idx * v_seq_stride, head_dim_v, lane_idx);
+    const int key_begin = band.begin(query_idx), key_end = band.end(query_idx);
+    for (int key_idx = key_begin; key_idx < key_end; key_idx++) {
+        load_row(k, g_k + key_idx * params.k.seq, params.head_dim, lane_idx);
+        load_row(v, g_v + key_idx * params.v.seq, params.head_dim_v, lane_idx);
 
         Accumulator dot = 0;
         for (int i = 0; i < MAX_PER_LANE; i++) dot += q[i] * k[i];
-        const Accumulator score_log2 = warp_sum(dot) * scale_log2;
+        const Accumulator logit =
+            logit_of(warp_sum(dot) * scale, params, options, query_idx, key_idx, block.diagonal_offset);
 
-        const Accumulator correction = exp2(row.raise_max(score_log2));
-        const Accumulator probability = exp2(score_log2 - row.reference_log2());
+        const Accumulator correction = exp2(row.raise_max(logit));
+        const Accumulator probability = exp2(SoftmaxRow::exponent(logit - row.reference()));
         row.sum = row.sum * correction + probability;
-        for (int i = 0; i < MAX_PER_LANE; i++) acc_out[i] = acc_out[i] * correction + probability * v[i];
+        const bool kept = !params.use_dropout || dropout_keeps(params.dropout, head, query_idx, key_idx);
+        const Accumulator weight = kept ? probability : Accumulator(0);
+        for (int i = 0; i < MAX_PER_LANE; i++) acc_out[i] = acc_out[i] * correction + weight * v[i];
+    }
+    if (g_sinks != nullptr) {
+        Accumulator correction, term;
+        row.sink_exponents(g_sinks[block.head_idx], correction, term);
+        correction = exp2(correction);
+        row.sum = row.sum * correction + exp2(term);
+        out_factor *= correction;
     }
 
-    g_out += block.batch_idx * out_batch_stride + query_idx * out_seq_stride + block.head_idx * out_head_stride;
+    g_out += block.batch_idx * params.out.batch + q_row * params.out.seq + block.head_idx * params.out.head;
     for (int i = 0; i < MAX_PER_LANE; i++) {
         const int col = lane_idx + i * WARP_SIZE;
-        if (col < head_dim_v) g_out[col] = static_cast<Element>(acc_out[i] * row.inverse_sum());
+        if (col < params.head_dim_v) g_out[col] = static_cast<Output>(acc_out[i] * (row.inverse_sum() * out_factor));
     }
     if (g_lse != nullptr && lane_idx == 0) {
-        g_lse[static_cast<long long>(block.head) * seqlen_q + query_idx] = row_lse(row);
+        g_lse[block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + q_row] = row.lse();
     }
 }

@@ -1,19 +1,28 @@
 // Attention as the formula says, in three kernels with the whole logit matrix in memory between them. The baseline that
 // the fused kernels are compared with: it moves num_heads * seqlen_q * seqlen_k numbers to memory and back, twice.
 //
-//     cuattn_attention_scores:         scores = scale * q k^T, -inf where a key is not visible
-//     cuattn_attention_probabilities:  probabilities = softmax(scores), lse
-//     cuattn_attention_output:         out = probabilities v
+//     cuattn_attention_scores:         scores = options(scale * q k^T): softcap, ALiBi, bias, -inf where a key is hidden
+//     cuattn_attention_probabilities:  probabilities = softmax(scores), weights = dropout(probabilities), lse
+//     cuattn_attention_output:         out = weights v
 //
 // Grid and block of the two products: a CTA of TILE x TILE threads computes TILE x TILE numbers, one a thread;
 // x = (head * row tiles + row tile) * column tiles + column tile, where head = batch_idx * num_heads + head_idx.
 // Of the softmax: x = rows / NUM_WARPS, one warp a row. Head h reads key/value head h / heads_per_kv_head.
 //
-// Constants: Element, Accumulator, TILE, NUM_WARPS, CAUSAL.
+// Constants: Storage (of q, k, v), Output (of out and the probabilities), BiasElement, Accumulator; TILE, NUM_WARPS;
+// BOUND_LEFT, BOUND_RIGHT, SOFTCAP, ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is
+// skipped at run time.
+#include "elements.cuh"
+#include "float8.cuh"
 #include "mask.cuh"
-#include "online_softmax.cuh"
+#include "philox.cuh"
+#include "score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
+
+using Params = AttentionParams<Accumulator>;
+
+static_assert(BOUND_LEFT && BOUND_RIGHT && SOFTCAP && ALIBI && BIAS && MASK && DROPOUT, "every option is compiled in");
 
 // Two tiles in shared memory; the odd row length keeps a column of `b` in different banks.
 struct Smem {
@@ -23,73 +32,108 @@ struct Smem {
 
 // Where a CTA of a product stands.
 struct ProductTile {
-    unsigned head;
-    int batch_idx, head_idx, kv_head_idx, row, col;  // row and col of this thread
+    unsigned head;                        // batch_idx * num_heads + head_idx
+    int batch_idx, head_idx, kv_head_idx;
+    int kv_head;                          // batch_idx * num_kv_heads + kv_head_idx
+    int row, col;                         // of this thread
 
-    __device__ __forceinline__ ProductTile(int num_rows, int num_cols, int num_heads, int heads_per_kv_head) {
-        const unsigned row_tiles = (static_cast<unsigned>(num_rows) + TILE - 1) / TILE;
+    __device__ __forceinline__ ProductTile(int num_cols, const Params& params) {
+        const unsigned row_tiles = (static_cast<unsigned>(params.seqlen_q) + TILE - 1) / TILE;
         const unsigned col_tiles = (static_cast<unsigned>(num_cols) + TILE - 1) / TILE;
         const unsigned row_tile = blockIdx.x / col_tiles;
         head = row_tile / row_tiles;
-        batch_idx = head / num_heads;
-        head_idx = head - batch_idx * num_heads;
-        kv_head_idx = head_idx / heads_per_kv_head;
+        batch_idx = head / params.num_heads;
+        head_idx = head - batch_idx * params.num_heads;
+        kv_head_idx = head_idx / params.heads_per_kv_head;
+        kv_head = batch_idx * (params.num_heads / params.heads_per_kv_head) + kv_head_idx;
         row = (row_tile - head * row_tiles) * TILE + threadIdx.y;
         col = (blockIdx.x - row_tile * col_tiles) * TILE + threadIdx.x;
     }
+    // Where row `row` of this head begins in an array [batch, num_heads, seqlen_q, seqlen_k].
+    __device__ __forceinline__ long long row_offset(const Params& params) const {
+        return (static_cast<long long>(head) * params.seqlen_q + row) * params.seqlen_k;
+    }
 };
 
+template <typename Element>
 __device__ __forceinline__ Accumulator load_or_zero(const Element* g_element, bool inside) {
-    return inside ? static_cast<Accumulator>(*g_element) : Accumulator(0);
+    return inside ? static_cast<Accumulator>(to_real(*g_element)) : Accumulator(0);
+}
+
+// 1 where there is no factor.
+__device__ __forceinline__ Accumulator factor_of(const Accumulator* g_factors, int idx) {
+    return g_factors == nullptr ? Accumulator(1) : g_factors[idx];
 }
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_scores(
-    const Element* __restrict__ g_q,         // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
-    const Element* __restrict__ g_k,         // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Storage* __restrict__ g_q,         // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
+    const Storage* __restrict__ g_k,         // [batch, seqlen_k, num_kv_heads, head_dim]
     Accumulator* __restrict__ g_scores,      // [batch, num_heads, seqlen_q, seqlen_k], contiguous
-    long long q_batch_stride, long long q_seq_stride, long long q_head_stride,  // strides are in elements
-    long long k_batch_stride, long long k_seq_stride, long long k_head_stride,
-    int num_heads, int heads_per_kv_head, int seqlen_q, int seqlen_k, int head_dim,
-    int diagonal_offset,  // query i is aligned with key i + diagonal_offset; only with CAUSAL
-    Accumulator scale)
+    const BiasElement* __restrict__ g_bias,  // broadcast to the shape of the scores; this and all below: or null
+    const unsigned char* __restrict__ g_mask,        // likewise; 0 hides a key
+    const Accumulator* __restrict__ g_alibi_slopes,  // [batch or 1, num_heads]
+    const Accumulator* __restrict__ g_q_descale,     // [batch, num_kv_heads]
+    const Accumulator* __restrict__ g_k_descale,     // likewise
+    const int* __restrict__ g_diagonal_offsets,      // [batch]
+    const Params params)
 {
     __shared__ Smem smem;
-    const ProductTile tile(seqlen_q, seqlen_k, num_heads, heads_per_kv_head);
+    const ProductTile tile(params.seqlen_k, params);
     const int key_row = tile.col - threadIdx.x + threadIdx.y;  // the key that this thread loads
-    g_q += tile.batch_idx * q_batch_stride + tile.row * q_seq_stride + tile.head_idx * q_head_stride;
-    g_k += tile.batch_idx * k_batch_stride + key_row * k_seq_stride + tile.kv_head_idx * k_head_stride;
+    const bool row_inside = tile.row < params.seqlen_q, key_inside = key_row < params.seqlen_k;
+    g_q += tile.batch_idx * params.q.batch + tile.row * params.q.seq + tile.head_idx * params.q.head;
+    g_k += tile.batch_idx * params.k.batch + key_row * params.k.seq + tile.kv_head_idx * params.k.head;
 
     Accumulator sum = 0;
-    for (int first = 0; first < head_dim; first += TILE) {
+    for (int first = 0; first < params.head_dim; first += TILE) {
         const int d = first + threadIdx.x;
-        smem.a[threadIdx.y][threadIdx.x] = load_or_zero(g_q + d, tile.row < seqlen_q && d < head_dim);
-        smem.b[threadIdx.y][threadIdx.x] = load_or_zero(g_k + d, key_row < seqlen_k && d < head_dim);
+        smem.a[threadIdx.y][threadIdx.x] = load_or_zero(g_q + d, row_inside && d < params.head_dim);
+        smem.b[threadIdx.y][threadIdx.x] = load_or_zero(g_k + d, key_inside && d < params.head_dim);
         // SYNC: both tiles are complete.
         __syncthreads();
         for (int i = 0; i < TILE; i++) sum += smem.a[threadIdx.y][i] * smem.b[threadIdx.x][i];
         // SYNC: everyone is done with the tiles, which the next pass overwrites.
         __syncthreads();
     }
-    if (tile.row < seqlen_q && tile.col < seqlen_k) {
-        const bool visible = tile.col < key_end<CAUSAL>(tile.row, seqlen_k, diagonal_offset);
-        g_scores[(static_cast<long long>(tile.head) * seqlen_q + tile.row) * seqlen_k + tile.col] =
-            visible ? scale * sum : negative_infinity<Accumulator>();
+    if (tile.row >= params.seqlen_q || tile.col >= params.seqlen_k) return;
+
+    int diagonal_offset = g_diagonal_offsets == nullptr ? params.diagonal_offset : g_diagonal_offsets[tile.batch_idx];
+    if (params.diagonal_from_end) diagonal_offset += params.seqlen_k - params.seqlen_q;
+    const Band<BOUND_LEFT, BOUND_RIGHT> band(params.seqlen_k, diagonal_offset, params.window_left, params.window_right);
+    const ScoreOptions<Accumulator> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, tile.batch_idx,
+                                            tile.head_idx, 0);
+    Accumulator score = sum * (params.scale * factor_of(g_q_descale, tile.kv_head) * factor_of(g_k_descale, tile.kv_head));
+    if (params.softcap != 0) score = soft_cap(score, params.softcap, 1 / params.softcap);
+    score -= options.slope * fabs(alibi_position<Accumulator>(tile.row, diagonal_offset, tile.col));
+    if (options.g_bias != nullptr) {
+        score += static_cast<Accumulator>(to_real(options.g_bias[params.bias.offset(0, 0, tile.row, tile.col)]));
     }
+    bool visible = tile.col >= band.begin(tile.row) && tile.col < band.end(tile.row);
+    if (options.g_mask != nullptr) visible &= options.g_mask[params.mask.offset(0, 0, tile.row, tile.col)] != 0;
+    g_scores[tile.row_offset(params) + tile.col] = visible ? score : negative_infinity<Accumulator>();
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_attention_probabilities(
-    const Accumulator* __restrict__ g_scores,  // [num_rows, seqlen_k]
-    Element* __restrict__ g_probabilities,     // [num_rows, seqlen_k]
-    Accumulator* __restrict__ g_lse,           // [num_rows]
-    long long num_rows, int seqlen_k)
+    const Accumulator* __restrict__ g_scores,   // [batch, num_heads, seqlen_q, seqlen_k], contiguous, as the next two
+    Output* __restrict__ g_probabilities,       // null: not wanted
+    Output* __restrict__ g_weights,             // probabilities after dropout, before the factor 1 / (1 - p)
+    Accumulator* __restrict__ g_lse,            // [batch, num_heads, seqlen_q], contiguous
+    const Accumulator* __restrict__ g_sinks,    // [num_heads], or null
+    long long num_rows, const Params params)
 {
     const int lane_idx = threadIdx.x % WARP_SIZE;
+    const int seqlen_k = params.seqlen_k;
     const long long row_idx = static_cast<long long>(blockIdx.x) * NUM_WARPS + threadIdx.x / WARP_SIZE;
     if (row_idx >= num_rows) return;
+    const unsigned head = row_idx / params.seqlen_q;
+    const int query_idx = row_idx - static_cast<long long>(head) * params.seqlen_q;
     g_scores += row_idx * seqlen_k;
-    g_probabilities += row_idx * seqlen_k;
+    g_weights += row_idx * seqlen_k;
+    if (g_probabilities != nullptr) g_probabilities += row_idx * seqlen_k;
 
-    Accumulator row_max = negative_infinity<Accumulator>();
+    // The sink is one more logit, whose value is nowhere; -inf is none.
+    const Accumulator sink = g_sinks == nullptr ? negative_infinity<Accumulator>() : g_sinks[head % params.num_heads];
+    Accumulator row_max = sink;
     for (int i = lane_idx; i < seqlen_k; i += WARP_SIZE) row_max = fmax(row_max, g_scores[i]);
     for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
         row_max = fmax(row_max, __shfl_xor_sync(0xffffffff, row_max, lane_mask));
@@ -97,46 +141,48 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     // A row without a visible key subtracts 0: -inf - (-inf) would be NaN.
     const Accumulator reference = row_max == negative_infinity<Accumulator>() ? Accumulator(0) : row_max;
 
-    Accumulator sum = 0;
+    Accumulator sum = lane_idx == 0 ? exp(sink - reference) : Accumulator(0);
     for (int i = lane_idx; i < seqlen_k; i += WARP_SIZE) sum += exp(g_scores[i] - reference);
     for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) sum += __shfl_xor_sync(0xffffffff, sum, lane_mask);
 
     const Accumulator inverse_sum = sum == Accumulator(0) ? Accumulator(0) : Accumulator(1) / sum;
     for (int i = lane_idx; i < seqlen_k; i += WARP_SIZE) {
-        g_probabilities[i] = static_cast<Element>(exp(g_scores[i] - reference) * inverse_sum);
+        const Output probability = static_cast<Output>(exp(g_scores[i] - reference) * inverse_sum);
+        const bool kept = !params.use_dropout || dropout_keeps(params.dropout, head, query_idx, i);
+        if (g_probabilities != nullptr) g_probabilities[i] = probability;
+        g_weights[i] = kept ? probability : static_cast<Output>(0.0f);
     }
     if (lane_idx == 0) g_lse[row_idx] = reference + log(sum);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_output(
-    const Element* __restrict__ g_probabilities,  // [batch, num_heads, seqlen_q, seqlen_k], contiguous
-    const Element* __restrict__ g_v,              // [batch, seqlen_k, num_kv_heads, head_dim_v]
-    Element* __restrict__ g_out,                  // [batch, seqlen_q, num_heads, head_dim_v]
-    long long v_batch_stride, long long v_seq_stride, long long v_head_stride,
-    long long out_batch_stride, long long out_seq_stride, long long out_head_stride,
-    int num_heads, int heads_per_kv_head, int seqlen_q, int seqlen_k, int head_dim_v)
+    const Output* __restrict__ g_weights,           // [batch, num_heads, seqlen_q, seqlen_k], contiguous
+    const Storage* __restrict__ g_v,                // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    Output* __restrict__ g_out,                     // [batch, seqlen_q, num_heads, head_dim_v]
+    const Accumulator* __restrict__ g_v_descale,    // [batch, num_kv_heads], or null
+    const Params params)
 {
     __shared__ Smem smem;
-    const ProductTile tile(seqlen_q, head_dim_v, num_heads, heads_per_kv_head);
-    g_probabilities += (static_cast<long long>(tile.head) * seqlen_q + tile.row) * seqlen_k;
-    g_v += tile.batch_idx * v_batch_stride + tile.kv_head_idx * v_head_stride + tile.col;
+    const ProductTile tile(params.head_dim_v, params);
+    const bool row_inside = tile.row < params.seqlen_q, col_inside = tile.col < params.head_dim_v;
+    g_weights += tile.row_offset(params);
+    g_v += tile.batch_idx * params.v.batch + tile.kv_head_idx * params.v.head + tile.col;
 
     Accumulator sum = 0;
-    for (int first = 0; first < seqlen_k; first += TILE) {
+    for (int first = 0; first < params.seqlen_k; first += TILE) {
         const int key_col = first + threadIdx.x;
         const int key_row = first + threadIdx.y;
-        smem.a[threadIdx.y][threadIdx.x] =
-            load_or_zero(g_probabilities + key_col, tile.row < seqlen_q && key_col < seqlen_k);
+        smem.a[threadIdx.y][threadIdx.x] = load_or_zero(g_weights + key_col, row_inside && key_col < params.seqlen_k);
         smem.b[threadIdx.y][threadIdx.x] =
-            load_or_zero(g_v + key_row * v_seq_stride, key_row < seqlen_k && tile.col < head_dim_v);
+            load_or_zero(g_v + key_row * params.v.seq, key_row < params.seqlen_k && col_inside);
         // SYNC: both tiles are complete.
         __syncthreads();
         for (int i = 0; i < TILE; i++) sum += smem.a[threadIdx.y][i] * smem.b[i][threadIdx.x];
         // SYNC: everyone is done with the tiles, which the next pass overwrites.
         __syncthreads();
     }
-    if (tile.row < seqlen_q && tile.col < head_dim_v) {
-        g_out += tile.batch_idx * out_batch_stride + tile.row * out_seq_stride + tile.head_idx * out_head_stride;
-        g_out[tile.col] = static_cast<Element>(sum);
+    if (row_inside && col_inside) {
+        g_out += tile.batch_idx * params.out.batch + tile.row * params.out.seq + tile.head_idx * params.out.head;
+        g_out[tile.col] = static_cast<Output>(sum * (params.keep_scale * factor_of(g_v_descale, tile.kv_head)));
     }
 }

@@ -1,25 +1,50 @@
-// Which keys a query may see.
+// Which keys a query may see by its position: causal masks and windows.
 #pragma once
+#include "attention_params.cuh"
 
-// One past the last key that query `query_idx` sees: it sees keys [0, key_end). With CAUSAL, key j is visible when
-// j <= query_idx + diagonal_offset, so that rows far above the diagonal see nothing and key_end is 0.
-template <bool CAUSAL>
-__device__ __forceinline__ int key_end(int query_idx, int seqlen_k, int diagonal_offset) {
-    return CAUSAL ? max(0, min(seqlen_k, query_idx + diagonal_offset + 1)) : seqlen_k;
-}
+// Query i sees the keys [begin(i), end(i)): those from i + o - left to i + o + right, where i + o is the key that the
+// query is aligned with. Both ends rise with i. A causal mask is a window with right = 0. A side that the kernel is not
+// compiled for costs nothing.
+template <bool BOUND_LEFT, bool BOUND_RIGHT>
+struct Band {
+    int seqlen_k;
+    int begin_offset;  // begin(i) = i + begin_offset, brought into [0, seqlen_k]
+    int end_offset;    // end(i) = i + end_offset, likewise
 
-// The key tiles that a block of queries [first_query, last_query] has to visit: [0, num_tiles), of which the first
-// num_full_tiles are visible to every query in whole and need no mask.
-struct KeyTiles {
-    int num_tiles;
-    int num_full_tiles;
+    __device__ __forceinline__ Band(int seqlen_k, int diagonal_offset, int left, int right) : seqlen_k(seqlen_k) {
+        // An offset beyond the range of int is beyond every sequence too.
+        begin_offset = left == UNBOUNDED ? -UNBOUNDED : clamp(diagonal_offset - static_cast<long long>(left), UNBOUNDED);
+        end_offset = right == UNBOUNDED ? UNBOUNDED : clamp(diagonal_offset + static_cast<long long>(right) + 1, UNBOUNDED);
+    }
+    __device__ __forceinline__ int begin(int query_idx) const { return BOUND_LEFT ? key(query_idx, begin_offset) : 0; }
+    __device__ __forceinline__ int end(int query_idx) const {
+        return BOUND_RIGHT ? key(query_idx, end_offset) : seqlen_k;
+    }
+
+   private:
+    static __device__ __forceinline__ int clamp(long long x, int limit) {
+        return static_cast<int>(max(-static_cast<long long>(limit), min(static_cast<long long>(limit), x)));
+    }
+    __device__ __forceinline__ int key(int query_idx, int offset) const {
+        return static_cast<int>(
+            max(0ll, min(static_cast<long long>(seqlen_k), static_cast<long long>(query_idx) + offset)));
+    }
 };
 
-template <bool CAUSAL, int BLOCK_N>
-__device__ __forceinline__ KeyTiles key_tiles(int first_query, int last_query, int seqlen_k, int diagonal_offset) {
-    KeyTiles tiles;
-    const unsigned last_key_end = key_end<CAUSAL>(last_query, seqlen_k, diagonal_offset);
-    tiles.num_tiles = (last_key_end + BLOCK_N - 1) / BLOCK_N;
-    tiles.num_full_tiles = key_end<CAUSAL>(first_query, seqlen_k, diagonal_offset) / BLOCK_N;
-    return tiles;
-}
+// The key tiles that the queries [first_query, last_query] have to visit: [begin, end). Those of [full_begin, full_end)
+// are visible to every query in whole and need no mask.
+struct KeyTiles {
+    int begin, end, full_begin, full_end;
+
+    template <typename Band>
+    __device__ __forceinline__ KeyTiles(const Band& band, int block_n, int first_query, int last_query) {
+        begin = band.begin(first_query) / block_n;
+        end = ceil_div(band.end(last_query), block_n);
+        full_begin = ceil_div(band.begin(last_query), block_n);
+        full_end = band.end(first_query) / block_n;
+    }
+    __device__ __forceinline__ bool in_full(int tile_idx) const { return tile_idx >= full_begin && tile_idx < full_end; }
+
+   private:
+    static __device__ __forceinline__ int ceil_div(unsigned x, int block_n) { return (x + block_n - 1) / block_n; }
+};

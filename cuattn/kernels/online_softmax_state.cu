@@ -24,7 +24,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
         const RowState piece =
             row_state(g_row, layout.x_col_stride, 0, has_row ? layout.num_cols : 0, place.thread, smem);
         if (place.thread == 0 && has_row) g_states[row_idx] = merge(g_states[row_idx], piece);
-        end_of_row();
     }
 }
 
@@ -46,7 +45,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
         }
         others = reduce_state(others, smem);
         if (place.thread == 0 && has_row) g_states[row_idx] = merge(g_states[row_idx], others);
-        end_of_row();
     }
 }
 

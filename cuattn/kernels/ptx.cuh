@@ -57,23 +57,43 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&frag)[4], unsigned 
                  : "memory");
 }
 
-// --- mma: acc[16x8] += a[16x16] * b[16x8], fp32 accumulation ---------------------------------------------------------
+// One float of a tile that cp.async wrote.
+__device__ __forceinline__ float load_shared_float(unsigned s_src) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(s_src) : "memory");
+    return x;
+}
 
-// The element type is a tag: fragments of both types are plain 32-bit registers.
-__device__ __forceinline__ void mma_m16n8k16(__half, float (&acc)[4], const unsigned (&a)[4], unsigned b0,
-                                             unsigned b1) {
+// --- mma: acc[16x8] += a[16xK] * b[Kx8], fp32 accumulation; K is 16, and 8 for tf32 ----------------------------------
+
+// The element type is a tag: fragments of all types are plain 32-bit registers.
+__device__ __forceinline__ void mma(__half, float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ void mma_m16n8k16(__nv_bfloat16, float (&acc)[4], const unsigned (&a)[4], unsigned b0,
-                                             unsigned b1) {
+__device__ __forceinline__ void mma(__nv_bfloat16, float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// tf32
+__device__ __forceinline__ void mma(float, float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The nearest number with ten bits of mantissa, ties away from zero.
+__device__ __forceinline__ unsigned round_to_tf32(float x) {
+    unsigned y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
 }
 
 // Two floats rounded to a pair of elements; `low` in the low half of the register.

@@ -85,6 +85,5 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_softmax_onch
         state.row_max = reduce_row<Maximum>(thread_max(row), smem.row_max);
         state.row_sum = reduce_row<Sum>(thread_sum(row, exponent_shift(state.row_max)), smem.row_sum);
         store_row(g_out + offsets.out, layout, num_cols, place.thread, row, state);
-        end_of_row();
     }
 }

@@ -15,8 +15,7 @@
 //
 // Needs from the constants: Element, NUM_THREADS, THREADS_PER_ROW, LANES_SPAN_ROWS, VECTORIZED.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "elements.cuh"
 #include "softmax_state.cuh"
 
 constexpr int PACK = 16 / sizeof(Element);
@@ -86,16 +85,6 @@ struct Pack {
     Accumulator value[PACK];
 };
 
-__device__ __forceinline__ float to_accumulator(float x) { return x; }
-__device__ __forceinline__ double to_accumulator(double x) { return x; }
-__device__ __forceinline__ float to_accumulator(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_accumulator(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-__device__ __forceinline__ void from_accumulator(float x, float& to) { to = x; }
-__device__ __forceinline__ void from_accumulator(double x, double& to) { to = x; }
-__device__ __forceinline__ void from_accumulator(float x, __half& to) { to = __float2half_rn(x); }
-__device__ __forceinline__ void from_accumulator(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
-
 union PackBits {
     uint4 bits;
     Element element[PACK];
@@ -117,14 +106,14 @@ __device__ __forceinline__ Pack load_pack(const Element* row, long long col_stri
             PackBits bits;
             bits.bits = *reinterpret_cast<const uint4*>(row + pack_col(tile, thread, 0));
 #pragma unroll
-            for (int i = 0; i < PACK; ++i) pack.value[i] = to_accumulator(bits.element[i]);
+            for (int i = 0; i < PACK; ++i) pack.value[i] = to_real(bits.element[i]);
             return pack;
         }
     }
 #pragma unroll
     for (int i = 0; i < PACK; ++i) {
         const unsigned col = pack_col(tile, thread, i);
-        pack.value[i] = col < end ? to_accumulator(row[col * col_stride]) : -infinity();
+        pack.value[i] = col < end ? to_real(row[col * col_stride]) : -infinity();
     }
     return pack;
 }
@@ -133,7 +122,7 @@ __device__ __forceinline__ void store_pack(Element* row, long long col_stride, u
                                            const Pack& pack) {
     PackBits bits;
 #pragma unroll
-    for (int i = 0; i < PACK; ++i) from_accumulator(pack.value[i], bits.element[i]);
+    for (int i = 0; i < PACK; ++i) from_real(pack.value[i], bits.element[i]);
     if constexpr (VECTORIZED) {
         col_stride = 1;
         if (pack_col(tile, thread, PACK) <= end) {
@@ -208,6 +197,7 @@ __device__ __forceinline__ RowState reduce_state(RowState state, Smem& smem) {
     return {row_max, reduce_row<Sum>(rescaled_sum(state, row_max), smem.row_sum)};
 }
 
+// For rows that end after a single reduction (the naive algorithm). After a maximum and a sum nothing needs it: see Smem.
 __device__ __forceinline__ void end_of_row() {
     if constexpr (!ROW_IN_WARP) {
         // SYNC: every warp has read the slots of this row before any warp writes those of the next.

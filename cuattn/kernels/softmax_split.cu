@@ -66,6 +66,5 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
         const RowOffsets offsets = row_offsets(layout, row_idx);
         const unsigned end = has_row ? chunk.end : 0;
         write_row(g_x + offsets.x, g_out + offsets.out, layout, chunk.begin, end, place.thread, state);
-        end_of_row();
     }
 }

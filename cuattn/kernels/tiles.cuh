@@ -1,5 +1,6 @@
 // Tiles on their way between global and shared memory.
 #pragma once
+#include "float8.cuh"
 #include "ptx.cuh"
 
 // Elements added to each row of a tile in shared memory: 16 bytes, so that the eight rows of which ldmatrix and 128-bit
@@ -53,13 +54,39 @@ __device__ __forceinline__ void load_chunk_elementwise(Element* s_chunk, const E
     }
 }
 
+// One chunk of eight __half from eight numbers of 8 bits; numbers from num_valid on are zero.
+template <bool ALIGNED, typename Storage>
+__device__ __forceinline__ void load_chunk_widened(__half* s_chunk, const Storage* g_chunk, int num_valid) {
+    union {
+        unsigned char bytes[8];
+        uint2 vector;
+    } chunk;
+    chunk.vector = make_uint2(0, 0);
+    if (ALIGNED && num_valid == 8) {
+        chunk.vector = *reinterpret_cast<const uint2*>(g_chunk);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (i < num_valid) chunk.bytes[i] = g_chunk[i].bits;
+        }
+    }
+    uint4 widened;
+    widened.x = widen_pair(Storage(), chunk.vector.x & 0xffff);
+    widened.y = widen_pair(Storage(), chunk.vector.x >> 16);
+    widened.z = widen_pair(Storage(), chunk.vector.y & 0xffff);
+    widened.w = widen_pair(Storage(), chunk.vector.y >> 16);
+    *reinterpret_cast<uint4*>(s_chunk) = widened;
+}
+
 // Starts copying a tile: s_tile [ROWS x COLS] with rows of COLS + ROW_PADDING elements, from g_tile
 // [num_rows x num_cols] with rows g_stride elements apart. What lies outside of [num_rows x num_cols] becomes zero: it
 // is multiplied with, and 0 times whatever was there before need not be 0. Complete after cp_async_commit,
-// cp_async_wait and a barrier.
-template <bool ALIGNED, int ROWS, int COLS, int NUM_THREADS, typename Element>
-__device__ __forceinline__ void load_tile(Element* s_tile, const Element* g_tile, long long g_stride, int num_rows,
+// cp_async_wait and a barrier. Storage is Element, or an 8-bit type that is widened to it.
+template <bool ALIGNED, int ROWS, int COLS, int NUM_THREADS, typename Element, typename Storage>
+__device__ __forceinline__ void load_tile(Element* s_tile, const Storage* g_tile, long long g_stride, int num_rows,
                                           int num_cols) {
+    constexpr bool WIDEN = sizeof(Storage) != sizeof(Element);
+    constexpr bool ASYNC = ALIGNED && !WIDEN;
     using Share = TileShare<Element, ROWS, COLS, NUM_THREADS>;
     constexpr int S_STRIDE = COLS + ROW_PADDING<Element>;
     constexpr int COL_PASSES = COLS / Share::COLS_PER_PASS;
@@ -68,12 +95,12 @@ __device__ __forceinline__ void load_tile(Element* s_tile, const Element* g_tile
 #pragma unroll
     for (int i = 0; i < COL_PASSES; i++) {
         col_valid[i] = min(Share::CHUNK, max(0, num_cols - col - i * Share::COLS_PER_PASS));
-        if (ALIGNED) col_valid[i] *= sizeof(Element);
+        if (ASYNC) col_valid[i] *= sizeof(Element);
     }
     Element* s_row = s_tile + Share::row() * S_STRIDE + col;
-    const Element* g_row = g_tile + Share::row() * g_stride + col;
+    const Storage* g_row = g_tile + Share::row() * g_stride + col;
     const unsigned s_address = smem_address(s_row);
-#pragma unroll(ALIGNED ? ROWS : 1)
+#pragma unroll(ASYNC ? ROWS : 1)
     for (int first_row = 0; first_row < ROWS; first_row += Share::ROWS_PER_PASS) {
         const int row = first_row + Share::row();
         if (ROWS % Share::ROWS_PER_PASS != 0 && row >= ROWS) break;
@@ -81,8 +108,10 @@ __device__ __forceinline__ void load_tile(Element* s_tile, const Element* g_tile
         for (int i = 0; i < COL_PASSES; i++) {
             const int offset = first_row * S_STRIDE + i * Share::COLS_PER_PASS;
             const int num_valid = row < num_rows ? col_valid[i] : 0;
-            if constexpr (ALIGNED) {
+            if constexpr (ASYNC) {
                 cp_async_16(s_address + offset * sizeof(Element), g_row + i * Share::COLS_PER_PASS, num_valid);
+            } else if constexpr (WIDEN) {
+                load_chunk_widened<ALIGNED>(s_row + offset, g_row + i * Share::COLS_PER_PASS, num_valid);
             } else {
                 load_chunk_elementwise(s_row + offset, g_row + i * Share::COLS_PER_PASS, num_valid);
             }

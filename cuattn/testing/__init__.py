@@ -1,6 +1,6 @@
 """What the tests, the benchmarks and users check kernels with.
 
-* :mod:`~cuattn.testing.tolerance`: when a result is right; the three assertions below;
+* :mod:`~cuattn.testing.tolerance`: when a result is right; the assertions below;
 * :mod:`~cuattn.testing.arrays`: arrays in any layout, surrounded by poison that is verified afterwards;
 * :mod:`~cuattn.testing.cases`: one object per problem, for tests, benchmarks and the command line;
 * :mod:`~cuattn.testing.strategies`: Hypothesis strategies (the only module here that needs Hypothesis).
@@ -13,6 +13,13 @@ from cuattn.testing.tolerance import (
     assert_attention_close,
     assert_lse_close,
     assert_softmax_close,
+    assert_varlen_close,
 )
 
-__all__ = ["ToleranceError", "assert_attention_close", "assert_lse_close", "assert_softmax_close"]
+__all__ = [
+    "ToleranceError",
+    "assert_attention_close",
+    "assert_lse_close",
+    "assert_softmax_close",
+    "assert_varlen_close",
+]

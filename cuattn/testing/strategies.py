@@ -7,7 +7,6 @@ small and shrinks by its shape. Sizes are bounded for an executor of about 10 GF
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -17,27 +16,53 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
 
 from cuattn.testing.arrays import Guarded, Layout, place
+from cuattn.testing.options import (
+    BIAS_DTYPES,
+    BIAS_KINDS,
+    MASK_KINDS,
+    broadcast_shapes,
+    make_bias,
+    make_descale,
+    make_mask,
+    make_sinks,
+    make_slopes,
+)
+from cuattn.testing.problems import AttentionProblem, VarlenProblem
 
 __all__ = [
     "AWKWARD_SEQLENS",
     "DTYPES",
+    "FLOAT8_DTYPES",
     "HEAD_DIM_PAIRS",
     "HEAD_PAIRS",
+    "OPTIONS",
     "VALUE_KINDS",
     "AttentionProblem",
+    "VarlenProblem",
     "attention_options",
     "attention_problems",
+    "bias_dtypes",
     "dtypes",
     "examples",
     "fill",
     "head_dim_pairs",
     "layouts",
     "seqlens",
+    "sequence_lengths",
     "softmax_inputs",
     "value_kinds",
+    "varlen_problems",
 ]
 
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32), np.dtype(np.float64))
+
+FLOAT8_DTYPES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
+
+#: What :func:`attention_options` can draw; "dropout" is three options together.
+OPTIONS = (
+    *("scale", "causal", "window", "softcap", "bias", "mask", "alibi_slopes", "sinks", "diagonal_offset", "dropout"),
+    *("precision", "q_descale", "k_descale", "v_descale"),
+)
 
 #: One, small primes, and the tile sizes of the kernels and of a warp, each with both neighbours.
 AWKWARD_SEQLENS = (1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 97, 127, 128, 129)
@@ -106,11 +131,12 @@ def fill(shape: Sequence[int], dtype: DTypeLike, kind: str, rng: np.random.Gener
 
 @st.composite
 def layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
-    """Layouts of an array: contiguous first; then padded, transposed (the axes 1 and 2 of 4) and misaligned ones.
+    """Layouts of an array: contiguous first; then padded, transposed (axes of 3 or 4) and misaligned ones.
 
     The last axis stays the fastest: other orders are copied before a kernel sees them.
     """
-    orders: list[tuple[int, ...] | None] = [None] if ndim != 4 else [None, (0, 2, 1, 3), (1, 0, 2, 3)]
+    others: dict[int, list[tuple[int, ...]]] = {3: [(1, 0, 2)], 4: [(0, 2, 1, 3), (1, 0, 2, 3)]}
+    orders = [None, *others.get(ndim, [])]
     return Layout(
         order=draw(st.sampled_from(orders)),
         pad=draw(st.one_of(st.just(()), st.tuples(*[st.sampled_from((0, 1, 3, 8)) for _ in range(ndim)]))),
@@ -118,69 +144,64 @@ def layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
     )
 
 
-@dataclass(frozen=True)
-class AttentionProblem:
-    """Inputs of an attention call: q [B, N, H, D], k [B, M, G, D], v [B, M, G, E], each in a layout of its own."""
-
-    q: Guarded
-    k: Guarded
-    v: Guarded
-    options: dict[str, Any] = field(default_factory=dict)
-    kind: str = "normal"
-
-    @property
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """(q, k, v) as NumPy views."""
-        return self.q.array, self.k.array, self.v.array
-
-    def __repr__(self) -> str:
-        q, k, v = self.arrays
-        layouts_told = ", ".join(f"{name} strides {x.strides}" for name, x in zip("qkv", self.arrays, strict=True))
-        return (
-            f"AttentionProblem({q.dtype} q {q.shape}, k {k.shape}, v {v.shape}, {self.kind} values, {layouts_told}, "
-            f"{self.options})"
-        )
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Hypothesis would print every element of a dataclass of arrays."""
-        printer.text(repr(self))
-
-
 @st.composite
 def attention_options(
     draw: st.DrawFn,
     shape: tuple[int, int, int, int],
     names: Sequence[str] = ("scale", "causal"),
+    *,
+    num_kv_heads: int = 1,
+    dtype: DTypeLike = np.float32,
 ) -> dict[str, Any]:
     """Options of a call with [B, H, N, M] = `shape`, those of `names` only; each is left out half of the time.
 
-    Known names: scale, causal, window, softcap, bias, mask, alibi_slopes, sinks, diagonal_offset. A bias may hold
-    infinities, of both signs, and rows of -inf; a mask may have rows without a key.
+    Known names are :data:`OPTIONS`. A bias may hold infinities, of both signs, rows of -inf, and rows of the lowest
+    finite number; a mask may have rows without a key, and squares that are all visible or all hidden. Both are of any
+    shape that broadcasts, of fewer dimensions too, and may lie anywhere in memory. "dropout" stands for dropout_p,
+    dropout_seed and dropout_offset. Those that are only for some dtype are drawn for no other: precision for float32,
+    the descales [B, `num_kv_heads`] for float8.
     """
     batch, heads, seqlen_q, seqlen_k = shape
+    real = np.dtype(dtype)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    broadcast = st.sampled_from([shape, (1, 1, seqlen_q, seqlen_k), (batch, 1, 1, seqlen_k), (1, heads, seqlen_q, 1)])
-    edge = st.one_of(st.none(), st.integers(0, max(seqlen_k, 1)))
+    broadcast = st.sampled_from(broadcast_shapes(shape))
+    end = st.integers(0, max(seqlen_k, 1))
+    edge = st.one_of(st.none(), end, st.sampled_from([0, seqlen_k + 3, 2**31 - 1]))
+    offset = st.integers(-3, 3).map(lambda o: o + seqlen_k - seqlen_q)
+    far = st.sampled_from([-seqlen_q - 1, seqlen_k + 1, -1000, 1000])
+    per_batch = st.lists(st.one_of(offset, far), min_size=batch, max_size=batch)
+    descale = st.just((batch, num_kv_heads)).map(lambda s: make_descale(rng, s))
     choices: dict[str, st.SearchStrategy[Any]] = {
         "scale": st.sampled_from([1.0, 0.5, 0.03, -0.25, 0.0]),
         "causal": st.sampled_from([True, "bottom_right", "top_left"]),
         "window": st.tuples(edge, edge),
         "softcap": st.sampled_from([1.0, 15.0, 50.0]),
-        "bias": broadcast.map(lambda s: _bias(rng, s)),
-        "mask": broadcast.map(lambda s: rng.random(s) < 0.7),
-        "alibi_slopes": st.sampled_from([(heads,), (batch, heads)]).map(lambda s: rng.random(s).astype(np.float32)),
-        "sinks": st.just((heads,)).map(lambda s: rng.standard_normal(s).astype(np.float32)),
-        "diagonal_offset": st.integers(-3, 3).map(lambda o: o + seqlen_k - seqlen_q),
+        "bias": st.builds(
+            lambda s, d, k: make_bias(rng, s, d, k), broadcast, bias_dtypes(), st.sampled_from(BIAS_KINDS)
+        ),
+        "mask": st.builds(lambda s, k: make_mask(rng, s, k), broadcast, st.sampled_from(MASK_KINDS)),
+        "alibi_slopes": st.sampled_from([(heads,), (batch, heads)]).map(lambda s: make_slopes(rng, s)),
+        "sinks": st.just(heads).map(lambda n: make_sinks(rng, n)),
+        "diagonal_offset": st.one_of(offset, far, per_batch.map(lambda offsets: np.array(offsets, np.int32))),
+        "precision": st.sampled_from(["ieee", "tf32"]),
+        **{f"{name}_descale": descale for name in "qkv"},
     }
-    return {name: draw(choices[name]) for name in names if draw(st.booleans())}
+    chosen = {name: draw(choices[name]) for name in names if name != "dropout" and draw(st.booleans())}
+    for name in ("bias", "mask"):
+        if name in chosen:
+            chosen[name] = place(chosen[name], draw(layouts(chosen[name].ndim))).array
+    if "dropout" in names and draw(st.booleans()):
+        chosen["dropout_p"] = draw(st.sampled_from([0.1, 0.5, 0.9, 1e-3]))
+        chosen["dropout_seed"] = draw(st.integers(0, 2**64 - 1))
+        chosen["dropout_offset"] = draw(st.integers(0, 2**32 - 1))
+    unfit = [name for name in chosen if name.endswith("_descale") and real not in FLOAT8_DTYPES]
+    unfit += ["precision"] if real != np.float32 else []
+    return {name: value for name, value in chosen.items() if name not in unfit}
 
 
-def _bias(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    bias = rng.standard_normal(shape).astype(np.float32)
-    bias[rng.random(shape) < 0.1] = -np.inf
-    bias[rng.random(shape) < 0.1 / max(shape[-1], 1)] = np.inf
-    bias[rng.random(shape[:-1]) < 0.1] = -np.inf
-    return bias
+def bias_dtypes() -> st.SearchStrategy[np.dtype[Any]]:
+    """float16, bfloat16, float32, float64, whatever the dtype of q is."""
+    return st.sampled_from(BIAS_DTYPES)
 
 
 @st.composite
@@ -195,7 +216,10 @@ def attention_problems(
     max_seqlen: int = 130,
     allow_empty: bool = False,
 ) -> AttentionProblem:
-    """Whole problems; N and M are independent, so that N > M is as frequent as M > N."""
+    """Whole problems; N and M are independent, so that N > M is as frequent as M > N.
+
+    Float8 problems, where `dtype` draws them, hold uint8 arrays and the option fp8_format half of the time.
+    """
     real = draw(dtype if dtype is not None else dtypes())
     head_dim, head_dim_v = draw(head_dims if head_dims is not None else head_dim_pairs())
     num_heads, num_kv_heads = draw(heads if heads is not None else st.sampled_from(HEAD_PAIRS))
@@ -208,8 +232,60 @@ def attention_problems(
         (batch, seqlen_k, num_kv_heads, head_dim),
         (batch, seqlen_k, num_kv_heads, head_dim_v),
     )
-    q, k, v = (place(fill(shape, real, kind, rng), draw(layouts())) for shape in shapes)
-    return AttentionProblem(q, k, v, draw(attention_options((batch, num_heads, seqlen_q, seqlen_k), options)), kind)
+    values, of_bytes = _as_bytes(draw, [fill(shape, real, kind, rng) for shape in shapes])
+    q, k, v = (place(x, draw(layouts())) for x in values)
+    logits_shape = batch, num_heads, seqlen_q, seqlen_k
+    chosen = draw(attention_options(logits_shape, options, num_kv_heads=num_kv_heads, dtype=real))
+    return AttentionProblem(q, k, v, {**chosen, **of_bytes}, kind)
+
+
+def _as_bytes(draw: st.DrawFn, arrays: list[NDArray[Any]]) -> tuple[list[NDArray[Any]], dict[str, Any]]:
+    """The arrays as they are, or float8 ones as uint8 with the option that says what they are."""
+    name = arrays[0].dtype.name
+    if arrays[0].dtype not in FLOAT8_DTYPES or draw(st.booleans()):
+        return arrays, {}
+    return [x.view(np.uint8) for x in arrays], {"fp8_format": name.removeprefix("float8_")}
+
+
+@st.composite
+def sequence_lengths(draw: st.DrawFn, max_seqlen: int = 130) -> list[tuple[int, int]]:
+    """(query length, key length) of some sequences: any, empty ones among them, or one long among many tiny ones."""
+    if draw(st.booleans()):
+        length = seqlens(max_seqlen, allow_empty=True)
+        return draw(st.lists(st.tuples(length, length), min_size=1, max_size=5))
+    tiny = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=12))
+    tiny[draw(st.integers(0, len(tiny) - 1))] = draw(seqlens(max_seqlen)), draw(seqlens(max_seqlen))
+    return tiny
+
+
+@st.composite
+def varlen_problems(
+    draw: st.DrawFn,
+    *,
+    dtype: st.SearchStrategy[np.dtype[Any]] | None = None,
+    head_dims: st.SearchStrategy[tuple[int, int]] | None = None,
+    options: Sequence[str] = ("scale", "causal"),
+    kinds: st.SearchStrategy[str] | None = None,
+    max_seqlen: int = 130,
+) -> VarlenProblem:
+    """Whole packed problems; query and key lengths of a sequence are independent, and either may be 0."""
+    real = draw(dtype if dtype is not None else dtypes())
+    head_dim, head_dim_v = draw(head_dims if head_dims is not None else head_dim_pairs())
+    num_heads, num_kv_heads = draw(st.sampled_from(HEAD_PAIRS))
+    lengths = np.array(draw(sequence_lengths(max_seqlen)), dtype=np.int32)
+    starts_q, starts_k = (np.concatenate([[0], np.cumsum(own)]).astype(np.int32) for own in lengths.T)
+    kind = draw(kinds if kinds is not None else value_kinds())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shapes = (
+        (int(starts_q[-1]), num_heads, head_dim),
+        (int(starts_k[-1]), num_kv_heads, head_dim),
+        (int(starts_k[-1]), num_kv_heads, head_dim_v),
+    )
+    values, of_bytes = _as_bytes(draw, [fill(shape, real, kind, rng) for shape in shapes])
+    q, k, v = (place(x, draw(layouts(3))) for x in values)
+    logits_shape = len(lengths), num_heads, int(lengths[:, 0].max()), int(lengths[:, 1].max())
+    chosen = draw(attention_options(logits_shape, options, num_kv_heads=num_kv_heads, dtype=real))
+    return VarlenProblem(q, k, v, starts_q, starts_k, {**chosen, **of_bytes}, kind)
 
 
 @st.composite

@@ -2,19 +2,26 @@
 
 An attention output passes when, element by element::
 
-    |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + u_P (P |V|) + r (P |V|)
+    |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + u_P (P |V|) + (e^r - 1) (P |V|) + t (Z |V|)
     |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e)
 
 * ``ref`` is the float64 reference of the very inputs that the kernel got (``longdouble`` for float64 inputs);
 * ``naive`` is the plain algorithm in the kernel's own precision (:func:`cuattn.reference.attention_naive`);
-* ``u_P`` is the unit roundoff of the dtype that probabilities are rounded to: on tiny problems naive happens to be
-  exact, and rounding P alone costs a correct kernel ``u_P (P |V|)``;
+* ``u_P`` is the unit roundoff of the dtype that probabilities are rounded to (float16 for float8 inputs): on tiny
+  problems naive happens to be exact, and rounding P alone costs a correct kernel ``u_P (P |V|)``;
 * ``r``, one number a row, is what the logits and the sum over the keys may lose in the accumulation dtype, of unit
   roundoff ``u_acc``, in any order of operations. The terms of a logit are rounded a few times each (``max|s|`` adds
   their magnitudes, that of a softcap included), a sum of M terms loses about ``sqrt(M) u``, and ``e`` is the running
   error bound of the dot product: each of its D additions loses ``u`` of the partial sum so far, which neither a small
   result nor a lucky naive computation makes good again. For float16 and bfloat16 ``r`` is far below the other terms,
-  unless a logit is huge; for float32 and float64 it is what keeps the rule fair when M or N is 1.
+  unless a logit is huge; for float32 and float64 it is what keeps the rule fair when M or N is 1;
+* ``t`` is half the smallest subnormal number of the dtype of P, or the smallest normal one of the accumulation dtype,
+  which may be flushed: with dropout, all that is kept of a row can be keys that small.
+
+With dropout, P stands for P Z in all of this, where Z is 0 or 1 / (1 - p). Float8 inputs stand for their values times
+the descales; q, k and v are exact in float16, out is bfloat16. With ``precision="tf32"`` the rule is looser, because
+q, k and v themselves are rounded to 10 bits, which no accumulation makes good: ``r`` grows by the most that this can
+move a logit, ``2 u_tf32 scale (|q| |k|)``, and ``u_P`` is twice ``u_tf32 = 2^-11``, once for P and once for V.
 
 Rows that see nothing must be exactly 0. NaN and infinities must stand in exactly the same places.
 """
@@ -24,20 +31,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from cuattn import reference
 from cuattn.errors import ArgumentError
+from cuattn.reference.logits import heads_first, per_head
+from cuattn.reference.narrow import decode, output_dtype, probability_dtype
+from cuattn.reference.varlen import sequences
 from cuattn.testing.rounding import accumulation_dtype, to_numpy, ulp, unit_roundoff
 
 Array = NDArray[Any]
+
+#: The unit roundoff of float32 with 10 bits of mantissa.
+U_TF32 = 2.0**-11
 
 __all__ = [
     "ToleranceError",
     "assert_attention_close",
     "assert_lse_close",
     "assert_softmax_close",
+    "assert_varlen_close",
     "assert_within",
     "attention_bound",
     "lse_bound",
@@ -108,17 +123,23 @@ def _dot_product_error(q: Array, k: Array) -> Array:
 def _logit_error(
     q: Array,
     k: Array,
+    u: float,
     *,
     scale: float | None = None,
     softcap: float | None = None,
     bias: ArrayLike | None = None,
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    precision: str | None = None,
     **visibility: Any,
 ) -> Array:
-    """[B, H, N]: ``4 (1 + max|s|) + e`` over the visible keys of each row; 4 for an empty one."""
+    """[B, H, N]: ``4 (1 + max|s|) + e`` over the keys of each row that count; 4 for an empty one.
+
+    In units of `u`, the unit roundoff of the accumulation. With tf32, also what rounding q and k costs.
+    """
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     q, k = q.astype(np.float64), k.astype(np.float64)
+    logits = reference.logits(q, k, scale=scale, softcap=softcap, bias=bias, alibi_slopes=alibi_slopes, **visibility)
     if bias is not None:
         magnitudes = np.abs(np.asarray(bias).astype(np.float64))
         bias = np.where(np.isfinite(magnitudes), magnitudes, 0)
@@ -128,19 +149,53 @@ def _logit_error(
         # Head dim 0 leaves of the logits what is added to the product, and -inf where a key is not visible.
         added = reference.logits(q[..., :0], k[..., :0], scale=1, bias=bias, alibi_slopes=alibi_slopes, **visibility)
         magnitude = np.abs(reference.logits(q, k, scale=scale)) + added
-        error = 4 * magnitude + abs(scale) * _dot_product_error(q, k)
-    largest = np.max(np.where(np.isfinite(error), error, 0), axis=-1, initial=0.0)
+        error = 4 * (1 + (softcap or 0) + magnitude) + abs(scale) * _dot_product_error(q, k)
+        if precision == "tf32":
+            rounding = 2 * U_TF32 / unit_roundoff(np.float32)
+            error = error + rounding * abs(scale) * reference.logits(np.abs(q), np.abs(k), scale=1)
+        # A key that is nothing beside another, whatever either loses, does not count: a bias of -3e38 on one key says
+        # nothing about the others.
+        least = np.max(logits - u * error, axis=-1, keepdims=True, where=np.isfinite(error), initial=-np.inf)
+        counts = np.isfinite(error) & (logits + u * error >= least + math.log(_tiny(u)))
+    largest = np.max(np.where(counts, error, 4.0), axis=-1, initial=4.0)
     if sinks is not None:
         sink = np.abs(np.asarray(sinks).astype(np.float64)).reshape(1, -1, 1)
-        largest = np.maximum(largest, 4 * np.where(np.isfinite(sink), sink, 0))
-    return np.asarray(4 * (1 + (softcap or 0)) + largest)
+        largest = np.maximum(largest, 4 * (1 + (softcap or 0) + np.where(np.isfinite(sink), sink, 0)))
+    return np.asarray(largest)
+
+
+def _tiny(u: float) -> float:
+    """The smallest normal number of the accumulation dtype, whose unit roundoff is `u`."""
+    return float(np.finfo(np.float64 if u == unit_roundoff(np.float64) else np.float32).tiny)
+
+
+def _values(x: Any, descale: ArrayLike | None = None, fp8_format: str | None = None) -> Array:
+    """The numbers [B, len, heads, dim] that a kernel was given, its descales [B, G] multiplied in."""
+    values = decode(to_numpy(x), fp8_format)
+    if descale is None:
+        return values
+    return values.astype(np.float64) * per_head(to_numpy(descale), values.shape[2], np.float64).swapaxes(1, 2)
+
+
+def _plain(q: Any, k: Any, options: dict[str, Any]) -> tuple[Array, Array, dict[str, Any]]:
+    """q, k and the options of the same problem without descales."""
+    fp8_format = options.get("fp8_format")
+    queries = _values(q, options.get("q_descale"), fp8_format)
+    keys = _values(k, options.get("k_descale"), fp8_format)
+    narrow = ("q_descale", "k_descale", "v_descale", "fp8_format")
+    return queries, keys, {name: value for name, value in options.items() if name not in narrow}
+
+
+def _without_dropout(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if not name.startswith("dropout_")}
 
 
 def lse_bound(q: Any, k: Any, **options: Any) -> Array:
     """What lse may be away from the reference, [B, H, N]: the ``r`` of the rule at the top of this file."""
-    queries, keys = to_numpy(q), to_numpy(k)
-    u = unit_roundoff(accumulation_dtype(queries.dtype))
-    return np.asarray(u * (_logit_error(queries, keys, **options) + math.sqrt(keys.shape[1])))
+    queries, keys, options = _plain(q, k, options)
+    u = unit_roundoff(accumulation_dtype(queries.dtype if to_numpy(q).dtype == np.float64 else np.float32))
+    error = _logit_error(queries, keys, u, **_without_dropout(options))
+    return np.asarray(u * (error + math.sqrt(keys.shape[1])))
 
 
 def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Array, Array, Array]:
@@ -148,30 +203,53 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
 
     Arrays and options as :func:`cuattn.reference.attention`; out and its bound are [B, N, H, E], the others [B, H, N].
     """
-    queries, keys, values = to_numpy(q), to_numpy(k), to_numpy(v)
-    oracle = _oracle_dtype(queries.dtype)
+    given = decode(to_numpy(q), options.get("fp8_format")).dtype
+    oracle, narrow = _oracle_dtype(given), probability_dtype(given)
+    naive, _ = reference.attention_naive(to_numpy(q), to_numpy(k), to_numpy(v), **options)
+    row = lse_bound(q, k, **options)
+    values = _values(v, options.get("v_descale"), options.get("fp8_format"))
+    queries, keys, options = _plain(q, k, options)
     out, lse = reference.attention(queries, keys, values, dtype=oracle, **options)
-    naive, _ = reference.attention_naive(queries, keys, values, **options)
-    spread, _ = reference.attention(queries, keys, np.abs(values), **options)
-    with np.errstate(invalid="ignore"):
+    magnitudes = np.abs(values).astype(np.float64)
+    spread, _ = reference.attention(queries, keys, magnitudes, **options)
+    with np.errstate(invalid="ignore", over="ignore"):
         naive_error = np.abs(naive.astype(oracle) - out)
-    naive_max = float(np.max(naive_error, where=np.isfinite(naive_error), initial=0.0))
-    row = lse_bound(queries, keys, **options)
-    relative = unit_roundoff(values.dtype) + row.swapaxes(1, 2)[..., None]
-    bound = 2 * naive_max + 2 * ulp(out, queries.dtype) + relative * spread
+        naive_max = float(np.max(naive_error, where=np.isfinite(naive_error), initial=0.0))
+        u_p = 2 * U_TF32 if options.get("precision") == "tf32" else unit_roundoff(narrow)
+        bound = 2 * naive_max + 2 * ulp(out, output_dtype(given))
+        bound = bound + (u_p + np.expm1(np.minimum(row, 700).swapaxes(1, 2)[..., None])) * spread
+    p = reference.probabilities(queries, keys, **options)
+    rescale = 1 / (1 - options.get("dropout_p", 0))
+    bound = bound + _smallest_probability(given) * rescale * _sum_of_kept(p, magnitudes)
+    if rescale > 1:  # what the sum loses where it is subnormal, before it is divided by 1 - p
+        subnormal = float(np.finfo(accumulation_dtype(given)).smallest_subnormal)
+        bound = bound + (2 + math.sqrt(keys.shape[1])) * subnormal * rescale
     # A row with no key, sink or not, is 0 and exactly so: no rounding is involved.
-    p_sum = reference.probabilities(queries, keys, **options).sum(axis=-1).swapaxes(1, 2)[..., None]
+    p_sum = p.sum(axis=-1).swapaxes(1, 2)[..., None]
     return out, np.where(p_sum == 0, 0.0, bound), lse, row
+
+
+def _smallest_probability(dtype: DTypeLike) -> float:
+    """The ``t`` of the rule, for inputs of `dtype`."""
+    half = float(ml_dtypes.finfo(probability_dtype(dtype)).smallest_subnormal) / 2
+    return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
+
+
+def _sum_of_kept(p: Array, magnitudes: Array) -> Array:
+    """The sum of |V| over the keys of P [B, H, N, M] that are not 0, [B, N, H, E]."""
+    kept = (p > 0).astype(np.float64)
+    finite = np.where(np.isfinite(magnitudes), magnitudes, 0)
+    return np.asarray((kept @ heads_first(finite, p.shape[1], np.float64)).swapaxes(1, 2))
 
 
 def assert_attention_close(out: Any, q: Any, k: Any, v: Any, *, lse: Any = None, **options: Any) -> None:
     """Assert that `out` (and `lse`) is the attention of q, k, v under the rule at the top of this file.
 
     Args:
-        out: what the kernel returned, [B, N, H, E], of the dtype of q.
+        out: what the kernel returned, [B, N, H, E], of the dtype of q; bfloat16 for float8 inputs.
         q, k, v: what the kernel was given, exactly: [B, N, H, D], [B, M, G, D], [B, M, G, E].
         lse: what the kernel returned, [B, H, N], float32 (float64 for float64 inputs); not checked when None.
-        options: those of :func:`cuattn.reference.attention`.
+        options: those of :func:`cuattn.attention`, and `dropout_keep` of :func:`cuattn.reference.attention`.
 
     Raises:
         ToleranceError: naming the worst element, its index, values and bound.
@@ -180,23 +258,54 @@ def assert_attention_close(out: Any, q: Any, k: Any, v: Any, *, lse: Any = None,
     >>> x = np.ones((1, 3, 1, 2), np.float32)
     >>> assert_attention_close(reference.attention_naive(x, x, x)[0], x, x, x)
     """
-    queries = to_numpy(q)
-    if out.dtype != queries.dtype:
-        raise ToleranceError(f"out has dtype {out.dtype}, expected {queries.dtype}, the dtype of q")
-    expected, bound, expected_lse, bound_lse = attention_bound(queries, k, v, **options)
+    given = decode(to_numpy(q), options.get("fp8_format")).dtype
+    if out.dtype != output_dtype(given):
+        raise ToleranceError(f"out has dtype {out.dtype}, expected {output_dtype(given)} for q of dtype {given}")
+    expected, bound, expected_lse, bound_lse = attention_bound(q, k, v, **options)
     assert_within(out, expected, bound, "out")
     if lse is not None:
-        _assert_lse_dtype(lse, queries.dtype)
+        _assert_lse_dtype(lse, given)
         assert_within(lse, expected_lse, bound_lse, "lse")
+
+
+def assert_varlen_close(
+    out: Any, q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, *, lse: Any = None, **options: Any
+) -> None:
+    """Assert that `out` [T, H, E] (and `lse` [H, T]) is right for packed sequences, each of them under the same rule.
+
+    Args:
+        out, lse: what the kernel returned.
+        q, k, v: what it was given: [T, H, D], [Tk, G, D], [Tk, G, E].
+        cu_seqlens_q, cu_seqlens_k: where sequences start, [B + 1], the last entry being T and Tk.
+        options: those of :func:`cuattn.attention_varlen`.
+
+    Raises:
+        ToleranceError: naming the sequence and the worst element of it.
+    """
+    arrays = [to_numpy(x) for x in (q, k, v)]
+    tokens, heads = arrays[0].shape[:2]
+    if tuple(out.shape) != (tokens, heads, arrays[2].shape[2]):
+        raise ToleranceError(f"out has shape {tuple(out.shape)}, expected {(tokens, heads, arrays[2].shape[2])}")
+    if lse is not None and tuple(lse.shape) != (heads, tokens):
+        raise ToleranceError(f"lse has shape {tuple(lse.shape)}, expected {(heads, tokens)}")
+    starts = (to_numpy(cu) for cu in (cu_seqlens_q, cu_seqlens_k))
+    for b, (rows, *of_sequence, own) in enumerate(sequences(*arrays, *starts, **options)):
+        lse_of_sequence = None if lse is None else lse[None, :, rows]
+        try:
+            assert_attention_close(out[None, rows], *of_sequence, lse=lse_of_sequence, **own)
+        except ToleranceError as error:
+            raise ToleranceError(f"sequence {b}, tokens {rows.start} to {rows.stop}: {error}") from None
 
 
 def assert_lse_close(lse: Any, q: Any, k: Any, **options: Any) -> None:
     """Assert that `lse` [B, H, N] is the natural-log sum-exp of the logits of q and k, as in the rule above."""
-    queries, keys = to_numpy(q), to_numpy(k)
-    _assert_lse_dtype(lse, queries.dtype)
-    dtype = _oracle_dtype(queries.dtype)
-    _, expected = reference.attention(queries, keys, np.zeros((*keys.shape[:3], 1), dtype), dtype=dtype, **options)
-    assert_within(lse, expected, lse_bound(queries, keys, **options), "lse")
+    given = decode(to_numpy(q), options.get("fp8_format")).dtype
+    _assert_lse_dtype(lse, given)
+    bound, dtype = lse_bound(q, k, **options), _oracle_dtype(given)
+    queries, keys, options = _plain(q, k, options)
+    values = np.zeros((*keys.shape[:3], 1), dtype)
+    _, expected = reference.attention(queries, keys, values, dtype=dtype, **_without_dropout(options))
+    assert_within(lse, expected, bound, "lse")
 
 
 def _assert_lse_dtype(lse: Any, dtype: DTypeLike) -> None:

@@ -39,8 +39,8 @@ def test_rows_name_the_worst_compilation_and_every_goal() -> None:
     assert list(host_figures.rows(report)) == [
         ("import: import, ms", "1.25", "<= 30", "how"),
         ("attention B 1 N 16 H 8 D 64 float16: GFLOP/s", "21.5", "", "how"),
-        ("NVRTC, source to CUBIN, slowest of 2 variants with D up to 128: ms", "900", "<= 1000", "m"),
-        ("NVRTC, source to PTX, slowest of 1 variants with D up to 128: ms", "100", "<= 1000", "p"),
+        ("NVRTC, source to CUBIN, slowest of 2 plain and causal variants with D up to 128: ms", "900", "<= 1000", "m"),
+        ("NVRTC, source to PTX, slowest of 1 plain and causal variants with D up to 128: ms", "100", "<= 1000", "p"),
         ("register spills, all 2 kernels on sm_80 and sm_90a: bytes", "8", "== 0", "ptxas"),
     ]
 

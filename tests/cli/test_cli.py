@@ -125,10 +125,15 @@ def test_list(run: Run, topic: str) -> None:
 
 def test_list_json(run: Run) -> None:
     data = json.loads(run("list", "--json").stdout)
-    assert set(data) == {"suites", "kernels", "attention rows", "softmax rows", "variants"}
+    assert set(data) == {"suites", "kernels", "attention rows", "attention options", "softmax rows", "variants"}
     assert {kernel["name"] for kernel in data["kernels"]} == set(cuattn.compile.kernel_names())
     assert all(kernel["entries"] for kernel in data["kernels"])
     assert len(data["attention rows"]) == len(cuattn.config.FLASH_FWD_CONFIGS)
+    options = {row["options"]: row["compiled in"] for row in data["attention options"]}
+    assert (options["plain"], options["causal"]) == ("", "BOUND_RIGHT")
+    assert options["everything_float32"].split() == [
+        *("BOUND_LEFT", "BOUND_RIGHT", "SOFTCAP", "ALIBI", "BIAS", "MASK", "DROPOUT"),
+    ]
 
 
 def test_run_writes_json(run: Run, tmp_path: Path) -> None:
@@ -250,7 +255,7 @@ def test_cache_from_empty_to_empty(run: Run, empty_cache: Path) -> None:
     assert all(name.startswith("attention_forward-sm_80-") and name.endswith(".cubin") for name in names)
     (first, second) = json.loads(run("list", "variants", "--json").stdout)["variants"]
     assert "HEAD_DIM=32" in first["constants"]
-    assert {"CAUSAL=true" in variant["constants"] for variant in (first, second)} == {True, False}
+    assert {"BOUND_RIGHT=true" in variant["constants"] for variant in (first, second)} == {True, False}
     assert "2 entries" in run("cache", "ls").stdout
 
     assert run("cache", "clear", input="n\n").exit_code == 1

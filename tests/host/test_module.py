@@ -106,6 +106,27 @@ def test_a_ptx_file_runs(tmp_path):
     assert (y == x + 0.5).all()
 
 
+def test_fields_of_a_struct_from_an_address_inside_it():
+    """The compiler moves the address of a large parameter to its middle, and finds fields on both sides of it."""
+    code = """
+.version 7.1
+.target sm_80
+.address_size 64
+.visible .entry k(.param .u64 out, .param .align 4 .b8 fields[16])
+{
+.reg .b64 %out, %p, %middle, %end; .reg .b32 %first, %last;
+ld.param.u64 %out, [out];
+mov.b64 %p, fields; add.s64 %middle, %p, 8; add.s64 %end, %middle, 8;
+ld.param.u32 %first, [%middle+-8]; ld.param.u32 %last, [%end+-4];
+st.global.u32 [%out], %first; st.global.u32 [%out+4], %last;
+ret;
+}
+"""
+    out = np.zeros(2, np.uint32)
+    host.RawModule(code=code).get_function("k")((1,), (1,), (out, np.void(np.arange(5, 9, dtype=np.uint32).tobytes())))
+    assert out.tolist() == [5, 8]
+
+
 def test_tables_come_from_the_cache(monkeypatch):
     kernel()
     module_under_test._translate.cache_clear()

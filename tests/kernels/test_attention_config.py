@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,17 +12,26 @@ import pytest
 from cuattn import compile
 from cuattn.config import BUCKETS, FEW_QUERIES, FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS, FlashFwdConfig, select
 from cuattn.errors import LaunchError
+from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions, compiled_options
 
 KIB = 1024
 LIMITS = (99 * KIB, 163 * KIB, 227 * KIB)  # sm_86, sm_80, sm_90
-DTYPES = {2: np.dtype(np.float16), 4: np.dtype(np.float32), 8: np.dtype(np.float64)}
+CAUSAL = ForwardOptions(bound_right=True)
+#: The kinds of rows: (dtype, whether its products are in tf32).
+KINDS = ((np.dtype(np.float16), False), (np.dtype(np.float32), True), (np.dtype(np.float32), False), (np.dtype(np.float64), False))
+FLOAT16 = KINDS[0][0]
+
+
+def dtype_of(row):
+    return next(dtype for dtype, _ in KINDS if dtype.itemsize == row.itemsize)
 
 
 def selected(limits=LIMITS):
     """Every (row, bucket) that selection gives for equal head dims."""
     pairs = {
-        (select(dtype, size, size, seqlen_q=seqlen_q, smem_limit_bytes=limit), size)
-        for dtype in DTYPES.values()
+        (select(dtype, size, size, seqlen_q=seqlen_q, smem_limit_bytes=limit, options=options, tf32=tf32), size)
+        for options in (PLAIN, EVERYTHING)
+        for dtype, tf32 in KINDS
         for size in HEAD_DIM_BUCKETS
         for seqlen_q in (FEW_QUERIES, FEW_QUERIES + 1)
         for limit in limits
@@ -34,15 +46,28 @@ def test_buckets():
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("dtype", [*DTYPES.values(), np.dtype(ml_dtypes.bfloat16)], ids=str)
-def test_every_problem_has_a_legal_row(dtype, limit):
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [*KINDS, (np.dtype(ml_dtypes.bfloat16), False), (np.dtype(ml_dtypes.float8_e5m2), False)], ids=str
+)
+def test_every_problem_has_a_legal_row(dtype, tf32, limit):
     for head_dim in HEAD_DIM_BUCKETS:
         for head_dim_v in HEAD_DIM_BUCKETS:
             for seqlen_q in (0, 1, FEW_QUERIES, FEW_QUERIES + 1, 10**6):
-                row = select(dtype, head_dim, head_dim_v, seqlen_q=seqlen_q, smem_limit_bytes=limit)
-                assert row.itemsize == dtype.itemsize
-                assert row.is_legal(head_dim, head_dim_v, limit)
-                assert row.max_seqlen_q == 0 or seqlen_q <= row.max_seqlen_q
+                for options in (PLAIN, EVERYTHING):
+                    row = select(
+                        dtype,
+                        head_dim,
+                        head_dim_v,
+                        seqlen_q=seqlen_q,
+                        smem_limit_bytes=limit,
+                        options=options,
+                        tf32=tf32,
+                    )
+                    assert row.score_options or options == PLAIN
+                    assert row.itemsize == max(dtype.itemsize, 2)
+                    assert (row.products == "mma") == (tf32 or dtype.itemsize <= 2)
+                    assert row.is_legal(head_dim, head_dim_v, limit)
+                    assert row.max_seqlen_q == 0 or seqlen_q <= row.max_seqlen_q
 
 
 def test_every_row_is_selected_somewhere():
@@ -50,21 +75,21 @@ def test_every_row_is_selected_somewhere():
 
 
 def test_illegal_rows():
-    good = dict(itemsize=2, max_head_dim=64, block_m=64, block_n=64, num_warps=4, num_stages=2)
+    good = dict(products="mma", itemsize=2, max_head_dim=64, block_m=64, block_n=64, num_warps=4, num_stages=2)
     assert FlashFwdConfig(**good).is_legal(64, 64, 99 * KIB)
     for change in ({"block_m": 96}, {"num_stages": 1}, {"block_n": 24}, {"num_warps": 64, "block_m": 1024}):
         assert not FlashFwdConfig(**(good | change)).is_legal(64, 64, 227 * KIB), change
     assert not FlashFwdConfig(**good).is_legal(64, 64, 46079)
-    assert not FlashFwdConfig(**(good | {"itemsize": 4})).is_legal(64, 64, 227 * KIB)
+    assert not FlashFwdConfig(**(good | {"products": "fma"})).is_legal(64, 64, 227 * KIB)
     with pytest.raises(LaunchError, match="needs more shared memory than the 1024 bytes"):
-        select(DTYPES[2], 64, 64, seqlen_q=1, smem_limit_bytes=1024)
+        select(FLOAT16, 64, 64, seqlen_q=1, smem_limit_bytes=1024)
 
 
-def assert_no_spills(row, head_dim, head_dim_v, arch, **flags):
-    constants = row.constants(DTYPES[row.itemsize].name, head_dim, head_dim_v, **flags)
+def assert_no_spills(row, head_dim, arch, options, aligned=True, dtype_name=None):
+    constants = row.constants(dtype_name or dtype_of(row).name, head_dim, head_dim, options, aligned=aligned)
     resources = compile.build(row.source, constants, arch=arch, kind="cubin").resources[row.entry]
     spilled = resources.spill_stores, resources.spill_loads, resources.stack_bytes
-    assert spilled == (0, 0, 0), (flags, resources)
+    assert spilled == (0, 0, 0), (options, aligned, resources)
 
 
 @pytest.mark.slow
@@ -73,17 +98,49 @@ def assert_no_spills(row, head_dim, head_dim_v, arch, **flags):
     ("row", "head_dim"), [pair for pair in selected() if pair[0].itemsize == 2 or pair[1] in (64, 128, 256)], ids=str
 )
 def test_no_row_spills(row, head_dim, arch):
-    """ptxas accepts every row on both architectures, and keeps everything in registers. Without a mask and with the
-    causal one; the element-wise load path on one of the architectures."""
-    assert_no_spills(row, head_dim, head_dim, arch, CAUSAL=False, ALIGNED=True)
-    assert_no_spills(row, head_dim, head_dim, arch, CAUSAL=True, ALIGNED=True)
+    """ptxas accepts every row on both architectures, and keeps everything in registers: without options, causal, and with
+    everything; the element-wise load path on one of the architectures."""
+    most = EVERYTHING if row.score_options else ForwardOptions(bound_left=True, bound_right=True)
+    for options in (PLAIN, CAUSAL, most):
+        assert_no_spills(row, head_dim, arch, options)
     if arch == "sm_90a":
-        assert_no_spills(row, head_dim, head_dim, arch, CAUSAL=True, ALIGNED=False)
+        assert_no_spills(row, head_dim, arch, most, aligned=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", compiled_options(), ids=lambda options: options.label)
+def test_no_option_spills(options):
+    """Each kernel of the table of options, with bounds and types of a bias."""
+    row = select(FLOAT16, 128, 128, seqlen_q=1000, smem_limit_bytes=163 * KIB, options=options)
+    assert_no_spills(row, 128, "sm_90a", options)
+
+
+@pytest.mark.parametrize("dtype_name", ("bfloat16", "float8_e4m3fn", "float8_e5m2"))
+@pytest.mark.parametrize("aligned", (True, False))
+def test_other_types_do_not_spill(dtype_name, aligned):
+    row = select(FLOAT16, 128, 128, seqlen_q=1000, smem_limit_bytes=163 * KIB)
+    assert_no_spills(row, 128, "sm_80", CAUSAL, aligned, dtype_name)
+
+
+def test_options_of_kernels():
+    """Every call finds its kernel among those that compiled_options lists, and that kernel has what the call needs."""
+    compiled = set(compiled_options())
+    names = ("bound_left", "bound_right", "softcap", "alibi", "bias", "mask", "dropout")
+    for flags in itertools.product((False, True), repeat=len(names)):
+        wanted = ForwardOptions(*flags, bias_dtype="float16" if flags[4] else "float32")
+        kernel = wanted.compiled()
+        assert kernel in compiled, wanted
+        assert all(getattr(kernel, name) >= getattr(wanted, name) for name in names)
+        assert kernel.bias_dtype == wanted.bias_dtype
+        assert kernel.compiled() == kernel
+    assert PLAIN.compiled() == PLAIN
+    assert len({options.label for options in compiled}) == len(compiled) == 31
+    assert replace(EVERYTHING, bias_dtype="float64").label == "everything_float64"
 
 
 @pytest.mark.parametrize("arch", ("sm_86", "sm_89", "sm_100a", "sm_120a"))
 def test_compiles_for_the_other_architectures(arch):
     limit = compile.smem_limit_bytes(arch)
-    row = select(DTYPES[2], 128, 128, seqlen_q=1024, smem_limit_bytes=limit)
-    constants = row.constants("bfloat16", 128, 128, CAUSAL=True, ALIGNED=True)
+    row = select(FLOAT16, 128, 128, seqlen_q=1024, smem_limit_bytes=limit)
+    constants = row.constants("bfloat16", 128, 128, CAUSAL)
     assert compile.build(row.source, constants, arch=arch, kind="cubin").resources[row.entry].registers <= 255

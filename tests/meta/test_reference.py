@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cuattn
 from cuattn import reference
 from cuattn.errors import ArgumentError
-from cuattn.testing.strategies import attention_problems, examples, softmax_inputs
-
-ALL_OPTIONS = ("scale", "causal", "window", "softcap", "bias", "mask", "alibi_slopes", "sinks", "diagonal_offset")
+from cuattn.reference.narrow import decode
+from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, attention_problems, examples, softmax_inputs
 
 
 def by_loops(q, k, v, *, scale=None, causal=False, window=None, softcap=None, bias=None, mask=None, alibi_slopes=None,
-             sinks=None, diagonal_offset=None):  # fmt: skip
-    """Attention one number at a time, from the contract, sharing nothing with the reference."""
+             sinks=None, diagonal_offset=None, dropout_p=0.0, dropout_seed=0, dropout_offset=0, precision=None,
+             q_descale=None, k_descale=None, v_descale=None, fp8_format=None):  # fmt: skip
+    """Attention one number at a time, from the contract, sharing nothing with the reference but the dropout mask."""
+    if fp8_format is not None:
+        q, k, v = (x.view(f"float8_{fp8_format}") for x in (q, k, v))
     (batch, n, heads, d), (m, groups, e) = q.shape, v.shape[1:]
     out, lse = np.zeros((batch, n, heads, e)), np.full((batch, heads, n), -np.inf)
     bias = None if bias is None else np.broadcast_to(bias, (batch, heads, n, m))
     mask = None if mask is None else np.broadcast_to(mask, (batch, heads, n, m))
     slopes = None if alibi_slopes is None else np.broadcast_to(alibi_slopes, (batch, heads))
+    qd, kd, vd = (np.ones((batch, groups)) if x is None else x.astype(float) for x in (q_descale, k_descale, v_descale))
+    keep = cuattn.dropout_mask(batch, heads, n, m, dropout_p=dropout_p, dropout_seed=dropout_seed,
+                               dropout_offset=dropout_offset)  # fmt: skip
+    offsets = np.broadcast_to((0 if causal == "top_left" else m - n) if diagonal_offset is None else diagonal_offset,
+                              batch)  # fmt: skip
     for b in range(batch):
         for h in range(heads):
             for i in range(n):
-                at = i + (0 if causal == "top_left" else m - n)
-                if diagonal_offset is not None:
-                    at = i + diagonal_offset
+                at, g = i + int(offsets[b]), h * groups // heads
                 weights, keys = [], []
                 for j in range(m):
-                    s = float(np.dot(q[b, i, h].astype(float), k[b, j, h * groups // heads].astype(float)))
+                    s = float(np.dot(q[b, i, h].astype(float), k[b, j, g].astype(float))) * qd[b, g] * kd[b, g]
                     s *= 1 / math.sqrt(d) if scale is None else scale
                     s = s if softcap is None else softcap * math.tanh(s / softcap)
                     s -= 0 if slopes is None else float(slopes[b, h]) * abs(at - j)
@@ -47,7 +54,7 @@ def by_loops(q, k, v, *, scale=None, causal=False, window=None, softcap=None, bi
                     )
                     if not hidden:
                         weights.append(s)
-                        keys.append(v[b, j, h * groups // heads].astype(float))
+                        keys.append(v[b, j, g].astype(float) * vd[b, g] * keep[b, h, i, j] / (1 - dropout_p))
                 if sinks is not None:
                     weights.append(float(sinks[h]))
                     keys.append(np.zeros(e))
@@ -61,12 +68,17 @@ def by_loops(q, k, v, *, scale=None, causal=False, window=None, softcap=None, bi
     return out, lse
 
 
-@examples(120)
-@given(attention_problems(options=ALL_OPTIONS, max_seqlen=7, allow_empty=True))
+@examples(200)
+@given(
+    attention_problems(
+        options=OPTIONS, max_seqlen=7, allow_empty=True, dtype=st.sampled_from((*DTYPES, *FLOAT8_DTYPES))
+    )
+)
 def test_attention_agrees_with_loops(problem):
     out, lse = reference.attention(*problem.arrays, **problem.options)
     expected_out, expected_lse = by_loops(*problem.arrays, **problem.options)
-    largest = max((float(np.abs(x.astype(float)).max(initial=0)) for x in problem.arrays), default=0)
+    fp8_format = problem.options.get("fp8_format")
+    largest = max(float(np.abs(decode(x, fp8_format).astype(float)).max(initial=0)) for x in problem.arrays)
     np.testing.assert_allclose(out, expected_out, rtol=1e-10, atol=1e-12 * (1 + largest**3))
     np.testing.assert_allclose(lse, expected_lse, rtol=1e-10, atol=1e-12 * (1 + largest**2))
 
@@ -145,6 +157,42 @@ def test_head_map():
     v = np.array([5.0, 7.0]).reshape(1, 1, 2, 1)
     out, _ = reference.attention(np.zeros((1, 1, 6, 1)), np.zeros((1, 1, 2, 1)), v)
     np.testing.assert_array_equal(out.ravel(), [5, 5, 5, 7, 7, 7])
+
+
+def test_tf32_by_hand():
+    x = np.float32([1, 1 + 2**-10, 1 + 2**-11, 1 + 2**-11 - 2**-23, -3e38, np.inf, -np.inf, 1e-45])
+    expected = np.float32([1, 1 + 2**-10, 1 + 2**-10, 1, np.float32(-3e38), np.inf, -np.inf, 0])
+    rounded = reference.round_to_tf32(x)
+    np.testing.assert_array_equal(rounded[[0, 1, 2, 3, 5, 6, 7]], expected[[0, 1, 2, 3, 5, 6, 7]])
+    assert abs(rounded[4] / -3e38 - 1) <= 2**-11 and np.isnan(reference.round_to_tf32([np.nan])).all()
+    assert not (rounded.view(np.uint32) & 0x1FFF).any()
+    # the float32 arithmetic of the naive computation sees the rounded numbers
+    q, k, v = np.float32([1 + 2**-12]), np.float32([1, 0]), np.float32([1 + 2**-12, 1 + 2**-12])
+    naive, lse = reference.attention_naive(
+        q.reshape(1, 1, 1, 1), k.reshape(1, 2, 1, 1), v.reshape(1, 2, 1, 1), precision="tf32"
+    )
+    assert naive.item() == 1 and abs(lse.item() - math.log(math.e + 1)) < 1e-6
+
+
+def test_bytes_need_a_format():
+    x = np.zeros((1, 1, 1, 1), np.uint8)
+    with pytest.raises(ArgumentError, match="fp8_format is None; uint8 arrays need one of 'e4m3fn', 'e5m2'"):
+        reference.attention(x, x, x)
+
+
+def test_float8_by_hand():
+    """0x40 is 2 in e4m3fn, and e5m2: 0x40 is 2 as well, 0x38 is 1 and 0.5."""
+    q, k = np.full((1, 1, 2, 1), 0x40, np.uint8), np.uint8([0x38, 0]).reshape(1, 2, 1, 1)
+    v = np.uint8([0x40, 0x38]).reshape(1, 2, 1, 1)
+    factors = {"q_descale": [[0.5]], "k_descale": [[3.0]], "v_descale": [[10.0]], "scale": 1.0}
+    for fp8_format, one in (("e4m3fn", 1.0), ("e5m2", 0.5)):
+        out, lse = reference.attention(q, k, v, fp8_format=fp8_format, **factors)
+        first, second = math.exp(2 * 0.5 * one * 3), 1
+        expected = 10 * (2 * first + one * second) / (first + second)
+        np.testing.assert_allclose(out.ravel(), [expected] * 2, rtol=1e-14)
+        np.testing.assert_allclose(lse.ravel(), [math.log(first + second)] * 2, rtol=1e-14)
+        naive, _ = reference.attention_naive(q, k, v, fp8_format=fp8_format, **factors)
+        assert naive.dtype == ml_dtypes.bfloat16 and abs(float(naive.ravel()[0]) / expected - 1) < 2**-7
 
 
 @pytest.mark.parametrize("causal", ["left", 1, None])

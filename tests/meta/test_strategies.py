@@ -11,10 +11,25 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from cuattn import reference
-from cuattn.testing import cases, strategies
-from cuattn.testing.strategies import AttentionProblem, attention_options, attention_problems, examples
+from cuattn.errors import ArgumentError
+from cuattn.reference.narrow import decode
+from cuattn.testing import attention_cases, cases, strategies
+from cuattn.testing import options as option_values
+from cuattn.testing.problems import AttentionProblem
+from cuattn.testing.strategies import (
+    DTYPES,
+    FLOAT8_DTYPES,
+    OPTIONS,
+    attention_options,
+    attention_problems,
+    examples,
+    varlen_problems,
+)
 
-ALL_OPTIONS = ("scale", "causal", "window", "softcap", "bias", "mask", "alibi_slopes", "sinks", "diagonal_offset")
+#: A name in the drawn dictionary for each option; those that only float32 or float8 calls have, apart.
+NAMES = {"dropout": "dropout_p"}
+DESCALES = ("q_descale", "k_descale", "v_descale")
+ALL_DTYPES = st.sampled_from((*DTYPES, *FLOAT8_DTYPES))
 
 
 def draws(strategy, number=300):
@@ -38,16 +53,17 @@ def draws(strategy, number=300):
 
 
 @examples(100)
-@given(attention_problems(options=ALL_OPTIONS, max_seqlen=40, allow_empty=True))
+@given(attention_problems(options=OPTIONS, max_seqlen=40, allow_empty=True, dtype=ALL_DTYPES))
 def test_problems_are_valid(problem):
     q, k, v = problem.arrays
     (batch, seqlen_q, heads, head_dim), (_, seqlen_k, kv_heads, _) = q.shape, k.shape
     assert k.shape == (batch, seqlen_k, kv_heads, head_dim) and v.shape[:3] == k.shape[:3]
     assert heads % kv_heads == 0
     assert seqlen_q <= 40 and seqlen_k <= 40
-    assert q.dtype == k.dtype == v.dtype and q.dtype in strategies.DTYPES
+    assert q.dtype == k.dtype == v.dtype
+    assert q.dtype == np.uint8 if "fp8_format" in problem.options else q.dtype in (*DTYPES, *FLOAT8_DTYPES)
     for array in problem.arrays:
-        assert np.isfinite(array.astype(np.float64)).all()
+        assert np.isfinite(decode(array, problem.options.get("fp8_format")).astype(np.float64)).all()
         assert array.strides[-1] == array.itemsize
     for guarded in (problem.q, problem.k, problem.v):
         guarded.check()
@@ -124,15 +140,100 @@ def test_values_are_of_their_kind(dtype):
 
 
 def test_options_have_the_awkward_values():
-    options = draws(attention_options((2, 4, 5, 7), ALL_OPTIONS))
-    for name in ALL_OPTIONS:
-        assert 60 < sum(name in drawn for drawn in options) < 240, name
+    shape = 2, 4, 5, 7
+    options = draws(attention_options(shape, OPTIONS), 400)
+    for name in set(OPTIONS) - set(DESCALES):
+        assert 80 < sum(NAMES.get(name, name) in drawn for drawn in options) < 320, name
     biases = [drawn["bias"] for drawn in options if "bias" in drawn]
-    assert any(np.isneginf(bias).any() for bias in biases) and any(np.isposinf(bias).any() for bias in biases)
-    assert any(np.isneginf(bias).all(axis=-1).any() for bias in biases)
-    assert len({np.shape(bias) for bias in biases}) == 4
+    wide = [bias.astype(np.float64) for bias in biases]
+    assert any(np.isneginf(bias).any() for bias in wide) and any(np.isposinf(bias).any() for bias in wide)
+    assert any(bias.ndim and np.isneginf(bias).all(axis=-1).any() for bias in wide)
+    assert any(bias.ndim and np.isfinite(bias).all() and (bias < -6e4).all(axis=-1).any() for bias in wide)
+    assert {bias.dtype for bias in biases} == set(option_values.BIAS_DTYPES)
+    assert {bias.shape for bias in biases} == set(option_values.broadcast_shapes(shape))
+    assert any(not bias.flags.c_contiguous for bias in biases) and any(bias.ctypes.data % 16 for bias in biases)
+    masks = [drawn["mask"] for drawn in options if "mask" in drawn]
+    assert any(mask.all() for mask in masks) and any(not mask.any() for mask in masks)
+    assert any(mask.ndim and mask.any() and not mask.any(axis=-1).all() for mask in masks)
     assert {drawn["causal"] for drawn in options if "causal" in drawn} == {True, "bottom_right", "top_left"}
+    windows = [drawn["window"] for drawn in options if "window" in drawn]
+    assert {(left is None, right is None) for left, right in windows} == {(a, b) for a in (0, 1) for b in (0, 1)}
+    assert any(0 in window for window in windows) and any((left or 0) > 7 for left, _ in windows)
+    offsets = [np.asarray(drawn["diagonal_offset"]) for drawn in options if "diagonal_offset" in drawn]
+    assert {offset.shape for offset in offsets} == {(), (2,)} and all(
+        np.abs(offset).max() <= 1000 for offset in offsets
+    )
+    assert {drawn["precision"] for drawn in options if "precision" in drawn} == {"ieee", "tf32"}
+    assert any(np.isneginf(drawn["sinks"]).any() for drawn in options if "sinks" in drawn)
+    assert not any(name in drawn for drawn in options for name in DESCALES)
     assert draws(attention_options((1, 1, 3, 3), ()), 3) == [{}] * len(draws(attention_options((1, 1, 3, 3), ()), 3))
+
+
+def test_options_of_one_dtype_are_drawn_for_no_other():
+    narrow = draws(attention_options((2, 4, 5, 7), OPTIONS, num_kv_heads=2, dtype=FLOAT8_DTYPES[0]), 60)
+    assert not any("precision" in drawn for drawn in narrow)
+    for name in DESCALES:
+        assert {drawn[name].shape for drawn in narrow if name in drawn} == {(2, 2)}
+    half = draws(attention_options((2, 4, 5, 7), OPTIONS, dtype=np.float16), 60)
+    assert not any(name in drawn for drawn in half for name in (*DESCALES, "precision"))
+
+
+@pytest.mark.parametrize("dtype", option_values.BIAS_DTYPES, ids=str)
+@pytest.mark.parametrize("kind", option_values.BIAS_KINDS)
+def test_biases_are_of_their_kind(dtype, kind):
+    bias = option_values.make_bias(np.random.default_rng(0), (2, 3, 40, 50), dtype, kind).astype(np.float64)
+    assert np.isneginf(bias).any() == np.isposinf(bias).any() == (kind == "infinities")
+    low = -np.inf if kind == "infinities" else float(bias.min())
+    assert (low < -6e4) == (kind != "normal")
+    assert (bias == low).all(axis=-1).any() == (kind != "normal")
+    assert 0.7 < (np.abs(bias) < 10).mean() <= 1
+
+
+@pytest.mark.parametrize("kind", option_values.MASK_KINDS)
+def test_masks_are_of_their_kind(kind):
+    rng = np.random.default_rng(0)
+    mask = option_values.make_mask(rng, (2, 3, 100, 90), kind, block_size=32)
+    assert mask.dtype == np.bool_ and mask.shape == (2, 3, 100, 90)
+    assert mask.all() == (kind == "everything") and (not mask.any()) == (kind == "nothing")
+    if kind == "sparse":
+        assert (~mask.any(axis=-1)).any()
+    if kind == "lengths":
+        assert (np.diff(mask.astype(int), axis=-1) <= 0).all() and (mask == mask[:, :1, :1]).all()
+    if kind == "blocks":
+        squares = mask[:, :, :96, :64].reshape(2, 3, 3, 32, 2, 32).mean(axis=(3, 5))
+        assert {share for share in np.unique(squares) if share in (0, 1)} == {0, 1} and ((squares % 1) != 0).any()
+    for shape in ((), (9,), (5, 9), (3, 5, 9)):
+        assert option_values.make_mask(rng, shape, kind).shape == shape
+
+
+@pytest.mark.parametrize("make", [option_values.make_bias, option_values.make_mask])
+def test_kinds_must_be_known(make):
+    with pytest.raises(ArgumentError, match="kind is 'none'; allowed are"):
+        make(np.random.default_rng(0), (2, 2), *[np.float32] * (make is option_values.make_bias), "none")
+
+
+def test_packed_problems():
+    problems = draws(varlen_problems(options=OPTIONS, dtype=ALL_DTYPES, max_seqlen=40), 150)
+    lengths = [np.stack([np.diff(p.cu_seqlens_q), np.diff(p.cu_seqlens_k)], axis=1) for p in problems]
+    for problem, pairs in zip(problems, lengths, strict=True):
+        q, k, v, starts_q, starts_k = problem.arrays
+        assert q.shape[0] == starts_q[-1] and k.shape[0] == v.shape[0] == starts_k[-1]
+        assert starts_q[0] == starts_k[0] == 0 and (pairs >= 0).all() and pairs.max() <= 40
+        for name in ("bias", "mask"):
+            if name in problem.options:
+                np.broadcast_shapes(problem.options[name].shape, (len(pairs), q.shape[1], *pairs.max(axis=0)))
+        out, lse = reference.attention_varlen(*problem.arrays, **problem.options)
+        assert out.shape == (*q.shape[:2], v.shape[2]) and lse.shape == (q.shape[1], q.shape[0])
+    share = {
+        "no queries": sum((pairs[:, 0] == 0).any() for pairs in lengths),
+        "no keys": sum(((pairs[:, 1] == 0) & (pairs[:, 0] > 0)).any() for pairs in lengths),
+        "neither": sum((pairs == 0).all(axis=1).any() for pairs in lengths),
+        "N > M": sum((pairs[:, 0] > pairs[:, 1]).any() for pairs in lengths),
+        "one among many": sum(len(pairs) > 5 and np.median(pairs) <= 3 and pairs.max() > 10 for pairs in lengths),
+        "one": sum(len(pairs) == 1 for pairs in lengths),
+    }
+    assert {what: count for what, count in share.items() if count < 10} == {}
+    assert repr(problems[0]).startswith("VarlenProblem(")
 
 
 def test_softmax_inputs():
@@ -171,7 +272,7 @@ def test_attention_case():
 
 @pytest.mark.parametrize("causal", [False, True, "top_left"])
 def test_big_attention_cases_are_checked_by_samples(monkeypatch, causal):
-    monkeypatch.setattr(cases, "_MAX_LOGITS", 200)
+    monkeypatch.setattr(attention_cases, "_MAX_LOGITS", 200)
     case = cases.AttentionCase(2, 30, 4, 8, seqlen_k=40, num_kv_heads=2, dtype="float32", causal=causal)
     inputs = case.make_inputs()
     result = reference.attention_naive(*inputs.values(), **case.options)

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
-from emulation import FAULTS, tiled_attention
+from emulation import FAULTS, OPTION_FAULTS, tiled_attention
 
+import cuattn
 from cuattn import reference
 from cuattn.testing import (
     ToleranceError,
     assert_attention_close,
     assert_lse_close,
     assert_softmax_close,
+    assert_varlen_close,
 )
 from cuattn.testing.rounding import ulp, unit_roundoff
 from cuattn.testing.strategies import DTYPES, HEAD_PAIRS, VALUE_KINDS, fill
 from cuattn.testing.tolerance import assert_within
 
-OPTIONS = ("scale", "causal", "window", "softcap", "bias", "mask", "alibi_slopes", "sinks", "diagonal_offset")
+OPTIONS = (
+    *("scale", "causal", "window", "softcap", "bias", "mask", "alibi_slopes", "sinks", "diagonal_offset"),
+    *("dropout_p", "dropout_seed"),
+)
+
+#: What inputs are, and how they are computed with: a dtype, and the precision option.
+FORMATS = {
+    **{str(dtype): (dtype, {}) for dtype in DTYPES},
+    "tf32": (np.dtype(np.float32), {"precision": "tf32"}),
+    "float8_e4m3fn": (np.dtype(ml_dtypes.float8_e4m3fn), {}),
+    "float8_e5m2": (np.dtype(ml_dtypes.float8_e5m2), {}),
+}
+formats = pytest.mark.parametrize("form", FORMATS)
 
 
 def random_options(rng, batch, heads, seqlen_q, seqlen_k):
@@ -37,8 +52,16 @@ def random_options(rng, batch, heads, seqlen_q, seqlen_k):
         "alibi_slopes": rng.random(heads).astype(np.float32),
         "sinks": rng.standard_normal(heads).astype(np.float32),
         "diagonal_offset": int(rng.integers(-3, 4)),
+        "dropout_p": float(rng.choice([0.1, 0.5, 0.9])),
+        "dropout_seed": int(rng.integers(2**63)),
     }
     return {name: values[name] for name in OPTIONS if rng.random() < 0.3}
+
+
+def random_descales(rng, batch, kv_heads):
+    """Factors of float8 inputs, [B, G]; some calls leave some of them out."""
+    names = [name for name in ("q_descale", "k_descale", "v_descale") if rng.random() < 0.7]
+    return {name: np.exp2(rng.uniform(-3, 1, (batch, kv_heads))).astype(np.float32) for name in names}
 
 
 def random_inputs(rng, dtype, kind, largest, heads=None):
@@ -51,13 +74,16 @@ def random_inputs(rng, dtype, kind, largest, heads=None):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_correct_emulations_pass(dtype, seed):
+@formats
+def test_correct_emulations_pass(form, seed):
     rng = np.random.default_rng(seed)
+    dtype, precision = FORMATS[form]
     for number in range(200):
         kind = VALUE_KINDS[number % len(VALUE_KINDS)]
         q, k, v = random_inputs(rng, dtype, kind, 60 if number % 10 else 300)
-        options = random_options(rng, q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        options = {**random_options(rng, q.shape[0], q.shape[2], q.shape[1], k.shape[1]), **precision}
+        if dtype.itemsize == 1:
+            options |= random_descales(rng, q.shape[0], k.shape[2])
         block_n = int(rng.choice([1, 8, 16, 64]))
         with np.errstate(all="ignore"):
             out, lse = tiled_attention(q, k, v, block_n=block_n, sequential=bool(number % 2), **options)
@@ -70,21 +96,154 @@ def test_correct_emulations_pass(dtype, seed):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_planted_faults_fail(dtype, fault):
+@formats
+def test_planted_faults_fail(form, fault):
     rng = np.random.default_rng(7)
+    dtype, precision = FORMATS[form]
     for number in range(40):
         seqlen_q, seqlen_k = rng.integers(2, 65, 2)
         heads = (4, 2) if fault == "wrong_head_map" else (2, 1)
         q = fill((2, seqlen_q, heads[0], 32), dtype, "normal", rng)
         k = fill((2, seqlen_k, heads[1], 32), dtype, "normal", rng)
         v = fill((2, seqlen_k, heads[1], 32), dtype, "normal", rng)
-        options = {"causal": "top_left"} if fault == "causal_shifted" else {}
+        options = {"causal": "top_left", **precision} if fault == "causal_shifted" else dict(precision)
         block_n = max(1, int(seqlen_k) // 3)  # several tiles, or a forgotten rescale would have nothing to forget
         out, lse = tiled_attention(q, k, v, block_n=block_n, fault=fault, rng=rng, **options)
         with pytest.raises(ToleranceError, match=r"(out|lse)\[\d"):
             assert_attention_close(out, q, k, v, lse=lse, **options)
             pytest.fail(f"{fault} passed as problem {number}: q {q.shape}, k {k.shape}", pytrace=False)
+
+
+@pytest.mark.parametrize("fault", OPTION_FAULTS)
+@formats
+def test_faults_in_an_option_fail(form, fault):
+    """By out alone: out is what a fault in a kernel's tail could leave wrong while lse is right."""
+    rng = np.random.default_rng(17)
+    dtype, precision = FORMATS[form]
+    for number in range(30):
+        seqlen_q, seqlen_k = (int(n) for n in rng.integers(8, 65, 2))
+        q, k, v = (fill((2, n, 2, 32), dtype, "normal", rng) for n in (seqlen_q, seqlen_k, seqlen_k))
+        drawn = {
+            ("bias", "normal"): rng.standard_normal((2, 1, seqlen_q, seqlen_k)).astype(np.float32),
+            ("sinks", "normal"): np.float32([4, 2]) + rng.random(2).astype(np.float32),
+            ("alibi_slopes", "causal"): rng.uniform(0.1, 1, 2).astype(np.float32),
+            ("alibi_slopes", "batch"): np.float32([[0.1, 0.2], [0.4, 0.7]]),
+        }
+        options = {name: value if not isinstance(value, str) else drawn[name, value]
+                   for name, value in OPTION_FAULTS[fault].items()}  # fmt: skip
+        options |= precision
+        if fault == "dropout_in_row_sum":
+            options["dropout_seed"] = number
+        with np.errstate(all="ignore"):
+            right, _ = tiled_attention(q, k, v, block_n=16, rng=rng, **options)
+            out, _ = tiled_attention(q, k, v, block_n=16, fault=fault, rng=rng, **options)
+        assert_attention_close(right, q, k, v, **options)
+        with pytest.raises(ToleranceError, match=r"out\[\d"):
+            assert_attention_close(out, q, k, v, **options)
+            pytest.fail(f"{fault} passed as problem {number}: q {q.shape}, k {k.shape}", pytrace=False)
+
+
+@pytest.mark.parametrize("name", ["q_descale", "k_descale", "v_descale"])
+def test_a_descale_of_the_wrong_head_fails(name):
+    rng = np.random.default_rng(2)
+    for form in ("float8_e4m3fn", "float8_e5m2"):
+        q, k, v = (fill((2, 30, heads, 32), FORMATS[form][0], "normal", rng) for heads in (4, 2, 2))
+        descale = np.float32([[1.0, 0.8], [0.9, 1.1]])
+        right, lse = tiled_attention(q, k, v, block_n=16, **{name: descale})
+        assert_attention_close(right, q, k, v, lse=lse, **{name: descale})
+        for wrong in (None, descale[:, ::-1], descale[::-1]):
+            out, lse = tiled_attention(q, k, v, block_n=16, **{name: wrong})
+            with pytest.raises(ToleranceError, match=r"out\["):
+                assert_attention_close(out, q, k, v, lse=lse, **{name: descale})
+            if name != "v_descale":
+                with pytest.raises(ToleranceError, match=r"lse\["):
+                    assert_lse_close(lse, q, k, **{name: descale})
+
+
+def test_float8_in_bytes():
+    """uint8 with fp8_format is the array of that dtype."""
+    rng = np.random.default_rng(4)
+    for name in ("e4m3fn", "e5m2"):
+        arrays = [fill((1, 9, 2, 16), f"float8_{name}", "normal", rng) for _ in "qkv"]
+        out, lse = tiled_attention(*arrays, block_n=16)
+        assert_attention_close(out, *(x.view(np.uint8) for x in arrays), lse=lse, fp8_format=name)
+        with pytest.raises(ToleranceError, match="expected bfloat16"):
+            assert_attention_close(out.astype(np.float32), *arrays)
+        other = {"e4m3fn": "e5m2", "e5m2": "e4m3fn"}[name]
+        with pytest.raises(ToleranceError, match=r"out\["):
+            assert_attention_close(out, *(x.view(np.uint8) for x in arrays), fp8_format=other)
+
+
+def test_ieee_does_not_pass_for_tf32_errors():
+    """What tf32 loses is out of bound where it was not asked for."""
+    rng = np.random.default_rng(6)
+    q, k, v = (fill((1, 40, 2, 32), np.float32, "normal", rng) for _ in "qkv")
+    out, lse = tiled_attention(q, k, v, block_n=8, precision="tf32")
+    assert_attention_close(out, q, k, v, lse=lse, precision="tf32")
+    for precision in (None, "ieee"):
+        with pytest.raises(ToleranceError, match=r"out\["):
+            assert_attention_close(out, q, k, v, precision=precision)
+        with pytest.raises(ToleranceError, match=r"lse\["):
+            assert_lse_close(lse, q, k, precision=precision)
+
+
+def test_packed_sequences_are_checked_one_by_one():
+    rng = np.random.default_rng(8)
+    starts_q, starts_k = np.int32([0, 5, 5, 12, 13]), np.int32([0, 7, 9, 9, 20])
+    q, k, v = (fill((n, heads, 16), np.float16, "normal", rng) for n, heads in ((13, 4), (20, 2), (20, 2)))
+    options = {
+        "causal": True,
+        "bias": rng.standard_normal((4, 1, 7, 11)).astype(np.float32),
+        "mask": rng.random((1, 4, 1, 11)) < 0.8,
+        "alibi_slopes": rng.random((4, 4)).astype(np.float32),
+        "diagonal_offset": np.int32([1, 0, -2, 3]),
+        "dropout_p": 0.3,
+    }
+    kept = cuattn.dropout_mask(4, 4, 7, 11, dropout_p=0.3)
+    out, lse = np.zeros((13, 4, 16), np.float16), np.zeros((4, 13), np.float32)
+    for b in range(4):
+        rows, columns = slice(starts_q[b], starts_q[b + 1]), slice(starts_k[b], starts_k[b + 1])
+        n, m = rows.stop - rows.start, columns.stop - columns.start
+        own = {
+            "causal": True,
+            "bias": options["bias"][b : b + 1, :, :n, :m],
+            "mask": options["mask"][..., :m],
+            "alibi_slopes": options["alibi_slopes"][b],
+            "diagonal_offset": int(options["diagonal_offset"][b]),
+            "dropout_p": 0.3,
+            "dropout_keep": kept[b : b + 1, :, :n, :m],
+        }
+        of_sequence, lse_of_sequence = reference.attention_naive(
+            q[None, rows], k[None, columns], v[None, columns], **own
+        )
+        out[rows], lse[:, rows] = of_sequence[0], lse_of_sequence[0]
+    assert_varlen_close(out, q, k, v, starts_q, starts_k, lse=lse, **options)
+    expected, expected_lse = reference.attention_varlen(q, k, v, starts_q, starts_k, **options)
+    np.testing.assert_allclose(out.astype(np.float64), expected, atol=0.01)
+    np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
+    wrong = out.copy()
+    wrong[7, 1, 3] += np.float16(0.5)
+    with pytest.raises(ToleranceError, match=r"^sequence 2, tokens 5 to 12: out\[0, 2, 1, 3\] is"):
+        assert_varlen_close(wrong, q, k, v, starts_q, starts_k, **options)
+    wrong_lse = lse.copy()
+    wrong_lse[3, 12] += 0.1
+    with pytest.raises(ToleranceError, match=r"^sequence 3, tokens 12 to 13: lse\[0, 3, 0\] is"):
+        assert_varlen_close(out, q, k, v, starts_q, starts_k, lse=wrong_lse, **options)
+    with pytest.raises(ToleranceError, match="out has shape"):
+        assert_varlen_close(out[:12], q, k, v, starts_q, starts_k, **options)
+    with pytest.raises(ToleranceError, match="lse has shape"):
+        assert_varlen_close(out, q, k, v, starts_q, starts_k, lse=lse.T, **options)
+
+
+def test_rows_of_which_dropout_keeps_nothing_are_exactly_zero():
+    x = np.ones((1, 3, 1, 4), np.float16)
+    keep = np.array([[True, False, True], [False, False, False], [True, True, True]])
+    options = {"dropout_p": 0.5, "dropout_keep": keep}
+    out, lse = reference.attention_naive(x, x, x, **options)
+    assert_attention_close(out, x, x, x, lse=lse, **options)
+    out[0, 1, 0, 0] = 6e-8
+    with pytest.raises(ToleranceError, match=r"out\[0, 1, 0, 0\]"):
+        assert_attention_close(out, x, x, x, **options)
 
 
 def test_faults_that_leave_lse_right_fail_by_out_alone():

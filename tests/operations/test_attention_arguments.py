@@ -13,7 +13,6 @@ from cuattn.errors import (
     ArrayTypeError,
     DTypeError,
     NonFiniteError,
-    NotSupportedError,
     OverlapError,
     ShapeError,
 )
@@ -78,7 +77,7 @@ def test_an_extent_of_two_to_the_31(function):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(
-    "dtype", (np.int32, np.complex64, np.bool_, ml_dtypes.float8_e4m3fn, ">f2", np.longdouble), ids=str
+    "dtype", (np.int32, np.complex64, np.bool_, np.uint8, ml_dtypes.float8_e4m3fnuz, ">f2", np.longdouble), ids=str
 )
 def test_dtypes(function, dtype):
     with pytest.raises(DTypeError, match=r"q has dtype .* allowed are float16, bfloat16, float32, float64"):
@@ -147,6 +146,9 @@ def test_out(function):
     frozen.flags.writeable = False
     with pytest.raises(ArrayTypeError, match="out is read-only"):
         function(q, k, v, out=frozen)
+    buffer = np.empty(5000, np.float16)
+    with pytest.raises(OverlapError, match="its elements share memory"):
+        function(q, k, v, out=np.lib.stride_tricks.as_strided(buffer, (2, 5, 4, 24), (480, 96, 2, 2)))
     row = np.empty((2, 1, 4, 24), np.float16)
     with pytest.raises(OverlapError, match="its elements share memory"):
         function(
@@ -168,29 +170,155 @@ def test_out_overlaps_an_input(function, name):
         function(**inputs, out=buffer[100:].reshape(2, 5, 4, 32))
 
 
-OPTIONS = {
-    "window": (3, 0),
-    "softcap": 5.0,
-    "bias": np.zeros((1, 1, 5, 7)),
-    "mask": np.ones((5, 7), bool),
-    "alibi_slopes": np.ones(4),
-    "sinks": np.zeros(4),
-    "dropout_p": 0.1,
-    "dropout_seed": 1,
-    "dropout_offset": 1,
-    "diagonal_offset": 0,
-    "precision": "tf32",
-    "q_descale": np.ones((2, 4)),
-    "k_descale": np.ones((2, 2)),
-    "v_descale": np.ones((2, 2)),
-    "fp8_format": "e4m3fn",
-}
+HUGE = 2**31
+WRONG_OPTIONS = (
+    ({"window": 3}, ArgumentError, r"window is 3; a pair \(left, right\) or None"),
+    ({"window": "ab"}, ArgumentError, "window is 'ab'; a pair"),
+    ({"window": (1, 2, 3)}, ArgumentError, r"window is \(1, 2, 3\); a pair"),
+    ({"window": (-1, 0)}, ArgumentError, r"window is \(-1, 0\); each side is None \(unbounded\) or an integer"),
+    ({"window": (0, 1.5)}, ArgumentError, "window is .* each side"),
+    ({"window": (0, 2**31 - 1)}, ArgumentError, "window is .* from 0 to 2147483646"),
+    ({"window": b"ab"}, ArgumentError, "window is b'ab'; a pair"),
+    ({"scale": 10**400}, NonFiniteError, "scale is 1000"),
+    ({"softcap": 10**400}, NonFiniteError, "softcap is 1000"),
+    ({"dropout_p": 10**400}, NonFiniteError, "dropout_p is 1000"),
+    ({"dropout_p": np.zeros(1)}, ArgumentError, "dropout_p is array"),
+    ({"dropout_p": False}, ArgumentError, "dropout_p is False"),
+    ({"dropout_seed": np.zeros(2, int)}, ArgumentError, "dropout_seed is array"),
+    ({"sinks": np.ma.ones(4)}, ArrayTypeError, "sinks is a masked array"),
+    ({"sinks": np.zeros(4, [("a", "f4")])}, DTypeError, "sinks has dtype"),
+    ({"sinks": np.zeros(4, ml_dtypes.int4)}, DTypeError, "sinks has dtype int4"),
+    ({"return_lse": 1}, ArgumentError, "return_lse is 1; allowed are False and True"),
+    ({"return_lse": np.ones(2)}, ArgumentError, "return_lse is array"),
+    ({"window": (True, None)}, ArgumentError, "window is .* each side"),
+    ({"softcap": 0}, ArgumentError, "softcap is 0; it must be positive"),
+    ({"softcap": -3.0}, ArgumentError, "softcap is -3.0; it must be positive"),
+    ({"softcap": 1e39}, ArgumentError, r"softcap is 1e\+39; it must be positive, from 1.18e-38 to 3.4e\+38"),
+    ({"softcap": 1e-39}, ArgumentError, "softcap is 1e-39"),
+    ({"softcap": np.nan}, NonFiniteError, "softcap is nan"),
+    ({"softcap": True}, ArgumentError, "softcap is True of type bool"),
+    ({"softcap": "3"}, ArgumentError, "softcap is '3' of type str"),
+    ({"bias": np.zeros((1, 1, 5, 8))}, ShapeError, r"bias has shape \(1, 1, 5, 8\), .* = \[2, 4, 5, 7\]"),
+    ({"bias": np.zeros((1, 2, 4, 5, 7))}, ShapeError, "bias has shape"),
+    ({"bias": np.zeros((2, 1, 1, 7), int)}, DTypeError, "bias has dtype int64; allowed are float16, bfloat16"),
+    ({"bias": np.zeros((5, 7), ">f4")}, DTypeError, "bias has dtype >f4"),
+    ({"bias": np.zeros((5, 7), bool)}, DTypeError, "bias has dtype bool"),
+    ({"bias": [[0.0] * 7] * 5}, ArrayTypeError, "bias: .*list is no array"),
+    ({"mask": np.ones((5, 7))}, DTypeError, "mask has dtype float64; bool is needed"),
+    ({"mask": np.ones((5, 7), np.uint8)}, DTypeError, "mask has dtype uint8; bool is needed"),
+    ({"mask": np.ones((3, 1, 5, 7), bool)}, ShapeError, r"mask has shape \(3, 1, 5, 7\)"),
+    ({"mask": True}, ArrayTypeError, "mask: .*bool is no array"),
+    ({"alibi_slopes": np.ones(2)}, ShapeError, r"alibi_slopes has shape \[2\]; allowed is \[4\] or \[2, 4\]"),
+    ({"alibi_slopes": np.ones((1, 4))}, ShapeError, "alibi_slopes has shape"),
+    ({"alibi_slopes": np.ones(4, int)}, DTypeError, "alibi_slopes has dtype int64; floating-point numbers are needed"),
+    ({"alibi_slopes": [1.0, np.nan, 1.0, 1.0]}, NonFiniteError, "alibi_slopes holds nan"),
+    ({"alibi_slopes": [1e39, 1.0, 1.0, 1.0]}, NonFiniteError, r"alibi_slopes holds 1e\+39"),
+    ({"alibi_slopes": ["a"] * 4}, ArrayTypeError, "alibi_slopes holds .* objects"),
+    ({"alibi_slopes": [[1.0], [1.0, 2.0]]}, ArrayTypeError, "alibi_slopes cannot be read as an array"),
+    ({"alibi_slopes": 0.5}, ArrayTypeError, "alibi_slopes: .*float is no array"),
+    ({"sinks": np.zeros((2, 4))}, ShapeError, r"sinks has shape \[2, 4\]; allowed is \[4\]"),
+    ({"sinks": [np.inf, 0.0, 0.0, 0.0]}, NonFiniteError, "sinks holds inf"),
+    ({"sinks": [0, 0, 0, 0]}, DTypeError, "sinks has dtype int64"),
+    ({"dropout_p": 1.0}, ArgumentError, "dropout_p is 1.0"),
+    ({"dropout_p": -0.1}, ArgumentError, "dropout_p is -0.1"),
+    ({"dropout_p": np.nan}, NonFiniteError, "dropout_p is nan"),
+    ({"dropout_p": "0.1"}, ArgumentError, "dropout_p is '0.1'"),
+    ({"dropout_p": 0.1, "dropout_seed": -1}, ArgumentError, "dropout_seed is -1"),
+    ({"dropout_seed": 2**64}, ArgumentError, "dropout_seed is"),
+    ({"dropout_seed": 0.5}, ArgumentError, "dropout_seed is 0.5"),
+    ({"dropout_offset": 2**32}, ArgumentError, "dropout_offset is"),
+    ({"diagonal_offset": 0.5}, ArgumentError, "diagonal_offset is 0.5; an integer or int32"),
+    ({"diagonal_offset": True}, ArgumentError, "diagonal_offset is True"),
+    ({"diagonal_offset": "0"}, ArgumentError, "diagonal_offset is '0'"),
+    ({"diagonal_offset": HUGE}, ArgumentError, "diagonal_offset is 2147483648; its magnitude must be below"),
+    ({"diagonal_offset": -HUGE}, ArgumentError, "diagonal_offset is -2147483648"),
+    ({"diagonal_offset": np.zeros(3, np.int32)}, ShapeError, r"diagonal_offset has shape \[3\]; allowed is \[2\]"),
+    ({"diagonal_offset": np.zeros(2)}, DTypeError, "diagonal_offset has dtype float64; integers are needed"),
+    ({"diagonal_offset": [0, HUGE]}, ArgumentError, "diagonal_offset holds a number that is not in the range of int32"),
+    ({"precision": "fp16"}, ArgumentError, "precision is 'fp16'; allowed are None, 'ieee' and 'tf32'"),
+    ({"precision": "tf32"}, DTypeError, "precision='tf32' is for float32; q has dtype float16"),
+    ({"q_descale": np.ones((2, 2))}, ArgumentError, "q_descale is for 8-bit floats; q has dtype float16"),
+    ({"v_descale": np.ones((2, 2))}, ArgumentError, "v_descale is for 8-bit floats"),
+    ({"fp8_format": "e4m3"}, ArgumentError, "fp8_format is 'e4m3'; allowed are 'e4m3fn', 'e5m2' and None"),
+    ({"fp8_format": 8}, ArgumentError, "fp8_format is 8"),
+    ({"fp8_format": "e5m2"}, DTypeError, "q has dtype float16 .* allowed are uint8 and float8_e5m2"),
+)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_options_that_do_not_work_yet_are_not_ignored(name):
-    with pytest.raises(NotSupportedError, match=rf"attention does not support {name} yet"):
-        cuattn.attention(*arrays(), **{name: OPTIONS[name]})
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(("options", "error", "message"), WRONG_OPTIONS, ids=lambda x: None if callable(x) else str(x)[:40])
+def test_options(function, options, error, message):
+    with pytest.raises(error, match=message):
+        function(*arrays(), **options)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_8_bit_floats(function):
+    q, k, v = arrays(dtype=ml_dtypes.float8_e4m3fn)
+    with pytest.raises(DTypeError, match="k has dtype float8_e5m2 and q has dtype float8_e4m3fn"):
+        function(q, k.astype(ml_dtypes.float8_e5m2), v)
+    with pytest.raises(ShapeError, match=r"k_descale has shape \[2, 4\]; allowed is \[2, 2\]"):
+        function(q, k, v, k_descale=np.ones((2, 4)))
+    with pytest.raises(NonFiniteError, match="q_descale holds nan"):
+        function(q, k, v, q_descale=np.full((2, 2), np.nan))
+    with pytest.raises(DTypeError, match="out has dtype float16; the result has dtype bfloat16"):
+        function(q, k, v, out=np.empty((2, 5, 4, 24), np.float16))
+    with pytest.raises(DTypeError, match="q has dtype uint8 .* or uint8 with fp8_format="):
+        function(*(x.view(np.uint8) for x in (q, k, v)))
+    with pytest.raises(DTypeError, match="q has dtype float8_e4m3fn .* allowed are uint8 and float8_e5m2"):
+        function(q, k, v, fp8_format="e5m2")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_out_overlaps_an_option(function):
+    out = np.zeros((2, 5, 4, 24), np.float16)
+    with pytest.raises(OverlapError, match="memory range of bias;"):
+        function(*arrays(), out=out, bias=out.reshape(-1)[:7])
+    with pytest.raises(OverlapError, match="memory range of mask;"):
+        function(*arrays(), out=out, mask=out.reshape(-1)[:7].view(bool)[:7])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", ("bias", "mask", "alibi_slopes", "sinks", "diagonal_offset"))
+def test_an_option_elsewhere(function, name):
+    with pytest.raises(ArrayTypeError, match=rf"{name} is .*OnDevice on CUDA device 0"):
+        function(*arrays(), **{name: OnDevice()})
+
+
+def packed(**changes):
+    """Arguments of attention_varlen for two sequences of 2 and 3 queries, 3 and 4 keys."""
+    q, k, v = (x[0] for x in arrays())
+    return {"q": q, "k": k, "v": v, "cu_seqlens_q": [0, 2, 5], "cu_seqlens_k": [0, 3, 7], **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    (
+        ({"q": np.ones((2, 5, 4, 32), np.float16)}, ShapeError, r"q has shape .* rank 3 is needed: \[tokens_q, heads"),
+        ({"v": np.ones((7, 1, 24), np.float16)}, ShapeError, r"v has shape .* tokens and heads must be the same"),
+        ({"cu_seqlens_q": [0, 5]}, ShapeError, "must have the same length, batch .* 2 in cu_seqlens_q and 3 in"),
+        ({"cu_seqlens_q": []}, ShapeError, r"cu_seqlens_q has shape \(0,\)"),
+        ({"cu_seqlens_q": [[0, 2, 5]]}, ShapeError, r"cu_seqlens_q has shape \(1, 3\)"),
+        ({"cu_seqlens_k": [0.0, 3.0, 7.0]}, DTypeError, "cu_seqlens_k has dtype float64; integers are needed"),
+        ({"cu_seqlens_k": None}, ArrayTypeError, "cu_seqlens_k: .*NoneType is no array"),
+        ({"cu_seqlens_q": [1, 2, 5]}, ArgumentError, r"cu_seqlens_q\[0\] is 1; the first sequence begins at 0"),
+        ({"cu_seqlens_q": [0, 6, 5]}, ArgumentError, "cu_seqlens_q descends from 6 to 5 at index 2"),
+        ({"cu_seqlens_k": [0, 3, 6]}, ArgumentError, "cu_seqlens_k ends at 6; it must span all 7 tokens"),
+        ({"cu_seqlens_k": [0, 3, 8]}, ArgumentError, "cu_seqlens_k ends at 8; it must span all 7 tokens"),
+        ({"max_seqlen_q": 2}, ArgumentError, "max_seqlen_q is 2, but a sequence of cu_seqlens_q has 3 tokens"),
+        ({"max_seqlen_k": -1}, ArgumentError, "max_seqlen_k is -1; an integer from 0"),
+        ({"max_seqlen_k": 4.0}, ArgumentError, "max_seqlen_k is 4.0"),
+        ({"bias": np.zeros((5, 7))}, ShapeError, r"bias has shape \(5, 7\), .* = \[2, 4, 3, 4\]"),
+        ({"alibi_slopes": np.ones((3, 4))}, ShapeError, r"alibi_slopes has shape .* allowed is \[4\] or \[2, 4\]"),
+        ({"out": np.ones((1, 5, 4, 24), np.float16)}, ShapeError, r"out has shape .* the result has shape \(5, 4, 24\)"),
+        ({"scale": np.nan}, NonFiniteError, "scale is nan"),
+        ({"causal": 1}, ArgumentError, "causal is 1"),
+    ),
+    ids=lambda x: None if callable(x) else str(x)[:40],
+)
+def test_packed(changes, error, message):
+    with pytest.raises(error, match=message):
+        cuattn.attention_varlen(**packed(**changes))
 
 
 def test_unknown_options():

@@ -1,37 +1,93 @@
-"""How much the forward kernel does, counted by the host executor: no tile that a mask hides is visited."""
+"""How much the forward kernels do, counted by the host executor: nothing that a mask hides, and nothing for an option
+that is off."""
 
 from __future__ import annotations
+
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from cuattn import host
+import cuattn
+from cuattn import environment, host
 from cuattn.attention import evaluate
 from cuattn.config import MMA_ROWS, FlashFwdConfig, select
+from cuattn.launch import HostExecutor
 
 MMA_COLS, MMA_DEPTH = 8, 16
+ROW = select(np.dtype(np.float16), 64, 64, seqlen_q=512, smem_limit_bytes=163 * 1024)
+
+# Warp instructions of attention(q, q, q) with q = ones((1, 512, 2, D)), no lse, compiled for sm_80 by NVRTC 12.9: as
+# cuattn.host.profile() counted them when the kernels had no options but a causal mask. What is off must cost nothing.
+INSTRUCTIONS_WITHOUT_OPTIONS = {
+    ("float16", 64): 254_496,
+    ("float16", 128): 472_704,
+    ("float32", 64): 3_026_816,
+    ("float32", 128): 6_135_552,
+    ("float64", 64): 4_986_240,
+}
 
 
-def count(row, seqlen_q, seqlen_k, heads, kv_heads, head_dim, causal):
+@contextmanager
+def counting():
+    """A profile of the forward kernel alone, without the launches that prepare masks."""
+    profile = host.Profile()
+    start = HostExecutor._start
+
+    def counted(self, kernel, *launch):
+        if not kernel.entry.startswith("cuattn_attention_forward"):
+            return start(self, kernel, *launch)
+        with host.profile() as one:
+            start(self, kernel, *launch)
+        for name in ("instructions", "opcodes"):
+            getattr(profile, name).update(getattr(one, name))
+        for access in ("read", "write"):
+            profile.bytes["global"][access] += one.bytes["global"][access]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostExecutor, "_start", counted)
+        yield profile
+
+
+def count(seqlen_q, seqlen_k, heads, kv_heads, *, row=ROW, head_dim=64, **options):
     q = np.ones((1, seqlen_q, heads, head_dim), np.float16)
     k = np.ones((1, seqlen_k, kv_heads, head_dim), np.float16)
-    with host.profile() as profile:
-        evaluate(q, k, k, causal=causal, config=row)
-    barriers = sum(number for opcode, number in profile.opcodes.items() if opcode.startswith("bar.sync"))
-    return profile.instructions["mma"], barriers, profile.bytes["global"]
+    with counting() as profile:
+        evaluate(q, k, k, config=row, **options)
+    return profile
 
 
-def key_end(query, seqlen_q, seqlen_k, causal):
-    return max(0, min(seqlen_k, query + seqlen_k - seqlen_q + 1)) if causal else seqlen_k
+def num_barriers(profile):
+    return sum(number for opcode, number in profile.opcodes.items() if opcode.startswith("bar.sync"))
 
 
-@pytest.mark.parametrize("causal", (False, True))
+def visible(query, seqlen_q, seqlen_k, causal, window):
+    """[begin, end) of the keys that a query sees, aligned at the bottom right."""
+    left, right = window
+    aligned = query + seqlen_k - seqlen_q
+    begin = 0 if left is None else min(seqlen_k, max(0, aligned - left))
+    right = 0 if causal else right
+    return begin, seqlen_k if right is None else max(0, min(seqlen_k, aligned + right + 1))
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"),
+    [(False, (None, None)), (True, (None, None)), (True, (100, None)), (False, (64, 30)), (False, (None, 0))],
+    ids=["all", "causal", "causal_window", "window", "right"],
+)
 @pytest.mark.parametrize("seqlens", ((512, 512), (130, 70), (70, 300), (256, 64), (33, 1)), ids=str)
-def test_work(seqlens, causal):
+def test_work(seqlens, causal, window):
+    """Exactly the tiles in which some query of the warp sees some key; barriers and loads: of the CTA."""
     seqlen_q, seqlen_k = seqlens
     heads, head_dim = 2, 64
     row = select(np.dtype(np.float16), 64, 64, seqlen_q=seqlen_q, smem_limit_bytes=163 * 1024)
-    mma, barriers, moved = count(row, seqlen_q, seqlen_k, heads, 1, head_dim, causal)
+    options = {} if window == (None, None) else {"window": window}
+    profile = count(seqlen_q, seqlen_k, heads, 1, row=row, causal=causal, **options)
+
+    def tiles(first, last):
+        begin = visible(first, seqlen_q, seqlen_k, causal, window)[0] // row.block_n
+        end = -(-visible(last, seqlen_q, seqlen_k, causal, window)[1] // row.block_n)
+        return range(begin, max(begin, end))
 
     warp_rows = row.block_m // row.num_warps
     row_tiles = warp_rows // MMA_ROWS
@@ -39,23 +95,108 @@ def test_work(seqlens, causal):
     expected_mma = expected_barriers = expected_read = 0
     for first in range(0, seqlen_q, row.block_m):
         last = min(first + row.block_m, seqlen_q) - 1
-        tiles = -(-key_end(last, seqlen_q, seqlen_k, causal) // row.block_n)
-        expected_barriers += row.num_warps * (tiles + 1)
-        queries = last - first + 1 if tiles else 0
-        expected_read += 2 * head_dim * (queries + 2 * min(tiles * row.block_n, seqlen_k))
+        visited = tiles(first, last)
+        expected_barriers += row.num_warps * (len(visited) + 1)
+        queries = last - first + 1 if visited else 0
+        keys = sum(min(row.block_n, seqlen_k - tile * row.block_n) for tile in visited)
+        expected_read += 2 * head_dim * (queries + 2 * keys)
         for warp in range(first, last + 1, warp_rows):
-            warp_last = min(warp + warp_rows, seqlen_q) - 1
-            expected_mma += mma_per_tile * -(-key_end(warp_last, seqlen_q, seqlen_k, causal) // row.block_n)
-    assert mma == heads * expected_mma
-    assert barriers == heads * expected_barriers
+            expected_mma += mma_per_tile * len(tiles(warp, min(warp + warp_rows, seqlen_q) - 1))
+    assert profile.instructions["mma"] == heads * expected_mma
+    assert num_barriers(profile) == heads * expected_barriers
+    moved = profile.bytes["global"]
     assert moved["read"] == heads * expected_read
     assert moved["write"] == heads * seqlen_q * head_dim * 2  # out, once; lse was not asked for
 
 
 def test_a_wider_tile_reads_keys_less_often():
     """The reason for large query tiles: every key and value is read once a tile."""
-    narrow = FlashFwdConfig(2, 64, block_m=64, block_n=64, num_warps=4, num_stages=2)
-    wide = FlashFwdConfig(2, 64, block_m=128, block_n=64, num_warps=4, num_stages=2)
-    reads = [count(row, 512, 512, 1, 1, 64, False)[2]["read"] for row in (narrow, wide)]
+    narrow = FlashFwdConfig("mma", 2, 64, block_m=64, block_n=64, num_warps=4, num_stages=2)
+    wide = FlashFwdConfig("mma", 2, 64, block_m=128, block_n=64, num_warps=4, num_stages=2)
+    reads = [count(512, 512, 1, 1, row=row).bytes["global"]["read"] for row in (narrow, wide)]
     row_bytes = 64 * 2
     assert reads == [512 * row_bytes * (1 + 2 * 8), 512 * row_bytes * (1 + 2 * 4)]
+
+
+@pytest.mark.skipif(environment.host_arch() != "sm_80", reason="the counts are of code for sm_80")
+@pytest.mark.parametrize(("dtype", "head_dim"), INSTRUCTIONS_WITHOUT_OPTIONS)
+def test_options_that_are_off_cost_nothing(dtype, head_dim):
+    q = np.ones((1, 512, 2, head_dim), dtype)
+    with host.profile() as profile:
+        cuattn.attention(q, q, q)
+    assert profile.launches == 1
+    assert profile.warp_instructions <= 1.02 * INSTRUCTIONS_WITHOUT_OPTIONS[dtype, head_dim]
+
+
+def test_causal_does_half_of_the_tiles():
+    """Of T x T square tiles, T (T + 1) / 2: the half, and half of the diagonal."""
+    seqlen = 2048
+    row = FlashFwdConfig("mma", 2, 64, block_m=64, block_n=64, num_warps=4, num_stages=2)
+    everything, causal = (count(seqlen, seqlen, 1, 1, row=row, causal=causal) for causal in (False, True))
+    tiles = seqlen // row.block_n
+    for counted in (lambda p: p.instructions["mma"], lambda p: num_barriers(p) - row.num_warps * tiles):
+        assert counted(causal) / counted(everything) == (tiles + 1) / (2 * tiles)
+    assert sum(causal.instructions.values()) < 0.58 * sum(everything.instructions.values())
+
+
+@pytest.mark.parametrize("window", [(128, 0), (40, 40), (0, 0)], ids=str)
+def test_the_work_of_a_window_grows_with_the_length_not_its_square(window):
+    """Twice the queries, twice the work; what begins and ends the sequence apart."""
+    work = [count(n, n, 1, 1, window=window) for n in (512, 1024, 2048)]
+    for counted in (
+        lambda p: p.instructions["mma"],
+        lambda p: p.bytes["global"]["read"],
+        num_barriers,
+        lambda p: sum(p.instructions.values()),
+    ):
+        small, medium, large = map(counted, work)
+        assert large - medium == 2 * (medium - small)
+        assert large < 2.2 * medium
+
+
+def test_the_work_of_a_window_grows_with_its_width():
+    narrow, wide = (count(2048, 2048, 1, 1, window=(left, 0)).instructions["mma"] for left in (256, 512))
+    assert 1.5 < wide / narrow < 2
+
+
+def mask_of(shape, hidden_tiles):
+    """True but for the [128 x 64] tiles that `hidden_tiles` names."""
+    mask = np.ones(shape, np.bool_)
+    for q_tile, k_tile in hidden_tiles:
+        mask[q_tile * ROW.block_m : (q_tile + 1) * ROW.block_m, k_tile * ROW.block_n : (k_tile + 1) * ROW.block_n] = 0
+    return mask
+
+
+@pytest.mark.parametrize("as_bias", [False, True], ids=["mask", "bias"])
+def test_hidden_tiles_are_not_visited(as_bias):
+    """Neither computed nor loaded, wherever they lie; a row of them is no work at all."""
+    seqlen, head_dim = 512, 64
+    hidden = [(0, 0), (0, 3), (1, 7), *((2, k) for k in range(8)), (3, 5)]
+    mask = mask_of((seqlen, seqlen), hidden)
+    option = {"bias": np.where(mask, 0, -np.inf).astype(np.float16)} if as_bias else {"mask": mask}
+    plain, masked = count(seqlen, seqlen, 1, 1), count(seqlen, seqlen, 1, 1, **option)
+    tiles = (seqlen // ROW.block_m) * (seqlen // ROW.block_n)
+    assert masked.instructions["mma"] * tiles == plain.instructions["mma"] * (tiles - len(hidden))
+    assert num_barriers(plain) - num_barriers(masked) == ROW.num_warps * len(hidden)
+    queries_not_loaded = ROW.block_m  # of the row of tiles in which everything is hidden
+    unread = 2 * head_dim * (2 * ROW.block_n * len(hidden) + queries_not_loaded)
+    classes = masked.bytes["global"]["read"] - (plain.bytes["global"]["read"] - unread)
+    assert 0 < classes < 0.02 * plain.bytes["global"]["read"]  # what is read to know which tiles these are
+
+
+@pytest.mark.parametrize("as_bias", [False, True], ids=["mask", "bias"])
+def test_tiles_in_which_nothing_is_masked_take_the_unmasked_path(as_bias):
+    """The bias or mask itself is not read there, and what else is done is done once a tile and not once an element."""
+    seqlen = 512
+    shape = (1, 1, seqlen, seqlen)
+    option = {"bias": np.zeros(shape, np.float16)} if as_bias else {"mask": np.ones(shape, np.bool_)}
+    plain, open_, mixed = (
+        count(seqlen, seqlen, 1, 1, **keywords)
+        for keywords in ({}, option, {"mask": np.arange(seqlen * seqlen).reshape(shape) % 3 != 0})
+    )
+    assert open_.bytes["global"]["read"] < 1.02 * plain.bytes["global"]["read"]
+    assert mixed.bytes["global"]["read"] >= plain.bytes["global"]["read"] + seqlen * seqlen
+    total = {name: sum(p.instructions.values()) for name, p in (("plain", plain), ("open", open_), ("mixed", mixed))}
+    assert total["mixed"] > 1.2 * total["plain"]
+    if not as_bias:  # a kernel with a bias keeps natural logits, which costs an operation an element
+        assert total["open"] < 1.05 * total["plain"]

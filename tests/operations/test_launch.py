@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from cuattn import launch
+from cuattn.config import PlainFwdConfig
 from cuattn.errors import ArrayTypeError, EnvironmentVariableError, LaunchError
 from cuattn.launch import executor_for, host_executor
 
-SOURCE = {"Element": "float", "Accumulator": "float", "NUM_WARPS": 4, "CAUSAL": False}
+SOURCE = PlainFwdConfig().constants("float32", 32, 32)
 
 
 class Foreign:
@@ -72,7 +73,7 @@ def test_kernels_are_loaded_once():
     executor = host_executor("sm_80")
     kernel = executor.kernel("attention_plain", SOURCE, "cuattn_attention_plain")
     assert executor.kernel("attention_plain", dict(SOURCE), "cuattn_attention_plain") is kernel
-    assert executor.kernel("attention_plain", SOURCE | {"CAUSAL": True}, "cuattn_attention_plain") is not kernel
+    assert executor.kernel("attention_plain", SOURCE | {"NUM_WARPS": 8}, "cuattn_attention_plain") is not kernel
 
 
 @pytest.mark.parametrize(

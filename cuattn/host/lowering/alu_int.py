@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ptx_types import Const, Instruction, Reg, Row
+from ..ptx_types import Const, Imm, Instruction, Reg, Row
 from .context import Context
 from .modifiers import ZERO, Opcode, bits_of, expect, read, untyped, write
 from .rules import rule
@@ -45,7 +45,10 @@ def lower_add(ins: Instruction, context: Context) -> Row | list[Row] | None:
     with Opcode(ins) as op:
         op.last()
         saturate = op.take("sat")
-    expect(ins, 3)
+    reg, base, distance = expect(ins, 3)
+    if base in context.param_registers and isinstance(reg, Reg) and isinstance(distance, Imm) and ins.parts[0] == "add":
+        # The compiler addresses the fields of a large parameter from somewhere in its middle.
+        context.param_registers[reg] = context.param_registers[base] + distance.value
     if saturate:
         return _row(f"{ins.parts[0]}_sat_s32", ins, kind) if kind == "s32" else None
     return _row(_name(ins.parts[0], kind), ins, kind)

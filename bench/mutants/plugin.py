@@ -1,0 +1,153 @@
+"""A pytest plugin with two uses: to note which tests run which kernel variants, and to run tests on a mutated kernel.
+
+What it is to do stands in the environment:
+
+CUATTN_MUTANTS_NOTE      write here, a line a test, what it took and which kernel variants it built or launched
+CUATTN_MUTANTS_KERNELS   take the kernel sources from this folder
+CUATTN_MUTANTS_PLAN      JSON: the tests to run in their order, the seconds after which a test has hung or the whole
+                         run is over, and the variants to compile first: nothing runs if their PTX is the original's
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from cuattn import compile as kernel_compiler
+from cuattn import launch
+from cuattn.compile import expand
+from cuattn.errors import CompileError
+
+EQUAL, REFUSED, DIFFERS = "the PTX is the same", "does not compile", "differs"
+MAX_MESSAGE = 500
+_NOT_CODE = re.compile(rb"^(?:\t\.(?:loc|file)\b.*|\$L__tmp\d+:|//.*|\s*)\n", re.MULTILINE)
+
+
+def variant_key(source: str, constants: Any, arch: str) -> str:
+    """One line of JSON: constants keep their types and their order."""
+    return json.dumps([source, dict(constants), arch])
+
+
+class Note:
+    """Writes what each test that passed has used."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.used: dict[str, None] = {}
+        self._watch()
+
+    def _watch(self) -> None:
+        build, load, start = kernel_compiler.build, launch.HostExecutor._load, launch.Executor.launch
+
+        def noted_build(kernel: str, constants: Any, *, arch: str, kind: str, directory: Path | None = None) -> Any:
+            if kind == "ptx" and directory is None:
+                self.used[variant_key(kernel, constants, arch)] = None
+            return build(kernel, constants, arch=arch, kind=kind, directory=directory)
+
+        def noted_load(executor: launch.HostExecutor, source: str, constants: Any, entry: str) -> Any:
+            kernel = load(executor, source, constants, entry)
+            self.variants[id(kernel)] = variant_key(source, constants, executor.arch)
+            return kernel
+
+        def noted_launch(executor: launch.Executor, kernel: Any, *arguments: Any, **options: Any) -> None:
+            if variant := self.variants.get(id(kernel)):
+                self.used[variant] = None
+            start(executor, kernel, *arguments, **options)
+
+        self.variants: dict[int, str] = {}  # kernels live as long as their executor: for ever
+        kernel_compiler.build = noted_build
+        launch.HostExecutor._load = noted_load  # type: ignore[method-assign]
+        launch.Executor.launch = noted_launch  # type: ignore[method-assign, assignment]
+
+    def pytest_runtest_setup(self) -> None:
+        self.used.clear()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            row = {"test": report.nodeid, "seconds": round(report.duration, 3), "variants": list(self.used)}
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class Run:
+    """Runs the planned tests and no others, and writes how each begins and ends."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan = plan
+        self.order = {test: index for index, test in enumerate(plan["tests"])}
+        self.until = time.monotonic() + plan["total_s"]
+
+    def write(self, **row: Any) -> None:
+        with open(self.plan["log"], "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def pytest_sessionstart(self) -> None:
+        verdict = probe(self.plan["variants"])
+        self.write(probe=verdict)
+        if verdict != DIFFERS:
+            pytest.exit(verdict, returncode=0)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.order), key=lambda item: self.order[item.nodeid]
+        )
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        # A kernel that never ends may hold the interpreter: only a thread of its own can end the process then.
+        with open(os.devnull, "w") as nowhere:
+            self.write(begin=item.nodeid)
+            faulthandler.dump_traceback_later(self.plan["hung_s"][item.nodeid], exit=True, file=nowhere)
+            yield
+            faulthandler.cancel_dump_traceback_later()
+        if time.monotonic() > self.until:
+            item.session.shouldstop = "the time is up"
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.write(failed=report.nodeid, message=report.longreprtext[-MAX_MESSAGE:])
+        elif report.when == "call":
+            self.write(passed=report.nodeid)
+
+
+def probe(variants: list[list[str]]) -> str:
+    """Whether any of the variants compiles to other PTX than the unchanged source, whose digest stands beside it."""
+    for key, original in variants:
+        source, constants, arch = json.loads(key)
+        try:
+            binary = kernel_compiler.build(source, constants, arch=arch, kind="ptx")
+        except CompileError:
+            return REFUSED
+        if digest(binary.image) != original:
+            return DIFFERS
+    return EQUAL
+
+
+def digest(ptx: bytes) -> str:
+    """Of the instructions: line tables and labels that belong to them are no part of what a kernel does."""
+    code = _NOT_CODE.sub(b"", ptx.partition(b"\t.section\t.debug")[0])
+    return hashlib.sha256(code).hexdigest()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A failing example is enough: that it could be smaller is of no interest here.
+    quick = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    suite = hypothesis.settings.get_profile("suite")
+    hypothesis.settings.register_profile("mutants", suite, phases=quick, database=None, report_multiple_bugs=False)
+    hypothesis.settings.load_profile("mutants")
+    if kernels := os.environ.get("CUATTN_MUTANTS_KERNELS"):
+        expand.KERNELS = Path(kernels)
+    if note := os.environ.get("CUATTN_MUTANTS_NOTE"):
+        config.pluginmanager.register(Note(note))
+    if plan := os.environ.get("CUATTN_MUTANTS_PLAN"):
+        config.pluginmanager.register(Run(json.loads(Path(plan).read_text(encoding="utf-8"))))

@@ -1,0 +1,197 @@
+"""One mutant: an overlay of the kernel folder, a process that runs the tests, and a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.mutants import operators, semantic, tests_of
+from bench.mutants.operators import Edit
+from bench.mutants.plugin import DIFFERS, REFUSED
+from bench.mutants.source import Source
+from bench.mutants.tests_of import ROOT, Test, test_environment
+from cuattn.compile.expand import KERNELS
+
+KILLED, SURVIVED, DISCARDED = "killed", "survived", "discarded"
+HUNG_LEAST_S, HUNG_FACTOR = 20.0, 10.0  # a test that takes so many times as long as it should has hung
+COMPILER_S = 120.0  # for the compilations before the first test
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """An edit of a kernel file. The key stays the same while the line that is edited does, wherever it moves to."""
+
+    key: str
+    file: str
+    line: int
+    operator: str
+    before: str
+    after: str
+    edit: Edit
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mutant."""
+
+    key: str
+    file: str
+    line: int
+    operator: str
+    before: str
+    after: str
+    status: str
+    reason: str  # the test that failed, why it was discarded, or how many tests it survived
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mutants(name: str, seed: int) -> list[Mutant]:
+    """Every mutant of a file: those written by hand, then the operators' in turn, each in a seeded random order."""
+    source = Source.of(name, (KERNELS / name).read_text(encoding="utf-8"))
+    generator = random.Random(f"{seed}:{name}")
+    groups = list(operators.edits(source))
+    for group in groups:
+        generator.shuffle(group)
+    ordered = [*semantic.edits(source)]
+    for position in range(max(map(len, groups), default=0)):
+        ordered += [group[position] for group in groups if position < len(group)]
+    unique: dict[str, Edit] = {}
+    for edit in ordered:
+        unique.setdefault(edit.apply(source.text), edit)
+    return _named(source, list(unique.values()))
+
+
+def _named(source: Source, edits: list[Edit]) -> list[Mutant]:
+    """Keys tell equal edits of equal lines apart by their order in the file."""
+    seen: Counter[str] = Counter()
+    keys: dict[Edit, str] = {}
+    for edit in sorted(edits, key=lambda edit: (edit.start, edit.end, edit.replacement)):
+        what = f"{source.name}: {' => '.join(_lines(source, edit))}"
+        keys[edit] = hashlib.sha256(f"{what} {seen[what]}".encode()).hexdigest()[:12]
+        seen[what] += 1
+    return [
+        Mutant(keys[edit], source.name, source.line_of(edit.start), edit.operator, *_lines(source, edit), edit)
+        for edit in edits
+    ]
+
+
+def _lines(source: Source, edit: Edit) -> tuple[str, str]:
+    """The lines that are edited, before and after."""
+    first, last = source.text.rfind("\n", 0, edit.start) + 1, source.text.find("\n", edit.end)
+    before = source.text[first:last]
+    after = source.text[first : edit.start] + edit.replacement + source.text[edit.end : last]
+    return " ".join(before.split()), " ".join(after.split())
+
+
+class Laboratory:
+    """Runs mutants against the tests that could notice them."""
+
+    def __init__(self, work: Path, file: str, total_s: float) -> None:
+        """For the mutants of one kernel file; tests may run for ``total_s`` on each."""
+        self.work = work
+        self.total_s = total_s
+        self.kernels = tests_of.includers(file)
+        self.tests = tests_of.notes(tests_of.test_files(self.kernels), work)
+        self.variants = tests_of.variants(self.tests)
+        if not any(variant.source in self.kernels for variant in self.variants.values()):
+            raise click.ClickException(f"no test that passes runs a kernel with {file} in it")
+
+    def run(self, mutant: Mutant) -> Result:
+        """Try a mutant."""
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="mutant-", dir=self.work) as scratch:
+            folder = Path(scratch)
+            overlay = folder / "kernels"
+            shutil.copytree(KERNELS, overlay)
+            text = (KERNELS / mutant.file).read_text(encoding="utf-8")
+            (overlay / mutant.file).write_text(mutant.edit.apply(text), encoding="utf-8")
+            tests = self._plan(mutant, folder)
+            status, reason = self._try(tests, folder)
+        return Result(
+            mutant.key,
+            mutant.file,
+            mutant.line,
+            mutant.operator,
+            mutant.before,
+            mutant.after,
+            status,
+            reason,
+            round(time.monotonic() - began, 1),
+        )
+
+    def _plan(self, mutant: Mutant, folder: Path) -> list[Test]:
+        """Quick tests first, and before all others those of variants that the edited lines are compiled into."""
+        line = (mutant.file, mutant.line)
+        concerned = [variant for variant in self.variants.values() if variant.source in self.kernels]
+        near = {variant.key for variant in concerned if line in variant.lines}
+        keys = {variant.key for variant in concerned}
+        tests = [test for test in self.tests if keys.intersection(test.variants)]
+        tests.sort(key=lambda test: (near.isdisjoint(test.variants), test.seconds))
+        order = sorted(keys, key=lambda key: (key not in near, key))
+        plan = {
+            "tests": [test.name for test in tests],
+            "hung_s": {test.name: max(HUNG_LEAST_S, HUNG_FACTOR * test.seconds) for test in tests},
+            "total_s": self.total_s,
+            "variants": [[key, self.variants[key].digest] for key in order],
+            "log": str(folder / "log.jsonl"),
+        }
+        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+        return tests
+
+    def _try(self, tests: list[Test], folder: Path) -> tuple[str, str]:
+        files = sorted({test.name.partition("::")[0] for test in tests})
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "bench.mutants.plugin"]
+        environment = test_environment(self.work) | {
+            "CUATTN_MUTANTS_KERNELS": str(folder / "kernels"),
+            "CUATTN_MUTANTS_PLAN": str(folder / "plan.json"),
+        }
+        slowest = max((test.seconds for test in tests), default=0.0)
+        limit = COMPILER_S + self.total_s + max(HUNG_LEAST_S, HUNG_FACTOR * slowest)
+        with open(folder / "output.txt", "wb") as output, contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [*command, *files],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                timeout=limit,
+                check=False,
+            )
+        log = folder / "log.jsonl"
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        return verdict(rows, len(tests))
+
+
+def verdict(rows: list[dict[str, Any]], num_tests: int) -> tuple[str, str]:
+    """Status and reason from the log of a run (see plugin.Run)."""
+    if not rows:
+        return DISCARDED, "the compiler takes too long"
+    if rows[0]["probe"] != DIFFERS:
+        return DISCARDED, rows[0]["probe"]
+    for row in rows:
+        if "failed" in row:
+            if "CompileError" in row["message"]:  # another variant than the one compiled first
+                return DISCARDED, REFUSED
+            return KILLED, row["failed"]
+    passed = [row["passed"] for row in rows if "passed" in row]
+    begun = [row["begin"] for row in rows if "begin" in row]
+    if len(begun) > len(passed):  # the process ended in the middle of a test
+        return KILLED, f"{begun[-1]} (hung or crashed)"
+    return SURVIVED, f"{len(passed)} of {num_tests} tests passed"

@@ -1,0 +1,46 @@
+"""Edits written by hand: the mistakes that one makes in these algorithms, found again by a pattern.
+
+A pattern that no longer matches is an error of this table (a test says so), not of the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.mutants.operators import Edit
+from bench.mutants.source import Source
+
+
+@dataclass(frozen=True)
+class Semantic:
+    """In ``file``, the ``occurrence``-th match of ``pattern`` of the text is replaced."""
+
+    file: str
+    what: str
+    pattern: str
+    replacement: str
+    occurrence: int = 0
+
+    def find(self, source: Source) -> Edit | None:
+        matches = list(re.finditer(self.pattern, source.text, re.DOTALL))
+        if len(matches) <= self.occurrence:
+            return None
+        match = matches[self.occurrence]
+        return Edit(self.what, *match.span(), match.expand(self.replacement))
+
+
+def edits(source: Source) -> Iterator[Edit]:
+    """Those of the table that belong to this source."""
+    for entry in table():
+        if entry.file == source.name and (edit := entry.find(source)) is not None:
+            yield edit
+
+
+def table() -> list[Semantic]:
+    """All of them."""
+    from bench.mutants.semantic_attention import ATTENTION
+    from bench.mutants.semantic_softmax import SOFTMAX
+
+    return [*SOFTMAX, *ATTENTION]

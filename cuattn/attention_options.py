@@ -1,0 +1,260 @@
+"""The options of an attention call: every check of them, and their form for a kernel."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from cuattn.attention_params import UNBOUNDED
+from cuattn.config import DTYPES
+from cuattn.dropout import Dropout, check_dropout
+from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
+from cuattn.extents import address
+from cuattn.forward_options import BIAS_ELEMENTS, ForwardOptions
+from cuattn.launch import Executor
+
+__all__ = ["LogitArray", "Options", "check_options"]
+
+_MAX_WORD = 2**32  # a threshold that every random word is below
+
+
+@dataclass(slots=True)
+class LogitArray:
+    """A bias or a mask as a kernel sees it: element strides of the axes batch, head, query, key; 0 where broadcast."""
+
+    array: Any
+    strides: tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class Options:
+    """Options that have passed every check. The defaults are those of a plain call, aligned at the end."""
+
+    window_left: int = UNBOUNDED
+    window_right: int = UNBOUNDED
+    diagonal_offset: int = 0
+    diagonal_from_end: int = 1
+    diagonal_offsets: Any = None  # int32 [batch]
+    softcap: float = 0.0
+    bias: LogitArray | None = None
+    mask: LogitArray | None = None
+    alibi_slopes: Any = None  # [batch or 1, heads], of the accumulator's type
+    sinks: Any = None  # [heads], likewise
+    dropout: Dropout | None = None
+    tf32: bool = False
+    q_descale: Any = None  # float32 [batch, kv_heads]
+    k_descale: Any = None
+    v_descale: Any = None
+
+    @property
+    def kernel_options(self) -> ForwardOptions:
+        """Those that a kernel has to be compiled with."""
+        bias = self.bias
+        return ForwardOptions(
+            bound_left=self.window_left != UNBOUNDED,
+            bound_right=self.window_right != UNBOUNDED,
+            softcap=self.softcap != 0.0,
+            alibi=self.alibi_slopes is not None,
+            bias=bias is not None,
+            mask=self.mask is not None,
+            dropout=self.dropout is not None,
+            bias_dtype="float32" if bias is None else bias.array.dtype.name,
+        )
+
+
+def check_options(
+    executor: Executor,
+    *,
+    logits_shape: tuple[int, int, int | None, int | None],
+    num_kv_heads: int,
+    dtype: np.dtype[Any],
+    causal: Any,
+    window: Any = None,
+    softcap: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    dropout_p: Any = 0.0,
+    dropout_seed: Any = 0,
+    dropout_offset: Any = 0,
+    diagonal_offset: Any = None,
+    precision: Any = None,
+    q_descale: Any = None,
+    k_descale: Any = None,
+    v_descale: Any = None,
+) -> Options:
+    """Check every option of a call, as documented at `cuattn.attention`.
+
+    ``logits_shape`` is (batch, heads, seqlen_q, seqlen_k), what a bias and a mask broadcast to; packed sequences whose
+    lengths only the device knows have None for lengths that the caller has not said. ``dtype`` is that of q.
+    """
+    options = Options()
+    batch, num_heads = logits_shape[:2]
+    accumulator = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    _check_bounds(options, causal, window)
+    if diagonal_offset is not None:
+        _check_diagonal(options, executor, diagonal_offset, batch)
+    if softcap is not None:
+        options.softcap = _check_softcap(softcap, accumulator)
+    if bias is not None:
+        options.bias = _check_logit_array(executor, "bias", bias, logits_shape)
+    if mask is not None:
+        options.mask = _check_logit_array(executor, "mask", mask, logits_shape)
+    if alibi_slopes is not None:
+        shapes = (num_heads,), (batch, num_heads)
+        slopes = _metadata(executor, "alibi_slopes", alibi_slopes, shapes, accumulator)
+        options.alibi_slopes = slopes.reshape(-1, num_heads) if slopes.ndim == 1 else slopes
+    if sinks is not None:
+        options.sinks = _metadata(executor, "sinks", sinks, ((num_heads,),), accumulator)
+    if not (type(dropout_p) is float and type(dropout_seed) is type(dropout_offset) is int and dropout_p == 0.0) or (
+        dropout_seed != 0 or dropout_offset != 0
+    ):
+        dropout = check_dropout(dropout_p, dropout_seed, dropout_offset)
+        options.dropout = dropout if dropout.threshold < _MAX_WORD else None
+    if precision is not None:
+        options.tf32 = _check_precision(precision, dtype)
+    for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
+        if value is not None:
+            if dtype.itemsize != 1:
+                raise ArgumentError(f"{name} is for 8-bit floats; q has dtype {dtype}")
+            setattr(options, name, _metadata(executor, name, value, ((batch, num_kv_heads),), accumulator))
+    return options
+
+
+def _check_bounds(options: Options, causal: Any, window: Any) -> None:
+    """Causal mask and window become one window; the diagonal, where "top_left" puts it."""
+    if isinstance(causal, bool | np.bool_):
+        is_causal = bool(causal)
+    elif isinstance(causal, str) and causal in ("bottom_right", "top_left"):
+        is_causal = True
+        options.diagonal_from_end = int(causal == "bottom_right")
+    else:
+        raise ArgumentError(f"causal is {causal!r}; allowed are False, True, 'bottom_right' and 'top_left'")
+    if window is not None:
+        if not isinstance(window, tuple | list) or len(window) != 2:
+            raise ArgumentError(f"window is {window!r}; a pair (left, right) or None is allowed")
+        options.window_left, options.window_right = (_check_side(window, side) for side in window)
+    if is_causal:
+        options.window_right = 0
+
+
+def _check_side(window: Any, side: Any) -> int:
+    if side is None:
+        return UNBOUNDED
+    if isinstance(side, bool | np.bool_) or not isinstance(side, Integral) or not 0 <= side < UNBOUNDED:
+        raise ArgumentError(
+            f"window is {window!r}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
+        )
+    return int(side)
+
+
+def _check_diagonal(options: Options, executor: Executor, diagonal_offset: Any, batch: int) -> None:
+    options.diagonal_from_end = 0
+    if isinstance(diagonal_offset, Integral) and not isinstance(diagonal_offset, bool | np.bool_):
+        if not -(2**31) < int(diagonal_offset) < 2**31:
+            raise ArgumentError(f"diagonal_offset is {diagonal_offset}; its magnitude must be below 2^31")
+        options.diagonal_offset = int(diagonal_offset)
+        return
+    if isinstance(diagonal_offset, bool | float | str | np.bool_ | np.floating):
+        raise ArgumentError(f"diagonal_offset is {diagonal_offset!r}; an integer or int32 [batch] is allowed")
+    options.diagonal_offsets = _metadata(executor, "diagonal_offset", diagonal_offset, ((batch,),), np.dtype(np.int32))
+
+
+def as_float(x: Any) -> float:
+    """A number as a float; infinite beyond the range."""
+    try:
+        return float(x)
+    except OverflowError:
+        return math.inf
+
+
+def _check_softcap(softcap: Any, accumulator: np.dtype[Any]) -> float:
+    if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, Real | np.floating):
+        raise ArgumentError(f"softcap is {softcap!r} of type {type(softcap).__name__}; a number or None is allowed")
+    value, limits = as_float(softcap), np.finfo(accumulator)
+    if not math.isfinite(value):
+        raise NonFiniteError(f"softcap is {softcap!r}; a finite number above 0, or None, is needed")
+    if not float(limits.smallest_normal) <= value <= float(limits.max):
+        raise ArgumentError(
+            f"softcap is {softcap!r}; it must be positive, from {limits.smallest_normal:.3g} to {limits.max:.3g}, or None"
+        )
+    return value
+
+
+def _check_precision(precision: Any, dtype: np.dtype[Any]) -> bool:
+    if not isinstance(precision, str) or precision not in ("ieee", "tf32"):
+        raise ArgumentError(f"precision is {precision!r}; allowed are None, 'ieee' and 'tf32'")
+    if precision == "tf32" and dtype != np.float32:
+        raise DTypeError(f"precision='tf32' is for float32; q has dtype {dtype}")
+    return precision == "tf32"
+
+
+def _check_logit_array(
+    executor: Executor, name: str, value: Any, shape: tuple[int, int, int | None, int | None]
+) -> LogitArray:
+    """A bias or mask, broadcast by stride 0 to `shape` and never copied unless its elements are misaligned."""
+    x = executor.asarray(value)
+    if name == "mask" and x.dtype != np.bool_:
+        raise DTypeError(f"mask has dtype {x.dtype}; bool is needed (True: attend). Numbers to add are passed as bias")
+    if name == "bias" and x.dtype.name not in BIAS_ELEMENTS or not x.dtype.isnative:
+        allowed = ", ".join(BIAS_ELEMENTS)
+        raise DTypeError(f"{name} has dtype {x.dtype}; allowed are {allowed} (native)")
+    if None in shape:
+        raise ArgumentError(
+            f"{name} is broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]: pass max_seqlen_q and max_seqlen_k, "
+            "which cannot be read from cu_seqlens on a device without waiting for it"
+        )
+    itemsize = x.dtype.itemsize
+    if any(stride % itemsize for stride in x.strides) or address(x) % itemsize:
+        with executor.on_device():
+            x = x.copy(order="C")
+    try:
+        with executor.on_device():
+            module: Any = np if executor.name == "host" else sys.modules["cupy"]
+            view = module.broadcast_to(x, shape)
+    except ValueError as error:
+        raise ShapeError(
+            f"{name} has shape {tuple(x.shape)}, which does not broadcast to [batch, heads, seqlen_q, seqlen_k] = "
+            f"{list(shape)}"
+        ) from error
+    strides = tuple(
+        stride // itemsize if extent > 1 else 0 for stride, extent in zip(view.strides, view.shape, strict=True)
+    )
+    return LogitArray(view.view(np.uint8) if name == "mask" else view, strides)  # type: ignore[arg-type]
+
+
+def _metadata(
+    executor: Executor, name: str, value: Any, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]
+) -> Any:
+    """A small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it. What lies on the host
+    is checked for its values as well."""
+    array = executor.metadata(name, value)
+    if array.dtype not in DTYPES if dtype.kind == "f" else array.dtype.kind not in "iu":
+        kind = "floating-point numbers" if dtype.kind == "f" else "integers"
+        raise DTypeError(f"{name} has dtype {array.dtype}; {kind} are needed")
+    if tuple(array.shape) not in shapes:
+        allowed = " or ".join(str(list(shape)) for shape in shapes)
+        raise ShapeError(f"{name} has shape {list(array.shape)}; allowed is {allowed}")
+    if isinstance(array, np.ndarray):
+        _check_values(name, array, dtype)
+    return executor.put(array, dtype)
+
+
+def _check_values(name: str, array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
+    if dtype.kind == "i":
+        if array.size and (array.min() < -(2**31) + 1 or array.max() > 2**31 - 1):
+            raise ArgumentError(f"{name} holds a number that is not in the range of int32")
+        return
+    with np.errstate(over="ignore"):
+        values = array.astype(dtype)
+    allowed = np.isfinite(values) | (np.isneginf(values) if name == "sinks" else False)
+    if not np.all(allowed):
+        raise NonFiniteError(f"{name} holds {array[~allowed].ravel()[0]}; finite numbers are needed")
+

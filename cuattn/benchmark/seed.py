@@ -1,0 +1,92 @@
+"""Problems with published figures: one small head in float32, fused beside unfused, and two usual training shapes.
+
+Time, and memory: inputs, outputs and temporary arrays at their peak, as the executor allocates them. The unfused
+baseline holds the logits S and the probabilities P, [B, H, N, N] each, so that with B = 2, H = 1, D = 64 it takes
+``4 B N D + 2 B N N`` numbers where the fused kernel takes ``4 B N D``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import cuattn
+from cuattn.benchmark import inputs, memory, verify
+from cuattn.benchmark.results import Record, Value
+from cuattn.benchmark.suite import Options, Step
+from cuattn.benchmark.timing import CudaTimer, Timing, significant, time_host
+from cuattn.testing.cases import AttentionCase
+
+#: Memory saved against standard attention, in percent, as published for these lengths.
+PUBLISHED_SAVED_PERCENT = {256: 48.6, 512: 74.3, 1024: 84.0, 2048: 92.0}
+SEQLENS = (*PUBLISHED_SAVED_PERCENT, 4096)
+SHAPES = (
+    AttentionCase(32, 512, 16, 64, causal=True),
+    AttentionCase(64, 256, 32, 32),
+)
+LONG_CALL_S = 3.0  # a call that takes longer is timed once
+METHOD = (
+    "memory: bytes of inputs and outputs, and of temporary arrays at their peak, counted from the allocations of the "
+    "executor; time: median of calls"
+)
+PART = "; the unfused one on the first entry of the batch, its memory times the number of entries"
+
+
+def cases() -> list[AttentionCase]:
+    """One head at every length, then the two larger shapes."""
+    return [AttentionCase(2, seqlen, 1, 64, dtype="float32") for seqlen in SEQLENS] + list(SHAPES)
+
+
+def seed_steps(options: Options) -> list[Step]:
+    """A step a problem."""
+    executor = options.resolved()
+    # Of the unfused kernels in the interpreter: seconds for a million logits, once for the check and once more.
+    return [
+        Step(
+            "seed", case.name, 1.0 + 4e-6 * case.num_heads * case.seqlen_q**2, partial(records, case, executor, options)
+        )
+        for case in cases()
+    ]
+
+
+def records(case: AttentionCase, executor: str, options: Options) -> Iterator[Record]:
+    """The fused and the unfused way through one problem."""
+    # An interpreter takes minutes for the unfused kernels on the large shapes: there they get a part of the batch.
+    part = replace(case, batch=1) if executor == "host" and case in SHAPES else case
+    flash_bytes, flash = measure(case, cuattn.attention, executor, options)
+    standard_bytes, standard = measure(part, cuattn.standard_attention, executor, options)
+    standard_bytes *= case.batch // part.batch
+    metrics: dict[str, Value] = {
+        "flash_time_us": significant(flash.median_us),
+        "standard_time_us": significant(standard.median_us * (case.batch // part.batch)),
+        "flash_memory_bytes": flash_bytes,
+        "standard_memory_bytes": standard_bytes,
+        "saved_percent": significant(100 * (1 - flash_bytes / standard_bytes), 3),
+    }
+    goals = {}
+    if case not in SHAPES and case.seqlen_q in PUBLISHED_SAVED_PERCENT:
+        metrics["published_percent"] = PUBLISHED_SAVED_PERCENT[case.seqlen_q]
+        goals["saved_percent"] = f">= {PUBLISHED_SAVED_PERCENT[case.seqlen_q]}"
+    method = METHOD + (PART.replace("memory", "memory and time") if part != case else "")
+    method += "; the host executor, not a GPU" if executor == "host" else ""
+    yield Record("seed", case.name, metrics, executor=executor, method=method, goals=goals)
+
+
+def measure(case: AttentionCase, function: Callable[..., Any], executor: str, options: Options) -> tuple[int, Timing]:
+    """Peak memory and time of one way through a problem, after a check of its result."""
+    arrays = inputs.make(case, executor, options.seed)
+    call = partial(function, **arrays, return_lse=True, **case.options)
+    began, began_cpu = time.perf_counter(), time.process_time()
+    (out, _), nbytes = memory.of_call(call, arrays.values())
+    once_us = 1e6 * (time.perf_counter() - began)
+    once = Timing((once_us,), 1e6 * (time.process_time() - began_cpu))
+    verify.require(verify.attention_error(case, arrays, out), case.dtype)
+    del out
+    if executor == "cuda":
+        return nbytes, CudaTimer().time(call, budget_s=options.budget_s)
+    if once_us > 1e6 * LONG_CALL_S:
+        return nbytes, once
+    return nbytes, time_host(call, budget_s=options.budget_s)

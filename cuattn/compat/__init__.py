@@ -1,0 +1,23 @@
+"""The names and argument orders of other libraries, for arrays: thin layers over `cuattn.attention`.
+
+* `cuattn.compat.scaled_dot_product_attention`: PyTorch's function of that name;
+* `cuattn.compat.flash_attn`: the functions of the flash-attn package, version 2.
+
+Neither library is imported or needed. Only the forward pass is here, and dropout takes an explicit seed: array programs
+have no global random state that a call could draw one from.
+
+Examples
+--------
+>>> import numpy as np
+>>> from cuattn.compat import scaled_dot_product_attention
+>>> query = np.zeros((1, 2, 4, 32), np.float32)
+>>> scaled_dot_product_attention(query, query, query, is_causal=True).shape
+(1, 2, 4, 32)
+"""
+
+from __future__ import annotations
+
+from cuattn.compat import flash_attn
+from cuattn.compat.sdpa import scaled_dot_product_attention
+
+__all__ = ["flash_attn", "scaled_dot_product_attention"]

@@ -1,0 +1,100 @@
+"""What the compatibility functions check themselves: arguments that `cuattn.attention` spells in another way."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from cuattn.attention_options import as_float
+from cuattn.errors import ArgumentError, NonFiniteError, ShapeError
+from cuattn.launch import executor_for
+
+_NUMBER = (int, float, np.integer, np.floating)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` as a bool; ArgumentError for anything that is none."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentError(f"{name} is {value!r}; allowed are True and False")
+    return bool(value)
+
+
+def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:
+    """The dropout options of `cuattn.attention`.
+
+    A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
+    """
+    if dropout_seed is None:
+        if isinstance(dropout_p, _NUMBER) and dropout_p > 0:
+            raise ArgumentError(
+                f"dropout_p is {dropout_p} and dropout_seed is None; there is no global generator to draw a seed from: "
+                "pass dropout_seed=, another one (or another dropout_offset=) in each call"
+            )
+        dropout_seed = 0
+    return {"dropout_p": dropout_p, "dropout_seed": dropout_seed, "dropout_offset": dropout_offset}
+
+
+def window_option(window_size: Any) -> tuple[int | None, int | None] | None:
+    """``window`` of `cuattn.attention` for a flash-attn ``window_size``, where -1 is unbounded."""
+    try:
+        if not isinstance(window_size, list | tuple):
+            raise TypeError("no pair")
+        left, right = (None if _index(side) == -1 else _index(side) for side in window_size)
+        if min(left or 0, right or 0) < 0:
+            raise ValueError("a negative width")
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"window_size is {window_size!r}; a pair of integers is allowed, each -1 (unbounded) or at least 0"
+        ) from None
+    return None if left is None and right is None else (left, right)
+
+
+def scale_option(softmax_scale: Any) -> Any:
+    """``scale`` of `cuattn.attention`, where the rest of the checks is, under the name that the caller knows."""
+    if softmax_scale is None:
+        return None
+    if isinstance(softmax_scale, bool | np.bool_) or not isinstance(softmax_scale, _NUMBER):
+        name = type(softmax_scale).__name__
+        raise ArgumentError(f"softmax_scale is {softmax_scale!r} of type {name}; a number or None is allowed")
+    if not math.isfinite(as_float(softmax_scale)):
+        raise NonFiniteError(f"softmax_scale is {softmax_scale!r}; a finite number or None is needed")
+    return softmax_scale
+
+
+def softcap_option(softcap: Any) -> Any:
+    """``softcap`` of `cuattn.attention` for a flash-attn one, where 0 and less is off."""
+    if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, _NUMBER):
+        raise ArgumentError(f"softcap is {softcap!r} of type {type(softcap).__name__}; a number is allowed")
+    return None if softcap <= 0 else softcap
+
+
+def score_options(softmax_scale: Any, window_size: Any, softcap: Any, alibi_slopes: Any) -> dict[str, Any]:
+    """The options of `cuattn.attention` that shape the logits, for flash-attn's names and values of them."""
+    return {
+        "scale": scale_option(softmax_scale),
+        "window": window_option(window_size),
+        "softcap": softcap_option(softcap),
+        "alibi_slopes": alibi_slopes,
+    }
+
+
+def results(result: Any, return_attn_probs: bool) -> Any:
+    return (*result, None) if return_attn_probs else result
+
+
+def unpack(name: str, packed: Any, layout: str, axis: int, count: int, **others: Any) -> list[Any]:
+    """The ``count`` arrays that ``packed`` holds along ``axis``, as views. ``others`` must be of the same kind."""
+    packed = executor_for(**others, **{name: packed}).asarray(packed)
+    rank = layout.count(",") + 1
+    if packed.ndim != rank or packed.shape[axis] != count:
+        raise ShapeError(f"{name} has shape {tuple(packed.shape)}; {layout} is needed")
+    return [packed[(slice(None),) * axis + (index,)] for index in range(count)]
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool | np.bool_):
+        raise TypeError("a bool is no width")
+    return operator.index(value)

@@ -1,0 +1,189 @@
+"""From a checked attention problem to the launch of a forward kernel: config, tile classes, arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cuattn import attention_arguments as arguments
+from cuattn import attention_params
+from cuattn.attention_arguments import LOG2_E, Operand, Problem
+from cuattn.attention_options import LogitArray
+from cuattn.attention_params import UNBOUNDED
+from cuattn.config import BUCKETS, WARP_SIZE, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.forward_options import EVERYTHING, ForwardOptions
+from cuattn.launch import Executor, Kernel
+from cuattn.packed import Packed
+
+__all__ = ["forward", "pack_params"]
+
+_TILE_WARPS = 4  # of the kernel that looks at the tiles of a mask: one tile a warp
+
+
+def forward(
+    problem: Problem,
+    *,
+    return_lse: bool,
+    config: FlashFwdConfig | PlainFwdConfig | None = None,
+    packed: Packed | None = None,
+) -> Any:
+    """Launch the kernel of a problem: out, or (out, lse)."""
+    executor, extents, options, accumulator = (
+        problem.executor,
+        problem.extents,
+        problem.options,
+        problem.accumulator,
+    )
+    output = problem.output()
+    lse = executor.empty(extents.lse_shape, accumulator) if return_lse else None
+    if output.array.size:
+        q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
+        buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+        max_seqlen_q = extents.seqlen_q
+        if packed is not None and packed.max_seqlen_q is not None:
+            max_seqlen_q = packed.max_seqlen_q
+        compiled = options.kernel_options.compiled()
+        if config is None:
+            config = select(
+                problem.dtype,
+                *buckets,
+                seqlen_q=max_seqlen_q,
+                smem_limit_bytes=executor.smem_limit_bytes,
+                options=compiled,
+                tf32=options.tf32,
+            )
+        plan = _plan(executor, problem.dtype, *buckets, compiled, q.aligned and k.aligned and v.aligned, config)
+        work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
+        num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
+        classes = _tile_classes(problem, plan)
+        args = (
+            *(q.array, k.array, v.array, output.array, lse),
+            *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
+            *(options.alibi_slopes, options.sinks),
+            *(options.q_descale, options.k_descale, options.v_descale, options.diagonal_offsets),
+            *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
+            pack_params(problem, q, k, v, output, classes, packed),
+        )
+        executor.launch(plan.kernel, (extents.num_heads * num_blocks,), (plan.num_threads,), args, plan.smem_bytes)
+    out = problem.deliver(output)
+    if lse is None:
+        return out
+    executor.finish(lse)
+    return out, lse
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    kernel: Kernel
+    block_m: int
+    block_n: int
+    num_threads: int
+    smem_bytes: int
+
+
+@cache
+def _plan(
+    executor: Executor,
+    dtype: np.dtype[Any],
+    head_dim: int,
+    head_dim_v: int,
+    options: ForwardOptions,
+    aligned: bool,
+    config: FlashFwdConfig | PlainFwdConfig,
+) -> _Plan:
+    """The loaded kernel of a config, for two buckets of head dims."""
+    constants = config.constants(dtype.name, head_dim, head_dim_v, options, aligned=aligned)
+    kernel = executor.kernel(config.source, constants, config.entry)
+    smem_bytes = config.smem_bytes(head_dim, head_dim_v)
+    return _Plan(kernel, config.block_m, config.block_n, config.num_threads, smem_bytes)
+
+
+_NO_STRIDES = 0, 0, 0, 0
+
+
+def pack_params(
+    problem: Problem,
+    q: Operand,
+    k: Operand,
+    v: Operand,
+    output: Operand,
+    classes: LogitArray | None = None,
+    packed: Packed | None = None,
+) -> np.void:
+    """The scalars and strides of the problem, in the order of kernels/attention_params.cuh."""
+    extents, options = problem.extents, problem.options
+    slopes, dropout = options.alibi_slopes, options.dropout
+    return attention_params.pack(
+        problem.accumulator,
+        strides=(
+            *(*q.strides, *k.strides, *v.strides, *output.strides),
+            *(_NO_STRIDES if options.bias is None else options.bias.strides),
+            *(_NO_STRIDES if options.mask is None else options.mask.strides),
+            *(_NO_STRIDES if classes is None else classes.strides),
+            *extents.lse_strides,
+            extents.num_heads if slopes is not None and slopes.shape[0] > 1 else 0,
+        ),
+        integers=(
+            *(extents.num_heads, extents.heads_per_kv_head, extents.seqlen_q, extents.seqlen_k),
+            *_max_seqlens(packed),
+            *(extents.head_dim, extents.head_dim_v, options.diagonal_offset, options.diagonal_from_end),
+            *(options.window_left, options.window_right, int(dropout is not None)),
+        ),
+        dropout=(0, 0, 0, 0)
+        if dropout is None
+        else (dropout.seed_low, dropout.seed_high, dropout.offset, dropout.threshold),
+        reals=(
+            1.0 if dropout is None else dropout.rescale,
+            problem.scale,
+            problem.scale * LOG2_E,
+            options.softcap,
+        ),
+    )
+
+
+def _max_seqlens(packed: Packed | None) -> tuple[int, int]:
+    limits = (None, None) if packed is None else (packed.max_seqlen_q, packed.max_seqlen_k)
+    return tuple(UNBOUNDED if limit is None else limit for limit in limits)  # type: ignore[return-value]
+
+
+def _tile_classes(problem: Problem, plan: _Plan) -> LogitArray | None:
+    """What the bias and the mask do to each tile of the logits (kernels/attention_mask_tiles.cu), broadcast as they are."""
+    bias, mask = problem.options.bias, problem.options.mask
+    given = [x for x in (bias, mask) if x is not None]
+    if not given or plan.block_n == 0:
+        return None
+    executor, logits_shape = problem.executor, given[0].array.shape
+    extents = [
+        extent if any(x.strides[axis] for x in given) else min(extent, 1) for axis, extent in enumerate(logits_shape)
+    ]
+    tiles = (*extents[:2], -(-extents[2] // plan.block_m), -(-extents[3] // plan.block_n))
+    classes = executor.empty(tiles, np.uint8)
+    if classes.size:
+        bias_dtype = "float32" if bias is None else bias.array.dtype.name
+        args = (
+            *(None if x is None else x.array for x in (bias, mask)),
+            classes,
+            *(np.int64(x) for x in (_NO_STRIDES if bias is None else bias.strides)),
+            *(np.int64(x) for x in (_NO_STRIDES if mask is None else mask.strides)),
+            *(np.int32(x) for x in (*extents, plan.block_m, plan.block_n)),
+        )
+        kernel = _tile_kernel(executor, bias_dtype)
+        executor.launch(kernel, (-(-classes.size // _TILE_WARPS),), (_TILE_WARPS * WARP_SIZE,), args)
+    executor.finish(classes)
+    strides = [tiles[1] * tiles[2] * tiles[3], tiles[2] * tiles[3], tiles[3], 1]
+    return LogitArray(
+        classes,
+        tuple(stride if extent > 1 else 0 for stride, extent in zip(strides, extents, strict=True)),  # type: ignore[arg-type]
+    )
+
+
+@cache
+def _tile_kernel(executor: Executor, bias_dtype: str) -> Kernel:
+    constants = replace(EVERYTHING, bias_dtype=bias_dtype).constants()
+    wanted = {name: constants[name] for name in ("SOFTCAP", "ALIBI", "BIAS", "MASK", "BiasElement")}
+    return executor.kernel(
+        "attention_mask_tiles", {**wanted, "NUM_WARPS": _TILE_WARPS}, "cuattn_attention_mask_tiles"
+    )

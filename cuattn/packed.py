@@ -1,0 +1,165 @@
+"""Packed sequences: where each lies among the tokens, and the list of what there is to compute.
+
+No CTA is launched for a query that does not exist. Where the host knows the lengths, the list is exact and the blocks with
+the most keys come first, so that a long sequence among many short ones does not run last and alone. Where only the device
+knows them, the list is made there (kernels/attention_schedule.cu), sequence by sequence, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cuattn import environment
+from cuattn.attention_options import Options
+from cuattn.attention_params import UNBOUNDED
+from cuattn.errors import ArgumentError, DTypeError, ShapeError
+from cuattn.launch import Executor, Kernel
+
+__all__ = ["Packed", "check_packed", "work_list"]
+
+_SCHEDULE_THREADS = 1024
+
+
+@dataclass(slots=True)
+class Packed:
+    """The sequences of a packed problem.
+
+    ``cu_seqlens_q`` and ``cu_seqlens_k`` are int32 [batch + 1] where kernels can read them; ``host`` holds both as NumPy
+    arrays if the host knows them. No sequence is longer than ``max_seqlen_q``, ``max_seqlen_k``.
+    """
+
+    cu_seqlens_q: Any
+    cu_seqlens_k: Any
+    max_seqlen_q: int | None
+    max_seqlen_k: int | None
+    host: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+
+    @property
+    def batch(self) -> int:
+        return int(self.cu_seqlens_q.shape[0]) - 1
+
+    def work(self, executor: Executor, total_q: int, block_m: int, options: Options) -> Any:
+        """The list of (batch_idx, block of queries): int32 [num_work, 2], where kernels can read it."""
+        if self.host is None:
+            return self._work_on_device(executor, total_q, block_m)
+        return executor.put(work_list(*self.host, block_m, options), np.int32)
+
+    def _work_on_device(self, executor: Executor, total_q: int, block_m: int) -> Any:
+        batch = self.batch
+        capacity = total_q // block_m + min(batch, total_q)
+        first_work, work = executor.empty(batch + 1, np.int32), executor.empty((capacity, 2), np.int32)
+        max_seqlen = UNBOUNDED if self.max_seqlen_q is None else self.max_seqlen_q
+        args = (
+            self.cu_seqlens_q,
+            first_work,
+            work,
+            *(np.int32(x) for x in (batch, total_q, max_seqlen, capacity)),
+        )
+        executor.launch(_schedule_kernel(executor, block_m), (1,), (_SCHEDULE_THREADS,), args)
+        executor.finish(first_work, work)
+        return work
+
+
+@cache
+def _schedule_kernel(executor: Executor, block_m: int) -> Kernel:
+    constants = {"BLOCK_M": block_m, "NUM_THREADS": _SCHEDULE_THREADS}
+    return executor.kernel("attention_schedule", constants, "cuattn_attention_schedule")
+
+
+def check_packed(
+    executor: Executor,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    max_seqlen_q: Any,
+    max_seqlen_k: Any,
+    total_q: int,
+    total_k: int,
+) -> Packed:
+    """Every check of the arguments that say where sequences lie. Raises as documented at `cuattn.attention_varlen`."""
+    given = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    arrays = {name: executor.metadata(name, x) for name, x in given.items()}
+    for name, x in arrays.items():
+        if x.ndim != 1 or not x.size:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; [batch + 1] is needed")
+        on_host = isinstance(x, np.ndarray)
+        if x.dtype.kind not in "iu" if on_host else x.dtype != np.int32:
+            raise DTypeError(f"{name} has dtype {x.dtype}; {'integers are' if on_host else 'int32 is'} needed")
+    if arrays["cu_seqlens_q"].shape != arrays["cu_seqlens_k"].shape:
+        lengths = " and ".join(f"{x.size} in {name}" for name, x in arrays.items())
+        raise ShapeError(f"cu_seqlens_q and cu_seqlens_k must have the same length, batch + 1; there are {lengths}")
+    limits = {
+        name: _check_max(name, x) for name, x in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))
+    }
+    known: list[NDArray[np.int64]] = []
+    for (name, x), total, limit in zip(arrays.items(), (total_q, total_k), limits, strict=True):
+        values = x if isinstance(x, np.ndarray) else x.get() if environment.check() else None
+        if values is not None:
+            longest = _check_values(name, values.astype(np.int64), total, limit, limits[limit])
+            if limits[limit] is None:
+                limits[limit] = longest
+            known.append(values.astype(np.int64))
+    return Packed(
+        *(executor.put(x, np.int32) for x in arrays.values()),
+        *limits.values(),
+        host=(known[0], known[1]) if len(known) == 2 else None,
+    )
+
+
+def _check_max(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 0 <= value <= UNBOUNDED:
+        raise ArgumentError(f"{name} is {value!r}; an integer from 0 to {UNBOUNDED}, or None, is allowed")
+    return int(value)
+
+
+def _check_values(name: str, values: NDArray[np.int64], total: int, limit_name: str, limit: int | None) -> int:
+    """The longest sequence of a list that ascends from 0 to `total`."""
+    lengths = np.diff(values)
+    if values[0] != 0:
+        raise ArgumentError(f"{name}[0] is {values[0]}; the first sequence begins at 0")
+    if lengths.size and lengths.min() < 0:
+        at = int(np.argmax(lengths < 0))
+        raise ArgumentError(
+            f"{name} descends from {values[at]} to {values[at + 1]} at index {at + 1}; it must ascend"
+        )
+    if values[-1] != total:
+        raise ArgumentError(f"{name} ends at {values[-1]}; it must span all {total} tokens")
+    longest = int(lengths.max(initial=0))
+    if limit is not None and longest > limit:
+        raise ArgumentError(f"{limit_name} is {limit}, but a sequence of {name} has {longest} tokens")
+    return longest
+
+
+def work_list(
+    cu_seqlens_q: NDArray[np.int64], cu_seqlens_k: NDArray[np.int64], block_m: int, options: Options
+) -> NDArray[np.int32]:
+    """(batch_idx, block) of every block of queries there is, [num_work, 2]; those that see the most keys first.
+
+    >>> work_list(np.array([0, 1, 131]), np.array([0, 9, 139]), 64, Options(window_right=0)).tolist()
+    [[1, 2], [1, 1], [1, 0], [0, 0]]
+    """
+    seqlens_q, seqlens_k = np.diff(cu_seqlens_q), np.diff(cu_seqlens_k)
+    num_blocks = -(-seqlens_q // block_m)
+    batch_idx = np.repeat(np.arange(num_blocks.size), num_blocks)
+    block = np.arange(batch_idx.size) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks)
+    keys = seqlens_k[batch_idx]
+    first, last = block * block_m, np.minimum((block + 1) * block_m, seqlens_q[batch_idx]) - 1
+    diagonal = np.full(num_blocks.size, options.diagonal_offset, np.int64)
+    if options.diagonal_from_end:
+        diagonal += seqlens_k - seqlens_q
+    if isinstance(options.diagonal_offsets, np.ndarray):
+        diagonal = options.diagonal_offsets.astype(np.int64)
+    begin, end = np.zeros_like(keys), keys
+    if options.window_left != UNBOUNDED:
+        begin = np.clip(first + diagonal[batch_idx] - options.window_left, 0, keys)
+    if options.window_right != UNBOUNDED:
+        end = np.clip(last + diagonal[batch_idx] + options.window_right + 1, 0, keys)
+    order = np.argsort(np.minimum(begin, end) - end, kind="stable")
+    return np.stack([batch_idx[order], block[order]], axis=1).astype(np.int32)

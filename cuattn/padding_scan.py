@@ -1,0 +1,53 @@
+"""The prefix sum over a padding mask: which chunks, and the two launches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuattn import rows
+from cuattn.extents import address
+from cuattn.launch import Executor
+
+NUM_THREADS = 256
+MAX_CHUNKS = 1024  # every CTA of the scan adds up the counts of all chunks
+MIN_CHUNK_SLOTS = 1024
+
+# struct MaskLayout of kernels/padding_plan.cu.
+_MASK_LAYOUT = np.dtype(
+    [
+        ("batch_stride", np.int64),
+        ("seq_stride", np.int64),
+        ("item_bytes", np.uint32),
+        ("seqlen", np.uint32),
+        ("num_slots", np.uint32),
+        ("chunk_slots", np.uint32),
+    ]
+)
+
+
+def scan(executor: Executor, mask: Any) -> tuple[Any, Any]:
+    """All slots, tokens first, int32 [B * N]; cu_seqlens int32 [B + 1]."""
+    batch, seqlen = mask.shape
+    num_slots = batch * seqlen
+    if num_slots == 0:
+        return executor.empty(0, np.int32), rows.full(executor, (batch + 1,), 0, np.int32)
+    itemsize = mask.dtype.itemsize
+    if any(stride % itemsize for stride in (address(mask), *mask.strides)):
+        mask = rows.contiguous(executor, mask)
+    chunk_slots = max(MIN_CHUNK_SLOTS, -(-num_slots // MAX_CHUNKS))
+    chunk_slots = -(-chunk_slots // NUM_THREADS) * NUM_THREADS
+    num_chunks = -(-num_slots // chunk_slots)
+    layout = np.array([(*mask.strides, itemsize, seqlen, num_slots, chunk_slots)], _MASK_LAYOUT)
+    packed = np.void(layout.tobytes())
+    counts = executor.empty(num_chunks, np.int32)
+    order, cu_seqlens = executor.empty(num_slots, np.int32), executor.empty(batch + 1, np.int32)
+    count, place = (
+        executor.kernel("padding_plan", {"NUM_THREADS": NUM_THREADS}, f"cuattn_padding_{name}")
+        for name in ("count", "scan")
+    )
+    executor.launch(count, (num_chunks,), (NUM_THREADS,), (mask, counts, packed))
+    executor.launch(place, (num_chunks,), (NUM_THREADS,), (mask, counts, order, cu_seqlens, packed))
+    executor.finish(order, cu_seqlens)
+    return order, cu_seqlens

@@ -1,0 +1,50 @@
+"""What the kernels must compute, written from the formulas.
+
+Every function here is plain NumPy in float64: no tiles, no running maximum, no scaled exponent, nothing that a kernel
+might also do and get wrong in the same way. It is slow and stores the whole ``[batch, heads, seqlen_q, seqlen_k]``
+matrix; its only purpose is to be read and believed. ``dtype=numpy.longdouble`` gives the oracle for float64 kernels.
+
+Letters: B batch, N query length, M key length, H query heads, G key/value heads, D head dim, E value head dim.
+Arrays are ``[B, N, H, D]``; query head ``h`` reads key/value head ``h // (H // G)``.
+
+>>> import numpy as np
+>>> q = np.zeros((1, 2, 1, 4)); k = np.zeros((1, 2, 1, 4)); v = np.arange(2.0).reshape(1, 2, 1, 1)
+>>> out, lse = attention(q, k, v, causal=True)
+>>> out.ravel().tolist(), lse.ravel().round(4).tolist()
+([0.0, 0.5], [0.0, 0.6931])
+"""
+
+from __future__ import annotations
+
+from cuattn.reference.attention import attention, attention_naive, probabilities
+from cuattn.reference.logits import logits
+from cuattn.reference.merge import merge_states
+from cuattn.reference.narrow import round_to_tf32
+from cuattn.reference.online_softmax import OnlineSoftmax
+from cuattn.reference.padding import padding_plan, remove_padding, restore_padding
+from cuattn.reference.rotary import rope, rotary_angles, split_qkv
+from cuattn.reference.softmax import log_softmax, logsumexp, softmax
+from cuattn.reference.varlen import attention_varlen
+from cuattn.reference.visibility import diagonal, visible
+
+__all__ = [
+    "OnlineSoftmax",
+    "attention",
+    "attention_naive",
+    "attention_varlen",
+    "diagonal",
+    "log_softmax",
+    "logits",
+    "logsumexp",
+    "merge_states",
+    "padding_plan",
+    "probabilities",
+    "remove_padding",
+    "restore_padding",
+    "rope",
+    "rotary_angles",
+    "round_to_tf32",
+    "softmax",
+    "split_qkv",
+    "visible",
+]
