@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 from cuattn import compile
-from cuattn.benchmark import Options, cuda_calls, machine, operations, start
+from cuattn.benchmark import Options, cuda_calls, machine, operations, option_costs, start
+from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import Record, scrub, write_text
 from cuattn.benchmark.suite import Step as SuiteStep
 from cuattn.benchmark.suite import failure, run_steps
@@ -148,16 +149,38 @@ def tests(run: Run) -> None:
 
 def attention(run: Run) -> None:
     """Speed of the forward beside torch's back ends, and the ceilings of the device."""
-    options = Options(executor=run.executor, budget_s=0.05 if run.is_tiny else 0.4)
-    cases = operations.attention_cases(options, run.executor)
-    run.measure(operations.case_steps("attention", cases[:2] if run.is_tiny else cases, options))
+    chosen = _options(run)
+    cases = operations.attention_cases(chosen, run.executor)
+    run.measure(operations.case_steps("attention", cases[:2] if run.is_tiny else cases, chosen))
 
 
 def softmax(run: Run) -> None:
     """Speed of softmax beside torch, and as a fraction of a copy."""
-    options = Options(executor=run.executor, budget_s=0.05 if run.is_tiny else 0.4)
-    cases = operations.softmax_cases(options, run.executor)
-    run.measure(operations.case_steps("softmax", cases[:1] if run.is_tiny else cases, options))
+    chosen = _options(run)
+    cases = operations.softmax_cases(chosen, run.executor)
+    run.measure(operations.case_steps("softmax", cases[:1] if run.is_tiny else cases, chosen))
+
+
+def options(run: Run) -> None:
+    """What each option of attention costs beside the plain kernel."""
+    steps = option_costs.option_steps(_options(run))
+    run.measure(steps[:2] if run.is_tiny else steps)
+
+
+def seed(run: Run) -> None:
+    """Time and peak memory, fused beside unfused."""
+    steps = published.seed_steps(_options(run))
+    run.measure(steps[:1] if run.is_tiny else steps)
+
+
+def layout(run: Run) -> None:
+    """Rotary embedding, splitting, packing, merging; packed attention."""
+    steps = operations.layout_steps(_options(run))
+    run.measure(steps[:2] if run.is_tiny else steps)
+
+
+def _options(run: Run) -> Options:
+    return Options(executor=run.executor, budget_s=0.05 if run.is_tiny else 0.4)
 
 
 def latency(run: Run) -> None:
@@ -190,10 +213,13 @@ STEPS = (
     Step(environment, 40),
     Step(smoke, 60),
     Step(instructions, 60),
-    Step(tests, 170, 15),
-    Step(attention, 160, 15),
-    Step(softmax, 60, 10),
-    Step(latency, 60, 10),
+    Step(tests, 150, 15),
+    Step(attention, 130, 15),
+    Step(options, 45, 10),
+    Step(seed, 30, 10),
+    Step(layout, 30, 10),
+    Step(softmax, 40, 10),
+    Step(latency, 45, 10),
 )
 NAMES = tuple(step.name for step in STEPS)
 

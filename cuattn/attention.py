@@ -9,19 +9,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from cuattn import attention_arguments as arguments
-from cuattn.attention_arguments import Problem
-from cuattn.attention_params import UNBOUNDED
 from cuattn.config import FlashFwdConfig, PlainFwdConfig
-from cuattn.errors import SlowHostCallWarning
 from cuattn.forward import forward
+from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["attention"]
-
-SLOW_HOST_FLOPS = 1e11  # a NumPy call of more warns
 
 
 def attention(
@@ -81,8 +76,8 @@ def attention(
     bias : array, broadcast to [batch, heads, seqlen_q, seqlen_k]; float16, bfloat16, float32 or float64; optional
         Added to the logits; -inf hides a key. Broadcast axes are not materialised.
     mask : bool array, broadcast likewise, optional
-        True: attend. Tiles of the logits in which a mask (or a bias of -inf) hides everything are skipped, those in which
-        it hides nothing cost nothing.
+        True: attend. Tiles of the logits in which a mask (or a bias of -inf) hides everything are skipped, those in
+        which it hides nothing cost nothing.
     sinks : float array [heads], optional
         One more logit in the denominator of each row, whose value is nowhere; -inf is none. lse includes it.
     dropout_p : float, 0 <= dropout_p < 1
@@ -177,8 +172,7 @@ def attention(
         v_descale=v_descale,
         fp8_format=fp8_format,
     )
-    if problem.executor.name == "host":
-        _warn_if_slow(problem)
+    warn_if_slow(problem)
     return forward(problem, return_lse=return_lse)
 
 
@@ -197,27 +191,3 @@ def evaluate(
     """`attention` with a kernel shape of one's own choice."""
     problem = arguments.check(q, k, v, scale=scale, causal=causal, out=out, **options)
     return forward(problem, return_lse=return_lse, config=config)
-
-
-_warned_slow = False
-
-
-def _warn_if_slow(problem: Problem) -> None:
-    """Say, once a process, that the host executor is no place for a problem of this size."""
-    global _warned_slow
-    extents, options = problem.extents, problem.options
-    keys = float(extents.seqlen_k)
-    if options.window_left != UNBOUNDED:
-        keys = min(keys, options.window_left + 1.0 + options.window_right)
-    elif options.window_right == 0:
-        keys /= 2
-    pairs = extents.batch * extents.num_heads * extents.seqlen_q * keys
-    flops = 2.0 * pairs * (extents.head_dim + extents.head_dim_v)
-    if flops > SLOW_HOST_FLOPS and not _warned_slow:
-        _warned_slow = True
-        warnings.warn(
-            "attention on NumPy arrays runs on the host executor, which interprets the kernel: the "
-            f"{flops:.2g} floating-point operations of this call may take minutes; CuPy arrays run on the GPU",
-            SlowHostCallWarning,
-            stacklevel=3,
-        )

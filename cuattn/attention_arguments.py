@@ -22,13 +22,19 @@ LOG2_E = math.log2(math.e)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}
 INPUT_DTYPES = DTYPES | frozenset(FP8_FORMATS.values())
-_LAYOUTS = {"q": "seqlen_q, heads, head_dim]", "k": "seqlen_k, kv_heads, head_dim]", "v": "seqlen_k, kv_heads, head_dim_v]"}
+_LAYOUTS = {
+    "q": "seqlen_q, heads, head_dim]",
+    "k": "seqlen_k, kv_heads, head_dim]",
+    "v": "seqlen_k, kv_heads, head_dim_v]",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Extents:
-    """The sizes of a problem; letters as in the documentation: B, N, M, H, G, D, E. Of packed sequences, N and M are the
-    tokens of all of them together."""
+    """The sizes of a problem; letters as in the documentation: B, N, M, H, G, D, E.
+
+    Of packed sequences, B is their number, and N and M are the tokens of all of them together.
+    """
 
     batch: int
     seqlen_q: int
@@ -216,7 +222,7 @@ def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
 
 
 def check_rank(q: Any, k: Any, v: Any, *, packed: bool) -> None:
-    """Raise `ShapeError`, naming the argument, for a rank that none of them may have, and for an extent beyond int32."""
+    """Raise `ShapeError`, naming the argument, for a rank that none of them may have, and for an extent of 2^31."""
     rank = 3 if packed else 4
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != rank:
@@ -241,10 +247,10 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
     return value
 
 
-def check_return_lse(return_lse: Any) -> None:
+def check_return_lse(return_lse: Any, name: str = "return_lse") -> None:
     """Raise unless it is a bool."""
     if not isinstance(return_lse, bool | np.bool_):
-        raise ArgumentError(f"return_lse is {return_lse!r}; allowed are False and True")
+        raise ArgumentError(f"{name} is {return_lse!r}; allowed are False and True")
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: Any) -> None:

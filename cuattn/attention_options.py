@@ -148,7 +148,7 @@ def _check_bounds(options: Options, causal: Any, window: Any) -> None:
 def _check_side(window: Any, side: Any) -> int:
     if side is None:
         return UNBOUNDED
-    if isinstance(side, bool | np.bool_) or not isinstance(side, Integral) or not 0 <= side < UNBOUNDED:
+    if isinstance(side, bool | np.bool_) or not isinstance(side, Integral) or not 0 <= int(side) < UNBOUNDED:
         raise ArgumentError(
             f"window is {window!r}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
         )
@@ -183,7 +183,7 @@ def _check_softcap(softcap: Any, accumulator: np.dtype[Any]) -> float:
         raise NonFiniteError(f"softcap is {softcap!r}; a finite number above 0, or None, is needed")
     if not float(limits.smallest_normal) <= value <= float(limits.max):
         raise ArgumentError(
-            f"softcap is {softcap!r}; it must be positive, from {limits.smallest_normal:.3g} to {limits.max:.3g}, or None"
+            f"softcap is {softcap!r}; it must be positive, from {limits.smallest_normal:.3g} to {limits.max:.3g}"
         )
     return value
 
@@ -203,7 +203,7 @@ def _check_logit_array(
     x = executor.asarray(value)
     if name == "mask" and x.dtype != np.bool_:
         raise DTypeError(f"mask has dtype {x.dtype}; bool is needed (True: attend). Numbers to add are passed as bias")
-    if name == "bias" and x.dtype.name not in BIAS_ELEMENTS or not x.dtype.isnative:
+    if (name == "bias" and x.dtype.name not in BIAS_ELEMENTS) or not x.dtype.isnative:
         allowed = ", ".join(BIAS_ELEMENTS)
         raise DTypeError(f"{name} has dtype {x.dtype}; allowed are {allowed} (native)")
     if None in shape:
@@ -257,4 +257,3 @@ def _check_values(name: str, array: np.ndarray[Any, Any], dtype: np.dtype[Any]) 
     allowed = np.isfinite(values) | (np.isneginf(values) if name == "sinks" else False)
     if not np.all(allowed):
         raise NonFiniteError(f"{name} holds {array[~allowed].ravel()[0]}; finite numbers are needed")
-

@@ -33,8 +33,8 @@ def pack(
     accumulator : numpy.float32 or numpy.float64
         Real, the type of the accumulators.
     strides : 27 ints
-        Of q, k, v, out (batch, seq, head), of bias, mask, tile_class (batch, head, query, key), of lse (batch, head), and
-        of the ALiBi slopes (batch).
+        Of q, k, v, out (batch, seq, head), of bias, mask, tile_class (batch, head, query, key), of lse (batch, head),
+        and of the ALiBi slopes (batch).
     integers : 13 ints
         From num_heads to use_dropout, in the order of the header.
     dropout : 4 ints

@@ -172,7 +172,12 @@ def _types(dtype_name: str, products: str) -> dict[str, Any]:
     """The element types of a kernel: in memory, on chip, of the result, and of the sums."""
     if dtype_name in STORAGE_8BIT:
         element = "__half" if products == "mma" else "float"
-        return {"Storage": STORAGE_8BIT[dtype_name], "Element": element, "Output": "__nv_bfloat16", "Accumulator": "float"}
+        return {
+            "Storage": STORAGE_8BIT[dtype_name],
+            "Element": element,
+            "Output": "__nv_bfloat16",
+            "Accumulator": "float",
+        }
     element, accumulator = ELEMENTS[dtype_name]
     return {"Storage": element, "Element": element, "Output": element, "Accumulator": accumulator}
 

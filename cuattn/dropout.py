@@ -159,8 +159,8 @@ def dropout_mask(
     --------
     >>> import cuattn
     >>> cuattn.dropout_mask(1, 1, 2, 6, dropout_p=0.5, dropout_seed=1).astype(int)[0, 0]
-    array([[1, 0, 0, 1, 0, 1],
-           [0, 1, 0, 1, 0, 1]])
+    array([[0, 0, 1, 0, 1, 1],
+           [0, 0, 0, 0, 1, 0]])
     """
     dropout = check_dropout(dropout_p, dropout_seed, dropout_offset)
     named = {"batch": batch, "num_heads": num_heads, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k}

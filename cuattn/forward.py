@@ -150,7 +150,7 @@ def _max_seqlens(packed: Packed | None) -> tuple[int, int]:
 
 
 def _tile_classes(problem: Problem, plan: _Plan) -> LogitArray | None:
-    """What the bias and the mask do to each tile of the logits (kernels/attention_mask_tiles.cu), broadcast as they are."""
+    """What bias and mask do to each tile of the logits (attention_mask_tiles.cu), broadcast as they are."""
     bias, mask = problem.options.bias, problem.options.mask
     given = [x for x in (bias, mask) if x is not None]
     if not given or plan.block_n == 0:
@@ -184,6 +184,4 @@ def _tile_classes(problem: Problem, plan: _Plan) -> LogitArray | None:
 def _tile_kernel(executor: Executor, bias_dtype: str) -> Kernel:
     constants = replace(EVERYTHING, bias_dtype=bias_dtype).constants()
     wanted = {name: constants[name] for name in ("SOFTCAP", "ALIBI", "BIAS", "MASK", "BiasElement")}
-    return executor.kernel(
-        "attention_mask_tiles", {**wanted, "NUM_WARPS": _TILE_WARPS}, "cuattn_attention_mask_tiles"
-    )
+    return executor.kernel("attention_mask_tiles", {**wanted, "NUM_WARPS": _TILE_WARPS}, "cuattn_attention_mask_tiles")

@@ -93,7 +93,8 @@ def _compiled(options: ForwardOptions) -> ForwardOptions:
 
 def compiled_options(bias_dtypes: Sequence[str] = tuple(BIAS_ELEMENTS)) -> list[ForwardOptions]:
     """Every set of options that some call needs a kernel for, plain first."""
-    singles = [PLAIN, *(replace(PLAIN, **{name: True}) for name in _SCORE_OPTIONS if name != "bias")]
+    flags: list[dict[str, Any]] = [{name: True} for name in _SCORE_OPTIONS if name != "bias"]
+    singles = [PLAIN, *(replace(PLAIN, **flag) for flag in flags)]
     singles += [ForwardOptions(bias=True, bias_dtype=dtype) for dtype in bias_dtypes]
     bounds = ((False, False), (False, True), (True, True))
     result = [replace(single, bound_left=left, bound_right=right) for single in singles for left, right in bounds]

@@ -1,8 +1,9 @@
 """Packed sequences: where each lies among the tokens, and the list of what there is to compute.
 
-No CTA is launched for a query that does not exist. Where the host knows the lengths, the list is exact and the blocks with
-the most keys come first, so that a long sequence among many short ones does not run last and alone. Where only the device
-knows them, the list is made there (kernels/attention_schedule.cu), sequence by sequence, and nothing waits for it.
+Where the host knows the lengths, no CTA is launched for a query that does not exist, and the blocks with the most keys
+come first, so that a long sequence among many short ones does not run last and alone. Where only the device knows them,
+the list is made there (kernels/attention_schedule.cu), sequence by sequence, and nothing waits for it; entries beyond
+its end are CTAs that stop at once.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _SCHEDULE_THREADS = 1024
 class Packed:
     """The sequences of a packed problem.
 
-    ``cu_seqlens_q`` and ``cu_seqlens_k`` are int32 [batch + 1] where kernels can read them; ``host`` holds both as NumPy
-    arrays if the host knows them. No sequence is longer than ``max_seqlen_q``, ``max_seqlen_k``.
+    ``cu_seqlens_q`` and ``cu_seqlens_k`` are int32 [batch + 1] where kernels can read them; ``host`` holds both as
+    NumPy arrays if the host knows them. No sequence is longer than ``max_seqlen_q``, ``max_seqlen_k``.
     """
 
     cu_seqlens_q: Any
@@ -93,9 +94,7 @@ def check_packed(
     if arrays["cu_seqlens_q"].shape != arrays["cu_seqlens_k"].shape:
         lengths = " and ".join(f"{x.size} in {name}" for name, x in arrays.items())
         raise ShapeError(f"cu_seqlens_q and cu_seqlens_k must have the same length, batch + 1; there are {lengths}")
-    limits = {
-        name: _check_max(name, x) for name, x in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))
-    }
+    limits = {name: _check_max(name, x) for name, x in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))}
     known: list[NDArray[np.int64]] = []
     for (name, x), total, limit in zip(arrays.items(), (total_q, total_k), limits, strict=True):
         values = x if isinstance(x, np.ndarray) else x.get() if environment.check() else None
@@ -104,17 +103,15 @@ def check_packed(
             if limits[limit] is None:
                 limits[limit] = longest
             known.append(values.astype(np.int64))
-    return Packed(
-        *(executor.put(x, np.int32) for x in arrays.values()),
-        *limits.values(),
-        host=(known[0], known[1]) if len(known) == 2 else None,
-    )
+    on_device = [executor.put(x, np.int32) for x in arrays.values()]
+    host = (known[0], known[1]) if len(known) == 2 else None
+    return Packed(on_device[0], on_device[1], limits["max_seqlen_q"], limits["max_seqlen_k"], host)
 
 
 def _check_max(name: str, value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 0 <= value <= UNBOUNDED:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 0 <= int(value) <= UNBOUNDED:
         raise ArgumentError(f"{name} is {value!r}; an integer from 0 to {UNBOUNDED}, or None, is allowed")
     return int(value)
 
@@ -126,9 +123,7 @@ def _check_values(name: str, values: NDArray[np.int64], total: int, limit_name: 
         raise ArgumentError(f"{name}[0] is {values[0]}; the first sequence begins at 0")
     if lengths.size and lengths.min() < 0:
         at = int(np.argmax(lengths < 0))
-        raise ArgumentError(
-            f"{name} descends from {values[at]} to {values[at + 1]} at index {at + 1}; it must ascend"
-        )
+        raise ArgumentError(f"{name} descends from {values[at]} to {values[at + 1]} at index {at + 1}; it must ascend")
     if values[-1] != total:
         raise ArgumentError(f"{name} ends at {values[-1]}; it must span all {total} tokens")
     longest = int(lengths.max(initial=0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -15,10 +16,11 @@ import numpy as np
 
 from cuattn import environment, rows
 from cuattn.attention_arguments import MAX_EXTENT
+from cuattn.compile import Constant
 from cuattn.config import MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds
-from cuattn.launch import Constants, Executor, executor_for
+from cuattn.launch import Executor, executor_for
 from cuattn.softmax_config import ELEMENT_TYPES
 
 NUM_THREADS = 256
@@ -89,16 +91,10 @@ class Angles:
         cos_stride, sin_stride = (table.strides[0] // table.dtype.itemsize for table in (self.cos, self.sin))
         return cos_stride, sin_stride, self.cos.shape[0]
 
-    def constants(self, dtype: np.dtype[Any]) -> Constants:
+    def constants(self, dtype: np.dtype[Any]) -> dict[str, Constant]:
         """The constants of rotary_units.cuh and of the kernels that include it."""
-        real = "double" if dtype == np.float64 else "float"
-        return {
-            "Element": ELEMENT_TYPES[dtype.name],
-            "INTERLEAVED": self.interleaved,
-            "NUM_THREADS": NUM_THREADS,
-            "TABLES": self.cos is not None,
-            "Table": real if self.cos is None else "double" if self.cos.dtype == np.float64 else "float",
-        }
+        table_dtype = None if self.cos is None else self.cos.dtype.name
+        return kernel_constants(dtype.name, self.interleaved, table_dtype)
 
     def units(self, head_dim: int, itemsize: int, aligned: bool) -> tuple[bool, int, int]:
         """Whether 16-byte units fit, ``aligned`` heads given; how many are turned, and how many a head has."""
@@ -127,6 +123,33 @@ class Positions:
     @property
     def are_64_bit(self) -> bool:
         return bool(self.array.dtype.itemsize == 8)
+
+
+def kernel_constants(dtype_name: str, interleaved: bool, table_dtype: str | None) -> dict[str, Constant]:
+    """Constants of both kernels; ``table_dtype`` is None where rotations are computed."""
+    if table_dtype is None:
+        table_type = "double" if dtype_name == "float64" else "float"
+    else:
+        table_type = ELEMENT_TYPES[table_dtype]
+    return {
+        "Element": ELEMENT_TYPES[dtype_name],
+        "INTERLEAVED": interleaved,
+        "NUM_THREADS": NUM_THREADS,
+        "TABLES": table_dtype is not None,
+        "Table": table_type,
+    }
+
+
+def variants() -> Iterator[tuple[str, dict[str, Constant]]]:
+    """Every kernel that a call of `rope` or `split_qkv` can ask for: the source, and its constants."""
+    for dtype_name in ELEMENT_TYPES:
+        tables = ("float32", "float64") if dtype_name == "float64" else ("float32",)
+        for interleaved in (False, True):
+            for table_dtype in (None, *tables):
+                constants = kernel_constants(dtype_name, interleaved, table_dtype)
+                yield "rope", constants
+                yield "split_qkv", {**constants, "ROTATE": True}
+        yield "split_qkv", {**kernel_constants(dtype_name, False, None), "ROTATE": False}
 
 
 def num_groups(num_heads: int) -> int:
@@ -241,12 +264,11 @@ def turn_words(executor: Executor, base: float, num_pairs: int, wide: bool) -> A
         words = np.array([[turn >> 64 for turn in exact], [turn % 2**64 for turn in exact]], np.uint64)
     else:
         words = np.array([(turn + 2**63 >> 64) % 2**64 for turn in exact], np.uint64)
-    if executor.name == "host":
-        return words
-    with executor.on_device():
-        on_device = executor.asarray(words)
-        sys.modules["cupy"].cuda.get_current_stream().synchronize()
-        return on_device
+    result = executor.put(words, np.uint64)
+    if executor.name == "cuda":
+        with executor.on_device():
+            sys.modules["cupy"].cuda.get_current_stream().synchronize()
+    return result
 
 
 # --- positions -------------------------------------------------------------------------------------------------------
@@ -254,9 +276,7 @@ def turn_words(executor: Executor, base: float, num_pairs: int, wide: bool) -> A
 
 def on_device(x: Any) -> bool:
     """Whether ``x`` is an array that lives on a GPU; lists and arrays on the CPU are data that the host can look at."""
-    if isinstance(x, np.ndarray | list | tuple | np.generic) or not (
-        hasattr(x, "__dlpack_device__") or hasattr(x, "__cuda_array_interface__")
-    ):
+    if isinstance(x, np.ndarray | list | tuple):
         return False
     return executor_for(metadata=x).name == "cuda"
 
@@ -264,30 +284,23 @@ def on_device(x: Any) -> bool:
 def integers(executor: Executor, name: str, x: Any) -> tuple[Any, np.ndarray[Any, Any] | None]:
     """Integer metadata as an array of int32 or int64 where the kernels run, and what the host can see of it.
 
-    Host data is copied to the device without waiting; what is there already stays there, unseen unless
-    ``CUATTN_CHECK`` is set.
+    What is on the device already stays there, unseen unless ``CUATTN_CHECK`` is set.
     """
-    if on_device(x):
-        x = executor.asarray(x)
+    x = executor.metadata(name, x)
+    if not isinstance(x, np.ndarray):
         if x.dtype not in (np.int32, np.int64):
             raise DTypeError(f"{name} has dtype {x.dtype}; int32 and int64 are allowed on a device")
         return (x if _on_elements(x) else rows.contiguous(executor, x)), (x.get() if environment.check() else None)
-    try:
-        seen = np.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise ArrayTypeError(f"{name} of type {type(x).__name__} cannot be read as an array: {error}") from error
-    if seen.size == 0 and isinstance(x, list | tuple):
-        seen = seen.astype(np.int32)
-    if seen.dtype.kind not in "iu":
-        raise DTypeError(f"{name} has dtype {seen.dtype}; integers are allowed")
-    if seen.dtype.kind == "u" and seen.size and int(seen.max()) > np.iinfo(np.int64).max:
-        raise ArgumentError(f"{name} holds {int(seen.max())}; at most {np.iinfo(np.int64).max} is allowed")
-    kept = seen.dtype.isnative and seen.dtype in (np.int32, np.int64) and _on_elements(seen)
-    array = seen if kept else seen.astype(np.int64)
-    if executor.name == "cuda":
-        with executor.on_device():
-            array = executor.asarray(np.ascontiguousarray(array))
-    return array, seen
+    if x.size == 0 and x.dtype == np.float64:  # a list without elements
+        x = x.astype(np.int32)
+    if x.dtype.kind not in "iu":
+        raise DTypeError(f"{name} has dtype {x.dtype}; integers are allowed")
+    if x.dtype.kind == "u" and x.size and int(x.max()) > np.iinfo(np.int64).max:
+        raise ArgumentError(f"{name} holds {int(x.max())}; at most {np.iinfo(np.int64).max} is allowed")
+    kept = x.dtype.isnative and x.dtype in (np.int32, np.int64) and _on_elements(x)
+    if kept and executor.name == "host":
+        return x, x
+    return executor.put(x, x.dtype if kept else np.int64), x
 
 
 def check_positions(

@@ -75,8 +75,19 @@ def check(
         cu_seqlens = _check_cu_seqlens(executor, cu_seqlens, num_tokens, angles)
     outs = {name: executor.asarray(x) for name, x in outs.items()}
     problem = Problem(
-        *(executor, qkv, bias, num_heads, num_kv_heads, head_dim),
-        *(angles, places, indices, padding, cu_seqlens, plan, list(outs.values())),
+        executor=executor,
+        qkv=qkv,
+        bias=bias,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        angles=angles,
+        positions=places,
+        indices=indices,
+        padding=padding,
+        cu_seqlens=cu_seqlens,
+        plan=plan,
+        outs=list(outs.values()),
     )
     _check_outs(problem, outs)
     return problem
@@ -191,9 +202,8 @@ def _check_cu_seqlens(executor: Executor, cu_seqlens: Any, num_tokens: int, angl
     if array.dtype != np.int32:
         if seen is None:
             raise DTypeError(f"cu_seqlens has dtype {array.dtype}; int32 is allowed on a device")
-        with executor.on_device():
-            array = array.astype(np.int32)
-    return rows.contiguous(executor, array)
+        array = seen.astype(np.int32)
+    return executor.put(array, np.int32)
 
 
 def _check_outs(problem: Problem, outs: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn.attention_arguments import Problem, output_dtype
-from cuattn.config import WARP_SIZE, PlainFwdConfig
+from cuattn.attention_arguments import Problem
+from cuattn.config import ELEMENTS, WARP_SIZE, PlainFwdConfig
 from cuattn.forward import pack_params
 from cuattn.launch import Kernel
 
@@ -16,6 +16,7 @@ __all__ = ["standard_attention"]
 
 _TILE = 16  # of the two matrix products: one thread a number
 _NUM_WARPS = 4  # of the softmax: one row a warp
+_PROBABILITY_OF_8_BITS = np.dtype(np.float16)  # as in the fused kernels
 
 
 def standard_attention(
@@ -49,17 +50,18 @@ def standard_attention(
     Parameters
     ----------
     q, k, v, and every option up to return_lse
-        As for `cuattn.attention`, with the same dtypes, shapes and errors. Masks and windows save no work here, and with
-        ``precision="tf32"`` the products are IEEE ones all the same.
+        As for `cuattn.attention`, with the same dtypes, shapes and errors. Masks and windows save no work here, and
+        with ``precision="tf32"`` the products are IEEE ones all the same.
     return_probabilities : bool
-        Return also the matrix of probabilities: the softmax over the keys, before dropout. (Those that dropout keeps are
-        `cuattn.dropout_mask`.) With a sink, a row sums to less than 1.
+        Return also the matrix of probabilities: the softmax over the keys, before dropout. (`cuattn.dropout_mask` says
+        which of them dropout keeps.) With a sink, a row sums to less than 1.
 
     Returns
     -------
     out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``; bfloat16 for 8-bit floats
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64); only with ``return_lse``
-    probabilities : array [batch, heads, seqlen_q, seqlen_k], dtype of ``out``; only with ``return_probabilities``
+    probabilities : array [batch, heads, seqlen_q, seqlen_k], dtype of ``q``; only with ``return_probabilities``
+        float16 for 8-bit floats.
 
     Raises
     ------
@@ -79,6 +81,8 @@ def standard_attention(
     >>> probabilities[0, 0].tolist()
     [[1.0, 0.0], [0.5, 0.5]]
     """
+    arguments.check_return_lse(return_lse)
+    arguments.check_return_lse(return_probabilities, "return_probabilities")
     problem = arguments.check(
         q,
         k,
@@ -106,11 +110,12 @@ def standard_attention(
     batch, num_heads, seqlen_q, seqlen_k = extents.batch, extents.num_heads, extents.seqlen_q, extents.seqlen_k
     shape = batch, num_heads, seqlen_q, seqlen_k
     scores = executor.empty(shape, problem.accumulator)
-    weights = executor.empty(shape, output_dtype(problem.dtype))  # what the values are multiplied with
+    probability = _PROBABILITY_OF_8_BITS if problem.dtype.itemsize == 1 else problem.dtype
+    weights = executor.empty(shape, probability)  # what the values are multiplied with
     lse = executor.empty(extents.lse_shape, problem.accumulator)
     # Two matrices, if dropout makes them differ and both are wanted.
     both = options.dropout is not None and return_probabilities
-    probabilities = executor.empty(shape, weights.dtype) if both else None
+    probabilities = executor.empty(shape, probability) if both else None
     output = problem.output()
     queries, keys, values = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
     params = pack_params(problem, queries, keys, values, output)
@@ -122,14 +127,14 @@ def standard_attention(
         args = (queries.array, keys.array, scores, *bias_and_mask, options.alibi_slopes, *descales)
         args = (*args, options.diagonal_offsets, params)
         grid = (row_tiles * -(-seqlen_k // _TILE),)
-        executor.launch(_kernel(problem, "scores"), grid, (_TILE, _TILE), args)
+        executor.launch(_kernel(problem, probability, "scores"), grid, (_TILE, _TILE), args)
     if lse.size:
         args = (scores, probabilities, weights, lse, options.sinks, np.int64(lse.size), params)
         grid = (-(-lse.size // _NUM_WARPS),)
-        executor.launch(_kernel(problem, "probabilities"), grid, (_NUM_WARPS * WARP_SIZE,), args)
+        executor.launch(_kernel(problem, probability, "probabilities"), grid, (_NUM_WARPS * WARP_SIZE,), args)
         args = (weights, values.array, output.array, options.v_descale, params)
         grid = (row_tiles * -(-extents.head_dim_v // _TILE),)
-        executor.launch(_kernel(problem, "output"), grid, (_TILE, _TILE), args)
+        executor.launch(_kernel(problem, probability, "output"), grid, (_TILE, _TILE), args)
 
     executor.finish(scores, weights, lse, *((probabilities,) if both else ()))
     out = problem.deliver(output)
@@ -138,8 +143,8 @@ def standard_attention(
     return results if len(results) > 1 else out
 
 
-def _kernel(problem: Problem, name: str) -> Kernel:
+def _kernel(problem: Problem, probability: np.dtype[Any], name: str) -> Kernel:
     """One of the three kernels. They have every option, as the plain kernel has."""
-    plain = PlainFwdConfig(num_warps=_NUM_WARPS)
-    constants = plain.constants(problem.dtype.name, 0, 0, problem.options.kernel_options)
-    return problem.executor.kernel("attention_standard", {**constants, "TILE": _TILE}, f"cuattn_attention_{name}")
+    constants = PlainFwdConfig(_NUM_WARPS).constants(problem.dtype.name, 0, 0, problem.options.kernel_options)
+    constants |= {"Probability": ELEMENTS[probability.name][0], "TILE": _TILE}
+    return problem.executor.kernel("attention_standard", constants, f"cuattn_attention_{name}")

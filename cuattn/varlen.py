@@ -16,6 +16,7 @@ from cuattn.attention_options import check_options
 from cuattn.config import FlashFwdConfig, PlainFwdConfig
 from cuattn.forward import forward
 from cuattn.packed import Packed, check_packed
+from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["attention_varlen"]
 
@@ -87,8 +88,8 @@ def attention_varlen(
     Raises
     ------
     ArrayTypeError, DTypeError, ShapeError, NonFiniteError, ArgumentError, OverlapError
-        As for `cuattn.attention`; ArgumentError also for lengths that descend, do not begin with 0 or do not end with the
-        number of tokens, where the host knows them (or with ``CUATTN_CHECK=1``, which waits for the GPU).
+        As for `cuattn.attention`; ArgumentError also for lengths that descend, do not begin with 0 or do not end with
+        the number of tokens, where the host knows them (or with ``CUATTN_CHECK=1``, which waits for the GPU).
 
     Examples
     --------
@@ -129,6 +130,7 @@ def attention_varlen(
         v_descale=v_descale,
         fp8_format=fp8_format,
     )
+    warn_if_slow(problem, packed)
     return forward(problem, return_lse=return_lse, packed=packed)
 
 
@@ -168,9 +170,7 @@ def check(
     q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
     dtype = arguments.check_dtypes(q, k, v, fp8_format)
     arguments.check_rank(q, k, v, packed=True)
-    packed = check_packed(
-        executor, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0]
-    )
+    packed = check_packed(executor, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0])
     extents = arguments.check_qkv(q, k, v, batch=packed.batch)
     resolved = check_options(
         executor,

@@ -65,7 +65,7 @@ class Note:
 
         self.variants: dict[int, str] = {}  # kernels live as long as their executor: for ever
         kernel_compiler.build = noted_build
-        launch.HostExecutor._load = noted_load  # type: ignore[method-assign]
+        launch.HostExecutor._load = noted_load  # type: ignore[method-assign, assignment]
         launch.Executor.launch = noted_launch  # type: ignore[method-assign, assignment]
 
     def pytest_runtest_setup(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
+import numpy as np
 from rich.table import Table
 
 from bench.mutants.explained import EXPLAINED
@@ -69,7 +70,8 @@ def table(results: Iterable[Result]) -> Table:
     for line in lines:
         result.add_row(*map(str, line))
     result.add_section()
-    result.add_row("all", *(str(sum(line[column] for line in lines)) for column in range(1, 5)))
+    totals = np.array([line[1:] for line in lines]).reshape(-1, 4).sum(axis=0)
+    result.add_row("all", *map(str, totals))
     return result
 
 
@@ -77,10 +79,10 @@ def markdown(results: Iterable[Result]) -> str:
     """The tables of the page: counts, then survivors with their explanations."""
     found = list(results)
     lines = ["| file | mutants | killed | survived | discarded |", "|---|---:|---:|---:|---:|"]
-    total = [0, 0, 0, 0]
+    total = np.zeros(4, int)
     for file, killed, alive, _, discarded in counts(found):
         numbers = (killed + alive, killed, alive, discarded)
-        total = [sum(pair) for pair in zip(total, numbers, strict=True)]
+        total += numbers
         lines.append(f"| `{file}` | {' | '.join(map(str, numbers))} |")
     lines.append(f"| all | {' | '.join(map(str, total))} |")
     lines += ["", f"{100 * total[1] / max(1, total[0]):.1f} % of the mutants died.", ""]

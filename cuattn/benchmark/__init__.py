@@ -5,7 +5,7 @@ checked before it is timed, and says where it was measured: a time on the host e
 
 >>> from cuattn.benchmark import SUITES
 >>> sorted(SUITES)
-['attention', 'compile', 'counters', 'figures', 'host', 'latency', 'options', 'seed', 'smoke', 'softmax']
+['attention', 'compile', 'counters', 'figures', 'host', 'latency', 'layout', 'options', 'seed', 'smoke', 'softmax']
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ _ALL = (
     Suite("smoke", "a little of everything, each result checked: under a minute", operations.smoke_steps),
     Suite("attention", "forward attention over sequence lengths, head dims and masks", operations.attention_steps),
     Suite("softmax", "softmax along rows of many lengths", operations.softmax_steps),
+    Suite(
+        "layout",
+        "rotary embedding, splitting, packing and merging; attention on packed sequences",
+        operations.layout_steps,
+    ),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
     Suite("seed", "time and peak memory, fused beside unfused, on problems with published figures", seed.seed_steps),
     Suite("compile", "NVRTC time, registers, spills, shared memory and occupancy of kernels", variants.compile_steps),

@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.testing.cases import AttentionCase, SoftmaxCase, VarlenCase
-
-AnyCase = AttentionCase | SoftmaxCase | VarlenCase
+from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
 
 
-def make(case: AnyCase, executor: str, seed: int) -> dict[str, Any]:
+def make(case: Case, executor: str, seed: int) -> dict[str, Any]:
     """Standard normal arrays: NumPy's for ``"host"``, CuPy's for ``"cuda"``; and the case's other inputs."""
     if executor == "host":
         return case.make_inputs(seed)
     import cupy
 
-    shapes: dict[str, tuple[int, ...]] = (
-        {"x": (case.rows, case.columns)} if isinstance(case, SoftmaxCase) else dict(case.shapes)
-    )
+    if isinstance(case, SoftmaxCase):
+        shapes: dict[str, tuple[int, ...]] = {"x": (case.rows, case.columns)}
+    elif isinstance(case, AttentionCase | VarlenCase):
+        shapes = dict(case.shapes)
+    else:
+        return case.make_inputs(seed, cupy)
     try:
         generator = cupy.random.default_rng(seed)
         arrays = {

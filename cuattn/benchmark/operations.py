@@ -1,4 +1,4 @@
-"""Speed of attention and softmax, on whichever executor is here, beside peers on a GPU."""
+"""Speed of the operations, on whichever executor is here, beside peers on a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cuattn.benchmark import ceilings, inputs, peers, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step, failure
 from cuattn.benchmark.timing import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
-from cuattn.testing.cases import AttentionCase, SoftmaxCase
-
-AnyCase = AttentionCase | SoftmaxCase
+from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
+from cuattn.testing.padding_cases import MergeCase, PaddingCase, PaddingPlanCase
+from cuattn.testing.rotary_cases import RopeCase, SplitQKVCase
 
 HIDDEN = 2048  # heads times head dim, and
 TOKENS = 16384  # sequences times tokens, of every problem on a GPU: the usual sizes of the literature
@@ -71,26 +71,50 @@ def softmax_steps(options: Options) -> list[Step]:
     return case_steps("softmax", softmax_cases(options, options.resolved()), options)
 
 
+def layout_cases(executor: str, dtypes: Sequence[str] = ()) -> list[Case]:
+    """What moves tokens about and hardly computes: rotating, splitting, packing, merging; and packed attention."""
+    batch, seqlen, heads, head_dim = (64, 1024, 16, 64) if executor == "cuda" else (4, 128, 4, 64)
+    cases: list[Case] = [PaddingPlanCase(batch, seqlen), PaddingPlanCase(batch, seqlen, known=True)]
+    for dtype in dtypes or ("float16",):
+        cases += [
+            RopeCase(batch, seqlen, heads, head_dim, dtype=dtype),
+            RopeCase(batch, seqlen, heads, head_dim, dtype=dtype, interleaved=True, tables=True),
+            SplitQKVCase(batch, seqlen, heads, head_dim, num_kv_heads=heads // 2, dtype=dtype),
+            SplitQKVCase(batch, seqlen, heads, head_dim, dtype=dtype, fill=0.5),
+            PaddingCase(batch, seqlen, heads * head_dim, dtype=dtype),
+            PaddingCase(batch, seqlen, heads * head_dim, dtype=dtype, kind="restore_padding"),
+            MergeCase(2, batch, seqlen, heads, head_dim, dtype),
+            MergeCase(16, batch, 1, heads, head_dim, dtype),
+            VarlenCase(tuple(seqlen * n // batch for n in range(1, batch + 1)), heads, head_dim, dtype=dtype),
+        ]
+    return cases
+
+
+def layout_steps(options: Options) -> list[Step]:
+    """Rotating, splitting, packing, merging; packed attention."""
+    return case_steps("layout", layout_cases(options.resolved(), options.dtypes), options)
+
+
 def smoke_steps(options: Options) -> list[Step]:
     """A little of everything, under a minute on two cores."""
     executor = options.resolved()
-    attention: list[AttentionCase] = []
     if executor == "cuda":
         shape: dict[str, Any] = {"batch": 4, "seqlen_q": 4096, "num_heads": 16, "head_dim": 128}
-        attention = [AttentionCase(**shape, dtype="bfloat16", causal=causal) for causal in (False, True)]
+        attention: list[Case] = [AttentionCase(**shape, dtype="bfloat16", causal=causal) for causal in (False, True)]
         softmax = [SoftmaxCase(32768, 1024), SoftmaxCase(32768, 1024, "float16")]
     else:
         attention = [
             AttentionCase(1, 1024, 8, 64),
             AttentionCase(1, 1024, 8, 64, causal=True),
             AttentionCase(1, 512, 8, 128, num_kv_heads=2, dtype="bfloat16", causal=True),
+            AttentionCase(1, 512, 8, 64, window=(128, 0), softcap=30.0, alibi=True),
             AttentionCase(2, 128, 4, 32, dtype="float32"),
         ]
         softmax = [SoftmaxCase(256, 1024), SoftmaxCase(8, 32768, "float16")]
-    return case_steps("smoke", [*attention, *softmax], options)
+    return case_steps("smoke", [*attention, *softmax, *layout_cases(executor)], options)
 
 
-def case_steps(suite: str, cases: Sequence[AnyCase], options: Options) -> list[Step]:
+def case_steps(suite: str, cases: Sequence[Case], options: Options) -> list[Step]:
     """A step a case; on a GPU the ceilings come first."""
     executor = options.resolved()
     if executor == "host":
@@ -101,40 +125,50 @@ def case_steps(suite: str, cases: Sequence[AnyCase], options: Options) -> list[S
     return [first, *(Step(suite, case.name, 4.0, partial(bench.records, case)) for case in cases)]
 
 
-def _host_estimate(case: AnyCase) -> float:
+def _host_estimate(case: Case) -> float:
     """Seconds: the kernel's compilation, and a few calls of an interpreter."""
-    if isinstance(case, SoftmaxCase):
-        return 1.0 + 1e-6 * case.rows * case.columns
+    if not isinstance(case, AttentionCase | VarlenCase):
+        return 1.0 + 1e-7 * case.num_bytes
     slowdown = 1 if case.dtype in ("float16", "bfloat16") else 10
     return 1.2 + 5 * slowdown * case.flops / 1e10
 
 
-def rates(case: AnyCase, timing: Timing, executor: str) -> dict[str, Value]:
+def rates(case: Case, timing: Timing, executor: str) -> dict[str, Value]:
     """What a time means for a case: in the units of a GPU or of the host executor."""
     seconds = timing.median_us / 1e6
-    bandwidth = significant(case.num_bytes / seconds / 1e9)
-    if isinstance(case, SoftmaxCase):
-        return {"bandwidth_gb_per_s": bandwidth}
+    if not isinstance(case, AttentionCase | VarlenCase):
+        return {"bandwidth_gb_per_s": significant(case.num_bytes / seconds / 1e9)}
     if executor == "cuda":
         return {"tflop_per_s": significant(case.flops / seconds / 1e12)}
     return {"gflop_per_s": significant(case.flops / seconds / 1e9)}
 
 
-def relative_error(case: AnyCase, arrays: dict[str, Any], result: Any) -> float:
-    """Of the output alone."""
+def check(case: Case, arrays: dict[str, Any], result: Any) -> dict[str, Value]:
+    """Raise unless a result is right, whoever computed it; its relative error where there is a quick measure of it."""
     if isinstance(case, AttentionCase):
-        return verify.attention_error(case, arrays, result)
-    return verify.softmax_error(case, arrays, result)
+        error = verify.attention_error(case, arrays, result)
+    elif isinstance(case, VarlenCase):
+        error = verify.varlen_error(case, arrays, result)
+    elif isinstance(case, SoftmaxCase):
+        error = verify.softmax_error(case, arrays, result)
+    else:
+        case.check(arrays, result)
+        return {}
+    verify.require(error, case.dtype)
+    return {"relative_error": significant(error, 2)}
 
 
-def host_records(suite: str, options: Options, case: AnyCase) -> Iterator[Record]:
+def output(case: Case, result: Any) -> Any:
+    """What `check` looks at: of attention the output without the lse."""
+    return result[0] if isinstance(case, AttentionCase | VarlenCase) and isinstance(result, tuple) else result
+
+
+def host_records(suite: str, options: Options, case: Case) -> Iterator[Record]:
     """Run, check and time a case on the host executor."""
     arrays = inputs.make(case, "host", options.seed)
-    result = case.run(arrays)
-    error = relative_error(case, arrays, result[0] if isinstance(case, AttentionCase) else result)
-    verify.require(error, case.dtype)
+    checked = check(case, arrays, output(case, case.run(arrays)))
     timing = time_host(lambda: case.run(arrays), budget_s=options.budget_s)
-    metrics = {**timing.metrics(), **rates(case, timing, "host"), "relative_error": significant(error, 2)}
+    metrics = {**timing.metrics(), **rates(case, timing, "host"), **checked}
     yield Record(suite, case.name, metrics, executor="host", method=HOST_METHOD)
 
 
@@ -163,19 +197,18 @@ class CudaBench:
         self.matmul_tflop_per_s = _number(matmul.metrics["tflop_per_s"])
         yield matmul
 
-    def records(self, case: AnyCase) -> Iterator[Record]:
+    def records(self, case: Case) -> Iterator[Record]:
         """One record for cuattn and each peer. Two rounds, so that a drift of the clock meets all of them."""
         arrays = inputs.make(case, "cuda", self.options.seed)
         calls: dict[str, Callable[[], Any]] = {}
-        errors: dict[str, float] = {}
+        errors: dict[str, dict[str, Value]] = {}
         failures: dict[str, str] = {}
         for name, prepare in self._providers(case):
             try:
                 call = prepare(case, arrays)
-                out = call()
+                out = output(case, call())
                 self.timer.synchronize()
-                errors[name] = relative_error(case, arrays, peers.as_cupy(out[0] if isinstance(out, tuple) else out))
-                verify.require(errors[name], case.dtype)
+                errors[name] = check(case, arrays, out if name == "cuattn" else peers.as_cupy(out))
                 calls[name] = call
             except Exception as error:  # a peer may refuse in its own ways
                 failures[name] = failure(error)
@@ -186,7 +219,7 @@ class CudaBench:
                 timings[name] = timings[name] + timing if name in timings else timing
         best_peer = min((timing.median_us for name, timing in timings.items() if name != "cuattn"), default=None)
         for name, timing in timings.items():
-            metrics = {**timing.metrics(), **self._rates(case, timing), "relative_error": significant(errors[name], 2)}
+            metrics = {**timing.metrics(), **self._rates(case, timing), **errors[name]}
             if name == "cuattn" and best_peer is not None:
                 metrics["speed_over_best_peer"] = significant(best_peer / timing.median_us, 3)
             yield Record(self.suite, case.name, metrics, name, "cuda", CUDA_METHOD)
@@ -194,25 +227,30 @@ class CudaBench:
             yield Record(self.suite, case.name, {}, name, "cuda", CUDA_METHOD, error=text)
         self.timer.release_memory()
 
-    def _providers(self, case: AnyCase) -> list[tuple[str, peers.Prepare]]:
+    def _providers(self, case: Case) -> list[tuple[str, peers.Prepare]]:
         own: list[tuple[str, peers.Prepare]] = [("cuattn", _own)]
         if not self.options.peers:
             return own
-        others = peers.attention_peers() if isinstance(case, AttentionCase) else peers.softmax_peers()
+        others: list[peers.Peer] = []
+        if isinstance(case, SoftmaxCase):
+            others = peers.softmax_peers()
+        elif isinstance(case, AttentionCase) and verify.is_plain(case):
+            others = peers.attention_peers()
         return own + [(peer.name, peer.prepare) for peer in others]
 
-    def _rates(self, case: AnyCase, timing: Timing) -> dict[str, Value]:
+    def _rates(self, case: Case, timing: Timing) -> dict[str, Value]:
         result = rates(case, timing, "cuda")
-        if isinstance(case, SoftmaxCase) and self.copy_gb_per_s:
+        if isinstance(case, AttentionCase | VarlenCase):
+            if self.matmul_tflop_per_s:
+                fraction = case.flops / timing.median_us / 1e6 / self.matmul_tflop_per_s
+                result["fraction_of_matmul"] = significant(fraction, 3)
+        elif self.copy_gb_per_s:
             fraction = case.num_bytes / timing.median_us / 1e3 / self.copy_gb_per_s
             result["fraction_of_copy"] = significant(fraction, 3)
-        elif isinstance(case, AttentionCase) and self.matmul_tflop_per_s:
-            fraction = case.flops / timing.median_us / 1e6 / self.matmul_tflop_per_s
-            result["fraction_of_matmul"] = significant(fraction, 3)
         return result
 
 
-def _own(case: AnyCase, arrays: Any) -> Callable[[], Any]:
+def _own(case: Case, arrays: Any) -> Callable[[], Any]:
     return lambda: case.run(arrays)
 
 

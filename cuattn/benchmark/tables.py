@@ -20,9 +20,14 @@ HIDDEN = frozenset(
     {
         *("samples", "best_us", "best_gflop_per_s", "spread", "cpu_us", "bytes", "stack_bytes", "cubin_bytes"),
         *("numpy_ms", "launches", "active_lanes", "heavy_modules", "ptx_lines", "nvrtc_cpu_ms"),
+        *("float", "int", "memory", "predicate"),
     }
 )
 _ATTENTION = re.compile(r"attention_b(\d+)_n(\d+)_m(\d+)_h(\d+)_g(\d+)_d(\d+)_e(\d+)_(\w+)")
+_FAMILIES = {
+    "varlen": "attention",
+    **dict.fromkeys(("padding", "rope", "split", "remove", "restore", "merge"), "tokens"),
+}
 _COLORS = {True: "green", False: "bold red"}
 UNITS = {
     "gb_per_s": "GB/s",
@@ -40,8 +45,7 @@ def summary(report: Report) -> RenderableType:
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in report.records:
         if not record.error:
-            operation = record.case.partition("_")[0]
-            groups.setdefault((record.suite, record.executor, operation), []).append(record)
+            groups.setdefault((record.suite, record.executor, _family(record.case)), []).append(record)
     parts: list[RenderableType] = [
         table(records, title=f"{suite}: {EXECUTORS[executor]}") for (suite, executor, _), records in groups.items()
     ]
@@ -49,6 +53,12 @@ def summary(report: Report) -> RenderableType:
     if goals := goals_line(report.records):
         parts.append(Text(goals))
     return Group(*parts)
+
+
+def _family(case: str) -> str:
+    """What has a table of its own: operations whose metrics are the same."""
+    word = case.partition("_")[0]
+    return _FAMILIES.get(word, word)
 
 
 def error_line(record: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,6 @@ import numpy as np
 from cuattn.attention_options import as_float
 from cuattn.errors import ArgumentError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
-
-_NUMBER = (int, float, np.integer, np.floating)
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -28,7 +27,7 @@ def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> d
     A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
     """
     if dropout_seed is None:
-        if isinstance(dropout_p, _NUMBER) and dropout_p > 0:
+        if isinstance(dropout_p, Real) and as_float(dropout_p) > 0:
             raise ArgumentError(
                 f"dropout_p is {dropout_p} and dropout_seed is None; there is no global generator to draw a seed from: "
                 "pass dropout_seed=, another one (or another dropout_offset=) in each call"
@@ -56,7 +55,7 @@ def scale_option(softmax_scale: Any) -> Any:
     """``scale`` of `cuattn.attention`, where the rest of the checks is, under the name that the caller knows."""
     if softmax_scale is None:
         return None
-    if isinstance(softmax_scale, bool | np.bool_) or not isinstance(softmax_scale, _NUMBER):
+    if isinstance(softmax_scale, bool | np.bool_) or not isinstance(softmax_scale, Real):
         name = type(softmax_scale).__name__
         raise ArgumentError(f"softmax_scale is {softmax_scale!r} of type {name}; a number or None is allowed")
     if not math.isfinite(as_float(softmax_scale)):
@@ -66,9 +65,9 @@ def scale_option(softmax_scale: Any) -> Any:
 
 def softcap_option(softcap: Any) -> Any:
     """``softcap`` of `cuattn.attention` for a flash-attn one, where 0 and less is off."""
-    if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, _NUMBER):
+    if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, Real):
         raise ArgumentError(f"softcap is {softcap!r} of type {type(softcap).__name__}; a number is allowed")
-    return None if softcap <= 0 else softcap
+    return None if as_float(softcap) <= 0 else softcap
 
 
 def score_options(softmax_scale: Any, window_size: Any, softcap: Any, alibi_slopes: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@
 // Grid: one CTA for each block of queries of each head (query_block.cuh).
 // Block: NUM_WARPS warps; warp w owns query rows [w * WARP_M, (w + 1) * WARP_M) of the tile, from q to out.
 //
-// Constants: Storage (of q, k, v in memory), Element (of them on chip), Output, BiasElement; BLOCK_M, BLOCK_N, HEAD_DIM and
-// HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED
-// (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of
-// the diagonal cost a few instructions a CTA and are always there.
+// Constants: Storage (of q, k, v in memory), Element (of them on chip), Output, BiasElement; BLOCK_M, BLOCK_N,
+// HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES,
+// SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in:
+// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks,
+// packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
 #include "mask.cuh"
 #include "online_softmax.cuh"
 #include "philox.cuh"
@@ -54,14 +54,15 @@ struct WarpState {
     SoftmaxRow rows[ROW_TILES][2];
 };
 
-// Where a lane's elements of a score tile lie: its element [t][n][i] is row t * MMA_M + i / 2 * 8, column n * MMA_N + i % 2
-// from here.
+// Where a lane's elements of a score tile lie: its element [t][n][i] is row t * MMA_M + i / 2 * 8, column n * MMA_N +
+// i % 2 from here.
 struct LanePosition {
     int query, key;
 };
 
-// What the softmax multiplies scores with. It takes the maximum before it multiplies, and masks with -inf, so its factor
-// must be positive: a negative scale leaves its sign, and 0 leaves the whole factor, in the scores (apply_sign).
+// What the softmax multiplies scores with. It takes the maximum before it multiplies, and masks with -inf, so its
+// factor must be positive: a negative scale leaves its sign, and 0 leaves the whole factor, in the scores
+// (apply_sign).
 __device__ __forceinline__ float positive_scale_log2(float scale_log2) {
     return scale_log2 == 0.0f ? LOG2_E : fabsf(scale_log2);
 }
@@ -209,8 +210,8 @@ __device__ __forceinline__ void softmax_step(WarpState& state, Scores& scores, f
     }
 }
 
-// Probabilities that dropout does not keep become 0. The others are scaled once, with the output. Two accumulators side by
-// side and the two halves of their rows share a Philox call.
+// Probabilities that dropout does not keep become 0. The others are scaled once, with the output. Two accumulators
+// side by side and the two halves of their rows share a Philox call.
 __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
                                                    LanePosition lane) {
 #pragma unroll
@@ -273,7 +274,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const Storage* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
     const Storage* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
     Output* __restrict__ g_out,          // [batch, seqlen_q, num_heads, head_dim_v]
-    float* __restrict__ g_lse,           // [batch, num_heads, seqlen_q], last axis contiguous; this and all below: or null
+    // From here on, null is what a call does not use.
+    float* __restrict__ g_lse,                      // [batch, num_heads, seqlen_q], contiguous
     const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
     const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
     const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
@@ -347,8 +349,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * params.v.seq,
                                                              params.v.seq, num_keys, params.head_dim_v);
     };
-    // Tiles are taken from the last to the first, so that the masked ones come first. load_idx runs NUM_STAGES - 1 tiles
-    // ahead of tile_idx; hidden tiles are passed over by both.
+    // Tiles are taken from the last to the first, so that the masked ones come first. load_idx runs NUM_STAGES - 1
+    // tiles ahead of tile_idx; hidden tiles are passed over by both.
     int tile_idx = options.visible_tile(params, tiles.begin, tiles.end - 1);
     int load_idx = tile_idx;
     if (tile_idx >= tiles.begin) {

@@ -3,8 +3,8 @@
 //     out = dropout(softmax(logits)) v,    lse = log(sum(exp(logits))),    logits = options(scale * q k^T)
 //
 // One CTA computes BLOCK_M queries of one head with the same online softmax over key tiles as attention_forward.cu. The
-// matrix products are tiled in registers: a lane computes LANE_M rows x BLOCK_N / 16 columns of the scores and LANE_M rows
-// x HEAD_DIM_V / 16 columns of the output, so that each number read from shared memory is used several times.
+// matrix products are tiled in registers: a lane computes LANE_M rows x BLOCK_N / 16 columns of the scores and LANE_M
+// rows x HEAD_DIM_V / 16 columns of the output, so that each number read from shared memory is used several times.
 //
 // Accuracy: all arithmetic is in the element type and rounds to nearest. A dot product is summed in blocks of 32 terms,
 // which keeps its error near that of pairwise summation; exp2 is within 2 ulp; the output is summed key by key. Nothing
@@ -14,11 +14,11 @@
 // Block: NUM_WARPS warps of WARP_M = 8 query rows each (4 where the registers hold no more); lane l has the rows
 // LANE_M (l / 16) .. + LANE_M - 1, half of the warp's, and columns l % 16, l % 16 + 16, ...
 //
-// Constants: Element (float or double; Storage, Output and Accumulator are the same type), BiasElement; BLOCK_M, BLOCK_N,
-// HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, SMEM_BYTES; ALIGNED
-// (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of
-// the diagonal cost a few instructions a CTA and are always there.
+// Constants: Element (float or double; Storage, Output and Accumulator are the same type), BiasElement; BLOCK_M,
+// BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS,
+// SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in:
+// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks,
+// packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
 #include "elements.cuh"
 #include "mask.cuh"
 #include "online_softmax.cuh"
@@ -290,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const Element* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
     const Element* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
     Element* __restrict__ g_out,         // [batch, seqlen_q, num_heads, head_dim_v]
-    Element* __restrict__ g_lse,         // [batch, num_heads, seqlen_q], last axis contiguous; this and all below: or null
+    Element* __restrict__ g_lse,         // [batch, num_heads, seqlen_q], last axis contiguous; this and below: or null
     const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
     const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
     const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
@@ -398,7 +398,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
           params.out.seq * sizeof(Element) | params.out.head * sizeof(Element)) & 15) == 0;
     g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head + block.q_start * params.out.seq +
              lane_col * OUT_VECTOR;
-    if (g_lse != nullptr) g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
+    if (g_lse != nullptr) {
+        g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
+    }
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
         SoftmaxRow& row = state.rows[i];

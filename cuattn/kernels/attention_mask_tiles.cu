@@ -1,5 +1,5 @@
-// What a bias and a mask do to each tile of the logits, so that attention_forward.cu can pass over the tiles in which they
-// hide every key, and treat those in which they change nothing as if there were none.
+// What a bias and a mask do to each tile of the logits, so that attention_forward.cu can pass over the tiles in which
+// they hide every key, and treat those in which they change nothing as if there were none.
 //
 // One warp looks at one tile, row by row, and stops as soon as the answer is known: for most tiles of a bias after 32
 // numbers. Along an axis on which both are broadcast, the extent is 1 and the answer serves every tile of that axis.

@@ -1,5 +1,5 @@
-// What an attention kernel is told about a problem besides its arrays: one struct, passed by value. Its Python twin, with
-// the same fields in the same order, is in cuattn/attention_params.py. Real is the type of the accumulators.
+// What an attention kernel is told about a problem besides its arrays: one struct, passed by value. Its Python twin,
+// with the same fields in the same order, is in cuattn/attention_params.py. Real is the type of the accumulators.
 #pragma once
 
 // Element strides of a [batch, seqlen, heads, head_dim] array whose last axis is contiguous. A packed [tokens, heads,
@@ -34,7 +34,7 @@ struct AttentionParams {
     long long alibi_batch;          // stride of alibi_slopes [batch or 1, num_heads]
     int num_heads, heads_per_kv_head;
     int seqlen_q, seqlen_k;          // of every sequence; of all of them together when packed
-    int max_seqlen_q, max_seqlen_k;  // of one sequence: packed ones that claim more are cut, for bias and mask end there
+    int max_seqlen_q, max_seqlen_k;  // of one sequence: packed ones that claim more are cut; bias and mask end there
     int head_dim, head_dim_v;
     int diagonal_offset;              // query i is aligned with key i + o, with o = diagonal_offset, and ...
     int diagonal_from_end;            // ... seqlen_k - seqlen_q more when this is 1

@@ -2,16 +2,16 @@
 //
 //     out = dropout(softmax(logits)) v,    lse = log(sum(exp(logits))),    logits = options(scale * q k^T)
 //
-// The 32 lanes share a row of q (lane l holds elements l, l + 32, ...). For each key they form the dot product together,
-// make a logit of it, update the running maximum and sum of the online softmax, and add the key's value to the output. No
-// tile, no tensor core, no shared memory: attention_forward.cu and attention_forward_f32.cu do the same arithmetic on
-// BLOCK_M queries and BLOCK_N keys at a time, and take the same arguments.
+// The 32 lanes share a row of q (lane l holds elements l, l + 32, ...). For each key they form the dot product
+// together, make a logit of it, update the running maximum and sum of the online softmax, and add the key's value to
+// the output. No tile, no tensor core, no shared memory: attention_forward.cu and attention_forward_f32.cu do the same
+// arithmetic on BLOCK_M queries and BLOCK_N keys at a time, and take the same arguments.
 //
 // Grid: one CTA for each block of NUM_WARPS queries of each head (query_block.cuh).
 // Block: NUM_WARPS warps, one query row each.
 //
-// Constants: Storage (of q, k, v), Output, BiasElement, Accumulator; NUM_WARPS; BOUND_LEFT, BOUND_RIGHT, SOFTCAP, ALIBI,
-// BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is skipped at run time.
+// Constants: Storage (of q, k, v), Output, BiasElement, Accumulator; NUM_WARPS; BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+// ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is skipped at run time.
 #include "elements.cuh"
 #include "float8.cuh"
 #include "mask.cuh"
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     const Storage* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
     const Storage* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
     Output* __restrict__ g_out,          // [batch, seqlen_q, num_heads, head_dim_v]
-    Accumulator* __restrict__ g_lse,     // [batch, num_heads, seqlen_q], last axis contiguous; this and all below: or null
+    Accumulator* __restrict__ g_lse,     // [batch, num_heads, seqlen_q], last axis contiguous; this and below: or null
     const BiasElement* __restrict__ g_bias,        // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
     const unsigned char* __restrict__ g_mask,      // likewise; 0 hides a key
     const unsigned char* __restrict__,             // the classes of tiles: there are no tiles here

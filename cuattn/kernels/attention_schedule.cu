@@ -1,8 +1,9 @@
-// The list of work of packed attention (query_block.cuh), made on the device from cu_seqlens that the host has not seen.
+// The list of work of packed attention (query_block.cuh), made on the device from cu_seqlens that the host has not
+// seen.
 //
-// A block of BLOCK_M queries of one sequence is one entry. How many there are is known to the device only, so the list has
-// room for the most that `total` tokens in num_sequences sequences can need; the rest of it is marked as no work. Sequence
-// by sequence, the last block of each first: under a causal mask it has the most keys to visit.
+// A block of BLOCK_M queries of one sequence is one entry. How many there are is known to the device only, so the
+// list has room for the most that `total` tokens in num_sequences sequences can need; the rest of it is marked as no
+// work. Sequence by sequence, the last block of each first: under a causal mask it has the most keys to visit.
 //
 // One CTA of NUM_THREADS threads: it counts the blocks of each sequence, sums the counts up, and fills the list.
 //

@@ -1,7 +1,7 @@
 // Attention as the formula says, in three kernels with the whole logit matrix in memory between them. The baseline that
 // the fused kernels are compared with: it moves num_heads * seqlen_q * seqlen_k numbers to memory and back, twice.
 //
-//     cuattn_attention_scores:         scores = options(scale * q k^T): softcap, ALiBi, bias, -inf where a key is hidden
+//     cuattn_attention_scores:         scores = options(scale * q k^T): softcap, ALiBi, bias, masks
 //     cuattn_attention_probabilities:  probabilities = softmax(scores), weights = dropout(probabilities), lse
 //     cuattn_attention_output:         out = weights v
 //
@@ -9,7 +9,7 @@
 // x = (head * row tiles + row tile) * column tiles + column tile, where head = batch_idx * num_heads + head_idx.
 // Of the softmax: x = rows / NUM_WARPS, one warp a row. Head h reads key/value head h / heads_per_kv_head.
 //
-// Constants: Storage (of q, k, v), Output (of out and the probabilities), BiasElement, Accumulator; TILE, NUM_WARPS;
+// Constants: Storage (of q, k, v), Probability, Output, BiasElement, Accumulator; TILE, NUM_WARPS;
 // BOUND_LEFT, BOUND_RIGHT, SOFTCAP, ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is
 // skipped at run time.
 #include "elements.cuh"
@@ -102,7 +102,8 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_score
     const Band<BOUND_LEFT, BOUND_RIGHT> band(params.seqlen_k, diagonal_offset, params.window_left, params.window_right);
     const ScoreOptions<Accumulator> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, tile.batch_idx,
                                             tile.head_idx, 0);
-    Accumulator score = sum * (params.scale * factor_of(g_q_descale, tile.kv_head) * factor_of(g_k_descale, tile.kv_head));
+    const Accumulator descale = factor_of(g_q_descale, tile.kv_head) * factor_of(g_k_descale, tile.kv_head);
+    Accumulator score = sum * (params.scale * descale);
     if (params.softcap != 0) score = soft_cap(score, params.softcap, 1 / params.softcap);
     score -= options.slope * fabs(alibi_position<Accumulator>(tile.row, diagonal_offset, tile.col));
     if (options.g_bias != nullptr) {
@@ -115,8 +116,8 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_score
 
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_attention_probabilities(
     const Accumulator* __restrict__ g_scores,   // [batch, num_heads, seqlen_q, seqlen_k], contiguous, as the next two
-    Output* __restrict__ g_probabilities,       // null: not wanted
-    Output* __restrict__ g_weights,             // probabilities after dropout, before the factor 1 / (1 - p)
+    Probability* __restrict__ g_probabilities,  // null: not wanted
+    Probability* __restrict__ g_weights,        // probabilities after dropout, before the factor 1 / (1 - p)
     Accumulator* __restrict__ g_lse,            // [batch, num_heads, seqlen_q], contiguous
     const Accumulator* __restrict__ g_sinks,    // [num_heads], or null
     long long num_rows, const Params params)
@@ -147,16 +148,17 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
 
     const Accumulator inverse_sum = sum == Accumulator(0) ? Accumulator(0) : Accumulator(1) / sum;
     for (int i = lane_idx; i < seqlen_k; i += WARP_SIZE) {
-        const Output probability = static_cast<Output>(exp(g_scores[i] - reference) * inverse_sum);
+        const Accumulator probability = exp(g_scores[i] - reference) * inverse_sum;
         const bool kept = !params.use_dropout || dropout_keeps(params.dropout, head, query_idx, i);
-        if (g_probabilities != nullptr) g_probabilities[i] = probability;
-        g_weights[i] = kept ? probability : static_cast<Output>(0.0f);
+        if (g_probabilities != nullptr) g_probabilities[i] = static_cast<Probability>(probability);
+        // A product, because a row that is NaN stays NaN.
+        g_weights[i] = static_cast<Probability>(probability * Accumulator(kept));
     }
     if (lane_idx == 0) g_lse[row_idx] = reference + log(sum);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_output(
-    const Output* __restrict__ g_weights,           // [batch, num_heads, seqlen_q, seqlen_k], contiguous
+    const Probability* __restrict__ g_weights,      // [batch, num_heads, seqlen_q, seqlen_k], contiguous
     const Storage* __restrict__ g_v,                // [batch, seqlen_k, num_kv_heads, head_dim_v]
     Output* __restrict__ g_out,                     // [batch, seqlen_q, num_heads, head_dim_v]
     const Accumulator* __restrict__ g_v_descale,    // [batch, num_kv_heads], or null

@@ -1,5 +1,5 @@
-// 8-bit floats in memory, widened to __half on their way to shared memory. Both formats fit exactly: every e4m3 and every
-// e5m2 number, subnormals included, is a __half. Bit operations do it on every architecture.
+// 8-bit floats in memory, widened to __half on their way to shared memory. Both formats fit exactly: every e4m3 and
+// every e5m2 number, subnormals included, is a __half. Bit operations do it on every architecture.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -20,7 +20,8 @@ __device__ __forceinline__ unsigned widen_pair(Float8E5M2, unsigned pair) {
 
 __device__ __forceinline__ unsigned widen_pair(Float8E4M3, unsigned pair) {
     const unsigned spread = (pair & 0xffu) << 8 | (pair & 0xff00u) << 16;  // each number in the upper byte of its half
-    // Exponent and mantissa one place down, where __half has them; its bias is larger by 8, which the factor puts right.
+    // Exponent and mantissa one place down, where __half has them; its bias is larger by 8, which the factor puts
+    // right.
     const unsigned scaled = (spread & 0x80008000u) | (spread & 0x7f007f00u) >> 1;
     const __half2 widened = __hmul2(*reinterpret_cast<const __half2*>(&scaled), __float2half2_rn(256.0f));
     unsigned result = *reinterpret_cast<const unsigned*>(&widened);

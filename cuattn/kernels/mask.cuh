@@ -12,9 +12,9 @@ struct Band {
     int end_offset;    // end(i) = i + end_offset, likewise
 
     __device__ __forceinline__ Band(int seqlen_k, int diagonal_offset, int left, int right) : seqlen_k(seqlen_k) {
-        // An offset beyond the range of int is beyond every sequence too.
-        begin_offset = left == UNBOUNDED ? -UNBOUNDED : clamp(diagonal_offset - static_cast<long long>(left), UNBOUNDED);
-        end_offset = right == UNBOUNDED ? UNBOUNDED : clamp(diagonal_offset + static_cast<long long>(right) + 1, UNBOUNDED);
+        const long long diagonal = diagonal_offset;
+        begin_offset = left == UNBOUNDED ? -UNBOUNDED : to_int(diagonal - left);
+        end_offset = right == UNBOUNDED ? UNBOUNDED : to_int(diagonal + right + 1);
     }
     __device__ __forceinline__ int begin(int query_idx) const { return BOUND_LEFT ? key(query_idx, begin_offset) : 0; }
     __device__ __forceinline__ int end(int query_idx) const {
@@ -22,8 +22,10 @@ struct Band {
     }
 
    private:
-    static __device__ __forceinline__ int clamp(long long x, int limit) {
-        return static_cast<int>(max(-static_cast<long long>(limit), min(static_cast<long long>(limit), x)));
+    // An offset beyond the range of int is beyond every sequence too.
+    static __device__ __forceinline__ int to_int(long long x) {
+        constexpr long long LIMIT = UNBOUNDED;
+        return static_cast<int>(max(-LIMIT, min(LIMIT, x)));
     }
     __device__ __forceinline__ int key(int query_idx, int offset) const {
         return static_cast<int>(
@@ -43,7 +45,9 @@ struct KeyTiles {
         full_begin = ceil_div(band.begin(last_query), block_n);
         full_end = band.end(first_query) / block_n;
     }
-    __device__ __forceinline__ bool in_full(int tile_idx) const { return tile_idx >= full_begin && tile_idx < full_end; }
+    __device__ __forceinline__ bool in_full(int tile_idx) const {
+        return tile_idx >= full_begin && tile_idx < full_end;
+    }
 
    private:
     static __device__ __forceinline__ int ceil_div(unsigned x, int block_n) { return (x + block_n - 1) / block_n; }

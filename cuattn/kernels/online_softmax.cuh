@@ -65,7 +65,8 @@ struct OnlineSoftmaxRow {
     }
 
    private:
-    // max + log_sum with max in the row's base. ln 2 in two parts: the product with a large maximum keeps its last bits.
+    // max + log_sum with max in the row's base. ln 2 in two parts: the product with a large maximum keeps its last
+    // bits.
     static __device__ __forceinline__ float natural_sum(float max_logit, float log_sum) {
         if (!BASE_2) return max_logit + log_sum;
         return fmaf(max_logit, 0.693147182464599609375f, fmaf(max_logit, -1.904654323148236e-09f, log_sum));

@@ -1,9 +1,9 @@
 // Philox4x32-10: a counter-based random generator (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
 // 1, 2, 3", 2011), and the dropout mask that attention makes of it.
 //
-// Whether the probability of query i and key j is kept depends on (seed, offset, batch, head, i, j) alone. One call gives
-// four words, for rows i and i + 8 and keys j and j + 8 of a 16 x 16 block: those that one lane holds of a tensor-core
-// accumulator, and of its transpose. cuattn.dropout_mask is the same function in NumPy.
+// Whether the probability of query i and key j is kept depends on (seed, offset, batch, head, i, j) alone. One call
+// gives four words, for rows i and i + 8 and keys j and j + 8 of a 16 x 16 block: those that one lane holds of a
+// tensor-core accumulator, and of its transpose. cuattn.dropout_mask is the same function in NumPy.
 #pragma once
 #include "attention_params.cuh"
 

@@ -1,9 +1,9 @@
 // Which part of an attention problem a CTA computes: BLOCK_M queries of one head of one sequence.
 //
-// Grid of a batch of equal lengths: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block, so that any batch and
-// number of heads fits, and CTAs that run at the same time share the keys and values of their head. Of packed sequences:
-// x = work_idx * num_heads + head_idx, where g_work [num_work, 2] lists (batch_idx, block), the longest first; an entry
-// with batch_idx < 0 is no work. Query head h reads key/value head h / heads_per_kv_head.
+// Grid of a batch of equal lengths: x = (batch_idx * num_heads + head_idx) * num_q_blocks + block, so that any batch
+// and number of heads fits, and CTAs that run at the same time share the keys and values of their head. Of packed
+// sequences: x = work_idx * num_heads + head_idx, where g_work [num_work, 2] lists (batch_idx, block), the longest
+// first; an entry with batch_idx < 0 is no work. Query head h reads key/value head h / heads_per_kv_head.
 #pragma once
 #include "attention_params.cuh"
 
@@ -17,8 +17,8 @@ struct QueryBlock {
     __device__ __forceinline__ bool has_work() const { return batch_idx >= 0 && first_query < seqlen_q; }
 };
 
-// Start and length of a sequence in a packed array of `total` rows. The list may be device data that nobody has checked:
-// it may be nonsense, but must not lead outside of the array.
+// Start and length of a sequence in a packed array of `total` rows. The list may be device data that nobody has
+// checked: it may be nonsense, but must not lead outside of the array.
 __device__ __forceinline__ void sequence_bounds(const int* g_cu_seqlens, int batch_idx, int total, int max_length,
                                                 int& start, int& length) {
     start = max(0, min(g_cu_seqlens[batch_idx], total));
@@ -54,7 +54,8 @@ __device__ __forceinline__ QueryBlock query_block(const AttentionParams<Real>& p
                         block.seqlen_k);
     }
     block.kv_head_idx = block.head_idx / params.heads_per_kv_head;
-    block.diagonal_offset = g_diagonal_offsets == nullptr ? params.diagonal_offset : g_diagonal_offsets[block.batch_idx];
+    block.diagonal_offset = params.diagonal_offset;
+    if (g_diagonal_offsets != nullptr) block.diagonal_offset = g_diagonal_offsets[block.batch_idx];
     if (params.diagonal_from_end) block.diagonal_offset += block.seqlen_k - block.seqlen_q;
     return block;
 }

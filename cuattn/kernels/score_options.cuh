@@ -46,7 +46,8 @@ struct ScoreOptions {
     }
 
     // The last tile of [first_tile, tile_idx] that is not hidden; first_tile - 1 if all are.
-    __device__ __forceinline__ int visible_tile(const AttentionParams<Real>& params, int first_tile, int tile_idx) const {
+    __device__ __forceinline__ int visible_tile(const AttentionParams<Real>& params, int first_tile,
+                                                int tile_idx) const {
         if (TILE_CLASSES) {
             while (tile_idx >= first_tile && tile_class(params, tile_idx) == TILE_HIDDEN) tile_idx--;
         }

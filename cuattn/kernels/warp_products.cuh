@@ -87,9 +87,9 @@ __device__ __forceinline__ void accumulate_output(Element tag, OutputTiles& acc_
     }
 }
 
-// ... and float, for tf32, here. A lane of the accumulator holds columns 2 c and 2 c + 1, and a lane of the left operand
-// columns c and c + 4: the sum over keys has no order, so key 2 c takes the place of c, and 2 c + 1 that of c + 4, in p
-// and v.
+// ... and float, for tf32, here. A lane of the accumulator holds columns 2 c and 2 c + 1, and a lane of the left
+// operand columns c and c + 4: the sum over keys has no order, so key 2 c takes the place of c, and 2 c + 1 that of c
+// + 4, in p and v.
 __device__ __forceinline__ void accumulate_output(float tag, OutputTiles& acc_out, const Scores& probabilities,
                                                   unsigned s_v) {
 #pragma unroll

@@ -34,7 +34,7 @@ def _full_turn() -> Decimal:
 
 
 def rotary_angles(positions: ArrayLike, rotary_dim: int, base: float = 10000.0) -> NDArray[np.longdouble]:
-    """``position * base ** (-2i / rotary_dim)`` modulo 2 pi, in radians, [*positions, rotary_dim / 2].
+    """``position * base ** (-2i / rotary_dim)`` radians less all whole turns, [*positions, rotary_dim / 2].
 
     With 60 decimal digits up to the last step: in float64 the product alone is off by 2e-7 radians at position 2^31.
 

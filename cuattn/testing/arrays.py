@@ -170,6 +170,6 @@ def surrounded(array: NDArray[Any]) -> Guarded:
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    # An owner is dense, but its axes may lie in any order: reshape would copy.
-    root = np.lib.stride_tricks.as_strided(owner, (owner.size,), (owner.itemsize,)).view(np.uint8)
+    # An owner is dense, but its axes may lie in any order: "K" is the one in which nothing is copied.
+    root = owner.ravel(order="K").view(np.uint8)
     return Guarded(root, array, array.ctypes.data - root.ctypes.data)

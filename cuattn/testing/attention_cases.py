@@ -339,7 +339,10 @@ class VarlenCase(_Options, _Packed):
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
         """(out, lse) of :func:`cuattn.attention_varlen` on the inputs."""
-        lengths = {"max_seqlen_q": max(self.seqlens_q, default=0), "max_seqlen_k": max(self._keys, default=0)}
+        lengths: dict[str, Any] = {
+            "max_seqlen_q": max(self.seqlens_q, default=0),
+            "max_seqlen_k": max(self._keys, default=0),
+        }
         return cuattn.attention_varlen(**inputs, **lengths, return_lse=True, **self.options)
 
     def check(self, inputs: Mapping[str, Any], result: Any) -> None:

@@ -1,4 +1,4 @@
-"""Two ways to put sentences of different lengths into batches."""
+"""Two ways to put sentences of different lengths into batches. (A packed batch is a padded one without its padding.)"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bucketed(token_lists: Sequence[Sequence[int]]) -> list[Batch]:
 
 
 def padded(token_lists: Sequence[Sequence[int]], batch_size: int = 8) -> list[Batch]:
-    """Batches of `batch_size` in the order given, zeros to the right; attention gets views that leave the zeros out."""
+    """Batches of `batch_size` in the order given, zeros to the right of the shorter ones."""
     batches = []
     for start in range(0, len(token_lists), batch_size):
         rows = token_lists[start : start + batch_size]

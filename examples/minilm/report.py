@@ -16,6 +16,7 @@ class Row:
 
     dtype: str
     batching: str
+    tokens: int  # that went through the layers, padding included where it did
     attention_calls: int
     time_s: float
     bound: float
@@ -34,13 +35,14 @@ def deviations(rows: Sequence[Row]) -> Table:
     table = Table(title="attention on the host executor, against a float64 NumPy forward")
     for name in ("q, k, v", "batches"):
         table.add_column(name, no_wrap=True)
-    for name in ("calls", "time", "largest deviation", "allowed"):
+    for name in ("tokens", "calls", "time", "largest deviation", "allowed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for row in rows:
         table.add_row(
             row.dtype,
             row.batching,
+            str(row.tokens),
             str(row.attention_calls),
             f"{row.time_s:.2f} s",
             f"{row.deviation:.1e}",

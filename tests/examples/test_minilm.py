@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("safetensors", reason="the [examples] extra is not installed
 pytest.importorskip("tokenizers", reason="the [examples] extra is not installed")
 
 from examples.minilm import batches, files
+from examples.minilm.__main__ import CountedAttention
 from examples.minilm.model import Encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,10 @@ def float64_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray
     return cuattn.reference.attention(q, k, v)[0]
 
 
+def float64_packed(q: np.ndarray, k: np.ndarray, v: np.ndarray, plan: cuattn.PaddingPlan) -> np.ndarray:
+    return cuattn.reference.attention_varlen(q, k, v, plan.cu_seqlens, plan.cu_seqlens)[0]
+
+
 def test_buckets_hold_every_sentence_once_and_no_padding() -> None:
     formed = batches.bucketed(TOKENS)
     assert [batch.tokens.shape for batch in formed] == [(1, 3), (2, 4), (1, 7)]
@@ -82,10 +88,35 @@ def test_forward_on_the_host_executor(form, dtype, bound) -> None:
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
 
 
-def test_padding_is_never_felt() -> None:
+@pytest.mark.smoke
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 2e-6), (np.float16, 5e-3)])
+def test_packed_forward_on_the_host_executor(dtype, bound) -> None:
+    """The tokens alone, 18 of 28 slots: the same embeddings."""
+    weights = random_weights()
+    expected = Encoder(CONFIG, weights, float64_attention, dtype=np.float64).embed(batches.bucketed(TOKENS))
+    attention = CountedAttention()
+    encoder = Encoder(
+        CONFIG, weights, attention, dtype=np.float32, attention_dtype=dtype, packed_attention=attention.packed
+    )
+    embeddings = encoder.embed(batches.padded(TOKENS))
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=bound)
+    assert encoder.tokens_computed == sum(map(len, TOKENS)) == 18
+    assert attention.calls == CONFIG["num_hidden_layers"]
+
+
+def test_tokens_computed_with_padding() -> None:
+    encoder = Encoder(CONFIG, random_weights(), float64_attention, dtype=np.float64)
+    encoder.embed(batches.padded(TOKENS))
+    assert encoder.tokens_computed == 28
+    encoder.embed(batches.bucketed(TOKENS))
+    assert encoder.tokens_computed == 28 + 18
+
+
+@pytest.mark.parametrize("packed_attention", [None, float64_packed], ids=["padded", "packed"])
+def test_padding_is_never_felt(packed_attention) -> None:
     weights = random_weights()
     weights["embeddings.word_embeddings.weight"][0] = np.nan  # the padding token
-    encoder = Encoder(CONFIG, weights, float64_attention, dtype=np.float64)
+    encoder = Encoder(CONFIG, weights, float64_attention, dtype=np.float64, packed_attention=packed_attention)
     with np.errstate(invalid="ignore"):
         assert np.isfinite(encoder.embed(batches.padded(TOKENS))).all()
 
@@ -120,5 +151,6 @@ def test_the_real_model_end_to_end() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count(" ok ") == 4
+    assert result.stdout.count(" ok ") == 6
+    assert re.search(r"tokens computed: \d+ with padding, \d+ without", result.stdout)
     assert "Photosynthesis" in result.stdout  # the closest pair among the first six sentences

@@ -224,7 +224,7 @@ def test_counters_count_what_runs():
 def test_translation_is_quick():
     from cuattn.compile import build_source
 
-    code = "extern \"C\" __global__ void k(float* y, const float* x) {\n  float a = x[threadIdx.x];\n"
+    code = 'extern "C" __global__ void k(float* y, const float* x) {\n  float a = x[threadIdx.x];\n'
     code += "".join(f"  a = a * x[{i}] + {i}.5f;\n" for i in range(1000))
     code += "  y[threadIdx.x] = a;\n}\n"
     text = build_source(code, name="long", arch="sm_80", kind="ptx").image.decode()

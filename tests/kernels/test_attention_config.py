@@ -18,7 +18,12 @@ KIB = 1024
 LIMITS = (99 * KIB, 163 * KIB, 227 * KIB)  # sm_86, sm_80, sm_90
 CAUSAL = ForwardOptions(bound_right=True)
 #: The kinds of rows: (dtype, whether its products are in tf32).
-KINDS = ((np.dtype(np.float16), False), (np.dtype(np.float32), True), (np.dtype(np.float32), False), (np.dtype(np.float64), False))
+KINDS = (
+    (np.dtype(np.float16), False),
+    (np.dtype(np.float32), True),
+    (np.dtype(np.float32), False),
+    (np.dtype(np.float64), False),
+)
 FLOAT16 = KINDS[0][0]
 
 
@@ -47,7 +52,9 @@ def test_buckets():
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize(
-    ("dtype", "tf32"), [*KINDS, (np.dtype(ml_dtypes.bfloat16), False), (np.dtype(ml_dtypes.float8_e5m2), False)], ids=str
+    ("dtype", "tf32"),
+    [*KINDS, (np.dtype(ml_dtypes.bfloat16), False), (np.dtype(ml_dtypes.float8_e5m2), False)],
+    ids=str,
 )
 def test_every_problem_has_a_legal_row(dtype, tf32, limit):
     for head_dim in HEAD_DIM_BUCKETS:
@@ -98,8 +105,8 @@ def assert_no_spills(row, head_dim, arch, options, aligned=True, dtype_name=None
     ("row", "head_dim"), [pair for pair in selected() if pair[0].itemsize == 2 or pair[1] in (64, 128, 256)], ids=str
 )
 def test_no_row_spills(row, head_dim, arch):
-    """ptxas accepts every row on both architectures, and keeps everything in registers: without options, causal, and with
-    everything; the element-wise load path on one of the architectures."""
+    """ptxas accepts every row on both architectures, and keeps everything in registers: without options, causal, and
+    with everything; the element-wise load path on one of the architectures."""
     most = EVERYTHING if row.score_options else ForwardOptions(bound_left=True, bound_right=True)
     for options in (PLAIN, CAUSAL, most):
         assert_no_spills(row, head_dim, arch, options)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
+from attention_calls import prepare
+from option_cases import FEW_FORMATS, FOR_EVERY_DTYPE, FORMATS, OPTION_CASES, option_case
 
 import cuattn
-from cuattn import host
+from cuattn import slow_calls
 from cuattn.attention import evaluate
 from cuattn.config import FLASH_FWD_CONFIGS, PlainFwdConfig
 from cuattn.errors import SlowHostCallWarning
-from cuattn.testing import assert_attention_close
+from cuattn.testing import assert_attention_close, assert_varlen_close
 from cuattn.testing.arrays import Layout, place
+from cuattn.varlen import evaluate as evaluate_varlen
 
 F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 DTYPES = (F16, BF16, F32, F64)
@@ -164,66 +166,50 @@ def test_a_config_row_changes_no_result(executor, row):
         assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=causal)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("causal", (False, True, "top_left"))
-def test_plain_kernel(executor, dtype, causal):
-    for shape in ((2, 7, 33, 4, 2, 40, 24), (1, 9, 3, 1, 1, 256, 1), (1, 3, 0, 1, 1, 1, 256)):
-        q, k, v = make(shape, dtype)
-        arrays = [executor.array(x) for x in (q, k, v)]
-        out, lse = evaluate(*arrays, causal=causal, scale=-0.4, return_lse=True, config=PlainFwdConfig())
-        options = {"causal": causal, "scale": -0.4}
-        assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), **options)
+@pytest.mark.parametrize("case", OPTION_CASES)
+def test_plain_kernel(executor, case):
+    """The kernel that is written to be read, with each option alone and with all of them."""
+    for dtype in FORMATS if case in FOR_EVERY_DTYPE else FEW_FORMATS:
+        for shape in ((2, 7, 33, 4, 2, 40, 24), (2, 9, 3, 2, 2, 256, 1)):
+            arrays = make(shape, dtype)
+            options = option_case(case, shape, dtype)
+            on_executor, moved = prepare(executor, arrays, options)
+            out, lse = evaluate(*on_executor, return_lse=True, config=PlainFwdConfig(), **moved)
+            assert_attention_close(executor.numpy(out), *arrays, lse=executor.numpy(lse), **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("causal", (False, True, "top_left"))
-def test_standard_attention(executor, dtype, causal):
-    for shape in ((2, 7, 33, 4, 2, 40, 24), (1, 20, 3, 1, 1, 256, 1), (1, 3, 0, 1, 1, 1, 20), (1, 0, 3, 1, 1, 1, 20)):
-        q, k, v = make(shape, dtype)
-        arrays = [executor.array(x) for x in (q, k, v)]
-        out, lse, p = cuattn.standard_attention(*arrays, causal=causal, return_lse=True, return_probabilities=True)
-        assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=causal)
-        assert p.dtype == dtype and p.shape == (*lse.shape, k.shape[1])
-        seen = ~np.isneginf(executor.numpy(lse))
-        np.testing.assert_allclose(executor.numpy(p).astype(np.float64).sum(axis=-1), seen, atol=0.02)
+@pytest.mark.parametrize("case", ("none", "sinks"))
+def test_plain_kernel_without_keys(executor, case):
+    shape = (2, 3, 0, 2, 1, 1, 256)
+    arrays, options = make(shape, F32), option_case(case, shape, F32)
+    out, lse = evaluate(*map(executor.array, arrays), return_lse=True, config=PlainFwdConfig(), **options)
+    assert_attention_close(executor.numpy(out), *arrays, lse=executor.numpy(lse), **options)
 
 
-def test_more_heads_than_a_grid_axis_of_y_or_z(executor):
-    """batch * heads beyond 65535 are folded into grid.x."""
-    q, k, v = make((65537, 1, 1, 1, 1, 8, 8), F16)
-    with host.check():  # the number of CTAs is the point, and the checkers would make it slow
-        out = cuattn.attention(*(executor.array(x) for x in (q, k, v)))
-    np.testing.assert_array_equal(executor.numpy(out), v)
-
-
-@pytest.mark.parametrize("axis", (0, 1, 2))
-def test_offsets_beyond_32_bits(axis):
-    """Two entries along an axis, more than 2^31 elements apart. The buffer is sparse: only its ends are touched."""
-    shape = [1, 1, 1, 8]
-    shape[axis] = 2
-    stride = 2**31 + 8
-    buffer = np.zeros(stride + 8, F16)
-    strides = [16] * 4
-    strides[axis], strides[3] = 2 * stride, 2
-    far = np.lib.stride_tricks.as_strided(buffer, shape, strides)
-    near = make((shape[0], shape[1], shape[1], shape[2], shape[2], 8, 8), F16)[0]
-    far[...] = near
-    with host.check("mem"):  # the others keep a record for every byte
-        for arrays in ((far, near, near), (near, far, near), (near, near, far)):
-            assert_attention_close(cuattn.attention(*arrays), near, near, near)
-        assert_attention_close(cuattn.attention(near, near, near, out=far), near, near, near)
+@pytest.mark.parametrize("dtype", (F16, F64), ids=str)
+def test_plain_kernel_of_packed_sequences(executor, dtype):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((12, *extents)).astype(dtype) for extents in ((4, 24), (2, 24), (2, 40)))
+    starts = np.int32([0, 5, 5, 12]), np.int32([0, 3, 9, 12])
+    options = {"causal": True, "window": (3, None), "dropout_p": 0.2, "sinks": np.float32([0, -1, 2, 0.5])}
+    arrays = *map(executor.array, (q, k, v)), *starts
+    out, lse = evaluate_varlen(*arrays, return_lse=True, config=PlainFwdConfig(), **options)
+    assert_varlen_close(executor.numpy(out), q, k, v, *starts, lse=executor.numpy(lse), **options)
 
 
 def test_warns_once_of_a_slow_call(monkeypatch):
-    module = importlib.import_module("cuattn.attention")  # the name in the package is the function
-    monkeypatch.setattr(module, "SLOW_HOST_FLOPS", 1.0)
-    monkeypatch.setattr(module, "_warned_slow", False)
+    monkeypatch.setattr(slow_calls, "SLOW_HOST_FLOPS", 1.0)
     q, k, v = make((1, 2, 2, 1, 1, 8, 8), F32)
-    with pytest.warns(SlowHostCallWarning, match="host executor") as caught:
-        cuattn.attention(q, k, v)
-        cuattn.attention(q, k, v)
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
+    for call in (
+        lambda: cuattn.attention(q, k, v),
+        lambda: cuattn.attention_varlen(q[0], k[0], v[0], [0, 2], [0, 2]),
+    ):
+        monkeypatch.setattr(slow_calls, "_warned", False)
+        with pytest.warns(SlowHostCallWarning, match="host executor") as caught:
+            call()
+            call()
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
 
 
 def test_a_host_call_does_not_import_cupy():

@@ -246,7 +246,9 @@ WRONG_OPTIONS = (
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(("options", "error", "message"), WRONG_OPTIONS, ids=lambda x: None if callable(x) else str(x)[:40])
+@pytest.mark.parametrize(
+    ("options", "error", "message"), WRONG_OPTIONS, ids=lambda x: None if callable(x) else str(x)[:40]
+)
 def test_options(function, options, error, message):
     with pytest.raises(error, match=message):
         function(*arrays(), **options)
@@ -263,9 +265,9 @@ def test_8_bit_floats(function):
         function(q, k, v, q_descale=np.full((2, 2), np.nan))
     with pytest.raises(DTypeError, match="out has dtype float16; the result has dtype bfloat16"):
         function(q, k, v, out=np.empty((2, 5, 4, 24), np.float16))
-    with pytest.raises(DTypeError, match="q has dtype uint8 .* or uint8 with fp8_format="):
+    with pytest.raises(DTypeError, match=r"q has dtype uint8 .* or uint8 with fp8_format="):
         function(*(x.view(np.uint8) for x in (q, k, v)))
-    with pytest.raises(DTypeError, match="q has dtype float8_e4m3fn .* allowed are uint8 and float8_e5m2"):
+    with pytest.raises(DTypeError, match=r"q has dtype float8_e4m3fn .* allowed are uint8 and float8_e5m2"):
         function(q, k, v, fp8_format="e5m2")
 
 
@@ -310,7 +312,11 @@ def packed(**changes):
         ({"max_seqlen_k": 4.0}, ArgumentError, "max_seqlen_k is 4.0"),
         ({"bias": np.zeros((5, 7))}, ShapeError, r"bias has shape \(5, 7\), .* = \[2, 4, 3, 4\]"),
         ({"alibi_slopes": np.ones((3, 4))}, ShapeError, r"alibi_slopes has shape .* allowed is \[4\] or \[2, 4\]"),
-        ({"out": np.ones((1, 5, 4, 24), np.float16)}, ShapeError, r"out has shape .* the result has shape \(5, 4, 24\)"),
+        (
+            {"out": np.ones((1, 5, 4, 24), np.float16)},
+            ShapeError,
+            r"out has shape .* the result has shape \(5, 4, 24\)",
+        ),
         ({"scale": np.nan}, NonFiniteError, "scale is nan"),
         ({"causal": 1}, ArgumentError, "causal is 1"),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -226,6 +227,8 @@ def test_dropout_needs_a_seed():
     q, kv = make(4, 4, heads=2)
     with pytest.raises(ArgumentError, match=r"dropout_p is 0\.1 and dropout_seed is None.*pass dropout_seed="):
         flash_attn.flash_attn_kvpacked_func(q, kv, 0.1)
+    with pytest.raises(ArgumentError, match="dropout_p is 1/3 and dropout_seed is None"):
+        flash_attn.flash_attn_kvpacked_func(q, kv, Fraction(1, 3))
     outs = [
         flash_attn.flash_attn_kvpacked_func(q, kv, 0.5, dropout_seed=seed, dropout_offset=offset)
         for seed, offset in ((1, 0), (1, 0), (2, 0), (1, 1))

@@ -133,6 +133,14 @@ def test_up_to_one_leading_axis_nothing_is_copied(monkeypatch):
         assert set(kwargs) >= {"bias", "scale", "causal"} and "mask" not in kwargs
 
 
+def test_a_mask_for_several_leading_axes_stays_small(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cuattn, "attention", lambda *args, **kwargs: calls.append(kwargs) or args[0])
+    x, mask = np.zeros((2, 3, 4, 5, 32), np.float16), np.ones((1, 1, 1, 5, 5), bool)
+    sdpa(x, x, x, mask)
+    assert np.shares_memory(calls[0]["mask"], mask) and calls[0]["mask"].size == mask.size
+
+
 Q, K, V = (2, 4, 5, 32), (2, 4, 7, 32), (2, 4, 7, 32)
 
 

@@ -5,12 +5,16 @@ Without a GPU the CUDA side runs on `simulated_cupy`. What only hardware can con
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
 from simulated_cupy import Exporter, installed
 
 import cuattn
+from cuattn import dlpack
 from cuattn.compat import flash_attn, scaled_dot_product_attention
 from cuattn.errors import ArgumentError, ArrayTypeError, OverlapError
 from cuattn.testing import assert_attention_close, assert_varlen_close
@@ -336,6 +340,51 @@ def test_exporters_that_raise_something_of_their_own():
 def test_objects_that_cannot_say_where_they_are():
     with pytest.raises(ArrayTypeError, match=r"q: builtins\.type does not say on which device it is"):
         cuattn.attention(np.ndarray, *make()[1:])
+
+
+class NarrowOnCpu(OnCpu):
+    """An array of `ml_dtypes` as other libraries export it: NumPy does not, so an integer's capsule is relabelled."""
+
+    CODES = {"bfloat16": 4, "float8_e4m3fn": 10, "float8_e5m2": 12, "float8_e4m3fnuz": 11}  # noqa: RUF012
+
+    def __dlpack__(self, **options):
+        capsule = self.array.view(f"u{self.array.itemsize}").__dlpack__()
+        get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        dlpack._DLTensor.from_address(get_pointer(capsule, b"dltensor")).code = self.CODES[self.array.dtype.name]
+        return capsule
+
+
+@pytest.mark.parametrize("name", ("bfloat16", "float8_e4m3fn", "float8_e5m2"))
+def test_narrow_floats_through_dlpack(name):
+    values = np.arange(-12, 12).reshape(4, 6).astype(name)
+    for x in (values, values.T, values[1:, ::2], values[::-1], values[:0], values[:1, 0]):
+        array = dlpack.from_host(NarrowOnCpu(x))
+        assert array.dtype == values.dtype and array.shape == x.shape
+        assert array.astype(np.float32).tolist() == x.astype(np.float32).tolist()
+        if x.size:
+            assert array.__array_interface__["data"][0] == x.__array_interface__["data"][0]
+
+
+def test_narrow_floats_that_ml_dtypes_has_and_no_kernel_takes():
+    with pytest.raises(ArrayTypeError, match="NarrowOnCpu cannot be read as a NumPy array"):
+        cuattn.attention(NarrowOnCpu(np.zeros((2, 5, 4, 32), ml_dtypes.float8_e4m3fnuz)), *make()[1:])
+
+
+def test_the_memory_of_a_capsule_lives_as_long_as_the_array():
+    owner = np.arange(1000).astype(ml_dtypes.bfloat16)
+    array = dlpack.from_host(NarrowOnCpu(owner))
+    references = sys.getrefcount(owner)
+    part = array[10:20]
+    del array
+    assert sys.getrefcount(owner) == references
+    del part
+    assert sys.getrefcount(owner) < references
+
+
+def test_bfloat16_on_the_cpu():
+    arrays = make(ml_dtypes.bfloat16)
+    assert_attention_close(cuattn.attention(*map(NarrowOnCpu, arrays)), *arrays)
 
 
 def torch_arrays(dtype, **options):

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from merge_parts import BF16, F16, F32, F64, lses_of, outs_of
 
 import cuattn
-from cuattn import compile as kernel_compiler
-from cuattn import host, merge_launch
 from cuattn.testing import assert_attention_close
 from cuattn.testing.arrays import Guarded, Layout, place
 from cuattn.testing.merging import assert_merge_close
 from cuattn.testing.strategies import examples
 
-F16, BF16, F32, F64 = (np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 # (of the parts, of the result): every pair that a kernel is compiled for.
 DTYPE_PAIRS = ((F16, F16), (BF16, BF16), (F32, F32), (F64, F64), (F32, F16), (F32, BF16))
 
@@ -36,22 +33,6 @@ class Parts:
 
     def __repr__(self) -> str:
         return f"Parts({self.outs}, {self.lses}, sinks={self.sinks}, {self.out_layout}, {self.lse_layout})"
-
-
-def lses_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, spread: float) -> np.ndarray:
-    """Random lse, a fifth of them -inf, some rows all of them."""
-    lses = (rng.standard_normal(shape) * spread).astype(dtype)
-    lses[rng.random(shape) < 0.2] = -np.inf
-    lses[:, rng.random(shape[1:]) < 0.1] = -np.inf
-    return lses
-
-
-def outs_of(rng: np.random.Generator, lses: np.ndarray, head_dim: int, dtype: np.dtype) -> np.ndarray:
-    """Random outs; those of empty parts hold NaN."""
-    rows = np.moveaxis(lses, -1, -2)
-    outs = rng.standard_normal((*rows.shape, head_dim)).astype(dtype)
-    outs[np.isneginf(rows)] = np.nan
-    return outs
 
 
 @st.composite
@@ -242,84 +223,3 @@ def test_lse_is_natural(executor):
     outs = executor.array(np.array([0, 1], F32).reshape(2, 1, 1, 1))
     out, lse = (executor.numpy(x).item() for x in cuattn.merge_states(outs, lses))
     assert abs(out - 0.75) < 1e-6 and abs(lse - np.log(4)) < 1e-6
-
-
-# --- the kernel ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90a"))
-def test_no_variant_spills(arch):
-    for constants in merge_launch.variants():
-        binary = kernel_compiler.build("merge_states", constants, arch=arch, kind="cubin")
-        for used in binary.resources.values():
-            assert used.spill_stores == used.spill_loads == used.stack_bytes == 0, (constants, used)
-
-
-@examples(30)
-@given(data=st.data())
-def test_block_shapes_are_legal(data):
-    """And no thread of a CTA is without columns, as long as a row has as many packs as lanes."""
-    num_rows = data.draw(st.one_of(st.integers(1, 300), st.integers(1, 2**40)))
-    num_parts, head_dim = data.draw(st.integers(0, 1000)), data.draw(st.integers(0, 2000))
-    shape = merge_launch.block_shape(num_rows=num_rows, num_parts=num_parts, head_dim=head_dim, pack=8)
-    assert 1 <= shape.lanes * shape.groups * shape.rows <= merge_launch.NUM_THREADS
-    assert shape.rows <= min(64, num_rows)
-    assert shape.groups <= max(1, num_parts)
-    assert (shape.lanes - 1) * 8 < max(1, head_dim)
-
-
-def test_many_parts_of_few_rows_have_several_groups(executor):
-    """Which add up to the same as one, within rounding; each part is counted once."""
-    assert merge_launch.block_shape(num_rows=6, num_parts=130, head_dim=64, pack=4).groups > 1
-    rng = np.random.default_rng(2)
-    lses = lses_of(rng, (130, 2, 3), F32, 2.0)
-    outs = outs_of(rng, lses, 64, F32)
-    assert_merge_close(cuattn.merge_states(executor.array(outs), executor.array(lses)), outs, lses)
-
-
-@pytest.mark.parametrize("num_parts", (3, 20))
-def test_same_bits_every_time(executor, num_parts):
-    rng = np.random.default_rng(3)
-    lses = lses_of(rng, (num_parts, 3, 7), F32, 2.0)
-    arrays = executor.array(outs_of(rng, lses, 200, F32)), executor.array(lses)
-    first = [executor.numpy(x) for x in cuattn.merge_states(*arrays)]
-    for seed in range(2):
-        with executor.active(asynchrony="random" if executor.name == "host" else "late", seed=seed):
-            for x, y in zip(cuattn.merge_states(*arrays), first, strict=True):
-                np.testing.assert_array_equal(executor.numpy(x), y)
-
-
-def test_more_rows_than_the_grid(executor, monkeypatch):
-    """CTAs take turns."""
-    monkeypatch.setattr(merge_launch, "MAX_GRID_X", 2)
-    rng = np.random.default_rng(4)
-    lses = lses_of(rng, (2, 3, 70), F32, 2.0)
-    outs = outs_of(rng, lses, 64, F32)
-    assert_merge_close(cuattn.merge_states(executor.array(outs), executor.array(lses)), outs, lses)
-
-
-@pytest.mark.parametrize("axis", range(4))
-def test_offsets_beyond_32_bits(axis):
-    """Two entries along an axis, more than 2^31 elements apart. The buffer is sparse: only its ends are touched."""
-    rng = np.random.default_rng(5)
-    shape = [1] * 4 + [8]
-    shape[axis] = 2
-    lses = rng.standard_normal((shape[0], shape[1], shape[3], shape[2])).astype(F32)
-    outs = outs_of(rng, lses, 8, F16)
-
-    def far(x: np.ndarray, axis: int) -> np.ndarray:
-        buffer = np.zeros(2**31 + 16, x.dtype)
-        strides = [x.itemsize * 8] * x.ndim
-        strides[-1] = x.itemsize
-        strides[axis] = x.itemsize * (2**31 + 8)
-        view = np.lib.stride_tricks.as_strided(buffer, x.shape, strides)
-        view[...] = x
-        return view
-
-    with host.check("mem"):  # the others keep a record for every byte
-        lse_axis = (0, 1, 3, 2)[axis]
-        assert_merge_close(cuattn.merge_states(far(outs, axis), lses), outs, lses)
-        assert_merge_close(cuattn.merge_states(outs, far(lses, lse_axis)), outs, lses)
-        if axis > 0:
-            target = far(outs[0], axis - 1), far(lses[0], lse_axis - 1)
-            assert_merge_close(cuattn.merge_states(outs, lses, out=target), outs, lses)

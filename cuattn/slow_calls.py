@@ -1,0 +1,43 @@
+"""The warning that the host executor is no place for a problem of some size."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from cuattn.attention_arguments import Problem
+from cuattn.attention_params import UNBOUNDED
+from cuattn.errors import SlowHostCallWarning
+from cuattn.packed import Packed
+
+SLOW_HOST_FLOPS = 1e11  # a NumPy call of more warns
+
+_warned = False
+
+
+def warn_if_slow(problem: Problem, packed: Packed | None = None) -> None:
+    """Say it once a process. To be called by the public function itself: the warning points at its caller."""
+    global _warned
+    if problem.executor.name != "host" or _warned:
+        return
+    extents, options = problem.extents, problem.options
+    if packed is None or packed.host is None:
+        pairs = float(extents.batch * extents.seqlen_q) * extents.seqlen_k
+    else:
+        seqlens_q, seqlens_k = map(np.diff, packed.host)
+        pairs = float(np.dot(seqlens_q.astype(float), seqlens_k))
+    if options.window_left != UNBOUNDED and options.window_right != UNBOUNDED:
+        queries = extents.seqlen_q if packed is not None else extents.batch * extents.seqlen_q
+        pairs = min(pairs, queries * (options.window_left + 1.0 + options.window_right))
+    elif options.window_right == 0:
+        pairs /= 2
+    flops = 2 * pairs * extents.num_heads * (extents.head_dim + extents.head_dim_v)
+    if flops > SLOW_HOST_FLOPS:
+        _warned = True
+        warnings.warn(
+            "attention on NumPy arrays runs on the host executor, which interprets the kernel: the "
+            f"{flops:.2g} floating-point operations of this call may take minutes; CuPy arrays run on the GPU",
+            SlowHostCallWarning,
+            stacklevel=3,
+        )
