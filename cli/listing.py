@@ -96,6 +96,7 @@ def attention_rows() -> list[dict[str, Any]]:
             "warps": row.num_warps,
             "stages": row.num_stages,
             "queries up to": row.max_seqlen_q or "",
+            "options on scores": "any" if row.score_options else "none",
         }
         for row in FLASH_FWD_CONFIGS
     ]

@@ -110,7 +110,7 @@ def check_options(
     if alibi_slopes is not None:
         shapes = (num_heads,), (batch, num_heads)
         slopes = _metadata(executor, "alibi_slopes", alibi_slopes, shapes, accumulator)
-        options.alibi_slopes = slopes.reshape(-1, num_heads) if slopes.ndim == 1 else slopes
+        options.alibi_slopes = slopes[None] if slopes.ndim == 1 else slopes
     if sinks is not None:
         options.sinks = _metadata(executor, "sinks", sinks, ((num_heads,),), accumulator)
     if not (type(dropout_p) is float and type(dropout_seed) is type(dropout_offset) is int and dropout_p == 0.0) or (

@@ -30,7 +30,7 @@ ENOUGH_THREADS = 1 << 16  # rows times lanes that fill a GPU of 100 and more SMs
 
 # struct MergeLayout of kernels/merge_states.cu; Strides are (batch, seq, head).
 _STRIDES = np.dtype((np.int64, 3))
-_LAYOUT = np.dtype(
+LAYOUT = np.dtype(
     [
         ("num_rows", np.int64),
         ("first_out", _STRIDES),
@@ -163,4 +163,4 @@ def _layout(
         num_parts,
         head_dim,
     )
-    return np.void(np.array([fields], _LAYOUT).tobytes())
+    return np.void(np.array([fields], LAYOUT).tobytes())

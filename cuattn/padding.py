@@ -131,7 +131,7 @@ def padding_plan(
 
     order, cu_seqlens = scan(executor, mask)
     if executor.name == "host" or num_tokens is None or environment.check():
-        num_tokens, max_seqlen = _counted(np.diff(_on_host(cu_seqlens)), num_tokens, max_seqlen)
+        num_tokens, max_seqlen = _counted(np.diff(_on_host(executor, cu_seqlens)), num_tokens, max_seqlen)
     return PaddingPlan(
         indices=order[:num_tokens],
         padding=order[num_tokens:],
@@ -285,12 +285,15 @@ def _executor_of(array_module: Any) -> Executor:
     name = getattr(array_module, "__name__", None)
     if name not in ("numpy", "cupy"):
         raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
-    return executor_for(array_module=array_module.empty(0))
+    return executor_for(array_module=array_module.empty(0, np.uint8))
 
 
-def _on_host(x: Any) -> np.ndarray:
+def _on_host(executor: Executor, x: Any) -> np.ndarray:
     """``x`` as a NumPy array; of a CuPy array, once the GPU has computed it."""
-    return x if isinstance(x, np.ndarray) else np.asarray(x.get())
+    if isinstance(x, np.ndarray):
+        return x
+    with executor.on_device():
+        return np.asarray(x.get())
 
 
 def _arguments(x: Any, plan: Any, out: Any) -> tuple[Executor, Any, Any, Any, Any]:

@@ -68,7 +68,7 @@ class Rotary:
         return {name: x for name, x in (("cos", self.cos), ("sin", self.sin)) if x is not None}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Angles:
     """A `Rotary` that has passed every check, as kernels take it: either ``turns``, or ``cos`` and ``sin``."""
 
@@ -112,7 +112,7 @@ class Angles:
         return True, turned, turned + copied // pack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Positions:
     """Positions as a kernel takes them; strides in elements, of the axes batch and sequence."""
 

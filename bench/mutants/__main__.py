@@ -77,8 +77,9 @@ def main(
     results = report.read(out)
     for name in chosen:
         _try_file(name, results, console, sample=sample, seed=seed, jobs=jobs, cap_s=cap_s, retry=retry, out=out)
-    console.print(report.table([result for result in results.values() if result.file in chosen]))
-    for result in report.survivors(results.values()):
+    found = [result for result in results.values() if result.file in chosen]
+    console.print(report.table(found))
+    for result in report.survivors(found):
         console.print(f"survived: {result.file}:{result.line} {result.after}", highlight=False, markup=False)
 
 

@@ -34,8 +34,8 @@ ATTENTION = (
     Semantic("online_softmax.cuh", "lse in base 2", r"fmaf\(max_logit, 0\.69\w*,", "fmaf(max_logit, 1.0f,"),
     Semantic("online_softmax.cuh", "a sink in base e", r"BASE_2 \? sink \* log2_e<Real>\(\) : sink", "sink"),
     Semantic("online_softmax.cuh", "2^x of natural logits", r"BASE_2 \? difference : .*?;", "difference;"),
-    Semantic("mask.cuh", "one key too many", r"long>\(right\) \+ 1", "long>(right) + 2"),
-    Semantic("mask.cuh", "one key too few", r"long>\(left\)", "long>(left) + 1"),
+    Semantic("mask.cuh", "one key too many", r"diagonal \+ right \+ 1", "diagonal + right + 2"),
+    Semantic("mask.cuh", "one key too few", r"diagonal - left", "diagonal - left + 1"),
     Semantic(
         "mask.cuh", "full tiles by the wrong query", r"full_begin = (.*?)last_query", r"full_begin = \1first_query"
     ),

@@ -81,20 +81,25 @@ def test_files(kernels: Iterable[str]) -> list[Path]:
 
 
 def notes(files: list[Path], work: Path) -> list[Test]:
-    """Run the tests once on the unchanged kernels, or take the notes of the last time."""
-    path = work / f"notes-{_state(files)}.jsonl"
+    """The tests of these files that pass on the unchanged kernels: noted now, or before if nothing has changed."""
+    return [test for path in files for test in _notes_of(path, work)]
+
+
+def _notes_of(test_file: Path, work: Path) -> list[Test]:
+    path = work / f"{test_file.stem}-{_state(test_file)}.jsonl"
     if not path.exists():
-        click.echo(f"running {len(files)} test files on the unchanged kernels, to see which variants each test runs")
-        partial = path.with_suffix(".partial")
+        click.echo(f"running {test_file.name} on the unchanged kernels, to see which variants each test runs")
+        partial, log_path = path.with_suffix(".partial"), path.with_suffix(".log")
         partial.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.mutants.plugin"]
         environment = {**test_environment(work), "CUATTN_MUTANTS_NOTE": str(partial)}
-        with open(work / "notes.log", "wb") as log:
-            code = subprocess.call([*command, *map(str, files)], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        with open(log_path, "wb") as log:
+            code = subprocess.call([*command, str(test_file)], cwd=ROOT, env=environment, stdout=log, stderr=log)
         if code not in (0, 1):
-            raise click.ClickException(f"the tests do not run: see {work / 'notes.log'}")
+            raise click.ClickException(f"the tests do not run: see {log_path}")
         if code == 1:
-            click.echo(f"some tests fail on the unchanged kernels and are left out: see {work / 'notes.log'}")
+            click.echo(f"some tests fail on the unchanged kernels and are left out: see {log_path}")
+        partial.touch()
         partial.replace(path)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [Test(row["test"], row["seconds"], tuple(row["variants"])) for row in rows if row["variants"]]
@@ -110,9 +115,9 @@ def test_environment(work: Path) -> dict[str, str]:
     }
 
 
-def _state(files: list[Path]) -> str:
+def _state(test_file: Path) -> str:
     state = hashlib.sha256()
-    for path in sorted({*files, *(ROOT / "cuattn").rglob("*.py"), *KERNELS.rglob("*.cu*")}):
+    for path in sorted({test_file, *(ROOT / "cuattn").rglob("*.py"), *KERNELS.rglob("*.cu*")}):
         state.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return state.hexdigest()[:12]
 

@@ -22,6 +22,7 @@ from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
 
 ARCHS = ("sm_80", "sm_90a")
 CAUSAL = ForwardOptions(bound_right=True)
+WINDOW = ForwardOptions(bound_left=True, bound_right=True)
 DTYPE = {2: "float16", 4: "float32", 8: "float64"}
 METHOD = (
     "NVRTC with an empty cache, source to CUBIN, once, wall-clock and processor time; figures from ptxas; occupancy "
@@ -44,15 +45,16 @@ class Variant:
 
 
 def attention_variants() -> Iterator[Variant]:
-    """Every row of the table at the largest head dim that selects it: plain, causal, and with everything on; of 8-bit
-    elements, which share the rows of 16-bit ones, with everything on.
+    """Every row of the table at the largest head dim that selects it: plain, causal, and with every option that the row
+    is meant for. 8-bit elements share the rows of 16-bit ones.
     """
     for row in FLASH_FWD_CONFIGS:
         dtype = DTYPE[row.itemsize]
-        yield from (attention_variant(row, dtype, options) for options in (PLAIN, CAUSAL, EVERYTHING))
-        yield attention_variant(row, dtype, EVERYTHING, aligned=False)
+        most = EVERYTHING if row.score_options else WINDOW
+        yield from (attention_variant(row, dtype, options) for options in (PLAIN, CAUSAL, most))
+        yield attention_variant(row, dtype, most, aligned=False)
         if row.itemsize == 2:
-            yield attention_variant(row, "float8_e4m3fn", EVERYTHING)
+            yield attention_variant(row, "float8_e4m3fn", most)
 
 
 def attention_variant(row: FlashFwdConfig, dtype: str, options: ForwardOptions, *, aligned: bool = True) -> Variant:

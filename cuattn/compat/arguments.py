@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.attention_options import as_float
 from cuattn.errors import ArgumentError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
@@ -41,7 +42,7 @@ def window_option(window_size: Any) -> tuple[int | None, int | None] | None:
     try:
         if not isinstance(window_size, list | tuple):
             raise TypeError("no pair")
-        left, right = (None if _index(side) == -1 else _index(side) for side in window_size)
+        left, right = map(_side, window_size)
         if min(left or 0, right or 0) < 0:
             raise ValueError("a negative width")
     except (TypeError, ValueError):
@@ -93,7 +94,8 @@ def unpack(name: str, packed: Any, layout: str, axis: int, count: int, **others:
     return [packed[(slice(None),) * axis + (index,)] for index in range(count)]
 
 
-def _index(value: Any) -> int:
+def _side(value: Any) -> int | None:
     if isinstance(value, bool | np.bool_):
         raise TypeError("a bool is no width")
-    return operator.index(value)
+    side = operator.index(value)
+    return None if side == -1 or side > MAX_EXTENT - 1 else side  # no sequence is as long as that

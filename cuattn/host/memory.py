@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from ..errors import UninitializedReadError
 from .library import RegionStruct
-from .settings import current
+from .settings import checks
 
 ALIGNMENT = 256  # what cudaMalloc gives
 ADDRESSABLE, READY = 1, 3  # executor.h
@@ -43,10 +43,10 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     body = raw[start : start + nbytes]
-    checks = current().checks
-    if checks:
+    active = checks()
+    if active:
         body[:] = 0xFF
-    if "init" in checks and nbytes:
+    if "init" in active and nbytes:
         base = raw.ctypes.data + start
         _tracked[base] = _Tracked(base, np.full(nbytes, ADDRESSABLE, np.uint8))
         weakref.finalize(raw, _tracked.pop, base, None)
@@ -66,7 +66,7 @@ def finish(*arrays: np.ndarray) -> None:
         if found is None:
             continue
         _tracked.pop(found.base, None)
-        if "init" in current().checks:
+        if "init" in checks():
             offset = _bounds(array)[0] - found.base
             states = _element_states(array, found.state[offset:])
             if not (states == READY).all():

@@ -36,6 +36,11 @@ def current() -> Settings:
     )
 
 
+def checks() -> frozenset[str]:
+    """The checkers in force, without a look at the rest."""
+    return environment.host_check() if _current is None else _current.checks
+
+
 class _Restore:
     """Takes effect when made; as a context manager it puts back what was in force before."""
 

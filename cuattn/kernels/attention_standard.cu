@@ -65,7 +65,7 @@ __device__ __forceinline__ Accumulator factor_of(const Accumulator* g_factors, i
     return g_factors == nullptr ? Accumulator(1) : g_factors[idx];
 }
 
-extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_scores(
+extern "C" __global__ void __launch_bounds__(TILE * TILE, 1) cuattn_attention_scores(
     const Storage* __restrict__ g_q,         // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
     const Storage* __restrict__ g_k,         // [batch, seqlen_k, num_kv_heads, head_dim]
     Accumulator* __restrict__ g_scores,      // [batch, num_heads, seqlen_q, seqlen_k], contiguous
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     if (lane_idx == 0) g_lse[row_idx] = reference + log(sum);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE * TILE) cuattn_attention_output(
+extern "C" __global__ void __launch_bounds__(TILE * TILE, 1) cuattn_attention_output(
     const Probability* __restrict__ g_weights,      // [batch, num_heads, seqlen_q, seqlen_k], contiguous
     const Storage* __restrict__ g_v,                // [batch, seqlen_k, num_kv_heads, head_dim_v]
     Output* __restrict__ g_out,                     // [batch, seqlen_q, num_heads, head_dim_v]

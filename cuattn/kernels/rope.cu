@@ -21,10 +21,10 @@ struct RopeLayout {
     long long x_batch_stride, x_seq_stride, x_head_stride;
     long long out_batch_stride, out_seq_stride, out_head_stride;
     long long positions_batch_stride, positions_seq_stride;
-    int num_heads;
-    int num_groups;  // of heads, each with threads of its own
-    int num_pairs;   // rotary_dim / 2
-    int num_units;   // of a head; without copy units where out is x
+    unsigned num_heads;   // unsigned, as it is stepped beyond by num_groups
+    unsigned num_groups;  // of heads, each with threads of its own
+    int num_pairs;        // rotary_dim / 2
+    int num_units;        // of a head; without copy units where out is x
     int positions_are_64_bit;
     int inverse;
     int vectorized;  // every run of PACK elements starts at a multiple of 16 bytes
@@ -45,7 +45,7 @@ __device__ __forceinline__ void rotate_tokens(const Element* g_x, Element* g_out
          item < layout.num_tokens * items_per_token; item += static_cast<long long>(gridDim.x) * NUM_THREADS) {
         const long long token_idx = item / items_per_token;
         const unsigned item_of_token = item - token_idx * items_per_token;
-        const int first_head = item_of_token / layout.num_units;
+        const unsigned first_head = item_of_token / layout.num_units;
         const int unit_idx = item_of_token - first_head * layout.num_units;
         const long long batch_idx = token_idx / layout.seqlen;
         const long long seq_idx = token_idx - batch_idx * layout.seqlen;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void rotate_tokens(const Element* g_x, Element* g_out
                 for (int i = 0; i < Unit::NUM_PAIRS; ++i) rotations[i].sin = -rotations[i].sin;
             }
 #pragma unroll 1
-            for (int head_idx = first_head; head_idx < layout.num_heads; head_idx += layout.num_groups) {
+            for (unsigned head_idx = first_head; head_idx < layout.num_heads; head_idx += layout.num_groups) {
                 unit.load(g_token + head_idx * layout.x_head_stride);
                 unit.rotate(rotations);
                 unit.store(g_result + head_idx * layout.out_head_stride);
@@ -72,7 +72,7 @@ __device__ __forceinline__ void rotate_tokens(const Element* g_x, Element* g_out
         } else {
             const int offset = copy_offset<Element, VECTORIZED, INTERLEAVED>(unit_idx, layout.num_pairs);
 #pragma unroll 1
-            for (int head_idx = first_head; head_idx < layout.num_heads; head_idx += layout.num_groups) {
+            for (unsigned head_idx = first_head; head_idx < layout.num_heads; head_idx += layout.num_groups) {
                 Run<Element, Unit::PACK> run;
                 run.load(g_token + head_idx * layout.x_head_stride + offset);
                 run.store(g_result + head_idx * layout.out_head_stride + offset);

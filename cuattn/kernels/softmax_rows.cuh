@@ -197,7 +197,8 @@ __device__ __forceinline__ RowState reduce_state(RowState state, Smem& smem) {
     return {row_max, reduce_row<Sum>(rescaled_sum(state, row_max), smem.row_sum)};
 }
 
-// For rows that end after a single reduction (the naive algorithm). After a maximum and a sum nothing needs it: see Smem.
+// For rows that end after a single reduction (the naive algorithm). After a maximum and a sum nothing needs it: see
+// Smem.
 __device__ __forceinline__ void end_of_row() {
     if constexpr (!ROW_IN_WARP) {
         // SYNC: every warp has read the slots of this row before any warp writes those of the next.

@@ -22,15 +22,15 @@ struct SplitLayout {
     long long qkv_stride;  // from token to token
     long long batch_stride[3], seq_stride[3], head_stride[3];  // of q, k, v
     long long positions_stride;
-    int num_heads;
-    int num_kv_heads;
+    unsigned num_heads;
+    unsigned num_kv_heads;
     int head_dim;
-    int num_groups;     // of the num_heads + 2 num_kv_heads heads, each with threads of its own
-    int num_pairs;      // rotary_dim / 2; 0 without ROTATE
-    int num_units;      // of a head
-    int num_sequences;  // cu_seqlens has one element more
+    unsigned num_groups;  // of the num_heads + 2 num_kv_heads heads, each with threads of its own
+    int num_pairs;        // rotary_dim / 2; 0 without ROTATE
+    int num_units;        // of a head
+    int num_sequences;    // cu_seqlens has one element more
     int positions_are_64_bit;
-    int vectorized;     // every run of PACK elements starts at a multiple of 16 bytes
+    int vectorized;       // every run of PACK elements starts at a multiple of 16 bytes
     int unused;
     TableLayout tables;  // with TABLES
 };
@@ -90,7 +90,7 @@ struct Row {
         g_q = g_row[0], g_k = g_row[1], g_v = g_row[2];
     }
 
-    __device__ __forceinline__ Element* head(const SplitLayout& layout, int head_idx) const {
+    __device__ __forceinline__ Element* head(const SplitLayout& layout, unsigned head_idx) const {
         if (head_idx < layout.num_heads) return g_q + head_idx * layout.head_stride[0];
         head_idx -= layout.num_heads;
         if (head_idx < layout.num_kv_heads) return g_k + head_idx * layout.head_stride[1];
@@ -104,14 +104,14 @@ __device__ __forceinline__ void split_rows(const Element* g_qkv, const Element* 
     using Unit = RotaryUnit<Element, VECTORIZED, INTERLEAVED>;
     const unsigned items_per_row = layout.num_groups * layout.num_units;
     const int num_rotary_units = layout.num_pairs / Unit::NUM_PAIRS;
-    const int num_rotated_heads = layout.num_heads + layout.num_kv_heads;
-    const int num_all_heads = num_rotated_heads + layout.num_kv_heads;
+    const unsigned num_rotated_heads = layout.num_heads + layout.num_kv_heads;
+    const unsigned num_all_heads = num_rotated_heads + layout.num_kv_heads;
 
     for (long long item = static_cast<long long>(blockIdx.x) * NUM_THREADS + threadIdx.x;
          item < layout.num_rows * items_per_row; item += static_cast<long long>(gridDim.x) * NUM_THREADS) {
         const long long row_idx = item / items_per_row;
         const unsigned item_of_row = item - row_idx * items_per_row;
-        const int first_head = item_of_row / layout.num_units;
+        const unsigned first_head = item_of_row / layout.num_units;
         const int unit_idx = item_of_row - first_head * layout.num_units;
         const long long slot = places.slot(layout, row_idx);
         if (slot < 0 || slot >= layout.num_rows) continue;  // a plan of another batch writes nothing elsewhere
@@ -125,7 +125,7 @@ __device__ __forceinline__ void split_rows(const Element* g_qkv, const Element* 
             Rotation<Real> rotations[Unit::NUM_PAIRS] = {};
             if (has_token) source.at(rotations, places.position(layout, row_idx, batch_idx), unit.first_pair);
 #pragma unroll 1
-            for (int head_idx = first_head; head_idx < num_all_heads; head_idx += layout.num_groups) {
+            for (unsigned head_idx = first_head; head_idx < num_all_heads; head_idx += layout.num_groups) {
                 const long long offset = static_cast<long long>(head_idx) * layout.head_dim;
                 unit.clear();
                 if (has_token) {
@@ -142,7 +142,7 @@ __device__ __forceinline__ void split_rows(const Element* g_qkv, const Element* 
         } else {
             const int element_idx = copy_offset<Element, VECTORIZED, INTERLEAVED>(unit_idx, layout.num_pairs);
 #pragma unroll 1
-            for (int head_idx = first_head; head_idx < num_all_heads; head_idx += layout.num_groups) {
+            for (unsigned head_idx = first_head; head_idx < num_all_heads; head_idx += layout.num_groups) {
                 const long long offset = static_cast<long long>(head_idx) * layout.head_dim + element_idx;
                 Run<Element, Unit::PACK> run;
                 run.clear();

@@ -107,7 +107,7 @@ def test_keys_do_not_depend_on_what_stands_above() -> None:
         ([], (runner.DISCARDED, "the compiler takes too long")),
         ([{"probe": EQUAL}], (runner.DISCARDED, EQUAL)),
         ([{"probe": REFUSED}], (runner.DISCARDED, REFUSED)),
-        ([{"probe": DIFFERS}, {"begin": "a"}, {"passed": "a"}], (runner.SURVIVED, "1 of 3 tests passed")),
+        ([{"probe": DIFFERS}, {"begin": "a"}, {"passed": "a"}], (runner.SURVIVED, "")),
         ([{"probe": DIFFERS}, {"begin": "a"}, {"failed": "a", "message": "ToleranceError"}], (runner.KILLED, "a")),
         ([{"probe": DIFFERS}, {"begin": "a"}, {"passed": "a"}, {"begin": "b"}], (runner.KILLED, "b (hung or crashed)")),
         (
@@ -117,7 +117,7 @@ def test_keys_do_not_depend_on_what_stands_above() -> None:
     ],
 )
 def test_verdicts(rows: list[dict[str, str]], expected: tuple[str, str]) -> None:
-    assert runner.verdict(rows, 3) == expected
+    assert runner.verdict(rows) == expected
 
 
 def test_every_kernel_has_tests() -> None:

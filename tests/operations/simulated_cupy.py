@@ -18,7 +18,7 @@ import numpy as np
 from cuattn import compile as cc
 from cuattn import host, launch
 
-__all__ = ["Exporter", "SimulatedCupy", "installed"]
+__all__ = ["Exporter", "OnCpu", "SimulatedCupy", "installed"]
 
 
 class Device:
@@ -143,6 +143,19 @@ class Exporter:
         return self.array.__dlpack__(max_version=max_version)
 
 
+class OnCpu:
+    """An array of another library on the CPU, likewise."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
 class _OnTheHost:
     """A capsule of simulated device memory, for NumPy to read."""
 
@@ -187,7 +200,7 @@ class SimulatedCupy(ModuleType):
         return lambda *args, **kwargs: self.wrap(value(*map(self.unwrap, args), **kwargs), device_id)
 
     def asarray(self, x, dtype=None):
-        return x if isinstance(x, Array) and dtype in (None, x.dtype) else self.array(x, dtype)
+        return x if isinstance(x, Array) and (dtype is None or x.dtype == dtype) else self.array(x, dtype)
 
     def array(self, x, dtype=None, order="K"):
         self.num_allocations += 1
@@ -195,7 +208,7 @@ class SimulatedCupy(ModuleType):
         return self.wrap(np.array(self.unwrap(x), dtype, order=order))
 
     def ascontiguousarray(self, x, dtype=None):
-        contiguous = isinstance(x, Array) and x.flags.c_contiguous and dtype in (None, x.dtype)
+        contiguous = isinstance(x, Array) and x.flags.c_contiguous and (dtype is None or x.dtype == dtype)
         return x if contiguous else self.array(x, dtype, order="C")
 
     def empty(self, shape, dtype):

@@ -111,6 +111,34 @@ def test_options_together(executor, number):
     assert_attention_close(executor.numpy(result), q, k, v, **options)
 
 
+@pytest.mark.parametrize(
+    ("form", "head_dims"),
+    [("float16", (256, 255)), ("tf32", (192, 256)), ("float32", (256, 200)), ("float64", (256, 256)),
+     ("float8_e4m3fn", (128, 96))],
+    ids=str,
+)  # fmt: skip
+def test_all_options_at_the_largest_head_dims(executor, form, head_dims):
+    """Where registers and shared memory are short, and rows of tiles are others."""
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        fill((1, n, heads, d), FORMATS[form][0], "normal", rng)
+        for n, heads, d in ((70, 2, head_dims[0]), (135, 1, head_dims[0]), (135, 1, head_dims[1]))
+    )
+    options = {
+        "causal": True,
+        "window": (60, None),
+        "diagonal_offset": np.int32([70]),
+        "softcap": 4.0,
+        "bias": make_bias(rng, (2, 70, 135), np.float32, "infinities"),
+        "mask": make_mask(rng, (70, 135), "blocks", 64),
+        "alibi_slopes": make_slopes(rng, (2,)),
+        "sinks": np.float32([0, 1]),
+        "dropout_p": 0.2,
+        **({"precision": "tf32"} if form == "tf32" else {}),
+    }
+    assert_right(executor, q, k, v, **options)
+
+
 def test_every_pair_is_there():
     assert uncovered_pairs(FACTORS, ROWS) == []
     assert len(ROWS) < 60

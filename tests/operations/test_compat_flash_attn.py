@@ -42,6 +42,7 @@ SAME = (
     ({"window_size": (3, -1)}, {"window": (3, None)}),
     ({"window_size": (-1, 2)}, {"window": (None, 2)}),
     ({"window_size": [2, 1]}, {"window": (2, 1)}),
+    ({"window_size": (2**40, 2)}, {"window": (None, 2)}),
     ({"causal": True, "window_size": (4, 0)}, {"causal": True, "window": (4, 0)}),
     ({"causal": True, "window_size": (4, 3)}, {"causal": True, "window": (4, 3)}),
     ({"softcap": 5.0}, {"softcap": 5.0}),

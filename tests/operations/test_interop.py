@@ -1,22 +1,18 @@
-"""Arrays of other libraries: where they run, that nothing is copied, and that nothing waits for the GPU.
+"""Arrays of other libraries on a GPU: where they run, that nothing is copied, and that nothing waits.
 
-Without a GPU the CUDA side runs on `simulated_cupy`. What only hardware can confirm is in test_interop_cuda.py.
+It all runs on `simulated_cupy`. What only hardware can confirm is in test_interop_cuda.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
-import ml_dtypes
 import numpy as np
 import pytest
-from simulated_cupy import Exporter, installed
+from option_cases import FEW_FORMATS, OPTION_CASES, option_case
+from simulated_cupy import Exporter, OnCpu, installed
 
 import cuattn
-from cuattn import dlpack
 from cuattn.compat import flash_attn, scaled_dot_product_attention
-from cuattn.errors import ArgumentError, ArrayTypeError, OverlapError
+from cuattn.errors import ArgumentError, ArrayTypeError
 from cuattn.testing import assert_attention_close, assert_varlen_close
 
 
@@ -30,19 +26,6 @@ def make(dtype=np.float16, seed=0):
     """q, k and v for 2 sequences of 5 queries and 7 keys, 4 heads on 2, head dim 32."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape).astype(dtype) for shape in ((2, 5, 4, 32), (2, 7, 2, 32), (2, 7, 2, 32))]
-
-
-class OnCpu:
-    """An array of another library on the CPU."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack_device__(self):
-        return 1, 0
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
 
 
 def test_dlpack_on_a_cuda_device_is_taken_without_a_copy(cupy):
@@ -123,19 +106,20 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_no_value_of_an_array_is_read(cupy, name):
-    """Reading one would wait for the GPU, and fail inside a graph capture."""
-    arrays = make()
-    given = {key: cupy.asarray(x) if isinstance(x, np.ndarray) else x for key, x in OPTIONS[name].items()}
-    result = cuattn.attention(*map(cupy.asarray, arrays), **given)
-    views = [cupy.asarray(np.ascontiguousarray(x[..., ::-1]))[..., ::-1] for x in arrays]
-    cuattn.attention(*views, out=cupy.asarray(np.empty_like(arrays[0])), **given)
+@pytest.mark.parametrize("name", OPTION_CASES)
+@pytest.mark.parametrize("dtype", FEW_FORMATS, ids=str)
+def test_device_arrays_give_what_host_arrays_give(cupy, dtype, name):
+    """Bit for bit, and without reading a value: that would wait for the GPU, and fail inside a graph capture."""
+    arrays, options = make(dtype), option_case(name, (2, 5, 7, 4, 2, 32, 32), dtype)
+    expected = cuattn.attention(*arrays, return_lse=True, **options)
+    given = {key: cupy.asarray(x) if isinstance(x, np.ndarray) else x for key, x in options.items()}
+    results = cuattn.attention(*map(cupy.asarray, arrays), return_lse=True, **given)
+    reversed_views = [cupy.asarray(np.ascontiguousarray(x[..., ::-1]))[..., ::-1] for x in arrays]
+    out = cupy.asarray(np.empty_like(expected[0]))
+    assert cuattn.attention(*reversed_views, out=out, **given) is out
     assert cupy.num_synchronizations == 0
-    options = dict(OPTIONS[name])
-    lse = result[1].get() if options.pop("return_lse", False) else None
-    out = result if lse is None else result[0]
-    assert_attention_close(out.get(), *arrays, lse=lse, **options)
+    for result, x in zip((*results, out), (*expected, expected[0]), strict=True):
+        assert result.get().tobytes() == x.tobytes()
 
 
 # What a call with out= allocates beside the result: the table of docs/interop.md.
@@ -149,6 +133,19 @@ def test_memory_that_a_call_with_out_takes(cupy, name):
     cupy.num_allocations = cupy.num_uploads = 0
     cuattn.attention(*arrays[:3], out=arrays[3], **given)
     assert (cupy.num_allocations, cupy.num_uploads) == (int(name in ALLOCATIONS), 0)
+
+
+def test_memory_that_layouts_take(cupy):
+    """Strides are free; a last axis that is not contiguous is copied, in and out."""
+    q, k, v = make()
+    free = [Exporter(x) for x in (q[:, ::-1], k[:, :, ::-1], np.repeat(v, 2, axis=1)[:, ::2])]
+    out = np.empty((2, 5, 4, 64), np.float16)
+    cuattn.attention(*free, out=Exporter(out[..., :32]))
+    assert cupy.num_allocations == 0
+    copied = [Exporter(x) for x in (q[..., ::-1], k[..., ::-1], v)]
+    cuattn.attention(*copied, out=Exporter(out[..., ::2]))
+    assert (cupy.num_allocations, cupy.num_uploads, cupy.num_synchronizations) == (3, 0, 0)
+    assert_attention_close(out[..., ::2], q, k, v)
 
 
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
@@ -284,163 +281,3 @@ def test_softmax_of_dlpack_objects(cupy, operation):
     assert isinstance(result, cupy.ndarray)
     assert cupy.num_synchronizations == 0
     np.testing.assert_array_equal(result.get(), getattr(cuattn, operation)(x))
-
-
-# --- the CPU ---------------------------------------------------------------------------------------------------------
-
-
-def test_dlpack_on_the_cpu_runs_on_the_host():
-    arrays = make()
-    out = cuattn.attention(*map(OnCpu, arrays))
-    assert type(out) is np.ndarray
-    assert_attention_close(out, *arrays)
-
-
-def test_read_only_inputs_are_taken_and_a_read_only_out_is_not():
-    arrays = make()
-    for x in arrays:
-        x.flags.writeable = False
-    assert_attention_close(cuattn.attention(*map(OnCpu, arrays)), *arrays)
-    out = np.zeros((2, 5, 4, 32), np.float16)
-    out.flags.writeable = False
-    for given in (out, OnCpu(out)):
-        with pytest.raises(ArrayTypeError, match="out is read-only"):
-            cuattn.attention(*arrays, out=given)
-
-
-def test_out_through_dlpack_that_overlaps_an_input():
-    q, k, v = make()
-    with pytest.raises(OverlapError, match="out lies in the memory range of q"):
-        cuattn.attention(OnCpu(q), k, v, out=OnCpu(q))
-
-
-def test_masked_arrays_are_refused():
-    q, k, v = make()
-    with pytest.raises(ArrayTypeError, match="k is a masked array"):
-        cuattn.attention(q, np.ma.masked_greater(k, 0), v)
-
-
-def test_masked_metadata_is_refused():
-    arrays, lengths = make_packed()
-    for name, x in (("sinks", np.zeros(4, np.float32)), ("alibi_slopes", np.zeros(4)), ("diagonal_offset", lengths[0])):
-        with pytest.raises(ArrayTypeError, match=f"{name} is a masked array"):
-            cuattn.attention_varlen(*arrays, *lengths, **{name: np.ma.masked_greater(x, 0)})
-
-
-def test_exporters_that_raise_something_of_their_own():
-    class Broken(OnCpu):
-        def __dlpack__(self, **options):
-            raise KeyError("gone")
-
-    q, k, v = make()
-    with pytest.raises(ArrayTypeError, match="Broken cannot be read as a NumPy array: 'gone'"):
-        cuattn.attention(q, Broken(k), v)
-
-
-def test_objects_that_cannot_say_where_they_are():
-    with pytest.raises(ArrayTypeError, match=r"q: builtins\.type does not say on which device it is"):
-        cuattn.attention(np.ndarray, *make()[1:])
-
-
-class NarrowOnCpu(OnCpu):
-    """An array of `ml_dtypes` as other libraries export it: NumPy does not, so an integer's capsule is relabelled."""
-
-    CODES = {"bfloat16": 4, "float8_e4m3fn": 10, "float8_e5m2": 12, "float8_e4m3fnuz": 11}  # noqa: RUF012
-
-    def __dlpack__(self, **options):
-        capsule = self.array.view(f"u{self.array.itemsize}").__dlpack__()
-        get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-        dlpack._DLTensor.from_address(get_pointer(capsule, b"dltensor")).code = self.CODES[self.array.dtype.name]
-        return capsule
-
-
-@pytest.mark.parametrize("name", ("bfloat16", "float8_e4m3fn", "float8_e5m2"))
-def test_narrow_floats_through_dlpack(name):
-    values = np.arange(-12, 12).reshape(4, 6).astype(name)
-    for x in (values, values.T, values[1:, ::2], values[::-1], values[:0], values[:1, 0]):
-        array = dlpack.from_host(NarrowOnCpu(x))
-        assert array.dtype == values.dtype and array.shape == x.shape
-        assert array.astype(np.float32).tolist() == x.astype(np.float32).tolist()
-        if x.size:
-            assert array.__array_interface__["data"][0] == x.__array_interface__["data"][0]
-
-
-def test_narrow_floats_that_ml_dtypes_has_and_no_kernel_takes():
-    with pytest.raises(ArrayTypeError, match="NarrowOnCpu cannot be read as a NumPy array"):
-        cuattn.attention(NarrowOnCpu(np.zeros((2, 5, 4, 32), ml_dtypes.float8_e4m3fnuz)), *make()[1:])
-
-
-def test_the_memory_of_a_capsule_lives_as_long_as_the_array():
-    owner = np.arange(1000).astype(ml_dtypes.bfloat16)
-    array = dlpack.from_host(NarrowOnCpu(owner))
-    references = sys.getrefcount(owner)
-    part = array[10:20]
-    del array
-    assert sys.getrefcount(owner) == references
-    del part
-    assert sys.getrefcount(owner) < references
-
-
-def test_bfloat16_on_the_cpu():
-    arrays = make(ml_dtypes.bfloat16)
-    assert_attention_close(cuattn.attention(*map(NarrowOnCpu, arrays)), *arrays)
-
-
-def torch_arrays(dtype, **options):
-    torch = pytest.importorskip("torch")
-    generator = torch.Generator().manual_seed(0)
-    shapes = (2, 5, 4, 32), (2, 7, 2, 32), (2, 7, 2, 32)
-    return [torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for shape in shapes]
-
-
-@pytest.mark.parametrize("dtype", ("float16", "bfloat16", "float32", "float64"))
-def test_torch_on_the_cpu(dtype):
-    """bfloat16 as well, which NumPy alone does not read."""
-    tensors = torch_arrays(dtype)
-    out = cuattn.attention(*tensors)
-    assert type(out) is np.ndarray and out.dtype.name == dtype
-    wide = [np.from_dlpack(x.double()) for x in tensors]
-    assert_attention_close(out, *(x.astype(out.dtype) for x in wide))
-
-
-def test_torch_tensors_are_not_copied():
-    from cuattn.launch import executor_for
-
-    for dtype in ("float32", "bfloat16"):
-        x = torch_arrays(dtype)[0].transpose(1, 2)[:, ::2]
-        array = executor_for(x=x).asarray(x)
-        assert array.__array_interface__["data"][0] == x.data_ptr()
-        assert [stride // array.itemsize for stride in array.strides] == list(x.stride())
-
-
-def test_the_memory_of_a_narrow_tensor_lives_as_long_as_the_array():
-    torch = pytest.importorskip("torch")
-    from cuattn.launch import host_executor
-
-    arrays = [host_executor("sm_80").asarray(torch.full((1000,), i, dtype=torch.bfloat16)) for i in range(50)]
-    assert [set(x.astype(int).tolist()) for x in arrays] == [{i} for i in range(50)]
-
-
-def test_torch_tensors_that_cannot_be_read():
-    torch = pytest.importorskip("torch")
-    q, k, v = torch_arrays("float32")
-    with pytest.raises(ArrayTypeError, match=r"Tensor cannot be read as a NumPy array: .*require gradient"):
-        cuattn.attention(q.requires_grad_(), k, v)
-    with pytest.raises(ArrayTypeError, match="does not say on which device it is"):
-        cuattn.attention(q.detach().to("meta"), k, v)
-    unknown = torch.zeros(2, 7, 2, 32).to(torch.float8_e4m3fnuz)
-    with pytest.raises(ArrayTypeError, match="cannot be read as a NumPy array"):
-        cuattn.attention(q.detach(), unknown, v)
-
-
-def test_narrow_floats_of_torch_are_those_of_ml_dtypes():
-    torch = pytest.importorskip("torch")
-    from cuattn.dlpack import from_host
-
-    values = torch.tensor([[0.5, -3.0], [448.0, 0.0]])
-    for name, dtype in (("bfloat16", ml_dtypes.bfloat16), ("float8_e4m3fn", ml_dtypes.float8_e4m3fn)):
-        array = from_host(values.to(getattr(torch, name)).T)
-        assert array.dtype == dtype
-        assert array.astype(np.float32).tolist() == values.T.tolist()
-    assert from_host(torch.zeros((0, 3), dtype=torch.bfloat16)).shape == (0, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from merge_parts import F16, F32, lses_of, outs_of
 import cuattn
 from cuattn import compile as kernel_compiler
 from cuattn import host, merge_launch
+from cuattn.launch import executor_for
 from cuattn.testing.merging import assert_merge_close
 from cuattn.testing.strategies import examples
 
@@ -66,6 +69,30 @@ def test_more_rows_than_the_grid(executor, monkeypatch):
     assert_merge_close(cuattn.merge_states(executor.array(outs), executor.array(lses)), outs, lses)
 
 
+def test_rows_beyond_32_bits():
+    """Nothing has so many rows here: the function that places them is run by itself."""
+    probe = """
+    extern "C" __global__ void probe(const long long* g_rows, long long* g_positions, const MergeLayout layout) {
+        const RowPosition position = row_position(g_rows[threadIdx.x], layout);
+        g_positions[threadIdx.x * 3] = position.batch_idx;
+        g_positions[threadIdx.x * 3 + 1] = position.head_idx;
+        g_positions[threadIdx.x * 3 + 2] = position.seq_idx;
+    }
+    """
+    text = kernel_compiler.source("merge_states", merge_launch.constants("float16", "float16", True)) + probe
+    binary = kernel_compiler.build_source(text, name="/probe.cu", arch="sm_80", kind="ptx")
+    kernel = host.RawModule(path=str(binary.path)).get_function("probe")
+    for shape in ((2, 3, 100), (2, 3, 2**30), (2**20, 2**20, 2**20), (2, 2**31 - 1, 2**30), (2**40, 7, 11)):
+        num_rows = math.prod(shape)
+        rows = np.array([0, 1, shape[2] - 1, shape[2], 2**32 - 1, 2**32, num_rows // 3, num_rows - 1], np.int64)
+        rows = rows[rows < num_rows]
+        layout = np.zeros(1, merge_launch.LAYOUT)
+        layout["num_rows"], layout["num_heads"], layout["seqlen"] = num_rows, shape[1], shape[2]
+        positions = np.zeros((len(rows), 3), np.int64)
+        kernel((1,), (len(rows),), (rows, positions, np.void(layout.tobytes())))
+        np.testing.assert_array_equal(positions.T, np.unravel_index(rows, shape))
+
+
 def test_parts_in_reverse(executor):
     """Negative strides from part to part, and from row to row."""
     rng = np.random.default_rng(6)
@@ -90,34 +117,54 @@ def test_bytes(dtype, num_parts, seqlen):
     assert profile.launches == 1
     assert profile.bytes["global"]["write"] == out.nbytes + lse.nbytes
     assert profile.bytes["global"]["read"] == outs.nbytes + 2 * shape.lanes * lses.nbytes
-    lanes_a_load = shape.lanes * shape.groups * shape.rows
-    assert lanes_a_load % 32 == 0  # whole warps, so that their loads can be counted
-    wide = sum(count for opcode, count in profile.opcodes.items() if opcode.startswith("ld.global.v4"))
+    # Whole warps load, so that their loads can be counted: packs of the outs, and single lse.
+    assert shape.lanes * shape.groups * shape.rows % 32 == 0
+    loads = {opcode: count for opcode, count in profile.opcodes.items() if opcode.startswith("ld.global")}
+    wide = sum(count for opcode, count in loads.items() if ".v4" in opcode)
     assert wide == outs.nbytes // (16 * 32)
+    assert sum(loads.values()) == wide + 2 * shape.lanes * lses.size // 32
 
 
-@pytest.mark.parametrize("axis", range(4))
+def far(x: np.ndarray, axis: int) -> np.ndarray:
+    """`x`, of two entries along an axis, with more than 2^31 elements between them. Only the ends are ever touched."""
+    buffer = np.zeros(2**31 + 16, x.dtype)
+    strides = [x.itemsize * 8] * x.ndim
+    strides[-1] = x.itemsize
+    strides[axis] = x.itemsize * (2**31 + 8)
+    view = np.lib.stride_tricks.as_strided(buffer, x.shape, strides)
+    view[...] = x
+    return view
+
+
+@pytest.mark.parametrize("axis", (1, 2, 3))
 def test_offsets_beyond_32_bits(axis):
-    """Entries along an axis, more than 2^31 elements apart. The buffer is sparse: a few pages of it are touched."""
+    """Of batch, sequence and head."""
     rng = np.random.default_rng(5)
-    shape = [1] * 4 + [8]
-    shape[axis] = 2 if axis else 3  # the kernel takes steps between the parts from the second on
-    lses = rng.standard_normal((shape[0], shape[1], shape[3], shape[2])).astype(F32)
+    shape = [2, 1, 1, 1, 8]
+    shape[axis] = 2
+    lses = rng.standard_normal((2, shape[1], shape[3], shape[2])).astype(F32)
     outs = outs_of(rng, lses, 8, F16)
-
-    def far(x: np.ndarray, axis: int) -> np.ndarray:
-        buffer = np.zeros((x.shape[axis] - 1) * (2**31 + 8) + 8, x.dtype)
-        strides = [x.itemsize * 8] * x.ndim
-        strides[-1] = x.itemsize
-        strides[axis] = x.itemsize * (2**31 + 8)
-        view = np.lib.stride_tricks.as_strided(buffer, x.shape, strides)
-        view[...] = x
-        return view
-
+    lse_axis = (0, 1, 3, 2)[axis]
     with host.check("mem"):  # the others keep a record for every byte
-        lse_axis = (0, 1, 3, 2)[axis]
-        assert_merge_close(cuattn.merge_states(far(outs, axis), lses), outs, lses)
-        assert_merge_close(cuattn.merge_states(outs[:2], far(lses[:2], lse_axis)), outs[:2], lses[:2])
-        if axis > 0:
-            target = far(outs[0], axis - 1), far(lses[0], lse_axis - 1)
-            assert_merge_close(cuattn.merge_states(outs, lses, out=target), outs, lses)
+        for pairs in (
+            (far(outs[0], axis - 1), lses[0], outs[1], lses[1]),
+            (outs[0], lses[0], far(outs[1], axis - 1), lses[1]),
+            (outs[0], far(lses[0], lse_axis - 1), outs[1], lses[1]),
+            (outs[0], lses[0], outs[1], far(lses[1], lse_axis - 1)),
+        ):
+            assert_merge_close(cuattn.merge_states(*pairs), outs, lses)
+        target = far(outs[0], axis - 1), far(lses[0], lse_axis - 1)
+        assert_merge_close(cuattn.merge_states(outs, lses, out=target), outs, lses)
+
+
+def test_parts_beyond_32_bits():
+    """The steps that the kernel itself takes, from the second part to the third."""
+    rng = np.random.default_rng(8)
+    lses = rng.standard_normal((3, 1, 1)).astype(F32)
+    outs = outs_of(rng, lses, 8, F16)
+    first, result = (outs[0], lses[0]), (np.empty_like(outs[0]), np.empty_like(lses[0]))
+    executor = executor_for(outs=outs)
+    with host.check("mem"):
+        for rest in ((far(outs[1:], 0), lses[1:]), (outs[1:], far(lses[1:], 0))):
+            merge_launch.launch(executor, first, rest, 3, None, result)
+            assert_merge_close(result, outs, lses)

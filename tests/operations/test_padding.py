@@ -71,12 +71,18 @@ def assert_plan(executor, plan: cuattn.PaddingPlan, mask: np.ndarray) -> None:
 def test_plan_of_any_pattern(executor, mask, data):
     dtype = data.draw(st.sampled_from(MASK_DTYPES))
     values = mask.astype(dtype)
-    if dtype.kind != "b":  # any number but 0 is a token: the highest and the lowest bit alone, too
-        values *= np.array(data.draw(st.sampled_from((1, 2, 3, np.iinfo(dtype).min or 128))), dtype)
     layout = data.draw(
         st.sampled_from((Layout(), Layout(order=(1, 0)), Layout(pad=(1, 3), offset=1), Layout((1, 0), pad=(2, 1))))
     )
     assert_plan(executor, cuattn.padding_plan(executor.array(place(values, layout))), mask)
+
+
+@pytest.mark.parametrize("dtype", MASK_DTYPES, ids=str)
+def test_any_number_but_zero_is_a_token(executor, dtype):
+    """Each bit alone."""
+    bits = np.zeros((8 * dtype.itemsize if dtype.kind != "b" else 1, 2), dtype)
+    bits[:, 0] = np.uint64(1) << np.arange(len(bits), dtype=np.uint64)
+    assert_plan(executor, cuattn.padding_plan(executor.array(bits)), np.array([[True, False]] * len(bits)))
 
 
 @pytest.mark.parametrize("slots", [1024, 1025, 4096 + 255])
@@ -166,6 +172,8 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_there_and_back(executor, dtype):
     """restore(remove(x)) is x where the mask is, else 0; remove(restore(y)) is y: bit for bit."""
+    if executor.name == "cuda" and dtype == ml_dtypes.float8_e4m3fn:
+        pytest.skip("CuPy has no 8-bit floats")
 
     @examples(20)
     @given(rows=rows_of(dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -109,7 +110,10 @@ def test_angles_are_exact_at_every_position(executor, base, dtype, interleaved):
     out = executor.numpy(cuattn.rope(executor.array(x), positions, base=base, interleaved=interleaved))[:, 0]
     cos, sin = (out[:, 0::2], out[:, 1::2]) if interleaved else (out[:, :pairs], out[:, pairs:])
     angles = reference.rotary_angles(positions, 2 * pairs, base)
-    bound = TRIGONOMETRIC_ROUNDINGS * unit_roundoff(dtype)
+    # Proven are 2.5 roundings for all positions. What these reach is the same on every executor, to the bit.
+    measured = {np.float32: 1.51, np.float64: 1.37}[dtype]
+    assert measured < TRIGONOMETRIC_ROUNDINGS
+    bound = measured * unit_roundoff(dtype)
     assert np.abs(cos - np.cos(angles)).max() <= bound
     assert np.abs(sin - np.sin(angles)).max() <= bound
 
@@ -156,8 +160,8 @@ def test_norms_are_kept(executor, seed, high, interleaved):
         pairs = values.reshape(9, 2, 16, 2) if interleaved else values.reshape(9, 2, 2, 16).swapaxes(2, 3)
         return np.sqrt((pairs.astype(np.float64) ** 2).sum(axis=-1))
 
-    # Each element of a pair is within 4.5 u (|a| + |b|) <= 4.5 sqrt(2) u of its norm; two of them are.
-    np.testing.assert_allclose(norms(out), norms(x), rtol=9 * 2**-24, atol=0)
+    # Both elements are off by at most 4.5 u (|a| + |b|), and that is at most sqrt(2) norms: 4.5 u sqrt(2) sqrt(2).
+    np.testing.assert_allclose(norms(out), norms(x), rtol=9.1 * 2**-24, atol=0)
 
 
 @examples(10)
@@ -187,8 +191,8 @@ def test_products_depend_on_the_distance_only(executor, data):
         turned = (cuattn.rope(executor.array(x), [p]) for x, p in ((q, at), (k, at + distance)))
         a, b = (executor.numpy(x).astype(np.longdouble) for x in turned)
         dots.append((a * b).sum())
-    # 64 products of two factors, each off by 4.5 u (|a| + |b|), and the norms are below 12.
-    assert abs(dots[0] - dots[1]) <= 2 * 2 * 4.5 * 2**-53 * np.sqrt(2) * np.linalg.norm(q) * np.linalg.norm(k)
+    # Each of the two vectors of a product is off by 9 u of its norm (see above), in both products.
+    assert abs(dots[0] - dots[1]) <= 4 * 9 * 2**-53 * np.linalg.norm(q) * np.linalg.norm(k)
 
 
 @examples(10)
@@ -290,6 +294,13 @@ def test_more_heads_than_groups_of_threads(executor):
     """1,001 heads: the last group has one head less than the others."""
     x = normal(2, 1001, 4)
     assert_rope_close(executor.numpy(cuattn.rope(executor.array(x), [5, -5])), x, np.array([5, -5]))
+
+
+def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
+    """As they would beyond 2^31 CTAs."""
+    monkeypatch.setattr(sys.modules["cuattn.rope"], "MAX_GRID", (2, 1, 1))
+    x, positions = normal(3, 50, 5, 40, dtype=np.float64), np.arange(50)
+    assert_rope_close(executor.numpy(cuattn.rope(executor.array(x), positions, rotary_dim=20)), x, positions)
 
 
 def test_offsets_beyond_32_bits():

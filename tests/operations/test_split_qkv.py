@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import ml_dtypes
@@ -247,6 +248,15 @@ def test_one_launch_one_read_one_write():
     token = bias.nbytes + threads * (4 + 4 + 4 * 8)  # bias, index, cu_seqlens, turns of four pairs
     assert profile.bytes["global"]["read"] == qkv.nbytes + 6 * token + 2 * threads * 4
     assert profile.bytes["global"]["write"] == sum(x.nbytes for x in outs)
+
+
+def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
+    """As they would beyond 2^31 CTAs."""
+    monkeypatch.setattr(sys.modules["cuattn.split_qkv"], "MAX_GRID", (2, 1, 1))
+    plan = cuattn.padding_plan(np.random.default_rng(3).random((4, 40)) < 0.6)
+    qkv, options = normal(plan.num_tokens, 96), {"num_heads": 4, "num_kv_heads": 2, "plan": plan}
+    results = cuattn.split_qkv(executor.array(qkv), **options)
+    assert_split_qkv_close([executor.numpy(x) for x in results], qkv, **options)
 
 
 def test_same_bits_every_time(executor):
