@@ -11,11 +11,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cuattn.attention_options import Options, as_float, check_options
+from cuattn.attention_options import Options, check_options
 from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM, STORAGE_8BIT
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor, executor_for
+from cuattn.metadata import as_float
 
 MAX_EXTENT = 2**31 - 1
 LOG2_E = math.log2(math.e)
@@ -182,9 +183,11 @@ def prepare_out(
     for name, given in (("bias", options.bias), ("mask", options.mask)):
         if given is not None:
             inputs[name] = given.array
-    for name in ("alibi_slopes", "sinks", "q_descale", "k_descale", "v_descale", "diagonal_offsets"):
+    for name in ("alibi_slopes", "sinks", "q_descale", "k_descale", "v_descale"):
         if getattr(options, name) is not None:
             inputs[name] = getattr(options, name)
+    if options.diagonal_offsets is not None:
+        inputs["diagonal_offset"] = options.diagonal_offsets
     check_out(out, shape, output_dtype(dtype), **inputs)
     return out
 

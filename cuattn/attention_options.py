@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from cuattn.attention_params import UNBOUNDED
-from cuattn.config import DTYPES
 from cuattn.dropout import Dropout, check_dropout
 from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from cuattn.extents import address
 from cuattn.forward_options import BIAS_ELEMENTS, ForwardOptions
 from cuattn.launch import Executor
+from cuattn.metadata import as_float, small_array
 
 __all__ = ["LogitArray", "Options", "check_options"]
 
@@ -109,10 +108,10 @@ def check_options(
         options.mask = _check_logit_array(executor, "mask", mask, logits_shape)
     if alibi_slopes is not None:
         shapes = (num_heads,), (batch, num_heads)
-        slopes = _metadata(executor, "alibi_slopes", alibi_slopes, shapes, accumulator)
+        slopes = small_array(executor, "alibi_slopes", alibi_slopes, shapes, accumulator)
         options.alibi_slopes = slopes[None] if slopes.ndim == 1 else slopes
     if sinks is not None:
-        options.sinks = _metadata(executor, "sinks", sinks, ((num_heads,),), accumulator)
+        options.sinks = small_array(executor, "sinks", sinks, ((num_heads,),), accumulator)
     if not (type(dropout_p) is float and type(dropout_seed) is type(dropout_offset) is int and dropout_p == 0.0) or (
         dropout_seed != 0 or dropout_offset != 0
     ):
@@ -124,7 +123,7 @@ def check_options(
         if value is not None:
             if dtype.itemsize != 1:
                 raise ArgumentError(f"{name} is for 8-bit floats; q has dtype {dtype}")
-            setattr(options, name, _metadata(executor, name, value, ((batch, num_kv_heads),), accumulator))
+            setattr(options, name, small_array(executor, name, value, ((batch, num_kv_heads),), accumulator))
     return options
 
 
@@ -164,15 +163,9 @@ def _check_diagonal(options: Options, executor: Executor, diagonal_offset: Any, 
         return
     if isinstance(diagonal_offset, bool | float | str | np.bool_ | np.floating):
         raise ArgumentError(f"diagonal_offset is {diagonal_offset!r}; an integer or int32 [batch] is allowed")
-    options.diagonal_offsets = _metadata(executor, "diagonal_offset", diagonal_offset, ((batch,),), np.dtype(np.int32))
-
-
-def as_float(x: Any) -> float:
-    """A number as a float; infinite beyond the range."""
-    try:
-        return float(x)
-    except OverflowError:
-        return math.inf
+    options.diagonal_offsets = small_array(
+        executor, "diagonal_offset", diagonal_offset, ((batch,),), np.dtype(np.int32)
+    )
 
 
 def _check_softcap(softcap: Any, accumulator: np.dtype[Any]) -> float:
@@ -228,32 +221,3 @@ def _check_logit_array(
         stride // itemsize if extent > 1 else 0 for stride, extent in zip(view.strides, view.shape, strict=True)
     )
     return LogitArray(view.view(np.uint8) if name == "mask" else view, strides)  # type: ignore[arg-type]
-
-
-def _metadata(
-    executor: Executor, name: str, value: Any, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]
-) -> Any:
-    """A small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it. What lies on the host
-    is checked for its values as well."""
-    array = executor.metadata(name, value)
-    if array.dtype not in DTYPES if dtype.kind == "f" else array.dtype.kind not in "iu":
-        kind = "floating-point numbers" if dtype.kind == "f" else "integers"
-        raise DTypeError(f"{name} has dtype {array.dtype}; {kind} are needed")
-    if tuple(array.shape) not in shapes:
-        allowed = " or ".join(str(list(shape)) for shape in shapes)
-        raise ShapeError(f"{name} has shape {list(array.shape)}; allowed is {allowed}")
-    if isinstance(array, np.ndarray):
-        _check_values(name, array, dtype)
-    return executor.put(array, dtype)
-
-
-def _check_values(name: str, array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
-    if dtype.kind == "i":
-        if array.size and (array.min() < -(2**31) + 1 or array.max() > 2**31 - 1):
-            raise ArgumentError(f"{name} holds a number that is not in the range of int32")
-        return
-    with np.errstate(over="ignore"):
-        values = array.astype(dtype)
-    allowed = np.isfinite(values) | (np.isneginf(values) if name == "sinks" else False)
-    if not np.all(allowed):
-        raise NonFiniteError(f"{name} holds {array[~allowed].ravel()[0]}; finite numbers are needed")

@@ -11,6 +11,7 @@ from cuattn import rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import byte_bounds
 from cuattn.launch import Executor, executor_for
+from cuattn.metadata import small_array
 
 MAX_EXTENT = 2**31 - 1
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -37,7 +38,7 @@ class Problem:
 
 def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.merge_states`."""
-    arrays = _named(out_a, lse_a, out_b, lse_b, sinks, out)
+    arrays = _named(out_a, lse_a, out_b, lse_b, out)
     executor = executor_for(**arrays)
     arrays = {name: executor.asarray(x) for name, x in arrays.items()}
     _check_dtypes(arrays)
@@ -51,20 +52,18 @@ def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) 
         first = (outs[0], lses[0]) if len(outs) else (outs, lses)
         rest = outs[1:], lses[1:]
         num_parts = len(outs)
-    sinks = arrays.get("sinks")
+    if sinks is not None:
+        sinks = small_array(executor, "sinks", sinks, ((shape[-2],),), first[1].dtype)
     results = None
     if out is not None:
         results = arrays["out[0]"], arrays["out[1]"]
         others = [*rest, *([] if sinks is None else [sinks])]
         _check_result("out[0]", results[0], first[0], [first[1], *others])
         _check_result("out[1]", results[1], first[1], [first[0], results[0], *others])
-    if sinks is not None:
-        with executor.on_device():
-            sinks = rows.contiguous(executor, sinks.astype(first[1].dtype, copy=False))
     return Problem(executor, first, rest, num_parts, sinks, results, shape, lse_shape)
 
 
-def _named(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) -> dict[str, Any]:
+def _named(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any) -> dict[str, Any]:
     """What was given, under the names of the form of the call; out and lse of the (first) part lead."""
     if (out_b is None) != (lse_b is None):
         raise ArgumentError(f"{'out_b' if out_b is None else 'lse_b'} is missing: give both, or neither")
@@ -72,8 +71,6 @@ def _named(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any)
         arrays = {"outs": out_a, "lses": lse_a}
     else:
         arrays = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
-    if sinks is not None:
-        arrays["sinks"] = sinks
     if out is not None:
         if not isinstance(out, tuple | list) or len(out) != 2:
             raise ArgumentError(f"out is a {type(out).__name__}; a pair of arrays (out, lse) is needed")
@@ -84,7 +81,7 @@ def _named(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any)
 def _check_dtypes(arrays: dict[str, Any]) -> None:
     first_name, first = next(iter(arrays.items()))
     for name, x in arrays.items():
-        if name in (first_name, "sinks"):
+        if name == first_name:
             allowed: tuple[str, ...] = _FLOATS
         elif name in _LSE_NAMES:
             allowed = ("float64" if first.dtype == np.float64 else "float32",)
@@ -112,7 +109,7 @@ def _check_shapes(arrays: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, .
     *batch, seqlen, num_heads, _ = shape
     lse_shape = (*batch, num_heads, seqlen)
     for name, x in arrays.items():
-        wanted = (num_heads,) if name == "sinks" else lse_shape if name in _LSE_NAMES else shape
+        wanted = lse_shape if name in _LSE_NAMES else shape
         if name in ("outs", "lses"):
             wanted = (len(first), *wanted)
         if tuple(x.shape) != wanted:

@@ -21,6 +21,7 @@ from cuattn.config import MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds
 from cuattn.launch import Executor, executor_for
+from cuattn.metadata import as_float
 from cuattn.softmax_config import ELEMENT_TYPES
 
 NUM_THREADS = 256
@@ -204,9 +205,10 @@ def check_base(base: Any) -> float:
     """``base`` as a float."""
     if isinstance(base, bool | np.bool_) or not isinstance(base, Real | np.floating):
         raise ArgumentError(f"base is {base!r} of type {type(base).__name__}; a number is allowed")
-    if not 1 <= float(base) < math.inf:
+    value = as_float(base)
+    if not 1 <= value < math.inf:
         raise ArgumentError(f"base is {base!r}; a finite number of at least 1 is allowed")
-    return float(base)
+    return value
 
 
 def check_rotary_dim(rotary_dim: Any, head_dim: int = MAX_HEAD_DIM) -> int:

@@ -213,3 +213,16 @@ def test_tiles_in_which_nothing_is_masked_take_the_unmasked_path(as_bias):
     assert total["mixed"] > 1.2 * total["plain"]
     if not as_bias:  # a kernel with a bias keeps natural logits, which costs an operation an element
         assert total["open"] < 1.1 * total["plain"]
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64), ids=("float32", "float64"))
+def test_warps_without_tensor_cores_skip_what_lies_left_of_their_window(dtype):
+    """With window=(8, 0), only the first of a CTA's warps sees a key of the tile before its own queries; with (63, 0),
+    all but the last row do."""
+    q = np.ones((1, 256, 1, 64), dtype)
+    counts = []
+    for left in (8, 63):
+        with host.profile() as profile:
+            cuattn.attention(q, q, q, window=(left, 0))
+        counts.append(profile.warp_instructions)
+    assert counts[0] < 0.75 * counts[1]

@@ -143,7 +143,7 @@ def test_bad_shapes(executor):
         cuattn.merge_states(outs[0], lses[0], outs[1, :, :4], lses[1])
     with pytest.raises(errors.ShapeError, match=r"lse_b has shape .*\(2, 3, 5\)"):
         cuattn.merge_states(outs[0], lses[0], outs[1], lses[1, :1])
-    with pytest.raises(errors.ShapeError, match=r"sinks has shape \(2,\); \(3,\)"):
+    with pytest.raises(errors.ShapeError, match=r"sinks has shape \[2\]; allowed is \[3\]"):
         cuattn.merge_states(outs, lses, sinks=executor.xp.zeros(2, np.float32))
     with pytest.raises(errors.ShapeError, match=r"out\[0\] has shape .*\(2, 5, 3, 40\)"):
         cuattn.merge_states(outs, lses, out=(outs[0, :1], lses[0]))
@@ -166,6 +166,10 @@ def test_bad_dtypes(executor):
         cuattn.merge_states(outs.astype(np.float64), lses)
     with pytest.raises(errors.DTypeError, match=r"out_b has dtype float16.*float32"):
         cuattn.merge_states(outs[0], lses[0], outs[1].astype(np.float16), lses[1])
+    with pytest.raises(errors.NonFiniteError, match="sinks holds nan"):
+        cuattn.merge_states(outs, lses, sinks=[0.0, np.nan, 0.0])
+    with pytest.raises(errors.NonFiniteError, match=r"sinks holds 1e\+300"):
+        cuattn.merge_states(outs, lses, sinks=np.full(3, 1e300))
     with pytest.raises(errors.DTypeError, match="sinks has dtype int64"):
         cuattn.merge_states(outs, lses, sinks=executor.xp.zeros(3, np.int64))
     with pytest.raises(errors.DTypeError, match=r"out\[0\] has dtype float64.*float32, float16, bfloat16"):

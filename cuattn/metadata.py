@@ -1,0 +1,55 @@
+"""Numbers and small arrays that say something about the large ones: slopes, sinks, factors, offsets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cuattn.config import DTYPES
+from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
+from cuattn.launch import Executor
+
+__all__ = ["as_float", "small_array"]
+
+
+def as_float(x: Any) -> float:
+    """A number as a float; infinite beyond the range."""
+    try:
+        return float(x)
+    except OverflowError:
+        return math.inf
+
+
+def small_array(
+    executor: Executor, name: str, value: Any, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]
+) -> Any:
+    """A small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it.
+
+    It may be a list or lie on the host beside arrays on a GPU; then its values are checked as well: they are finite, but
+    for sinks of -inf. Raises `ArrayTypeError`, `DTypeError`, `ShapeError`, `NonFiniteError` or `ArgumentError`.
+    """
+    array = executor.metadata(name, value)
+    if array.dtype not in DTYPES if dtype.kind == "f" else array.dtype.kind not in "iu":
+        kind = "floating-point numbers" if dtype.kind == "f" else "integers"
+        raise DTypeError(f"{name} has dtype {array.dtype}; {kind} are needed")
+    if tuple(array.shape) not in shapes:
+        allowed = " or ".join(str(list(shape)) for shape in shapes)
+        raise ShapeError(f"{name} has shape {list(array.shape)}; allowed is {allowed}")
+    if isinstance(array, np.ndarray):
+        _check_values(name, array, dtype)
+    return executor.put(array, dtype)
+
+
+def _check_values(name: str, array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
+    if dtype.kind == "i":
+        if array.size and (array.min() < -(2**31) + 1 or array.max() > 2**31 - 1):
+            raise ArgumentError(f"{name} holds a number that is not in the range of int32")
+        return
+    with np.errstate(over="ignore"):
+        values = array.astype(dtype)
+    allowed = np.isfinite(values) | (np.isneginf(values) if name == "sinks" else False)
+    if not np.all(allowed):
+        raise NonFiniteError(f"{name} holds {array[~allowed].ravel()[0]}; finite numbers are needed")
