@@ -28,8 +28,8 @@ def small_array(
 ) -> Any:
     """A small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it.
 
-    It may be a list or lie on the host beside arrays on a GPU; then its values are checked as well: they are finite, but
-    for sinks of -inf. Raises `ArrayTypeError`, `DTypeError`, `ShapeError`, `NonFiniteError` or `ArgumentError`.
+    It may be a list, or lie on the host beside arrays on a GPU. Then its values are checked as well: they are finite,
+    but for sinks of -inf. Raises `ArrayTypeError`, `DTypeError`, `ShapeError`, `NonFiniteError` or `ArgumentError`.
     """
     array = executor.metadata(name, value)
     if array.dtype not in DTYPES if dtype.kind == "f" else array.dtype.kind not in "iu":

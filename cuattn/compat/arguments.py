@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from cuattn.attention_arguments import MAX_EXTENT
-from cuattn.attention_options import as_float
 from cuattn.errors import ArgumentError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
+from cuattn.metadata import as_float
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -300,7 +300,9 @@ def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
     """As they would beyond 2^31 CTAs."""
     monkeypatch.setattr(sys.modules["cuattn.rope"], "MAX_GRID", (2, 1, 1))
     x, positions = normal(3, 50, 5, 40, dtype=np.float64), np.arange(50)
-    assert_rope_close(executor.numpy(cuattn.rope(executor.array(x), positions, rotary_dim=20)), x, positions)
+    assert_rope_close(
+        executor.numpy(cuattn.rope(executor.array(x), positions, rotary_dim=20)), x, positions, rotary_dim=20
+    )
 
 
 def test_offsets_beyond_32_bits():
