@@ -146,7 +146,7 @@ class Laboratory:
         near = {variant.key for variant in concerned if line in variant.lines}
         keys = {variant.key for variant in concerned}
         tests = [test for test in self.tests if keys.intersection(test.variants)]
-        # The variant that most tests run is compiled first, and its tests run first: nothing else is to be compiled then.
+        # The variant that most tests run is compiled first, and its tests run first: they compile nothing else.
         popular = Counter(key for test in tests for key in test.variants)
         probed = _spread(sorted(near or keys, key=lambda key: (-popular[key], key)), NUM_PROBED)
         tests.sort(key=lambda test: (near.isdisjoint(test.variants), len({*test.variants} - {probed[0]}), test.seconds))

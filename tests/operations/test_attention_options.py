@@ -117,14 +117,14 @@ def test_what_a_window_hides_is_never_felt(executor):
 def test_softcap(executor, dtype, softcap):
     q, k, v = make((70, 135), dtype)
     for factor in (1, 30):
-        assert_right(executor, (q * factor).astype(dtype), k, v, softcap=softcap, causal=factor == 1)
+        assert_right(executor, (q * factor).astype(dtype), k, v, softcap=softcap)
 
 
 @pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
 def test_softcap_of_logits_beyond_every_number(executor, dtype):
     """q.k overflows to +-inf in the accumulation; the cap makes it +-c: a row of two kinds of keys."""
     huge = {F16: 6e4, F32: 3e30, F64: 1e300}[dtype]
-    q = np.full((1, 5, 1, 32), huge, dtype)
+    q = np.full((1, 70, 1, 32), huge, dtype)
     k = np.full((1, 70, 1, 32), huge, dtype)
     k[:, 35:] = -huge
     v = np.zeros((1, 70, 1, 32), dtype)
@@ -142,7 +142,7 @@ def test_softcap_of_logits_beyond_every_number(executor, dtype):
 @pytest.mark.parametrize("causal", (False, True, "top_left"))
 def test_alibi(executor, seqlens, causal):
     slopes = np.float32([0.5, 0.02])
-    for dtype in (F16, F32):
+    for dtype in (F16, F32)[: 1 + (causal is True)]:
         assert_right(executor, *make(seqlens, dtype), alibi_slopes=slopes, causal=causal)
 
 
@@ -213,7 +213,7 @@ def test_empty_results_with_options(executor, shape):
 # --- everything ------------------------------------------------------------------------------------------------------
 
 
-@examples(12)
+@examples(4)
 @given(
     problem=attention_problems(
         dtype=st.sampled_from((*DTYPES, *FLOAT8_DTYPES)),
@@ -222,7 +222,7 @@ def test_empty_results_with_options(executor, shape):
     )
 )
 def test_drawn_options(executor, problem):
-    """A few here, thousands with the profile for fuzzing."""
+    """A few here, as each may be a kernel of its own; thousands with the profile for fuzzing."""
     out, lse = call(executor, problem.q, problem.k, problem.v, **problem.options)
     assert_attention_close(out, *problem.arrays, lse=lse, **problem.options)
 

@@ -16,15 +16,16 @@ from cuattn.testing.strategies import fill
 
 F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
-#: dtype of q, k and v, and of a bias "of the same kind". Kernels are compiled for each pair of dtypes.
+#: dtype of q, k and v, and of a bias "of the same kind": float32 where another one would compile one more kernel for
+#: nothing but its conversion.
 FORMATS = {
     "float16": (F16, F16),
     "bfloat16": (BF16, BF16),
     "float32": (F32, F64),
-    "tf32": (F32, BF16),
-    "float64": (F64, F64),
-    "float8_e4m3fn": (np.dtype(ml_dtypes.float8_e4m3fn), F16),
-    "float8_e5m2": (np.dtype(ml_dtypes.float8_e5m2), BF16),
+    "tf32": (F32, F32),
+    "float64": (F64, F32),
+    "float8_e4m3fn": (np.dtype(ml_dtypes.float8_e4m3fn), F32),
+    "float8_e5m2": (np.dtype(ml_dtypes.float8_e5m2), F32),
 }
 
 #: Layouts of q, k and v, and the head dims (D, E): all in the smallest bucket, for few compiled kernels.
@@ -113,10 +114,9 @@ def test_options_together(executor, number):
 
 @pytest.mark.parametrize(
     ("form", "head_dims"),
-    [("float16", (256, 255)), ("tf32", (192, 256)), ("float32", (256, 200)), ("float64", (256, 256)),
-     ("float8_e4m3fn", (128, 96))],
+    [("float16", (256, 255)), ("tf32", (192, 256)), ("float64", (256, 256))],
     ids=str,
-)  # fmt: skip
+)
 def test_all_options_at_the_largest_head_dims(executor, form, head_dims):
     """Where registers and shared memory are short, and rows of tiles are others."""
     rng = np.random.default_rng(0)

@@ -69,7 +69,7 @@ def test_other_dtypes(executor, dtype):
 @lengths_of
 def test_a_loop_of_attention(executor, name):
     """Each sequence gives what it gives alone; with other tiles, perhaps, so that bits may differ."""
-    options = {"window": (40, 20), "softcap": 8.0}
+    options = {"window": (40, 20)}
     (q, k, v), starts = pack(LENGTHS[name])
     out, lse = call_varlen(executor, q, k, v, *starts, **options)
     for b in range(len(LENGTHS[name])):
@@ -122,7 +122,7 @@ def test_other_sequences_are_never_felt(executor):
         assert np.isnan(again[: rows.start]).any() and np.isnan(again[rows.stop :]).all()
 
 
-@examples(10)
+@examples(3)
 @given(
     problem=varlen_problems(
         dtype=st.sampled_from((*DTYPES, *FLOAT8_DTYPES)),
@@ -132,7 +132,7 @@ def test_other_sequences_are_never_felt(executor):
     )
 )
 def test_drawn_problems(executor, problem):
-    """A few here, thousands with the profile for fuzzing."""
+    """A few here, as each may be a kernel of its own; thousands with the profile for fuzzing."""
     arrays = problem.q, problem.k, problem.v
     out, lse = call_varlen(executor, *arrays, problem.cu_seqlens_q, problem.cu_seqlens_k, **problem.options)
     assert_varlen_close(out, *problem.arrays, lse=lse, **problem.options)

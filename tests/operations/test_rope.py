@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import mmap
-import sys
 
 import ml_dtypes
 import numpy as np
@@ -298,7 +298,7 @@ def test_more_heads_than_groups_of_threads(executor):
 
 def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
     """As they would beyond 2^31 CTAs."""
-    monkeypatch.setattr(sys.modules["cuattn.rope"], "MAX_GRID", (2, 1, 1))
+    monkeypatch.setattr(importlib.import_module("cuattn.rope"), "MAX_GRID", (2, 1, 1))
     x, positions = normal(3, 50, 5, 40, dtype=np.float64), np.arange(50)
     assert_rope_close(
         executor.numpy(cuattn.rope(executor.array(x), positions, rotary_dim=20)), x, positions, rotary_dim=20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from dataclasses import replace
 
 import ml_dtypes
@@ -149,6 +149,17 @@ def test_positions_start_again_in_every_sequence(executor, lengths):
         np.testing.assert_array_equal(executor.numpy(q), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_strided_positions(executor, dtype):
+    """Every other one, and from the end."""
+    qkv, positions = normal(4, 24), np.arange(8, dtype=dtype) * 3
+    for step in (2, -2):
+        given = executor.array(positions)[::step]
+        results = cuattn.split_qkv(executor.array(qkv), num_heads=1, rope=Rotary(), positions=given)
+        results = [executor.numpy(x) for x in results]
+        assert_split_qkv_close(results, qkv, num_heads=1, rope={}, positions=positions[::step])
+
+
 def test_positions_in_a_plan_count_tokens_not_slots(executor):
     """Padding to the left or between: the first real token is at position 0."""
     plan = cuattn.padding_plan(np.array([[0, 1, 0, 1], [1, 1, 0, 0]]))
@@ -252,7 +263,7 @@ def test_one_launch_one_read_one_write():
 
 def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
     """As they would beyond 2^31 CTAs."""
-    monkeypatch.setattr(sys.modules["cuattn.split_qkv"], "MAX_GRID", (2, 1, 1))
+    monkeypatch.setattr(importlib.import_module("cuattn.split_qkv"), "MAX_GRID", (2, 1, 1))
     plan = cuattn.padding_plan(np.random.default_rng(3).random((4, 40)) < 0.6)
     qkv, options = normal(plan.num_tokens, 96), {"num_heads": 4, "num_kv_heads": 2, "plan": plan}
     results = cuattn.split_qkv(executor.array(qkv), **options)
