@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,18 +54,22 @@ class Options:
 
     @property
     def kernel_options(self) -> ForwardOptions:
-        """Those that a kernel has to be compiled with."""
-        bias = self.bias
-        return ForwardOptions(
-            bound_left=self.window_left != UNBOUNDED,
-            bound_right=self.window_right != UNBOUNDED,
-            softcap=self.softcap != 0.0,
-            alibi=self.alibi_slopes is not None,
-            bias=bias is not None,
-            mask=self.mask is not None,
-            dropout=self.dropout is not None,
-            bias_dtype="float32" if bias is None else bias.array.dtype.name,
+        """Those of the kernel that serves them."""
+        return _kernel_options(
+            self.window_left != UNBOUNDED,
+            self.window_right != UNBOUNDED,
+            self.softcap != 0.0,
+            self.alibi_slopes is not None,
+            self.bias is not None,
+            self.mask is not None,
+            self.dropout is not None,
+            "float32" if self.bias is None else self.bias.array.dtype.name,
         )
+
+
+@cache
+def _kernel_options(*fields: Any) -> ForwardOptions:
+    return ForwardOptions(*fields).compiled()
 
 
 def check_options(

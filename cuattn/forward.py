@@ -13,7 +13,7 @@ from cuattn import attention_params
 from cuattn.attention_arguments import LOG2_E, Operand, Problem
 from cuattn.attention_options import LogitArray
 from cuattn.attention_params import UNBOUNDED
-from cuattn.config import BUCKETS, WARP_SIZE, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.config import BUCKETS, FEW_QUERIES, WARP_SIZE, FlashFwdConfig, PlainFwdConfig, select
 from cuattn.forward_options import EVERYTHING, ForwardOptions
 from cuattn.launch import Executor, Kernel
 from cuattn.packed import Packed
@@ -45,17 +45,10 @@ def forward(
         max_seqlen_q = extents.seqlen_q
         if packed is not None and packed.max_seqlen_q is not None:
             max_seqlen_q = packed.max_seqlen_q
-        compiled = options.kernel_options.compiled()
-        if config is None:
-            config = select(
-                problem.dtype,
-                *buckets,
-                seqlen_q=max_seqlen_q,
-                smem_limit_bytes=executor.smem_limit_bytes,
-                options=compiled,
-                tf32=options.tf32,
-            )
-        plan = _plan(executor, problem.dtype, *buckets, compiled, q.aligned and k.aligned and v.aligned, config)
+        aligned = q.aligned and k.aligned and v.aligned
+        few_queries = max_seqlen_q <= FEW_QUERIES
+        compiled = options.kernel_options
+        plan = _plan(executor, problem.dtype, *buckets, compiled, options.tf32, aligned, few_queries, config)
         work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
         num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
         classes = _tile_classes(problem, plan)
@@ -91,10 +84,22 @@ def _plan(
     head_dim: int,
     head_dim_v: int,
     options: ForwardOptions,
+    tf32: bool,
     aligned: bool,
-    config: FlashFwdConfig | PlainFwdConfig,
+    few_queries: bool,
+    config: FlashFwdConfig | PlainFwdConfig | None,
 ) -> _Plan:
-    """The loaded kernel of a config, for two buckets of head dims."""
+    """The loaded kernel of a config, or of the one that is selected, for two buckets of head dims."""
+    if config is None:
+        config = select(
+            dtype,
+            head_dim,
+            head_dim_v,
+            seqlen_q=FEW_QUERIES if few_queries else FEW_QUERIES + 1,
+            smem_limit_bytes=executor.smem_limit_bytes,
+            options=options,
+            tf32=tf32,
+        )
     constants = config.constants(dtype.name, head_dim, head_dim_v, options, aligned=aligned)
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
@@ -166,8 +171,7 @@ def _tile_classes(problem: Problem, plan: _Plan) -> LogitArray | None:
         args = (
             *(None if x is None else x.array for x in (bias, mask)),
             classes,
-            *(np.int64(x) for x in (_NO_STRIDES if bias is None else bias.strides)),
-            *(np.int64(x) for x in (_NO_STRIDES if mask is None else mask.strides)),
+            *(np.void(np.array(_NO_STRIDES if x is None else x.strides, np.int64).tobytes()) for x in (bias, mask)),
             *(np.int32(x) for x in (*extents, plan.block_m, plan.block_n)),
         )
         kernel = _tile_kernel(executor, bias_dtype)

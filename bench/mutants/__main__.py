@@ -37,6 +37,7 @@ def kernel_files() -> list[str]:
 @click.option("--cap", "cap_s", type=float, default=120.0, show_default=True, help="Seconds of tests a mutant.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS, help="The result file.")
 @click.option("--retry", is_flag=True, help="Try again those that survived, after adding a test.")
+@click.option("--tests", default="*", help="Only test files whose name matches this pattern: to retry with a new one.")
 @click.option("--page", is_flag=True, help="Run nothing: write the table of docs/mutants.md from the result file.")
 def main(
     kernels: tuple[str, ...],
@@ -47,6 +48,7 @@ def main(
     cap_s: float,
     out: Path,
     retry: bool,
+    tests: str,
     page: bool,
 ) -> None:
     """Edit the kernels in small wrong ways and see whether their tests notice.
@@ -59,6 +61,7 @@ def main(
       python -m bench.mutants --kernel softmax_rows --list
       python -m bench.mutants --kernel 'softmax*' --sample 5
       python -m bench.mutants --kernel mask --sample 0 --jobs 2
+      python -m bench.mutants --kernel mma --retry --tests 'test_attention_mutants*'
     """
     if page:
         report.write_page(report.read(out))
@@ -76,7 +79,9 @@ def main(
     os.environ["CUATTN_CACHE_DIR"] = str(WORK / "cache")
     results = report.read(out)
     for name in chosen:
-        _try_file(name, results, console, sample=sample, seed=seed, jobs=jobs, cap_s=cap_s, retry=retry, out=out)
+        _try_file(
+            name, results, console, sample=sample, seed=seed, jobs=jobs, cap_s=cap_s, retry=retry, tests=tests, out=out
+        )
     found = [result for result in results.values() if result.file in chosen]
     console.print(report.table(found))
     for result in report.survivors(found):
@@ -106,6 +111,7 @@ def _try_file(
     jobs: int,
     cap_s: float,
     retry: bool,
+    tests: str,
     out: Path,
 ) -> None:
     """Try mutants of a file until ``sample`` of them count, in their order, those that are known not again."""
@@ -132,7 +138,7 @@ def _try_file(
             if not batch:
                 break
             if laboratory is None:
-                laboratory = Laboratory(WORK, name, cap_s)
+                laboratory = Laboratory(WORK, name, cap_s, tests)
             for result in pool.map(laboratory.run, batch):
                 results[result.key] = result
                 counting += result.status != DISCARDED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import random
@@ -29,7 +30,7 @@ KILLED, SURVIVED, DISCARDED = "killed", "survived", "discarded"
 HUNG_LEAST_S, HUNG_FACTOR = 20.0, 10.0  # a test that takes so many times as long as it should has hung
 COMPILER_S = 120.0  # for the compilations before the first test
 NUM_PROBED = 12  # variants that are compiled to see whether the PTX changes at all
-FIRST_TESTS = 15
+FIRST_TESTS = 10
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,13 @@ def _lines(source: Source, edit: Edit) -> tuple[str, str]:
 class Laboratory:
     """Runs mutants against the tests that could notice them."""
 
-    def __init__(self, work: Path, file: str, total_s: float) -> None:
-        """For the mutants of one kernel file; tests may run for ``total_s`` on each."""
+    def __init__(self, work: Path, file: str, total_s: float, pattern: str = "*") -> None:
+        """For the mutants of one kernel file; tests of files that match the pattern may run for ``total_s`` on each."""
         self.work = work
         self.total_s = total_s
         self.kernels = tests_of.includers(file)
-        self.tests = tests_of.notes(tests_of.test_files(self.kernels), work)
+        files = [path for path in tests_of.test_files(self.kernels) if fnmatch.fnmatch(path.name, pattern)]
+        self.tests = tests_of.notes(files, work)
         self.variants = tests_of.variants(self.tests)
         if not any(variant.source in self.kernels for variant in self.variants.values()):
             raise click.ClickException(f"no test that passes runs a kernel with {file} in it")
@@ -150,6 +152,7 @@ class Laboratory:
         popular = Counter(key for test in tests for key in test.variants)
         probed = _spread(sorted(near or keys, key=lambda key: (-popular[key], key)), NUM_PROBED)
         tests.sort(key=lambda test: (near.isdisjoint(test.variants), len({*test.variants} - {probed[0]}), test.seconds))
+        tests = [*tests[:FIRST_TESTS], *_by_function(tests[FIRST_TESTS:])]
         passed = 0
         for part in filter(None, (tests[:FIRST_TESTS], tests[FIRST_TESTS:])):
             rows = self._run(part, probed, folder)
@@ -191,6 +194,17 @@ class Laboratory:
                 check=False,
             )
         return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def _by_function(tests: list[Test]) -> list[Test]:
+    """One case of each test function, then a second one of each, and so on: other functions look at other things."""
+    seen: Counter[str] = Counter()
+    turns: dict[str, int] = {}
+    for test in tests:
+        function = test.name.partition("[")[0]
+        turns[test.name] = seen[function]
+        seen[function] += 1
+    return sorted(tests, key=lambda test: turns[test.name])
 
 
 def _spread(keys: list[str], most: int) -> list[str]:

@@ -27,6 +27,7 @@ _LOC = re.compile(rb"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s")
 # Kernel files to the tests of their family; the first pattern that fits counts.
 FAMILIES = (
     ("*softmax*", ("test_softmax*.py", "test_online_softmax*.py")),
+    ("attention_standard", ("test_standard*.py",)),
     ("attention*", ("test_attention*.py", "test_compat*.py", "test_known_defects*.py")),
     ("rope*", ("test_rope*.py", "test_split_qkv*.py")),
     ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py")),

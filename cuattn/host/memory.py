@@ -81,9 +81,7 @@ def finish(*arrays: np.ndarray) -> None:
 
 def _element_states(array: np.ndarray, state: np.ndarray) -> np.ndarray:
     """The state bytes of each element of ``array``: shape [*array.shape, itemsize]."""
-    return np.lib.stride_tricks.as_strided(
-        state, (*array.shape, array.itemsize), (*array.strides, 1), writeable=True
-    )
+    return np.lib.stride_tricks.as_strided(state, (*array.shape, array.itemsize), (*array.strides, 1), writeable=True)
 
 
 def _tracked_of(array: np.ndarray) -> _Tracked | None:

@@ -146,7 +146,7 @@ __device__ __forceinline__ void add_bias_and_mask(Scores& scores, const Params& 
 #pragma unroll
             for (int j = 0; j < LANE_N; j++) {
                 const int key = j * LANES_PER_ROW;
-                if (key < num_keys) scores[i][j] += static_cast<Element>(to_real(g_bias[key * params.bias.key]));
+                if (key < num_keys) scores[i][j] += bias_value<Element>(g_bias[key * params.bias.key]);
             }
         }
         if (MASK && options.g_mask != nullptr) {

@@ -52,7 +52,7 @@ __device__ __forceinline__ Accumulator logit_of(Accumulator score, const Params&
     if (params.softcap != 0) score = soft_cap(score, params.softcap, 1 / params.softcap);
     score -= options.slope * fabs(alibi_position<Accumulator>(query_idx, diagonal_offset, key_idx));
     if (options.g_bias != nullptr) {
-        score += static_cast<Accumulator>(to_real(options.g_bias[params.bias.offset(0, 0, query_idx, key_idx)]));
+        score += bias_value<Accumulator>(options.g_bias[params.bias.offset(0, 0, query_idx, key_idx)]);
     }
     if (options.g_mask != nullptr && !options.g_mask[params.mask.offset(0, 0, query_idx, key_idx)]) {
         score = negative_infinity<Accumulator>();

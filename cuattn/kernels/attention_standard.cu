@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE, 1) cuattn_attention_sc
     if (params.softcap != 0) score = soft_cap(score, params.softcap, 1 / params.softcap);
     score -= options.slope * fabs(alibi_position<Accumulator>(tile.row, diagonal_offset, tile.col));
     if (options.g_bias != nullptr) {
-        score += static_cast<Accumulator>(to_real(options.g_bias[params.bias.offset(0, 0, tile.row, tile.col)]));
+        score += bias_value<Accumulator>(options.g_bias[params.bias.offset(0, 0, tile.row, tile.col)]);
     }
     bool visible = tile.col >= band.begin(tile.row) && tile.col < band.end(tile.row);
     if (options.g_mask != nullptr) visible &= options.g_mask[params.mask.offset(0, 0, tile.row, tile.col)] != 0;

@@ -111,6 +111,13 @@ __device__ __forceinline__ unsigned pack_pair(__nv_bfloat16, float low, float hi
 
 // --- arithmetic ------------------------------------------------------------------------------------------------------
 
+// 1 / x to 1 ulp; flushes denormal operands and results to zero.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // 2^x to about 2 ulp; flushes denormal results to zero. exp2(-inf) = 0, exp2(NaN) = NaN.
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;

@@ -22,7 +22,8 @@ struct QueryBlock {
 __device__ __forceinline__ void sequence_bounds(const int* g_cu_seqlens, int batch_idx, int total, int max_length,
                                                 int& start, int& length) {
     start = max(0, min(g_cu_seqlens[batch_idx], total));
-    length = max(0, min(max_length, min(g_cu_seqlens[batch_idx + 1], total) - start));
+    const int end = max(0, min(g_cu_seqlens[batch_idx + 1], total));
+    length = max(0, min(max_length, end - start));
 }
 
 // LAST_FIRST: the last queries get the first CTAs. Under a causal mask these have the most keys to visit, and the CTAs

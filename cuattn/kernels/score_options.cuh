@@ -55,10 +55,22 @@ struct ScoreOptions {
     }
 };
 
-// c tanh(score / c).
+// c tanh(score / c), to the last bits of Real.
 template <typename Real>
 __device__ __forceinline__ Real soft_cap(Real score, Real softcap, Real inverse_softcap) {
     return softcap * tanh(score * inverse_softcap);
+}
+
+// A number of the bias in the type of the sums. A finite double stays finite: it hides nothing.
+template <typename Real, typename Bias>
+__device__ __forceinline__ Real bias_value(Bias bias) {
+    if constexpr (sizeof(Bias) > sizeof(Real)) {
+        constexpr Bias LARGEST = 3.402823466e38;
+        const bool infinite = bias == -negative_infinity<Bias>() || bias == negative_infinity<Bias>();
+        // Written so that NaN passes.
+        if (!infinite) bias = bias > LARGEST ? LARGEST : bias < -LARGEST ? -LARGEST : bias;
+    }
+    return static_cast<Real>(bias);
 }
 
 // Query minus key position along the diagonal, whose magnitude ALiBi multiplies with the slope.

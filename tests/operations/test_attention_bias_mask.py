@@ -9,6 +9,7 @@ import pytest
 from attention_calls import assert_right, call
 from test_attention_options import BF16, F16, F32, F64, make, same_bits, seqlens
 
+import cuattn
 from cuattn import reference
 from cuattn.testing import assert_attention_close
 from cuattn.testing.arrays import Layout, place
@@ -80,6 +81,16 @@ def test_broadcast_masks(executor, shape, kind):
     result = assert_right(executor, *arrays, mask=mask)
     assert same_bits(call(executor, *arrays, mask=np.broadcast_to(mask, FULL)), result)
     assert same_bits(call(executor, *arrays, mask=np.broadcast_to(mask, FULL).copy()), result)
+
+
+@shapes
+def test_bias_and_mask_broadcast_along_other_axes(executor, shape):
+    """Each is the whole array where the other is broadcast."""
+    arrays = make(FULL[2:])
+    bias, mask = make_bias(random(), shape, np.float32, "infinities"), make_mask(random(), FULL, "blocks", 64)
+    assert_right(executor, *arrays, bias=bias, mask=mask)
+    bias, mask = make_bias(random(), FULL, np.float32, "infinities"), make_mask(random(2), shape, "blocks", 64)
+    assert_right(executor, *arrays, bias=bias, mask=mask)
 
 
 LAYOUTS = {
@@ -160,6 +171,30 @@ def test_the_lowest_number_of_float64(executor):
     )
     assert (lse[:, :, ::2] < -1e308).all() and np.isfinite(lse).all()
     assert_attention_close(out[:, 1::2], q[:, 1::2], k[:, 1::2], v[:, 1::2], lse=lse[:, :, 1::2])
+    # Every key of every query, so that whole tiles hold nothing else: in float32 this number would be -inf.
+    out, lse = call(executor, q, k, v, bias=np.full((20, 70), np.finfo(np.float64).min))
+    np.testing.assert_allclose(out, np.broadcast_to(v.mean(axis=1, keepdims=True), out.shape), atol=1e-14)
+    assert (lse < -1e308).all() and np.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize("function", (cuattn.attention, cuattn.standard_attention))
+def test_a_finite_float64_hides_nothing_in_float32(executor, function, dtype):
+    """A bias beyond the range of the sums becomes the end of that range: the mean, or all of the weight; -inf hides."""
+    q, k, v = make((20, 70), dtype)
+    q, k, v = (executor.array(x) for x in (q, k, v))
+    atol = 1e-3 if dtype == F16 else 1e-6
+    values = np.repeat(executor.numpy(v).astype(float), 2, axis=2)
+    bias = np.full((20, 70), -1e300)
+    out = executor.numpy(function(q, k, v, bias=executor.array(bias))).astype(float)
+    np.testing.assert_allclose(out, np.broadcast_to(values.mean(axis=1, keepdims=True), out.shape), atol=atol)
+    bias[:, 7] = 1e300
+    out = executor.numpy(function(q, k, v, bias=executor.array(bias))).astype(float)
+    np.testing.assert_allclose(out, np.broadcast_to(values[:, 7:8], out.shape), atol=atol)
+    bias[:] = -np.inf
+    assert not executor.numpy(function(q, k, v, bias=executor.array(bias))).any()
+    bias[:, 3] = np.nan
+    assert np.isnan(executor.numpy(function(q, k, v, bias=executor.array(bias)))).all()
 
 
 def test_a_large_common_bias_changes_little(executor):
@@ -228,6 +263,45 @@ def test_a_mask_is_a_bias_of_minus_infinity(executor, dtype, block_size):
     bias = np.where(mask, np.float32(0), np.float32(-np.inf))
     options = {"softcap": 30.0, "alibi_slopes": [0.1, 0.0]}
     assert same_bits(call(executor, q, k, v, mask=mask, **options), call(executor, q, k, v, bias=bias, **options))
+
+
+#: First and last rows and columns of every tile shape, and of the last, incomplete tile of each.
+EDGES_Q = (0, 31, 63, 64, 127, 128, 149)
+EDGES_K = (0, 15, 16, 31, 32, 63, 64, 127, 128, 139)
+
+
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize("name", ("mask", "bias"))
+def test_one_visible_key_in_a_tile(executor, dtype, name):
+    """One query sees one key, at each corner of a tile: the answer is that key's value."""
+    places = [(i, j) for i in EDGES_Q for j in EDGES_K]
+    q, k, v = make((150, 140), dtype, batch=1, heads=(1, 1), head_dims=(8, 8))
+    q, k, v = (np.broadcast_to(x, (len(places), *x.shape[1:])) for x in (q, k, v))
+    mask = np.zeros((len(places), 1, 150, 140), bool)
+    for b, (i, j) in enumerate(places):
+        mask[b, 0, i, j] = True
+    option = mask if name == "mask" else np.where(mask, np.float32(0), np.float32(-np.inf))
+    out, lse = call(executor, q, k, v, **{name: option})
+    expected = np.zeros_like(out)
+    for b, (i, j) in enumerate(places):
+        expected[b, i] = v[b, j]
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(np.isfinite(lse[:, 0]), mask[:, 0].any(axis=-1))
+
+
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize("name", ("mask", "bias"))
+def test_one_hidden_key_in_a_tile(executor, dtype, name):
+    """One query does not see one key, at each edge of a tile; its value is huge."""
+    q, k, v = make((150, 140), dtype, batch=len(EDGES_Q), heads=(1, 1), head_dims=(8, 8))
+    mask = np.ones((len(EDGES_Q), 1, 150, 140), bool)
+    for b, (i, j) in enumerate(zip(EDGES_Q, EDGES_K, strict=False)):
+        mask[b, 0, i, j] = False
+        v[b, j] = 1e4
+    option = mask if name == "mask" else np.where(mask, np.float32(0), np.float32(-np.inf))
+    out, _ = assert_right(executor, q, k, v, **{name: option})
+    for b, i in enumerate(EDGES_Q):
+        assert np.abs(out[b, i]).max() < 10 and np.abs(np.delete(out[b], i, axis=0)).max() > 10
 
 
 @pytest.mark.parametrize("dtype", (F16, F32), ids=str)

@@ -11,6 +11,7 @@ import cuattn
 from cuattn import reference
 from cuattn.attention import evaluate
 from cuattn.config import FLASH_FWD_CONFIGS, PlainFwdConfig
+from cuattn.dropout import philox4x32_10
 
 NAMES = ("dropout_p", "dropout_seed", "dropout_offset")
 #: p, seed and offset: usual, nearly nothing kept, nearly everything kept; every word of key and counter in use.
@@ -51,6 +52,20 @@ def test_what_is_kept(executor, dtype, arguments):
     expected = reference.probabilities(q, k, **options)
     # 10 bits of P, which are fewer than 10 for a small P in float16
     np.testing.assert_allclose(p, expected, rtol=2e-3, atol=1e-5 if dtype == F16 else 1e-9)
+
+
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize("place", ((0, 0), (3, 9), (30, 5), (27, 31)), ids=str)
+def test_the_last_word_that_is_kept(executor, dtype, place):
+    """An element is kept when its word is below the threshold: not when they are equal, and when it is one less."""
+    i, j = place
+    words = philox4x32_10((8 * (j // 16) + j % 8, 8 * (i // 16) + i % 8, 0, 0), (7, 0))
+    word = int(words[2 * ((i // 8) % 2) + (j // 8) % 2])
+    q, k, v = make((70, 32), dtype, batch=1, heads=(1, 1))
+    v[0, :, 0] = np.eye(32, dtype=dtype)
+    for threshold in (word, word + 1):
+        out, _ = call(executor, q, k, v, dropout_p=1 - threshold / 2**32, dropout_seed=7)
+        assert (out[0, i, 0, j] > 0) == (threshold > word)
 
 
 @pytest.mark.parametrize("dtype", (BF16, F64), ids=str)

@@ -14,6 +14,7 @@ from test_attention_options import BF16, F16, F32, F64, same_bits
 import cuattn
 from cuattn import host, reference
 from cuattn.forward import forward
+from cuattn.packed import work_list
 from cuattn.testing import assert_varlen_close
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.covering import covering_array, uncovered_pairs
@@ -233,6 +234,26 @@ def test_a_schedule_made_on_the_device_changes_no_bit(executor, name):
             for on_device in (False, True)
         )
         assert same_bits(*([executor.numpy(x) for x in result] for result in (here, there)))
+
+
+@pytest.mark.parametrize("options", ({}, {"causal": True}, {"window": (30, 5)}, {"causal": "top_left"}), ids=str)
+@lengths_of
+def test_the_work_is_what_there_is_longest_first(name, options):
+    """One entry for each block of queries of each sequence, those that see the most keys first."""
+    arrays, starts = pack(LENGTHS[name], head_dims=(8, 8))
+    problem, packed = check(*arrays, *starts, **options)
+    work = work_list(*packed.host, 64, problem.options).tolist()
+    blocks = {
+        (b, block): min(64, n - 64 * block) for b, (n, _) in enumerate(LENGTHS[name]) for block in range(-(-n // 64))
+    }
+    assert sorted(map(tuple, work)) == sorted(blocks)
+    spans = []
+    for b, block in work:
+        n, m = LENGTHS[name][b]
+        rows = slice(64 * block, 64 * block + blocks[b, block])
+        seen = np.flatnonzero(np.broadcast_to(reference.visible(n, m, **options), (1, 1, n, m))[0, 0, rows].any(axis=0))
+        spans.append(seen.max() - seen.min() + 1 if seen.size else 0)
+    assert spans == sorted(spans, reverse=True)
 
 
 BAD_STARTS = {

@@ -95,9 +95,7 @@ def _int_to_float(d: Operand, a: Operand, kind_to: str, kind_from: str, rounding
         if flags:
             return None
         numbers = [ROUNDING[rounding], int(kind_from == "s64")]
-        return Row(
-            "cvt_f64_int64_rounded", [write(d, kind_to)], [read(a, kind_from)], numbers
-        )
+        return Row("cvt_f64_int64_rounded", [write(d, kind_to)], [read(a, kind_from)], numbers)
     return _convert(d, a, kind_to, kind_from, rounding, "", flags)
 
 
