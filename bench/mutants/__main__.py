@@ -19,7 +19,7 @@ from bench.mutants.runner import DISCARDED, Laboratory, Mutant, Result
 from cuattn.benchmark.results import write_text
 from cuattn.compile.expand import KERNELS
 
-RESULTS = tests_of.ROOT / "bench/results/mutants.json"
+RESULTS = tests_of.ROOT / "bench/mutants/results.json"
 WORK = tests_of.ROOT / "build/mutants"
 
 

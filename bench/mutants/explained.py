@@ -4,7 +4,8 @@ Nearly all of them compute the same in another way: no test can tell them from t
 """
 
 _ANY_THREAD = "every thread of the row holds the same state, so any one of them may write it"
-_SPEED = "the same result by another path, which only takes longer or shorter"
+_SPEED = "the same result by another path, which only takes longer"
+_LN_2_REST = "moves the result by less than its own rounding: the high part of ln 2 does nearly all of the work"
 
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("online_softmax_state.cu", r"=> if \(place\.thread == 1 ", _ANY_THREAD),
@@ -13,7 +14,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "softmax_output.cuh",
         r"sizeof\(Element\) == 3",
-        "a division instead of a product with the reciprocal: both are within the rounding of a 16-bit result",
+        "a division in place of a product with the reciprocal: both are exact to a 16-bit result",
     ),
     (
         "softmax_rows.cuh",
@@ -22,7 +23,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "softmax_rows.cuh",
-        r"pack_col\(tile, thread, PACK\) <= end\).*< end",
+        r"PACK\) <= end\).*PACK\) < end\)",
         _SPEED + ": the last whole pack of a row goes element by element",
     ),
     ("softmax_state.cuh", r"Accumulator\(1\)\}; \}$", "the sum of an empty state is always rescaled, by e^(-inf) = 0"),
@@ -35,5 +36,31 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "softmax_state.cuh",
         r"a\.row_max > b\.row_max",
         "states with equal maxima merge to the same bits in either order",
+    ),
+    (
+        "attention_forward_f32.cu",
+        r"band\.end\(last_warp_query\) : 1;",
+        "a warp without queries: what it computes is not stored",
+    ),
+    (
+        "attention_mask_tiles.cu",
+        r"=> if \(true\) g_mask_element \+=",
+        "the pointer of a mask that is not there is moved, and never read",
+    ),
+    ("attention_standard.cu", r"lane_mask = 16 \+ 1;", "steps of 17, 8, 4, 2 and 1 reach every lane too"),
+    ("online_softmax.cuh", r"=> return fmaf\(max_logit, 0\.69\d*f, fmaf\(max_logit, 1\.90", _LN_2_REST),
+    ("online_softmax.cuh", r"e-16, log_sum", _LN_2_REST),
+    ("query_block.cuh", r"first_query <= seqlen_q", "no list of work has a block that begins where its sequence ends"),
+    ("score_options.cuh", r"TILE_MIXED = 3", "the name of a class: any number that the other two do not have"),
+    ("tiles.cuh", r"power_of_two_divisor\(x / 2.*=> return x % 2", "how many threads share a row of a copy: " + _SPEED),
+    (
+        "attention_standard.cu",
+        r"\? Accumulator\(1\) : row_max",
+        "e^(-inf - 1) is the 0 that is wanted as well, and log 0 swallows the 1",
+    ),
+    (
+        "tiles.cuh",
+        r"=> if \(vectors && col \+ CHUNK < num_cols",
+        _SPEED + ": the last whole chunk of a row goes element by element",
     ),
 )

@@ -1,6 +1,6 @@
 """Edits written by hand: the mistakes that one makes in these algorithms, found again by a pattern.
 
-A pattern that no longer matches is an error of this table (a test says so), not of the kernel.
+A pattern that no longer matches is left out: a test says when these become too many.
 """
 
 from __future__ import annotations

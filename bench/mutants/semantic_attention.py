@@ -50,7 +50,7 @@ ATTENTION = (
     Semantic(
         "query_block.cuh",
         "the next sequence is seen",
-        r"min\(max_length, min\((.*?), total\) - start\)",
+        r"min\(max_length, end - start\)",
         "total - start",
     ),
     Semantic(
@@ -75,12 +75,9 @@ ATTENTION = (
         r"bias\.offset\(batch_idx, head_idx",
         "bias.offset(batch_idx, 0",
     ),
-    Semantic("attention_mask_tiles.cu", "stops too early", r"\(any_hidden && any_open\)\) break", "any_hidden) break"),
+    Semantic("attention_mask_tiles.cu", "stops too early", r"found == \(HIDDEN \| UNCHANGED\)", "found != 0"),
     Semantic(
-        "attention_mask_tiles.cu",
-        "a lane answers for all",
-        r"__any_sync\(0xffffffff, (found == TILE_HIDDEN)\) != 0",
-        r"(\1)",
+        "attention_mask_tiles.cu", "a lane answers for all", r"found = __reduce_or_sync\(0xffffffff, found\);", ""
     ),
     Semantic(
         "attention_forward.cu",

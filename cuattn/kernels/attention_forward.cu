@@ -78,7 +78,7 @@ __device__ __forceinline__ void multiply_scores(Scores& scores, float factor) {
     }
 }
 
-// (1 - e) / (1 + e) with e = e^(-2 |x|): in seven instructions within 2^-22, of 1 and not of the result, which is what a
+// (1 - e) / (1 + e) with e = e^(-2 |x|), in seven instructions: within 2^-22 of 1, not of the result, which is what a
 // logit needs. The hardware's own tanh errs by 2^-11.
 __device__ __forceinline__ float tanh_fast(float x) {
     const float e = exp2_approx(fabsf(x) * (-2.0f * LOG2_E));

@@ -2,8 +2,8 @@
 // they hide every key, and treat those in which they change nothing as if there were none.
 //
 // One warp looks at one tile, row by row, and stops as soon as the answer is known: for most tiles of a bias after one
-// row. Where there is only a mask and its rows can be read in 16-byte pieces, a warp reads several rows at once. Along an
-// axis on which both are broadcast, the extent is 1 and the answer serves every tile of that axis.
+// row. Where there is only a mask and its rows can be read in 16-byte pieces, a warp reads several rows at once. Along
+// an axis on which both are broadcast, the extent is 1 and the answer serves every tile of that axis.
 //
 // Grid: x = groups of NUM_WARPS tiles, in the order of g_tile_class. Block: NUM_WARPS warps.
 //
