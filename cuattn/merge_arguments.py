@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cuattn import rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.extents import byte_bounds
+from cuattn.extents import byte_bounds, overlaps_itself
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import small_array
 
@@ -123,7 +122,7 @@ def _check_result(name: str, result: Any, first: Any, others: list[Any]) -> None
     """Raise unless the result is that of the first part itself, element for element, or elsewhere than all inputs."""
     if isinstance(result, np.ndarray) and not result.flags.writeable:
         raise ArrayTypeError(f"{name} is read-only; a writable array is needed")
-    if rows.overlaps_itself(result):
+    if overlaps_itself(result):
         raise OverlapError(f"{name} has strides {result.strides} for shape {result.shape}: its elements share memory")
     low, high = byte_bounds(result)
     in_place = byte_bounds(first) == (low, high) and (first.dtype, first.shape, first.strides) == (

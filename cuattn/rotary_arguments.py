@@ -19,7 +19,7 @@ from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.compile import Constant
 from cuattn.config import MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.extents import address, byte_bounds
+from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import as_float
 from cuattn.softmax_config import ELEMENT_TYPES
@@ -334,7 +334,7 @@ def check_output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[An
         raise DTypeError(f"{name} has dtype {out.dtype}; the result has dtype {dtype}")
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ArrayTypeError(f"{name} is read-only; a writable array is needed")
-    if rows.overlaps_itself(out):
+    if overlaps_itself(out):
         raise OverlapError(f"{name} has strides {out.strides} for shape {shape}: its elements share memory")
     low, high = byte_bounds(out)
     for other, x in inputs.items():

@@ -44,10 +44,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "attention_mask_tiles.cu",
-        r"=> if \(true\) g_mask_element \+=",
-        "the pointer of a mask that is not there is moved, and never read",
+        r"key_idx \+= NUM_WARPS",
+        _SPEED + ": lanes that take smaller steps see the same keys, some of them again",
     ),
     ("attention_standard.cu", r"lane_mask = 16 \+ 1;", "steps of 17, 8, 4, 2 and 1 reach every lane too"),
+    ("float8.cuh", r"=> const __half2 widened = __hmul2\(__float2half2_rn", "a product is commutative, bit for bit"),
     ("online_softmax.cuh", r"=> return fmaf\(max_logit, 0\.69\d*f, fmaf\(max_logit, 1\.90", _LN_2_REST),
     ("online_softmax.cuh", r"e-16, log_sum", _LN_2_REST),
     ("query_block.cuh", r"first_query <= seqlen_q", "no list of work has a block that begins where its sequence ends"),

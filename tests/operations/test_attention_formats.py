@@ -134,9 +134,10 @@ def test_every_code(executor, dtype):
     """A query that sees one key returns its value: each of the 256 codes, NaN and infinities included."""
     codes = np.arange(256, dtype=np.uint8).view(dtype).reshape(8, 1, 1, 32)
     q = np.ones((8, 1, 1, 32), dtype)
-    out, lse = call(executor, q, q, codes)
-    np.testing.assert_array_equal(out.astype(np.float32), codes.astype(np.float32))
-    np.testing.assert_allclose(lse, np.sqrt(32), rtol=1e-6)
+    for v in (codes, codes[..., ::-1].copy()):  # two at a time are widened: each code in either place
+        out, lse = call(executor, q, q, v)
+        np.testing.assert_array_equal(out.astype(np.float32), v.astype(np.float32))
+        np.testing.assert_allclose(lse, np.sqrt(32), rtol=1e-6)
     # the same codes as keys: the logit of a one-hot query is the code
     finite = np.arange(256, dtype=np.uint8)[np.isfinite(codes.astype(np.float32).ravel())]
     k = np.zeros((1, finite.size, 1, 32), np.uint8)
