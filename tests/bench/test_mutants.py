@@ -180,8 +180,9 @@ def test_the_page_is_made_from_the_results() -> None:
 
 def test_enough_die_and_every_survivor_is_explained() -> None:
     results = report.read(tests_of.ROOT / "bench/mutants/results.json").values()
-    for file, killed, survived, explained, _ in report.counts(results):
+    for file, killed, survived, explained, discarded in report.counts(results):
         assert survived == explained, file
-        assert killed + survived >= 20, file
+        # A short file has no twenty edits that change anything: all of them, then.
+        assert killed + survived >= min(20, len(runner.mutants(file, seed=0)) - discarded), file
     total = [sum(column) for column in zip(*(line[1:3] for line in report.counts(results)), strict=True)]
     assert total[0] / sum(total) >= 0.95
