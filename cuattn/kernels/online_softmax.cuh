@@ -47,8 +47,8 @@ struct OnlineSoftmaxRow {
         return exponent(old_max - reference());
     }
 
-    // One more logit in the denominator, whose value is nowhere. The returned pair: base-2 logarithms of the factor for
-    // what has been summed so far, and of the new term; the caller has exp2 and calls add_sink with the two results.
+    // One more logit in the denominator, whose value is nowhere. The base-2 logarithms of the factor for what has been
+    // summed so far, and of the new term; the caller has exp2, multiplies and adds.
     __device__ __forceinline__ void sink_exponents(Real sink, Real& correction_log2, Real& term_log2) {
         const Real logit = BASE_2 ? sink * log2_e<Real>() : sink;
         correction_log2 = raise_max(logit);
