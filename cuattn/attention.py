@@ -14,6 +14,7 @@ from typing import Any
 from cuattn import attention_arguments as arguments
 from cuattn.config import FlashFwdConfig, PlainFwdConfig
 from cuattn.forward import forward
+from cuattn.metadata import check_flag
 from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["attention"]
@@ -148,7 +149,7 @@ def attention(
     >>> cuattn.attention(q, q, v, mask=np.array([True, False]))[0, :, 0, 0]
     array([0., 0.], dtype=float32)
     """
-    arguments.check_return_lse(return_lse)
+    check_flag("return_lse", return_lse)
     problem = arguments.check(
         q,
         k,

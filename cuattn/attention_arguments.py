@@ -250,12 +250,6 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
     return value
 
 
-def check_return_lse(return_lse: Any, name: str = "return_lse") -> None:
-    """Raise unless it is a bool."""
-    if not isinstance(return_lse, bool | np.bool_):
-        raise ArgumentError(f"{name} is {return_lse!r}; allowed are False and True")
-
-
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: Any) -> None:
     """Raise unless ``out`` can take a result of ``shape`` and ``dtype`` computed from ``inputs``."""
     if tuple(out.shape) != shape:

@@ -116,7 +116,7 @@ def check_options(
         slopes = small_array(executor, "alibi_slopes", alibi_slopes, shapes, accumulator)
         options.alibi_slopes = slopes[None] if slopes.ndim == 1 else slopes
     if sinks is not None:
-        options.sinks = small_array(executor, "sinks", sinks, ((num_heads,),), accumulator)
+        options.sinks = small_array(executor, "sinks", sinks, ((num_heads,),), accumulator, minus_infinity=True)
     if not (type(dropout_p) is float and type(dropout_seed) is type(dropout_offset) is int and dropout_p == 0.0) or (
         dropout_seed != 0 or dropout_offset != 0
     ):

@@ -52,7 +52,7 @@ def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) 
         rest = outs[1:], lses[1:]
         num_parts = len(outs)
     if sinks is not None:
-        sinks = small_array(executor, "sinks", sinks, ((shape[-2],),), first[1].dtype)
+        sinks = small_array(executor, "sinks", sinks, ((shape[-2],),), first[1].dtype, minus_infinity=True)
     results = None
     if out is not None:
         results = arrays["out[0]"], arrays["out[1]"]

@@ -12,7 +12,7 @@ from cuattn.config import DTYPES
 from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from cuattn.launch import Executor
 
-__all__ = ["as_float", "small_array"]
+__all__ = ["as_float", "check_flag", "small_array"]
 
 
 def as_float(x: Any) -> float:
@@ -23,13 +23,27 @@ def as_float(x: Any) -> float:
         return math.inf
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` as a bool; `ArgumentError` for anything that is none."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentError(f"{name} is {value!r}; allowed are False and True")
+    return bool(value)
+
+
 def small_array(
-    executor: Executor, name: str, value: Any, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]
+    executor: Executor,
+    name: str,
+    value: Any,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: np.dtype[Any],
+    *,
+    minus_infinity: bool = False,
 ) -> Any:
     """A small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it.
 
     It may be a list, or lie on the host beside arrays on a GPU. Then its values are checked as well: they are finite,
-    but for sinks of -inf. Raises `ArrayTypeError`, `DTypeError`, `ShapeError`, `NonFiniteError` or `ArgumentError`.
+    or -inf where `minus_infinity` allows it. Raises `ArrayTypeError`, `DTypeError`, `ShapeError`, `NonFiniteError` or
+    `ArgumentError`.
     """
     array = executor.metadata(name, value)
     if array.dtype not in DTYPES if dtype.kind == "f" else array.dtype.kind not in "iu":
@@ -39,17 +53,18 @@ def small_array(
         allowed = " or ".join(str(list(shape)) for shape in shapes)
         raise ShapeError(f"{name} has shape {list(array.shape)}; allowed is {allowed}")
     if isinstance(array, np.ndarray):
-        _check_values(name, array, dtype)
+        _check_values(name, array, dtype, minus_infinity)
     return executor.put(array, dtype)
 
 
-def _check_values(name: str, array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
+def _check_values(name: str, array: np.ndarray[Any, Any], dtype: np.dtype[Any], minus_infinity: bool) -> None:
     if dtype.kind == "i":
         if array.size and (array.min() < -(2**31) + 1 or array.max() > 2**31 - 1):
             raise ArgumentError(f"{name} holds a number that is not in the range of int32")
         return
     with np.errstate(over="ignore"):
         values = array.astype(dtype)
-    allowed = np.isfinite(values) | (np.isneginf(values) if name == "sinks" else False)
+    allowed = np.isfinite(values) | (np.isneginf(values) & minus_infinity)
     if not np.all(allowed):
-        raise NonFiniteError(f"{name} holds {array[~allowed].ravel()[0]}; finite numbers are needed")
+        needed = "finite numbers and -inf are allowed" if minus_infinity else "finite numbers are needed"
+        raise NonFiniteError(f"{name} holds {array[~allowed].ravel()[0]}; {needed}")

@@ -11,6 +11,7 @@ from cuattn.attention_arguments import Problem
 from cuattn.config import ELEMENTS, WARP_SIZE, PlainFwdConfig
 from cuattn.forward import pack_params
 from cuattn.launch import Kernel
+from cuattn.metadata import check_flag
 
 __all__ = ["standard_attention"]
 
@@ -81,8 +82,8 @@ def standard_attention(
     >>> probabilities[0, 0].tolist()
     [[1.0, 0.0], [0.5, 0.5]]
     """
-    arguments.check_return_lse(return_lse)
-    arguments.check_return_lse(return_probabilities, "return_probabilities")
+    check_flag("return_lse", return_lse)
+    check_flag("return_probabilities", return_probabilities)
     problem = arguments.check(
         q,
         k,

@@ -15,6 +15,7 @@ from cuattn.attention_arguments import Problem
 from cuattn.attention_options import check_options
 from cuattn.config import FlashFwdConfig, PlainFwdConfig
 from cuattn.forward import forward
+from cuattn.metadata import check_flag
 from cuattn.packed import Packed, check_packed
 from cuattn.slow_calls import warn_if_slow
 
@@ -102,7 +103,7 @@ def attention_varlen(
     >>> cuattn.attention_varlen(q, q, v, [0, 1, 1, 3], [0, 1, 1, 3])[:, 0, 0]
     array([5., 2., 2.], dtype=float32)
     """
-    arguments.check_return_lse(return_lse)
+    check_flag("return_lse", return_lse)
     problem, packed = check(
         q,
         k,

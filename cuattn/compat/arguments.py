@@ -15,13 +15,6 @@ from cuattn.launch import executor_for
 from cuattn.metadata import as_float
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """``value`` as a bool; ArgumentError for anything that is none."""
-    if not isinstance(value, bool | np.bool_):
-        raise ArgumentError(f"{name} is {value!r}; allowed are True and False")
-    return bool(value)
-
-
 def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:
     """The dropout options of `cuattn.attention`.
 

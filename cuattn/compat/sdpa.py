@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 import cuattn
-from cuattn.compat.arguments import check_flag, dropout_options
+from cuattn.compat.arguments import dropout_options
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import Executor, executor_for
+from cuattn.metadata import check_flag
 
 __all__ = ["scaled_dot_product_attention"]
 

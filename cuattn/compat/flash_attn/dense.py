@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import cuattn
-from cuattn.compat.arguments import check_flag, dropout_options, results, score_options, unpack
+from cuattn.compat.arguments import dropout_options, results, score_options, unpack
+from cuattn.metadata import check_flag
 
 
 def flash_attn_func(
