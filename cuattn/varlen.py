@@ -69,7 +69,7 @@ def attention_varlen(
         Likewise for keys and values. A sequence may have queries and no keys, or keys and no queries.
     max_seqlen_q, max_seqlen_k : int, optional
         Length of the longest sequence. Needed only for a bias or a mask beside cu_seqlens on a GPU; a length on the GPU
-        that is larger is cut.
+        that is larger is cut, and ``out`` keeps what it had for the queries beyond.
     bias, mask : array, broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]
         Indexed by the position within the sequence.
     alibi_slopes : array [heads] or [batch, heads]

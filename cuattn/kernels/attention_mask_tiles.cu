@@ -29,7 +29,7 @@ __device__ __forceinline__ unsigned element_kind(const Bias* g_bias, const unsig
     const Bias bias = *g_bias;
     const float value = static_cast<float>(bias);
     if (value == 0.0f && bias == static_cast<Bias>(0.0f)) return UNCHANGED;
-    // A double below the range of float is -inf in the attention kernels, but not in those of float64: changed, then.
+    // A finite double below the range of float hides nothing, though its value here is -inf.
     const bool hides = value == negative_infinity<float>() && bias == static_cast<Bias>(value);
     return hides ? HIDDEN : CHANGED;
 }

@@ -29,7 +29,7 @@ template <typename Real>
 struct AttentionParams {
     RowStrides q, k, v, out;
     LogitStrides bias, mask;
-    LogitStrides tile_class;  // of tiles, not of elements: see mask_tiles.cuh
+    LogitStrides tile_class;  // of tiles, not of elements: see score_options.cuh
     long long lse_batch, lse_head;  // strides of lse
     long long alibi_batch;          // stride of alibi_slopes [batch or 1, num_heads]
     int num_heads, heads_per_kv_head;
