@@ -17,11 +17,12 @@ from typing import Any
 import click
 
 from cuattn import compile
-from cuattn.benchmark import Options, cuda_calls, machine, operations, option_costs, start
+from cuattn.benchmark import Options, cuda_calls, gradients, machine, operations, option_costs, start
 from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import Record, scrub, write_text
 from cuattn.benchmark.suite import Step as SuiteStep
 from cuattn.benchmark.suite import failure, run_steps
+from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 from cuattn.testing.executors import ExecutorUnderTest
 
@@ -101,14 +102,18 @@ def smoke(run: Run) -> None:
     """Small problems of every dtype under the strict rule of the tests."""
     executor = ExecutorUnderTest(run.executor)
     seqlen = 70 if run.is_tiny else 333
-    cases: list[AttentionCase | SoftmaxCase] = [
+    cases: list[AttentionCase | SoftmaxCase | BackwardCase] = [
         AttentionCase(2, seqlen, 4, 64, num_kv_heads=2, dtype=dtype, causal=causal)
         for dtype in ("float16", "bfloat16", "float32", "float64")
         for causal in (False, True)
     ]
     cases += [AttentionCase(1, seqlen, 2, 128, head_dim_v=80), AttentionCase(1, 1, 2, 256, seqlen_k=seqlen)]
     cases += [SoftmaxCase(37, 1000, dtype) for dtype in ("float16", "bfloat16", "float32")]
-    cases.append(SoftmaxCase(3, 70000))
+    cases += [
+        BackwardCase(AttentionCase(2, seqlen, 4, 64, num_kv_heads=2, dtype=dtype, causal=True), dlse=True)
+        for dtype in ("float16", "bfloat16", "float32", "float64")
+    ]
+    cases += [BackwardCase(AttentionCase(1, seqlen, 2, 256)), SoftmaxCase(3, 70000)]
     verdicts = run.detail["cases"] = {}
     for case in cases[:: 4 if run.is_tiny else 1]:
         try:
@@ -152,6 +157,13 @@ def attention(run: Run) -> None:
     chosen = _options(run)
     cases = operations.attention_cases(chosen, run.executor)
     run.measure(operations.case_steps("attention", cases[:2] if run.is_tiny else cases, chosen))
+
+
+def backward(run: Run) -> None:
+    """The gradients beside torch's autograd, alone and with the forward; each option; in a fixed order and in any."""
+    chosen = _options(run)
+    cases = gradients.backward_cases(chosen, run.executor)
+    run.measure(operations.case_steps("backward", cases[:2] if run.is_tiny else cases, chosen))
 
 
 def softmax(run: Run) -> None:
@@ -214,12 +226,13 @@ STEPS = (
     Step(smoke, 60),
     Step(instructions, 60),
     Step(tests, 150, 15),
-    Step(attention, 130, 15),
-    Step(options, 45, 10),
-    Step(seed, 30, 10),
-    Step(layout, 30, 10),
-    Step(softmax, 40, 10),
-    Step(latency, 45, 10),
+    Step(attention, 90, 15),
+    Step(backward, 110, 15),
+    Step(options, 40, 10),
+    Step(seed, 25, 10),
+    Step(layout, 25, 10),
+    Step(softmax, 25, 10),
+    Step(latency, 40, 10),
 )
 NAMES = tuple(step.name for step in STEPS)
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results/host.json"
 PAGE = ROOT / "docs/benchmarks.md"
 MARKERS = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SUITE_NAMES = ("latency", "host", "counters", "options", "seed", "compile")  # those of the suite `figures`
+SUITE_NAMES = ("latency", "host", "counters", "options", "gradients", "seed", "compile")  # those of the suite `figures`
 
 Row = tuple[str, str, str, str]  # what, figure, goal, how
 
@@ -82,6 +82,33 @@ def option_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def gradient_table(report: Report) -> str:
+    """Markdown: the backward beside its forward."""
+    names = ("warp_instructions", "over_forward", "order_free_instructions", "mma", "mma_over_forward")
+    memory = ("global_read_bytes", "workspace_bytes", "order_free_workspace_bytes", "logits_bytes")
+    lines = [
+        "| backward | warp instructions | over forward | `deterministic=False` | mma | over forward "
+        "| global reads, bytes | workspace, bytes | `deterministic=False` | N × M, bytes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for record in report.records:
+        if record.suite == "gradients" and "over_forward" in record.metrics:
+            cells = [tables.label(record.case), *(tables.cell(name, record.metrics) for name in (*names, *memory))]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def workspace_table(report: Report) -> str:
+    """Markdown: memory of the backward beside the matrices that it does not store."""
+    names = ("workspace_bytes", "order_free_workspace_bytes", "logits_bytes")
+    lines = ["| problem | workspace, bytes | `deterministic=False` | N × M, bytes |", "|---|---:|---:|---:|"]
+    for record in report.records:
+        if "workspace_over_logits" in record.metrics:
+            cells = [tables.label(record.case), *(tables.cell(name, record.metrics) for name in names)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def seed_table(report: Report) -> str:
     """Markdown: memory and time, fused beside unfused."""
     names = ("flash_memory_bytes", "standard_memory_bytes", "saved_percent", "published_percent")
@@ -98,7 +125,13 @@ def seed_table(report: Report) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"host": table, "options": option_table, "seed": seed_table}
+TABLES = {
+    "host": table,
+    "options": option_table,
+    "gradients": gradient_table,
+    "workspace": workspace_table,
+    "seed": seed_table,
+}
 
 
 def with_table(page: str, report: Report) -> str:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cuattn import compile, softmax_config
-from cuattn.benchmark import SUITES
+from cuattn.backward_config import FLASH_BWD_CONFIGS
+from cuattn.benchmark import SUITES, tables, variants
 from cuattn.compile import cache
 from cuattn.compile.expand import KERNELS
 from cuattn.config import FLASH_FWD_CONFIGS
@@ -27,28 +28,32 @@ SOFTMAX_ROWS = (
     softmax_config.SPLIT,
     softmax_config.SPLIT_LANES,
 )
-TOPICS = ("suites", "kernels", "rows", "variants")
+TOPICS = ("suites", "kernels", "rows", "variants", "resources")
+QUICK = TOPICS[:-1]  # what is listed where no topic is named
 
 
 @click.command("list")
-@click.argument("topics", nargs=-1, type=click.Choice(TOPICS), metavar="[suites|kernels|rows|variants]...")
+@click.argument("topics", nargs=-1, type=click.Choice(TOPICS), metavar=f"[{'|'.join(TOPICS)}]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def list_(topics: tuple[str, ...], as_json: bool) -> None:
     """List suites, kernels, rows of the configuration tables, and compiled variants.
 
     \b
-    suites    what `run` takes
-    kernels   kernel files
-    rows      tile shapes of attention, the sets of options these are compiled with, thread layouts of softmax
-    variants  kernels that have been compiled and are in the cache
+    suites     what `run` takes
+    kernels    kernel files
+    rows       tile shapes of attention, the sets of options these are compiled with, thread layouts of softmax
+    variants   kernels that have been compiled and are in the cache
+    resources  registers, spills, shared memory and occupancy of every attention row: plain, causal, with every option;
+               what is not in the cache is compiled, which takes minutes the first time
 
     \b
     Examples:
       cuattn-bench list
       cuattn-bench list rows
+      cuattn-bench list resources
       cuattn-bench list variants --json
     """
-    found = {title: make() for topic in topics or TOPICS for title, make in LISTS[topic].items()}
+    found = {title: make() for topic in topics or QUICK for title, make in LISTS[topic].items()}
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -102,6 +107,43 @@ def attention_rows() -> list[dict[str, Any]]:
     ]
 
 
+def backward_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "kernel": row.source.removeprefix("attention_"),
+            "math": row.products,
+            "owns": row.own,
+            "bytes": row.itemsize,
+            "D up to": row.max_head_dim,
+            "block_own": row.block_own,
+            "block_other": row.block_other,
+            "warps": row.num_warps,
+            "stages": row.num_stages,
+            "launches": len(row.launches),
+            "options on scores": "any" if row.score_options else "none",
+        }
+        for row in FLASH_BWD_CONFIGS
+    ]
+
+
+def resources() -> list[dict[str, Any]]:
+    """A line for each attention kernel and architecture."""
+    wanted = [
+        (variant, arch)
+        for variant in (*variants.attention_variants(), *variants.backward_variants())
+        for arch in variants.ARCHS
+        if variant.smem_bytes <= compile.smem_limit_bytes(arch)
+    ]
+    found = []
+    with tables.progress(Console(stderr=True)) as progress:
+        for done, (variant, arch) in enumerate(wanted):
+            progress(done, len(wanted), variant.label)
+            binary = compile.build(variant.source, variant.constants, arch=arch, kind="cubin")
+            for figures in binary.resources.values():
+                found.append({"kernel": variant.label, "arch": arch, **variants.resources(variant, arch, figures)})
+    return found
+
+
 def attention_options() -> list[dict[str, Any]]:
     """What each row may be compiled with: the sets of options that some call needs a kernel for."""
     return [
@@ -153,6 +195,12 @@ def constants(source: Path) -> str:
 LISTS = {
     "suites": {"suites": suites},
     "kernels": {"kernels": kernels},
-    "rows": {"attention rows": attention_rows, "attention options": attention_options, "softmax rows": softmax_rows},
+    "rows": {
+        "attention rows": attention_rows,
+        "attention backward rows": backward_rows,
+        "attention options": attention_options,
+        "softmax rows": softmax_rows,
+    },
     "variants": {"variants": compiled},
+    "resources": {"resources": resources},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -87,22 +88,32 @@ class Problem:
 
     def output(self) -> Operand:
         """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
-        if self.out is not None:
-            given = Operand(self.out)
-            if given.direct:
-                return given
-        return Operand(self.executor.empty(self.extents.out_shape, output_dtype(self.dtype)))
+        return target(self.executor, self.out, self.extents.out_shape, output_dtype(self.dtype))
 
     def deliver(self, output: Operand) -> Any:
         """The array for the caller, once the kernel has been launched."""
-        if output.array is self.out:
-            return self.out
-        self.executor.finish(output.array)
-        if self.out is None:
-            return output.array
-        with self.executor.on_device():
-            self.out[...] = output.array
-        return self.out
+        return deliver(self.executor, self.out, output)
+
+
+def target(executor: Executor, given: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Operand:
+    """What a kernel is to write for the caller: ``given`` where it can, else a new array that `deliver` copies from."""
+    if given is not None:
+        result = Operand(given)
+        if result.direct:
+            return result
+    return Operand(executor.empty(shape, dtype))
+
+
+def deliver(executor: Executor, given: Any, written: Operand) -> Any:
+    """The array for the caller of what `target` returned, once the kernel that writes it has been launched."""
+    if written.array is given:
+        return given
+    executor.finish(written.array)
+    if given is None:
+        return written.array
+    with executor.on_device():
+        given[...] = written.array
+    return given
 
 
 def output_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -180,16 +191,23 @@ def prepare_out(
     if out is None:
         return None
     out = executor.asarray(out)
-    for name, given in (("bias", options.bias), ("mask", options.mask)):
-        if given is not None:
-            inputs[name] = given.array
+    check_out("out", out, shape, output_dtype(dtype))
+    ranges = {name: byte_bounds(x) for name, x in (inputs | option_arrays(options)).items()}
+    check_apart("out", byte_bounds(out), ranges)
+    return out
+
+
+def option_arrays(options: Options) -> dict[str, Any]:
+    """The arrays of the options that a call has, by the names of their arguments."""
+    arrays = {
+        name: given.array for name, given in (("bias", options.bias), ("mask", options.mask)) if given is not None
+    }
     for name in ("alibi_slopes", "sinks", "q_descale", "k_descale", "v_descale"):
         if getattr(options, name) is not None:
-            inputs[name] = getattr(options, name)
+            arrays[name] = getattr(options, name)
     if options.diagonal_offsets is not None:
-        inputs["diagonal_offset"] = options.diagonal_offsets
-    check_out(out, shape, output_dtype(dtype), **inputs)
-    return out
+        arrays["diagonal_offset"] = options.diagonal_offsets
+    return arrays
 
 
 def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
@@ -250,21 +268,24 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
     return value
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: Any) -> None:
-    """Raise unless ``out`` can take a result of ``shape`` and ``dtype`` computed from ``inputs``."""
-    if tuple(out.shape) != shape:
-        raise ShapeError(f"out has shape {tuple(out.shape)}; the result has shape {shape}")
-    if out.dtype != dtype:
-        raise DTypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ArrayTypeError("out is read-only; a writable array is needed")
-    if overlaps_itself(out):
-        raise OverlapError(f"out has strides {out.strides} for shape {shape}: its elements share memory")
-    low, high = byte_bounds(out)
-    for name, x in inputs.items():
-        x_low, x_high = byte_bounds(x)
-        if low < x_high and x_low < high:
-            raise OverlapError(f"out lies in the memory range of {name}; it must not overlap an input")
+def check_out(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str = "result") -> None:
+    """Raise unless ``x``, the argument ``name``, is an array that a result of ``shape`` and ``dtype`` can go to."""
+    if tuple(x.shape) != shape:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; the {what} has shape {shape}")
+    if x.dtype != dtype:
+        raise DTypeError(f"{name} has dtype {x.dtype}; the {what} has dtype {dtype}")
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ArrayTypeError(f"{name} is read-only; a writable array is needed")
+    if overlaps_itself(x):
+        raise OverlapError(f"{name} has strides {x.strides} for shape {shape}: its elements share memory")
+
+
+def check_apart(name: str, memory: tuple[int, int], inputs: Mapping[str, tuple[int, int]]) -> None:
+    """Raise if the argument ``name`` and one of ``inputs`` lie in one memory range; all by their `byte_bounds`."""
+    low, high = memory
+    for other, (other_low, other_high) in inputs.items():
+        if low < other_high and other_low < high:
+            raise OverlapError(f"{name} lies in the memory range of {other}; it must not overlap it")
 
 
 class Operand:

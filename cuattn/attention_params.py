@@ -1,4 +1,6 @@
-"""The struct that a forward kernel is passed by value: the Python twin of kernels/attention_params.cuh."""
+"""The structs that attention kernels are passed by value: the Python twins of kernels/attention_params.cuh and
+kernels/attention_backward_params.cuh.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["UNBOUNDED", "pack"]
+__all__ = ["UNBOUNDED", "pack", "pack_backward"]
 
 UNBOUNDED = 2**31 - 1  # a side of the window
 
@@ -43,3 +45,11 @@ def pack(
         keep_scale, scale, scale_log2, softcap.
     """
     return np.void(_PACK[accumulator].pack(*strides, *integers, *dropout, *reals))
+
+
+_GRADIENT_STRIDES = struct.Struct("@12q")
+
+
+def pack_backward(forward: np.void, strides: Sequence[int]) -> np.void:
+    """The struct of a backward kernel: that of the forward pass, and ``strides`` (12 ints) of dout, dq, dk and dv."""
+    return np.void(forward.tobytes() + _GRADIENT_STRIDES.pack(*strides))

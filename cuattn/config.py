@@ -117,7 +117,7 @@ class FlashFwdConfig:
     ) -> dict[str, Any]:
         """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q."""
         constants: dict[str, Any] = {
-            **_types(dtype_name, self.products),
+            **kernel_types(dtype_name, self.products),
             **options.constants(),
             "ALIGNED": aligned,
             "BLOCK_M": self.block_m,
@@ -162,13 +162,13 @@ class PlainFwdConfig:
     ) -> dict[str, Any]:
         """The kernel's compile-time constants: it takes any head dim, any alignment and any option."""
         return {
-            **_types(dtype_name, "fma"),
+            **kernel_types(dtype_name, "fma"),
             **replace(EVERYTHING, bias_dtype=options.bias_dtype).constants(),
             "NUM_WARPS": self.num_warps,
         }
 
 
-def _types(dtype_name: str, products: str) -> dict[str, Any]:
+def kernel_types(dtype_name: str, products: str) -> dict[str, Any]:
     """The element types of a kernel: in memory, on chip, of the result, and of the sums."""
     if dtype_name in STORAGE_8BIT:
         element = "__half" if products == "mma" else "float"

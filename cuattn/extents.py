@@ -17,6 +17,8 @@ def byte_bounds(x: Any) -> tuple[int, int]:
     low = high = address(x)
     if x.size == 0:
         return low, low
+    if x.flags.c_contiguous:
+        return low, low + x.nbytes
     for extent, stride in zip(x.shape, x.strides, strict=True):
         if stride < 0:
             low += (extent - 1) * stride
@@ -35,3 +37,29 @@ def overlaps_itself(x: Any) -> bool:
             return True
         reach += stride * (extent - 1)
     return False
+
+
+class _Shadow:
+    """Pointer, shape and strides of an array, without its memory."""
+
+    def __init__(self, x: Any) -> None:
+        self.__array_interface__ = {
+            "data": (address(x), True),
+            "shape": tuple(x.shape),
+            "strides": tuple(x.strides),
+            "typestr": f"|V{x.dtype.itemsize}",
+            "version": 3,
+        }
+
+
+def share_elements(a: Any, b: Any, *, max_work: int = 100_000) -> bool:
+    """Whether some byte belongs to an element of both: interleaved views of one array do not share any.
+
+    Exact up to ``max_work``, candidate solutions of a bounded integer program; beyond it, True. Nothing is read: the
+    arrays may lie on a GPU.
+
+    >>> packed = np.empty((4, 3, 8), np.float32)
+    >>> share_elements(packed[:, 0], packed[:, 1]), share_elements(packed[:, 0], packed[:, :2])
+    (False, True)
+    """
+    return bool(np.may_share_memory(np.asarray(_Shadow(a)), np.asarray(_Shadow(b)), max_work=max_work))  # type: ignore[arg-type]

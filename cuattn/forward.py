@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn import attention_params
+from cuattn import attention_params, tile_classes
 from cuattn.attention_arguments import LOG2_E, Operand, Problem
 from cuattn.attention_options import LogitArray
 from cuattn.attention_params import UNBOUNDED
-from cuattn.config import BUCKETS, FEW_QUERIES, WARP_SIZE, FlashFwdConfig, PlainFwdConfig, select
-from cuattn.forward_options import EVERYTHING, ForwardOptions
+from cuattn.config import BUCKETS, FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.forward_options import ForwardOptions
 from cuattn.launch import Executor, Kernel
 from cuattn.packed import Packed
 
 __all__ = ["forward", "pack_params"]
-
-_TILE_WARPS = 4  # of the kernel that looks at the tiles of a mask: one tile a warp
 
 
 def forward(
@@ -51,7 +49,9 @@ def forward(
         plan = _plan(executor, problem.dtype, *buckets, compiled, options.tf32, aligned, few_queries, config)
         work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
         num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
-        classes = _tile_classes(problem, plan)
+        classes = None
+        if (tiles := tile_classes.shape(options, plan.block_m, plan.block_n)) is not None:
+            classes = tile_classes.find(executor, options, plan.block_m, plan.block_n, executor.empty(tiles, np.uint8))
         args = (
             *(q.array, k.array, v.array, output.array, lse),
             *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
@@ -152,40 +152,3 @@ def pack_params(
 def _max_seqlens(packed: Packed | None) -> tuple[int, int]:
     limits = (None, None) if packed is None else (packed.max_seqlen_q, packed.max_seqlen_k)
     return tuple(UNBOUNDED if limit is None else limit for limit in limits)  # type: ignore[return-value]
-
-
-def _tile_classes(problem: Problem, plan: _Plan) -> LogitArray | None:
-    """What bias and mask do to each tile of the logits (attention_mask_tiles.cu), broadcast as they are."""
-    bias, mask = problem.options.bias, problem.options.mask
-    given = [x for x in (bias, mask) if x is not None]
-    if not given or plan.block_n == 0:
-        return None
-    executor, logits_shape = problem.executor, given[0].array.shape
-    extents = [
-        extent if any(x.strides[axis] for x in given) else min(extent, 1) for axis, extent in enumerate(logits_shape)
-    ]
-    tiles = (*extents[:2], -(-extents[2] // plan.block_m), -(-extents[3] // plan.block_n))
-    classes = executor.empty(tiles, np.uint8)
-    if classes.size:
-        bias_dtype = "float32" if bias is None else bias.array.dtype.name
-        args = (
-            *(None if x is None else x.array for x in (bias, mask)),
-            classes,
-            *(np.void(np.array(_NO_STRIDES if x is None else x.strides, np.int64).tobytes()) for x in (bias, mask)),
-            *(np.int32(x) for x in (*extents, plan.block_m, plan.block_n)),
-        )
-        kernel = _tile_kernel(executor, bias_dtype)
-        executor.launch(kernel, (-(-classes.size // _TILE_WARPS),), (_TILE_WARPS * WARP_SIZE,), args)
-    executor.finish(classes)
-    strides = [tiles[1] * tiles[2] * tiles[3], tiles[2] * tiles[3], tiles[3], 1]
-    return LogitArray(
-        classes,
-        tuple(stride if extent > 1 else 0 for stride, extent in zip(strides, extents, strict=True)),  # type: ignore[arg-type]
-    )
-
-
-@cache
-def _tile_kernel(executor: Executor, bias_dtype: str) -> Kernel:
-    constants = replace(EVERYTHING, bias_dtype=bias_dtype).constants()
-    wanted = {name: constants[name] for name in ("SOFTCAP", "ALIBI", "BIAS", "MASK", "BiasElement")}
-    return executor.kernel("attention_mask_tiles", {**wanted, "NUM_WARPS": _TILE_WARPS}, "cuattn_attention_mask_tiles")

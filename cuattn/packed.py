@@ -8,7 +8,7 @@ its end are CTAs that stop at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Integral
 from typing import Any
@@ -45,26 +45,46 @@ class Packed:
     def batch(self) -> int:
         return int(self.cu_seqlens_q.shape[0]) - 1
 
-    def work(self, executor: Executor, total_q: int, block_m: int, options: Options) -> Any:
-        """The list of (batch_idx, block of queries): int32 [num_work, 2], where kernels can read it."""
-        if self.host is None:
-            return self._work_on_device(executor, total_q, block_m)
-        return executor.put(work_list(*self.host, block_m, options), np.int32)
+    def work(self, executor: Executor, total: int, block: int, options: Options, *, of_keys: bool = False) -> Any:
+        """The list of (batch_idx, block of queries): int32 [num_work, 2], where kernels can read it.
 
-    def _work_on_device(self, executor: Executor, total_q: int, block_m: int) -> Any:
+        ``of_keys``: blocks of keys, for kernels that walk over the queries. ``total`` are the tokens of that side.
+        """
+        if self.host is None:
+            return self._work_on_device(executor, total, block, of_keys)
+        seqlens_q, seqlens_k = self.host
+        if of_keys:
+            work = work_list(seqlens_k, seqlens_q, block, _transposed(options))
+        else:
+            work = work_list(seqlens_q, seqlens_k, block, options)
+        return executor.put(work, np.int32)
+
+    def _work_on_device(self, executor: Executor, total: int, block: int, of_keys: bool) -> Any:
         batch = self.batch
-        capacity = total_q // block_m + min(batch, total_q)
+        capacity = total // block + min(batch, total)
         first_work, work = executor.empty(batch + 1, np.int32), executor.empty((capacity, 2), np.int32)
-        max_seqlen = UNBOUNDED if self.max_seqlen_q is None else self.max_seqlen_q
+        limit = self.max_seqlen_k if of_keys else self.max_seqlen_q
         args = (
-            self.cu_seqlens_q,
+            self.cu_seqlens_k if of_keys else self.cu_seqlens_q,
             first_work,
             work,
-            *(np.int32(x) for x in (batch, total_q, max_seqlen, capacity)),
+            *(np.int32(x) for x in (batch, total, UNBOUNDED if limit is None else limit, capacity)),
         )
-        executor.launch(_schedule_kernel(executor, block_m), (1,), (_SCHEDULE_THREADS,), args)
+        executor.launch(_schedule_kernel(executor, block), (1,), (_SCHEDULE_THREADS,), args)
         executor.finish(first_work, work)
         return work
+
+
+def _transposed(options: Options) -> Options:
+    """Which queries a key is seen by, told as if keys were queries."""
+    offsets = options.diagonal_offsets
+    return replace(
+        options,
+        window_left=options.window_right,
+        window_right=options.window_left,
+        diagonal_offset=-options.diagonal_offset,
+        diagonal_offsets=-offsets.astype(np.int64) if isinstance(offsets, np.ndarray) else None,
+    )
 
 
 @cache

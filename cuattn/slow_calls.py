@@ -12,12 +12,16 @@ from cuattn.errors import SlowHostCallWarning
 from cuattn.packed import Packed
 
 SLOW_HOST_FLOPS = 1e11  # a NumPy call of more warns
+BACKWARD_FLOPS = 2.5  # times those of forward: five products of that size instead of two
 
 _warned = False
 
 
-def warn_if_slow(problem: Problem, packed: Packed | None = None) -> None:
-    """Say it once a process. To be called by the public function itself: the warning points at its caller."""
+def warn_if_slow(problem: Problem, packed: Packed | None = None, *, work: float = 1.0) -> None:
+    """Say it once a process. To be called by the public function itself: the warning points at its caller.
+
+    ``work`` is how many times the operations of forward the call takes.
+    """
     global _warned
     if problem.executor.name != "host" or _warned:
         return
@@ -32,7 +36,7 @@ def warn_if_slow(problem: Problem, packed: Packed | None = None) -> None:
         pairs = min(pairs, queries * (options.window_left + 1.0 + options.window_right))
     elif options.window_right == 0:
         pairs /= 2
-    flops = 2 * pairs * extents.num_heads * (extents.head_dim + extents.head_dim_v)
+    flops = work * 2 * pairs * extents.num_heads * (extents.head_dim + extents.head_dim_v)
     if flops > SLOW_HOST_FLOPS:
         _warned = True
         warnings.warn(

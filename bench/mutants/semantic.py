@@ -41,6 +41,7 @@ def edits(source: Source) -> Iterator[Edit]:
 def table() -> list[Semantic]:
     """All of them."""
     from bench.mutants.semantic_attention import ATTENTION
+    from bench.mutants.semantic_backward import BACKWARD
     from bench.mutants.semantic_softmax import SOFTMAX
 
-    return [*SOFTMAX, *ATTENTION]
+    return [*SOFTMAX, *ATTENTION, *BACKWARD]

@@ -56,7 +56,7 @@ ATTENTION = (
     Semantic(
         "query_block.cuh",
         "the diagonal of the whole batch",
-        r"\+= block\.seqlen_k - block\.seqlen_q",
+        r"\+= seqlen_k - seqlen_q",
         "+= params.seqlen_k - params.seqlen_q",
     ),
     Semantic("philox.cuh", "nine rounds", r"round < 10", "round < 9"),
@@ -118,8 +118,8 @@ ATTENTION = (
     Semantic(
         "attention_forward_f32.cu",
         "skip the rescale of the output",
-        r"acc_out\[i\]\[e\]\[x\] \*= correction",
-        "acc_out[i][e][x] *= 1",
+        r"state\.acc_out\[i\]\.scale\(correction\);",
+        "",
     ),
     Semantic("attention_forward_f32.cu", "skip the rescale of the sum", r"row\.sum \*= correction;", ";"),
     Semantic(
@@ -130,8 +130,8 @@ ATTENTION = (
     ),
     Semantic("attention_forward_f32.cu", "the sink's term is forgotten", r"correction \+ exp2\(term\)", "correction"),
     Semantic("attention_forward_f32.cu", "ALiBi adds", r"score -= slope", "score += slope"),
-    Semantic("warp_products.cuh", "k fragments swapped", r"frag_k\[0\], frag_k\[1\]", "frag_k[1], frag_k[0]"),
-    Semantic("warp_products.cuh", "v fragments of the neighbor", r"frag_v\[0\], frag_v\[1\]", "frag_v[2], frag_v[3]"),
-    Semantic("warp_products.cuh", "keys of p and v in other orders", r"acc\[i % 2 \* 2 \+ i / 2\]", "acc[i]"),
+    Semantic("warp_products.cuh", "fragments of b swapped", r"frag_b\[0\], frag_b\[1\]", "frag_b[1], frag_b[0]"),
+    Semantic("warp_products.cuh", "fragments of the neighbor", r"frag_b\[0\], frag_b\[1\]", "frag_b[2], frag_b[3]", 1),
+    Semantic("warp_products.cuh", "columns of p and rows of b in other orders", r"\[i % 2 \* 2 \+ i / 2\]", "[i]"),
     Semantic("warp_products.cuh", "scores are not cleared", r"\[i\] = 0\.0f;", "[i] = 1.0f;"),
 )

@@ -28,6 +28,7 @@ _LOC = re.compile(rb"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s")
 FAMILIES = (
     ("*softmax*", ("test_softmax*.py", "test_online_softmax*.py")),
     ("attention_standard", ("test_standard*.py",)),
+    ("attention_backward*", ("test_attention_backward*.py",)),
     ("attention*", ("test_attention*.py", "test_compat*.py", "test_known_defects*.py")),
     ("rope*", ("test_rope*.py", "test_split_qkv*.py")),
     ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py")),
@@ -74,11 +75,13 @@ def _closure(name: str) -> set[str]:
 
 
 def test_files(kernels: Iterable[str]) -> list[Path]:
-    """The test files of the families of these kernels."""
+    """The test files of the families of these kernels; those of the backward for its own kernels only."""
     patterns: set[str] = set()
     for kernel in kernels:
         patterns |= set(next((globs for pattern, globs in FAMILIES if fnmatch.fnmatch(kernel, pattern)), ()))
-    return sorted({path for pattern in patterns for path in (ROOT / "tests/operations").glob(pattern)})
+    found = {path for pattern in patterns for path in (ROOT / "tests/operations").glob(pattern)}
+    of_backward = any("backward" in pattern for pattern in patterns)
+    return sorted(path for path in found if of_backward or "backward" not in path.name)
 
 
 def notes(files: list[Path], work: Path) -> list[Test]:

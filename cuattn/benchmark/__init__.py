@@ -4,15 +4,15 @@
 checked before it is timed, and says where it was measured: a time on the host executor is never a time on a GPU.
 
 >>> from cuattn.benchmark import SUITES
->>> sorted(SUITES)
-['attention', 'compile', 'counters', 'figures', 'host', 'latency', 'layout', 'options', 'seed', 'smoke', 'softmax']
+>>> sorted(SUITES)[:7]
+['attention', 'backward', 'compile', 'counters', 'figures', 'gradients', 'host']
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cuattn.benchmark import host_figures, operations, option_costs, seed, start, variants
+from cuattn.benchmark import gradients, host_figures, operations, option_costs, seed, start, variants
 from cuattn.benchmark.results import BenchmarkError, Record, Report, from_json
 from cuattn.benchmark.suite import Options, Progress, Step, Suite, run_steps
 from cuattn.errors import ArgumentError
@@ -21,13 +21,18 @@ __all__ = ["SUITES", "BenchmarkError", "Options", "Record", "Report", "Suite", "
 
 
 def _figures(options: Options) -> list[Step]:
-    names = ("latency", "host", "counters", "options", "seed", "compile")
+    names = ("latency", "host", "counters", "options", "gradients", "seed", "compile")
     return [step for name in names for step in SUITES[name].plan(options)]
+
+
+def _host(options: Options) -> list[Step]:
+    return [*host_figures.speed_steps(options), *gradients.speed_steps(options)]
 
 
 _ALL = (
     Suite("smoke", "a little of everything, each result checked: under a minute", operations.smoke_steps),
     Suite("attention", "forward attention over sequence lengths, head dims and masks", operations.attention_steps),
+    Suite("backward", "its gradients, alone and with the forward, and their workspace", gradients.backward_steps),
     Suite("softmax", "softmax along rows of many lengths", operations.softmax_steps),
     Suite(
         "layout",
@@ -35,12 +40,13 @@ _ALL = (
         operations.layout_steps,
     ),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
+    Suite("gradients", "instructions and workspace of the backward beside its forward", gradients.gradient_steps),
     Suite("seed", "time and peak memory, fused beside unfused, on problems with published figures", seed.seed_steps),
     Suite("compile", "NVRTC time, registers, spills, shared memory and occupancy of kernels", variants.compile_steps),
     Suite("latency", "import, cached load, translation, Python overhead of a call", start.latency_steps),
-    Suite("host", "the host executor: speed with the checkers off and on", host_figures.speed_steps),
+    Suite("host", "the host executor: speed with the checkers off and on", _host),
     Suite("counters", "instructions, bytes and workspace, counted by the host executor", host_figures.count_steps),
-    Suite("figures", "latency, host, counters, options, seed and compile: all that needs no GPU", _figures),
+    Suite("figures", "latency, host, counters, options, gradients, seed, compile: all that needs no GPU", _figures),
 )
 
 #: Name to `Suite`.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase
 from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
 
 
@@ -15,6 +16,8 @@ def make(case: Case, executor: str, seed: int) -> dict[str, Any]:
         return case.make_inputs(seed)
     import cupy
 
+    if isinstance(case, BackwardCase | VarlenBackwardCase):
+        return case.with_results(make(case.forward, executor, seed), seed, cupy)
     if isinstance(case, SoftmaxCase):
         shapes: dict[str, tuple[int, ...]] = {"x": (case.rows, case.columns)}
     elif isinstance(case, AttentionCase | VarlenCase):

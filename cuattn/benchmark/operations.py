@@ -6,13 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from cuattn.benchmark import ceilings, inputs, peers, verify
+from cuattn.benchmark import ceilings, inputs, memory, peers, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step, failure
 from cuattn.benchmark.timing import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
+from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase, gradients
 from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
 from cuattn.testing.padding_cases import MergeCase, PaddingCase, PaddingPlanCase
 from cuattn.testing.rotary_cases import RopeCase, SplitQKVCase
+
+#: Problems whose figure is operations a second; of the others it is bytes a second.
+COMPUTING = (AttentionCase, VarlenCase, BackwardCase, VarlenBackwardCase)
+BACKWARD = (BackwardCase, VarlenBackwardCase)
 
 HIDDEN = 2048  # heads times head dim, and
 TOKENS = 16384  # sequences times tokens, of every problem on a GPU: the usual sizes of the literature
@@ -127,16 +132,17 @@ def case_steps(suite: str, cases: Sequence[Case], options: Options) -> list[Step
 
 def _host_estimate(case: Case) -> float:
     """Seconds: the kernel's compilation, and a few calls of an interpreter."""
-    if not isinstance(case, AttentionCase | VarlenCase):
+    if not isinstance(case, COMPUTING):
         return 1.0 + 1e-7 * case.num_bytes
     slowdown = 1 if case.dtype in ("float16", "bfloat16") else 10
-    return 1.2 + 5 * slowdown * case.flops / 1e10
+    kernels = 4 if isinstance(case, BACKWARD) else 1
+    return 1.2 * kernels + 5 * slowdown * case.flops / 1e10
 
 
 def rates(case: Case, timing: Timing, executor: str) -> dict[str, Value]:
     """What a time means for a case: in the units of a GPU or of the host executor."""
     seconds = timing.median_us / 1e6
-    if not isinstance(case, AttentionCase | VarlenCase):
+    if not isinstance(case, COMPUTING):
         return {"bandwidth_gb_per_s": significant(case.num_bytes / seconds / 1e9)}
     if executor == "cuda":
         return {"tflop_per_s": significant(case.flops / seconds / 1e12)}
@@ -145,7 +151,9 @@ def rates(case: Case, timing: Timing, executor: str) -> dict[str, Value]:
 
 def check(case: Case, arrays: dict[str, Any], result: Any) -> dict[str, Value]:
     """Raise unless a result is right, whoever computed it; its relative error where there is a quick measure of it."""
-    if isinstance(case, AttentionCase):
+    if isinstance(case, BackwardCase | VarlenBackwardCase):
+        error = verify.gradient_error(case, arrays, result)
+    elif isinstance(case, AttentionCase):
         error = verify.attention_error(case, arrays, result)
     elif isinstance(case, VarlenCase):
         error = verify.varlen_error(case, arrays, result)
@@ -154,7 +162,8 @@ def check(case: Case, arrays: dict[str, Any], result: Any) -> dict[str, Value]:
     else:
         case.check(arrays, result)
         return {}
-    verify.require(error, case.dtype)
+    tf32 = isinstance(case, COMPUTING) and case.options.get("precision") == "tf32"
+    verify.require(error, "bfloat16" if tf32 else case.dtype)
     return {"relative_error": significant(error, 2)}
 
 
@@ -163,12 +172,22 @@ def output(case: Case, result: Any) -> Any:
     return result[0] if isinstance(case, AttentionCase | VarlenCase) and isinstance(result, tuple) else result
 
 
+def workspace_bytes(case: BackwardCase | VarlenBackwardCase, arrays: dict[str, Any]) -> int:
+    """What a call allocates at its peak, beside its results."""
+    with memory.allocations() as allocated:
+        grads = case.run(arrays)
+    results = [*gradients(grads).values(), *((arrays["out"], arrays["lse"]) if case.with_forward else ())]
+    return allocated.peak_bytes - sum(int(x.nbytes) for x in results)
+
+
 def host_records(suite: str, options: Options, case: Case) -> Iterator[Record]:
     """Run, check and time a case on the host executor."""
     arrays = inputs.make(case, "host", options.seed)
     checked = check(case, arrays, output(case, case.run(arrays)))
     timing = time_host(lambda: case.run(arrays), budget_s=options.budget_s)
     metrics = {**timing.metrics(), **rates(case, timing, "host"), **checked}
+    if isinstance(case, BackwardCase | VarlenBackwardCase):
+        metrics["workspace_bytes"] = workspace_bytes(case, arrays)
     yield Record(suite, case.name, metrics, executor="host", method=HOST_METHOD)
 
 
@@ -220,6 +239,8 @@ class CudaBench:
         best_peer = min((timing.median_us for name, timing in timings.items() if name != "cuattn"), default=None)
         for name, timing in timings.items():
             metrics = {**timing.metrics(), **self._rates(case, timing), **errors[name]}
+            if name == "cuattn" and isinstance(case, BackwardCase | VarlenBackwardCase):
+                metrics["workspace_bytes"] = workspace_bytes(case, arrays)
             if name == "cuattn" and best_peer is not None:
                 metrics["speed_over_best_peer"] = significant(best_peer / timing.median_us, 3)
             yield Record(self.suite, case.name, metrics, name, "cuda", CUDA_METHOD)
@@ -236,11 +257,13 @@ class CudaBench:
             others = peers.softmax_peers()
         elif isinstance(case, AttentionCase) and verify.is_plain(case):
             others = peers.attention_peers()
+        elif isinstance(case, BackwardCase) and case.deterministic and verify.is_plain(case.forward):
+            others = peers.backward_peers()
         return own + [(peer.name, peer.prepare) for peer in others]
 
     def _rates(self, case: Case, timing: Timing) -> dict[str, Value]:
         result = rates(case, timing, "cuda")
-        if isinstance(case, AttentionCase | VarlenCase):
+        if isinstance(case, COMPUTING):
             if self.matmul_tflop_per_s:
                 fraction = case.flops / timing.median_us / 1e6 / self.matmul_tflop_per_s
                 result["fraction_of_matmul"] = significant(fraction, 3)

@@ -21,10 +21,17 @@ HOST_METHOD = "warp instructions executed, counted by the host executor; each ra
 CLASSES = ("mma", "special", "float", "int", "memory", "predicate")  # of instructions
 
 
+def plain_case(executor: str) -> AttentionCase:
+    """What every option is added to: float16, all of N x M."""
+    seqlen, heads, head_dim = (4096, 16, 128) if executor == "cuda" else (512, 2, 64)
+    return AttentionCase(1, seqlen, heads, head_dim)
+
+
 def cases(executor: str) -> dict[str, AnyCase]:
     """A name for each case; the first of a dtype is what the others of it are compared with."""
-    seqlen, heads, head_dim, window = (4096, 16, 128, 512) if executor == "cuda" else (512, 2, 64, 128)
-    plain = AttentionCase(1, seqlen, heads, head_dim)
+    plain = plain_case(executor)
+    seqlen, heads, head_dim = plain.seqlen_q, plain.num_heads, plain.head_dim
+    window = 512 if executor == "cuda" else 128
     exact = replace(plain, dtype="float32")
     found: dict[str, AnyCase] = {
         "plain": plain,

@@ -10,10 +10,11 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
 Inputs = Mapping[str, Any]
@@ -25,6 +26,14 @@ NAIVE_MAX_LOGITS = 2**28  # the N × M matrices of plain CuPy, several of them, 
 
 class PeerError(Exception):
     """A peer cannot do this problem."""
+
+
+class PeerGrads(NamedTuple):
+    """What a peer computes of the gradients: tensors in the layout of q, k and v."""
+
+    dq: Any
+    dk: Any
+    dv: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,14 @@ def attention_peers() -> list[Peer]:
     if importlib.util.find_spec("torch"):
         peers = [Peer(name, _sdpa(backend)) for name, backend in backends.items()] + peers
     return peers
+
+
+def backward_peers() -> list[Peer]:
+    """Those that can be had here, with gradients by torch's autograd."""
+    backends = {"torch cuDNN": "CUDNN_ATTENTION", "torch FLASH": "FLASH_ATTENTION"}
+    if not importlib.util.find_spec("torch"):
+        return []
+    return [Peer(name, _sdpa_gradients(backend)) for name, backend in backends.items()]
 
 
 def call_peers() -> list[Peer]:
@@ -97,6 +114,38 @@ def _sdpa(backend: str | None) -> Prepare:
         def call() -> Any:
             with attention.sdpa_kernel(chosen), torch.no_grad():
                 return scaled_dot_product_attention(q, k, v, **options)
+
+        return call
+
+    return prepare
+
+
+def _sdpa_gradients(backend: str) -> Prepare:
+    """The gradients of torch's function with one back end: the backward alone, or forward and backward in one call."""
+
+    def prepare(case: BackwardCase, inputs: Inputs) -> Callable[[], Any]:
+        import torch
+        from torch.nn import attention
+
+        forward = case.forward
+        if forward.causal and forward.seqlen_q != forward.num_keys:
+            raise PeerError("its causal mask is aligned at the other corner")
+        leaves = [to_torch(inputs[name]).requires_grad_() for name in "qkv"]
+        dout = to_torch(inputs["dout"]).transpose(1, 2)
+        options: dict[str, Any] = {"is_causal": bool(forward.causal), "scale": forward.scale}
+        if leaves[0].shape[2] != leaves[1].shape[2]:
+            options["enable_gqa"] = True
+        chosen = [getattr(attention.SDPBackend, backend)]
+
+        def attend() -> Any:
+            with attention.sdpa_kernel(chosen):
+                return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in leaves), **options)
+
+        saved = None if case.with_forward else attend()
+
+        def call() -> Any:
+            out = attend() if saved is None else saved
+            return PeerGrads(*torch.autograd.grad(out, leaves, dout, retain_graph=saved is not None))
 
         return call
 
@@ -158,9 +207,11 @@ def naive_softmax(case: SoftmaxCase, inputs: Inputs) -> Callable[[], Any]:
 
 
 def as_cupy(out: Any) -> Any:
-    """The output of a peer's call as a CuPy array: [B, N, H, E] for attention."""
+    """The output of a peer's call as a CuPy array: [B, N, H, E] for attention; of gradients, three of them."""
     import cupy
 
+    if isinstance(out, PeerGrads):
+        return PeerGrads(*map(to_cupy, out))
     if isinstance(out, cupy.ndarray):
         return out
     return result_of_sdpa(out) if out.ndim == 4 else to_cupy(out)

@@ -21,11 +21,16 @@ HIDDEN = frozenset(
         *("samples", "best_us", "best_gflop_per_s", "spread", "cpu_us", "bytes", "stack_bytes", "cubin_bytes"),
         *("numpy_ms", "launches", "active_lanes", "heavy_modules", "ptx_lines", "nvrtc_cpu_ms"),
         *("float", "int", "memory", "predicate"),
+        *("order_free_workspace_bytes", "logits_bytes"),
     }
 )
-_ATTENTION = re.compile(r"attention_b(\d+)_n(\d+)_m(\d+)_h(\d+)_g(\d+)_d(\d+)_e(\d+)_(\w+)")
+_ATTENTION = re.compile(
+    r"(|backward_|forward_backward_)attention_b(\d+)_n(\d+)_m(\d+)_h(\d+)_g(\d+)_d(\d+)_e(\d+)_(\w+)"
+)
+_KINDS = {"": "attention", "backward_": "backward", "forward_backward_": "forward and backward"}
 _FAMILIES = {
     "varlen": "attention",
+    "forward": "backward",
     **dict.fromkeys(("padding", "rope", "split", "remove", "restore", "merge"), "tokens"),
 }
 _COLORS = {True: "green", False: "bold red"}
@@ -89,16 +94,18 @@ def table(records: Sequence[Record], title: str) -> Table:
 
 def label(case: str) -> str:
     """A shorter name of an attention problem: what is equal is said once."""
+    for prefix in ("option_", "gradient_", "workspace_"):
+        case = case.removeprefix(prefix)
     match = _ATTENTION.fullmatch(case)
     if match is None:
-        return case.removeprefix("option_")
-    b, n, m, h, g, d, e, rest = match.groups()
+        return case
+    kind, b, n, m, h, g, d, e, rest = match.groups()
     pairs = (
         f"N {n}" if n == m else f"N {n} M {m}",
         f"H {h}" if h == g else f"H {h} G {g}",
         f"D {d}" if d == e else f"D {d} E {e}",
     )
-    return f"attention B {b} {' '.join(pairs)} {rest.replace('_', ' ')}"
+    return f"{_KINDS[kind]} B {b} {' '.join(pairs)} {rest.replace('_', ' ')}"
 
 
 def heading(name: str) -> str:

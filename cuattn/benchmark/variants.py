@@ -13,10 +13,12 @@ from typing import Any
 from unittest import mock
 
 from cuattn import compile, softmax_config
+from cuattn.backward_config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
 from cuattn.benchmark import occupancy
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import significant
+from cuattn.compile.resources import Resources
 from cuattn.config import BUCKETS, FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS, FlashFwdConfig
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
 
@@ -73,7 +75,32 @@ def attention_variant(row: FlashFwdConfig, dtype: str, options: ForwardOptions, 
     )
 
 
-def largest_head_dim(row: FlashFwdConfig) -> int:
+def backward_variants() -> Iterator[Variant]:
+    """The same of every row of the backward, and of each of its launches."""
+    for row in FLASH_BWD_CONFIGS:
+        most = EVERYTHING if row.score_options else WINDOW
+        for launch in row.launches:
+            yield from (backward_variant(row, launch, options) for options in (PLAIN, CAUSAL, most))
+            yield backward_variant(row, launch, most, aligned=False)
+
+
+def backward_variant(row: FlashBwdConfig, launch: Launch, options: ForwardOptions, *, aligned: bool = True) -> Variant:
+    """One launch of a row compiled with some options, for the largest head dim that the row is legal for."""
+    dtype, head_dim = DTYPE[row.itemsize], largest_head_dim(row)
+    products = "_tf32" if row.products == "mma" and row.itemsize == 4 else ""
+    gradients = "dq" if row.own == "queries" else "dk" * launch.grad_qk + "dv" * launch.grad_v
+    return Variant(
+        f"{row.source}_{gradients}_{dtype}{products}_d{head_dim}_{row.block_own}x{row.block_other}_w{row.num_warps}"
+        f"_s{row.num_stages}_{options.label}{'' if aligned else '_unaligned'}",
+        row.source,
+        row.constants(dtype, head_dim, head_dim, options, launch=launch, aligned=aligned),
+        row.num_threads,
+        row.smem_bytes(head_dim, head_dim),
+        1000 if head_dim <= 128 and options in (PLAIN, CAUSAL) else None,
+    )
+
+
+def largest_head_dim(row: FlashFwdConfig | FlashBwdConfig) -> int:
     """The largest bucket for which the row is legal somewhere."""
     limit = max(compile.smem_limit_bytes(arch) for arch in ARCHS)
     return max(d for d in HEAD_DIM_BUCKETS if d <= BUCKETS[row.max_head_dim] and row.is_legal(d, d, limit))
@@ -88,15 +115,18 @@ def softmax_variants() -> Iterator[Variant]:
 
 
 def compile_steps(options: Options) -> list[Step]:
-    """The attention rows, then the sample of softmax; on each architecture, and as PTX for the host."""
+    """The attention rows, forward and backward, then the sample of softmax; on each architecture, and as PTX for the
+    host.
+    """
     steps = [
         Step("compile", f"{variant.label} {arch}", 0.7, partial(cubin_records, variant, arch))
-        for variant in (*attention_variants(), *softmax_variants())
+        for variant in (*attention_variants(), *backward_variants(), *softmax_variants())
         for arch in ARCHS
         if variant.smem_bytes <= compile.smem_limit_bytes(arch)
     ]
     return steps + [
-        Step("compile", f"{variant.label} ptx", 0.5, partial(ptx_records, variant)) for variant in attention_variants()
+        Step("compile", f"{variant.label} ptx", 0.5, partial(ptx_records, variant))
+        for variant in (*attention_variants(), *backward_variants())
     ]
 
 
@@ -105,24 +135,27 @@ def cubin_records(variant: Variant, arch: str) -> Iterator[Record]:
     times, binary = build_cold(variant, arch, "cubin")
     for entry, figures in binary.resources.items():
         name = variant.label if len(binary.resources) == 1 else f"{variant.label}_{entry}"
-        smem_bytes = variant.smem_bytes + figures.static_smem_bytes
-        ctas = occupancy.ctas_per_sm(
-            arch, num_threads=variant.num_threads, registers=figures.registers, smem_bytes=smem_bytes
-        )
-        metrics: dict[str, Value] = {
-            **times,
-            "registers": figures.registers,
-            "spill_bytes": figures.spill_stores + figures.spill_loads,
-            "stack_bytes": figures.stack_bytes,
-            "smem_bytes": smem_bytes,
-            "ctas_per_sm": ctas,
-            "occupancy": significant(occupancy.fraction(arch, ctas, variant.num_threads), 3),
-            "cubin_bytes": len(binary.image),
-        }
+        metrics = {**times, **resources(variant, arch, figures), "cubin_bytes": len(binary.image)}
         goals = {"spill_bytes": "== 0"}
         if variant.nvrtc_ms is not None:
             goals["nvrtc_ms"] = f"<= {variant.nvrtc_ms}"
         yield Record("compile", f"{name}_{arch}", metrics, method=METHOD, goals=goals)
+
+
+def resources(variant: Variant, arch: str, figures: Resources) -> dict[str, Value]:
+    """What a kernel takes of a multiprocessor, and how many CTAs of it that leaves room for."""
+    smem_bytes = variant.smem_bytes + figures.static_smem_bytes
+    ctas = occupancy.ctas_per_sm(
+        arch, num_threads=variant.num_threads, registers=figures.registers, smem_bytes=smem_bytes
+    )
+    return {
+        "registers": figures.registers,
+        "spill_bytes": figures.spill_stores + figures.spill_loads,
+        "stack_bytes": figures.stack_bytes,
+        "smem_bytes": smem_bytes,
+        "ctas_per_sm": ctas,
+        "occupancy": significant(occupancy.fraction(arch, ctas, variant.num_threads), 3),
+    }
 
 
 def ptx_records(variant: Variant) -> Iterator[Record]:

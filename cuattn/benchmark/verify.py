@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from cuattn import reference
+from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase, gradients
 from cuattn.testing.cases import AttentionCase, SoftmaxCase, VarlenCase
 from cuattn.testing.rounding import to_numpy, unit_roundoff
 
 MAX_ERROR_16_BIT = 8  # times the unit roundoff: probabilities and output are rounded once each, products add up
 MAX_ERROR = 200  # times the unit roundoff, where sums of thousands of terms lose more than the output's rounding
 SAMPLE_ROWS = 256
+WHOLE_LOGITS = 1 << 21  # a problem with so many or fewer is looked at as a whole
 
 
 class WrongResultError(AssertionError):
@@ -76,6 +78,49 @@ def varlen_error(case: VarlenCase, inputs: Mapping[str, Any], out: Any) -> float
     keywords: dict[str, Any] = {name: to_numpy(x) for name, x in inputs.items()} | case.options
     expected, _ = reference.attention_varlen(**keywords)
     return float(np.linalg.norm(to_numpy(out).astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+def gradient_error(case: BackwardCase | VarlenBackwardCase, inputs: Mapping[str, Any], grads: Any) -> float:
+    """The largest relative error of the gradients, against those of the saved out and lse; of a big problem, over
+    parts of the first and the last key head, and of dq, dk and dv alone.
+    """
+    found = gradients(grads)
+    errors: dict[str, list[tuple[float, float]]] = {}
+    if isinstance(case, VarlenBackwardCase) or case.logits_bytes <= 4 * WHOLE_LOGITS:
+        expected = _reference_gradients(case, inputs, case.options)
+        for name, got in found.items():
+            errors[name] = [_difference(got, getattr(expected, name))]
+    else:
+        for b, kv_head, queries, keys in case.samples():
+            arrays, options = case.sample(inputs, b, kv_head, queries, keys)
+            expected = _reference_gradients(case, arrays, options)
+            group = arrays["q"].shape[2]
+            heads, kv_heads = slice(kv_head * group, (kv_head + 1) * group), slice(kv_head, kv_head + 1)
+            if keys == slice(0, case.forward.num_keys):
+                part = _difference(found["dq"][b : b + 1, queries, heads], expected.dq)
+                errors.setdefault("dq", []).append(part)
+            if queries == slice(0, case.forward.seqlen_q):
+                for name in ("dk", "dv"):
+                    part = _difference(found[name][b : b + 1, keys, kv_heads], getattr(expected, name))
+                    errors.setdefault(name, []).append(part)
+    ratios = [
+        math.sqrt(sum(wrong for wrong, _ in parts) / (sum(right for _, right in parts) or 1.0))
+        for parts in errors.values()
+    ]
+    return max(ratios) if all(ratio == ratio for ratio in ratios) else math.nan
+
+
+def _reference_gradients(case: Any, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    keywords: dict[str, Any] = {name: to_numpy(x) for name, x in arrays.items()} | dict(options)
+    if isinstance(case, VarlenBackwardCase):
+        return reference.attention_varlen_backward(**keywords)
+    return reference.attention_backward(**keywords)
+
+
+def _difference(got: Any, expected: Any) -> tuple[float, float]:
+    """Squared Euclidean norms of the error and of what is right."""
+    wide = to_numpy(got).astype(np.float64)
+    return float(((wide - expected) ** 2).sum()), float((expected**2).sum())
 
 
 def softmax_error(case: SoftmaxCase, inputs: Mapping[str, Any], out: Any) -> float:

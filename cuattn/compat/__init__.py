@@ -3,8 +3,8 @@
 * `cuattn.compat.scaled_dot_product_attention`: PyTorch's function of that name;
 * `cuattn.compat.flash_attn`: the functions of the flash-attn package, version 2.
 
-Neither library is imported or needed. Only the forward pass is here, and dropout takes an explicit seed: array programs
-have no global random state that a call could draw one from.
+Neither library is imported or needed. Gradients are functions of their own, ``flash_attn.flash_attn_func_backward`` and
+the like. Dropout takes an explicit seed: array programs have no global random state that a call could draw one from.
 
 Examples
 --------

@@ -22,13 +22,13 @@
 #include "query_block.cuh"
 #include "score_options.cuh"
 #include "tiles.cuh"
+#include "warp_products.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * 32;
 constexpr int WARP_M = BLOCK_M / NUM_WARPS;
-constexpr int QK_STRIDE = HEAD_DIM + ROW_PADDING<Element>;
-constexpr int V_STRIDE = HEAD_DIM_V + ROW_PADDING<Element>;
-
-#include "warp_products.cuh"
+constexpr int ROW_TILES = WARP_M / MMA_M;
+constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
+constexpr int V_STRIDE = TILE_STRIDE<HEAD_DIM_V>;
 
 // Shared memory of a CTA. The output tile takes the place of everything else once the last tile is done.
 union Smem {
@@ -40,17 +40,18 @@ union Smem {
     Output out[BLOCK_M][V_STRIDE];
 };
 
-static_assert(WARP_M * NUM_WARPS == BLOCK_M, "every row belongs to one warp");
+static_assert(ROW_TILES * MMA_M * NUM_WARPS == BLOCK_M, "every row belongs to one warp, in whole mma tiles");
 static_assert(NUM_STAGES >= 2, "the next tile loads while this one is used");
 static_assert(sizeof(Output) == sizeof(Element), "the output tile is laid out like the others");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionParams<float>;
 using SoftmaxRow = OnlineSoftmaxRow<float, !NATURAL_LOGITS>;
+using Scores = AccTiles<ROW_TILES, BLOCK_N>;
 
 // What a warp carries from tile to tile. Accumulator rows: see frag_acc_row; rows[t][1] is eight rows below rows[t][0].
 struct WarpState {
-    OutputTiles acc_out;
+    AccTiles<ROW_TILES, HEAD_DIM_V> acc_out;
     SoftmaxRow rows[ROW_TILES][2];
 };
 
@@ -76,13 +77,6 @@ __device__ __forceinline__ void multiply_scores(Scores& scores, float factor) {
             for (int i = 0; i < 4; i++) scores[t][n][i] *= factor;
         }
     }
-}
-
-// (1 - e) / (1 + e) with e = e^(-2 |x|), in seven instructions: within 2^-22 of 1, not of the result, which is what a
-// logit needs. The hardware's own tanh errs by 2^-11.
-__device__ __forceinline__ float tanh_fast(float x) {
-    const float e = exp2_approx(fabsf(x) * (-2.0f * LOG2_E));
-    return copysignf((1.0f - e) * reciprocal_approx(1.0f + e), x);
 }
 
 // Scores become natural logits: scale, softcap, ALiBi.
@@ -333,15 +327,11 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     for (int t = 0; t < ROW_TILES; t++) {
         state.rows[t][0].reset();
         state.rows[t][1].reset();
-#pragma unroll
-        for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) state.acc_out[t][e][i] = 0.0f;
-        }
     }
+    clear(state.acc_out);
 
-    const LaneOffsets offsets(warp_idx, lane_idx);
-    const unsigned s_q = smem_address(smem.q) + offsets.q;
+    const unsigned s_q = smem_address(smem.q) + lane_offset_a<HEAD_DIM>(warp_idx * WARP_M, lane_idx);
+    const unsigned k_offset = lane_offset_bt<HEAD_DIM>(lane_idx), v_offset = lane_offset_b<HEAD_DIM_V>(lane_idx);
     const int warp_query = first_query + warp_idx * WARP_M;
     const int last_warp_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
     const bool has_queries = warp_query < block.seqlen_q;
@@ -391,7 +381,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
         const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
         Scores scores;
-        compute_scores(scores, s_q, smem_address(smem.k[stage]) + offsets.k);
+        multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
         if (NATURAL_LOGITS) {
             scale_scores(scores, params, scale, options.slope, block.diagonal_offset, lane);
         } else if (scale_log2 <= 0.0f) {
@@ -403,7 +393,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         if (DROPOUT && params.use_dropout) {
             drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
         }
-        accumulate_output(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + offsets.v);
+        multiply_add(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + v_offset);
     }
 
     // SYNC: every warp is done with q, k and v, whose place the output tile takes.

@@ -30,93 +30,40 @@
 constexpr int WARP_SIZE = 32;
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
 constexpr int WARP_M = BLOCK_M / NUM_WARPS;
-constexpr int LANES_PER_ROW = 16;
-constexpr int LANE_M = WARP_M * LANES_PER_ROW / WARP_SIZE;  // rows a lane computes
-constexpr int LANE_N = BLOCK_N / LANES_PER_ROW;             // columns of the scores
-constexpr int CHUNK = 16 / sizeof(Element);                 // elements of a 128-bit access
-constexpr int DOT_BLOCK = 32;                               // terms of a dot product that are summed on their own
-// A lane computes OUT_VECTORS groups of OUT_VECTOR neighbouring output columns.
-constexpr int OUT_VECTOR = HEAD_DIM_V % (CHUNK * LANES_PER_ROW) == 0 ? CHUNK : 2;
-constexpr int OUT_VECTORS = HEAD_DIM_V / (OUT_VECTOR * LANES_PER_ROW);
-constexpr int QK_STRIDE = HEAD_DIM + ROW_PADDING<Element>;
-constexpr int V_STRIDE = HEAD_DIM_V + ROW_PADDING<Element>;
-constexpr int P_STRIDE = BLOCK_N + ROW_PADDING<Element>;
+constexpr int LANE_M = WARP_M / 2;   // rows a lane computes: a half-warp has half of the warp's
+constexpr int LANE_N = BLOCK_N / 16;  // columns of the scores
+
+#include "lane_products.cuh"
 
 // Shared memory of a CTA.
 struct Smem {
-    Element q[BLOCK_M][QK_STRIDE];
-    Element k[BLOCK_N][QK_STRIDE];
-    Element v[BLOCK_N][V_STRIDE];
-    Element p[BLOCK_M][P_STRIDE];  // each warp uses its own rows
+    Element q[BLOCK_M][TILE_STRIDE<HEAD_DIM>];
+    Element k[BLOCK_N][TILE_STRIDE<HEAD_DIM>];
+    Element v[BLOCK_N][TILE_STRIDE<HEAD_DIM_V>];
+    Element p[BLOCK_M][TILE_STRIDE<BLOCK_N>];  // each warp uses its own rows
 };
 
-static_assert(BLOCK_M == NUM_WARPS * WARP_M && WARP_M * LANES_PER_ROW % WARP_SIZE == 0, "every lane has whole rows");
+static_assert(BLOCK_M == NUM_WARPS * WARP_M && WARP_M % 2 == 0, "every lane has whole rows");
 static_assert(BLOCK_N % LANES_PER_ROW == 0, "every lane has whole columns");
-static_assert(HEAD_DIM % DOT_BLOCK == 0 && HEAD_DIM_V % DOT_BLOCK == 0, "head dims come in buckets");
+static_assert(HEAD_DIM % DOT_BLOCK == 0, "head dims come in buckets");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionParams<Element>;
 using SoftmaxRow = OnlineSoftmaxRow<Element, !NATURAL_LOGITS>;
 
-// N neighbouring elements, read and written in one access.
-template <int N>
-struct alignas(N * sizeof(Element)) Vector {
-    Element x[N];
-};
-template <int N>
-__device__ __forceinline__ Vector<N> load_vector(const Element* pointer) {
-    return *reinterpret_cast<const Vector<N>*>(pointer);
-}
-
 // What a lane carries from tile to tile.
 struct LaneState {
-    Element acc_out[LANE_M][OUT_VECTORS][OUT_VECTOR];
+    RowParts<HEAD_DIM_V> acc_out;
     SoftmaxRow rows[LANE_M];
 };
 
-using Scores = Element[LANE_M][LANE_N];
-
-// Where a lane's scores of a tile lie: scores[i][j] is row i, column j * LANES_PER_ROW from here.
+// Where a lane's scores of a tile lie.
 struct LanePosition {
     int query, key;
 };
 
-// scores = q k^T. s_q: this lane's first row, s_k: this lane's first column. Columns from head_dim on are zero in both.
-__device__ __forceinline__ void compute_scores(Scores& scores, const Element* s_q, const Element* s_k, int head_dim) {
-#pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-#pragma unroll
-        for (int j = 0; j < LANE_N; j++) scores[i][j] = 0;
-    }
-#pragma unroll 1
-    for (int block = 0; block < head_dim; block += DOT_BLOCK) {
-        Scores partial = {};
-#pragma unroll(2)
-        for (int d = block; d < block + DOT_BLOCK; d += CHUNK) {
-            Vector<CHUNK> q[LANE_M], k[LANE_N];
-#pragma unroll
-            for (int i = 0; i < LANE_M; i++) q[i] = load_vector<CHUNK>(s_q + i * QK_STRIDE + d);
-#pragma unroll
-            for (int j = 0; j < LANE_N; j++) k[j] = load_vector<CHUNK>(s_k + j * LANES_PER_ROW * QK_STRIDE + d);
-#pragma unroll
-            for (int c = 0; c < CHUNK; c++) {
-#pragma unroll
-                for (int i = 0; i < LANE_M; i++) {
-#pragma unroll
-                    for (int j = 0; j < LANE_N; j++) partial[i][j] = fma(q[i].x[c], k[j].x[c], partial[i][j]);
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < LANE_M; i++) {
-#pragma unroll
-            for (int j = 0; j < LANE_N; j++) scores[i][j] += partial[i][j];
-        }
-    }
-}
-
 // Scores become logits, natural or base 2: scale, softcap, ALiBi.
-__device__ __forceinline__ void scale_scores(Scores& scores, const Params& params, Element slope, int diagonal_offset,
+__device__ __forceinline__ void scale_scores(Weights& scores, const Params& params, Element slope, int diagonal_offset,
                                              LanePosition lane) {
     const Element scale = NATURAL_LOGITS ? params.scale : params.scale_log2;
     const Element inverse_softcap = Element(1) / params.softcap;
@@ -134,7 +81,7 @@ __device__ __forceinline__ void scale_scores(Scores& scores, const Params& param
 }
 
 // Adds the bias, and -inf where the mask says so. Nothing outside of [seqlen_q, seqlen_k] is read.
-__device__ __forceinline__ void add_bias_and_mask(Scores& scores, const Params& params,
+__device__ __forceinline__ void add_bias_and_mask(Weights& scores, const Params& params,
                                                   const ScoreOptions<Element>& options, const QueryBlock& block,
                                                   LanePosition lane) {
 #pragma unroll
@@ -162,7 +109,7 @@ __device__ __forceinline__ void add_bias_and_mask(Scores& scores, const Params& 
 
 // -inf where a key is not visible by its position.
 template <typename Band>
-__device__ __forceinline__ void mask_scores(Scores& scores, const Band& band, LanePosition lane) {
+__device__ __forceinline__ void mask_scores(Weights& scores, const Band& band, LanePosition lane) {
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
         // Counted from this lane's first column, so that the comparisons below are with constants.
@@ -176,7 +123,7 @@ __device__ __forceinline__ void mask_scores(Scores& scores, const Band& band, La
 }
 
 // scores become probabilities relative to the running maximum; the accumulated output follows when the maximum rises.
-__device__ __forceinline__ void softmax_step(LaneState& state, Scores& scores) {
+__device__ __forceinline__ void softmax_step(LaneState& state, Weights& scores) {
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
         SoftmaxRow& row = state.rows[i];
@@ -195,16 +142,12 @@ __device__ __forceinline__ void softmax_step(LaneState& state, Scores& scores) {
             scores[i][j] = exp2(SoftmaxRow::exponent(scores[i][j] - reference));
             row.sum += scores[i][j];
         }
-#pragma unroll
-        for (int e = 0; e < OUT_VECTORS; e++) {
-#pragma unroll
-            for (int x = 0; x < OUT_VECTOR; x++) state.acc_out[i][e][x] *= correction;
-        }
+        state.acc_out[i].scale(correction);
     }
 }
 
 // Probabilities that dropout does not keep become 0. The others are scaled once, with the output.
-__device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
+__device__ __forceinline__ void drop_probabilities(Weights& probabilities, const DropoutParams& dropout, unsigned head,
                                                    LanePosition lane) {
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
@@ -212,40 +155,6 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
         for (int j = 0; j < LANE_N; j++) {
             const bool kept = dropout_keeps(dropout, head, lane.query + i, lane.key + j * LANES_PER_ROW);
             if (!kept) probabilities[i][j] = 0;
-        }
-    }
-}
-
-// s_p: this lane's first row and column.
-__device__ __forceinline__ void store_probabilities(const Scores& probabilities, Element* s_p) {
-#pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-#pragma unroll
-        for (int j = 0; j < LANE_N; j++) s_p[i * P_STRIDE + j * LANES_PER_ROW] = probabilities[i][j];
-    }
-}
-
-// acc_out += p v. s_p: this lane's first row, s_v: this lane's first output column.
-__device__ __forceinline__ void accumulate_output(LaneState& state, const Element* s_p, const Element* s_v) {
-#pragma unroll(CHUNK / 2)
-    for (int n = 0; n < BLOCK_N; n += CHUNK) {
-        Vector<CHUNK> p[LANE_M];
-#pragma unroll
-        for (int i = 0; i < LANE_M; i++) p[i] = load_vector<CHUNK>(s_p + i * P_STRIDE + n);
-#pragma unroll
-        for (int c = 0; c < CHUNK; c++) {
-#pragma unroll
-            for (int e = 0; e < OUT_VECTORS; e++) {
-                const Vector<OUT_VECTOR> v =
-                    load_vector<OUT_VECTOR>(s_v + (n + c) * V_STRIDE + e * LANES_PER_ROW * OUT_VECTOR);
-#pragma unroll
-                for (int i = 0; i < LANE_M; i++) {
-#pragma unroll
-                    for (int x = 0; x < OUT_VECTOR; x++) {
-                        state.acc_out[i][e][x] = fma(p[i].x[c], v.x[x], state.acc_out[i][e][x]);
-                    }
-                }
-            }
         }
     }
 }
@@ -263,26 +172,6 @@ __device__ __forceinline__ Element finish_row(SoftmaxRow& row, const Element* g_
     correction = exp2(correction);
     row.sum = row.sum * correction + exp2(term);
     return correction * row.inverse_sum();
-}
-
-// Writes one row's columns of this lane, g_row + e * 16 * OUT_VECTOR. `col`: the lane's first column.
-__device__ __forceinline__ void store_row(Element* g_row, const Element (&acc_row)[OUT_VECTORS][OUT_VECTOR],
-                                          Element factor, int col, int head_dim_v, bool vectors) {
-#pragma unroll
-    for (int e = 0; e < OUT_VECTORS; e++) {
-        const int first_col = e * LANES_PER_ROW * OUT_VECTOR;
-        Vector<OUT_VECTOR> out;
-#pragma unroll
-        for (int x = 0; x < OUT_VECTOR; x++) out.x[x] = acc_row[e][x] * factor;
-        if (vectors && col + first_col + OUT_VECTOR <= head_dim_v) {
-            *reinterpret_cast<Vector<OUT_VECTOR>*>(g_row + first_col) = out;
-        } else {
-#pragma unroll
-            for (int x = 0; x < OUT_VECTOR; x++) {
-                if (col + first_col + x < head_dim_v) g_row[first_col + x] = out.x[x];
-            }
-        }
-    }
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward_f32(
@@ -309,7 +198,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
     const int lane_idx = threadIdx.x % WARP_SIZE;
     const int lane_row = threadIdx.x / LANES_PER_ROW * LANE_M;  // this lane's first row of the tile, ...
-    const int lane_col = lane_idx % LANES_PER_ROW;              // ... and its first column
+    const int lane_col = lane_idx % LANES_PER_ROW;              // ... its first column, and that of the output
+    const int out_col = lane_col * RowPart<HEAD_DIM_V>::VECTOR;
 
     const QueryBlock block =
         query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
@@ -333,15 +223,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int warp_key_end = has_queries ? band.end(last_warp_query) : 0;
 
     LaneState state;
+    clear<HEAD_DIM_V>(state.acc_out);
 #pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-        state.rows[i].reset();
-#pragma unroll
-        for (int e = 0; e < OUT_VECTORS; e++) {
-#pragma unroll
-            for (int x = 0; x < OUT_VECTOR; x++) state.acc_out[i][e][x] = 0;
-        }
-    }
+    for (int i = 0; i < LANE_M; i++) state.rows[i].reset();
 
     auto load_k = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
@@ -372,8 +256,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         const bool active = first_key < warp_key_end && !(BOUND_LEFT && first_key + BLOCK_N <= warp_key_begin);
         if (active) {
             const LanePosition lane{first_query + lane_row, first_key + lane_col};
-            Scores scores;
-            compute_scores(scores, smem.q[lane_row], smem.k[lane_col], params.head_dim);
+            Weights scores;
+            multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k[lane_col], params.head_dim);
             scale_scores(scores, params, options.slope, block.diagonal_offset, lane);
             if (TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED) {
                 add_bias_and_mask(scores, params, options, block, lane);
@@ -383,21 +267,21 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             if (DROPOUT && params.use_dropout) {
                 drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
             }
-            store_probabilities(scores, smem.p[lane_row] + lane_col);
+            store_weights(scores, smem.p[lane_row] + lane_col);
         }
         tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
         cp_async_wait<0>();
         // SYNC: v has landed and the probabilities are written; every warp is done with k.
         __syncthreads();
         if (tile_idx >= tiles.begin) load_k(tile_idx);  // on its way during the second product
-        if (active) accumulate_output(state, smem.p[lane_row], smem.v[0] + lane_col * OUT_VECTOR);
+        if (active) multiply_add<HEAD_DIM_V>(state.acc_out, smem.p[lane_row], smem.v[0] + out_col);
     }
 
     const bool vectors =
         ((reinterpret_cast<unsigned long long>(g_out) | params.out.batch * sizeof(Element) |
           params.out.seq * sizeof(Element) | params.out.head * sizeof(Element)) & 15) == 0;
     g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head + block.q_start * params.out.seq +
-             lane_col * OUT_VECTOR;
+             out_col;
     if (g_lse != nullptr) {
         g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
     }
@@ -407,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         const Element factor = finish_row(row, g_sinks, block.head_idx) * params.keep_scale;
         const int query_idx = first_query + lane_row + i;
         if (query_idx < block.seqlen_q) {
-            store_row(g_out + query_idx * params.out.seq, state.acc_out[i], factor, lane_col * OUT_VECTOR,
+            store_row(g_out + query_idx * params.out.seq, state.acc_out[i], factor, out_col,
                       params.head_dim_v, vectors);
             if (g_lse != nullptr && lane_col == 0) g_lse[query_idx] = row.lse();
         }

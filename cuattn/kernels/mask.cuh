@@ -7,10 +7,13 @@
 // compiled for costs nothing.
 template <bool BOUND_LEFT, bool BOUND_RIGHT>
 struct Band {
+    static constexpr bool HAS_BEGIN = BOUND_LEFT;  // else begin(i) is 0
+
     int seqlen_k;
     int begin_offset;  // begin(i) = i + begin_offset, brought into [0, seqlen_k]
     int end_offset;    // end(i) = i + end_offset, likewise
 
+    Band() = default;
     __device__ __forceinline__ Band(int seqlen_k, int diagonal_offset, int left, int right) : seqlen_k(seqlen_k) {
         const long long diagonal = diagonal_offset;
         begin_offset = left == UNBOUNDED ? -UNBOUNDED : to_int(diagonal - left);
@@ -19,6 +22,15 @@ struct Band {
     __device__ __forceinline__ int begin(int query_idx) const { return BOUND_LEFT ? key(query_idx, begin_offset) : 0; }
     __device__ __forceinline__ int end(int query_idx) const {
         return BOUND_RIGHT ? key(query_idx, end_offset) : seqlen_k;
+    }
+
+    // The same band seen from the keys: key j is seen by the queries [begin(j), end(j)) of seqlen_q.
+    __device__ __forceinline__ Band<BOUND_RIGHT, BOUND_LEFT> transposed(int seqlen_q) const {
+        Band<BOUND_RIGHT, BOUND_LEFT> band;
+        band.seqlen_k = seqlen_q;
+        band.begin_offset = to_int(1ll - end_offset);
+        band.end_offset = to_int(1ll - begin_offset);
+        return band;
     }
 
    private:

@@ -6,6 +6,7 @@
 #pragma once
 #include "attention_params.cuh"
 #include "online_softmax.cuh"
+#include "ptx.cuh"
 
 constexpr bool NATURAL_LOGITS = SOFTCAP || ALIBI || BIAS;
 constexpr bool TILE_CLASSES = BIAS || MASK;  // g_tile_class says which tiles a bias and a mask leave alone or hide
@@ -54,6 +55,28 @@ struct ScoreOptions {
         return tile_idx;
     }
 };
+
+// The class of one tile of the logits.
+template <typename Real>
+__device__ __forceinline__ TileClass tile_class_at(const AttentionParams<Real>& params, const unsigned char* g_tile_class,
+                                                   int batch_idx, int head_idx, int q_tile, int k_tile) {
+    if (!TILE_CLASSES || g_tile_class == nullptr) return TILE_OPEN;
+    return static_cast<TileClass>(g_tile_class[params.tile_class.offset(batch_idx, head_idx, q_tile, k_tile)]);
+}
+
+// tanh(x) = (1 - e) / (1 + e) with e = e^(-2 |x|), in seven instructions: within 2^-22 of 1, not of the result, which
+// is what a logit needs. The hardware's own tanh errs by 2^-11. `slope` is the derivative 1 - tanh^2, as 4 e /
+// (1 + e)^2, which keeps its digits where tanh is near 1.
+__device__ __forceinline__ float tanh_fast(float x, float& slope) {
+    const float e = exp2_approx(fabsf(x) * (-2.0f * LOG2_E));
+    const float r = reciprocal_approx(1.0f + e);
+    slope = 4.0f * e * (r * r);
+    return copysignf((1.0f - e) * r, x);
+}
+__device__ __forceinline__ float tanh_fast(float x) {
+    float slope;
+    return tanh_fast(x, slope);
+}
 
 // c tanh(score / c), to the last bits of Real.
 template <typename Real>

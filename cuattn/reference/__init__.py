@@ -17,6 +17,12 @@ Arrays are ``[B, N, H, D]``; query head ``h`` reads key/value head ``h // (H // 
 from __future__ import annotations
 
 from cuattn.reference.attention import attention, attention_naive, probabilities
+from cuattn.reference.backward import (
+    Gradients,
+    attention_backward,
+    attention_backward_naive,
+    attention_varlen_backward,
+)
 from cuattn.reference.logits import logits
 from cuattn.reference.merge import merge_states
 from cuattn.reference.narrow import round_to_tf32
@@ -28,10 +34,14 @@ from cuattn.reference.varlen import attention_varlen
 from cuattn.reference.visibility import diagonal, visible
 
 __all__ = [
+    "Gradients",
     "OnlineSoftmax",
     "attention",
+    "attention_backward",
+    "attention_backward_naive",
     "attention_naive",
     "attention_varlen",
+    "attention_varlen_backward",
     "diagonal",
     "log_softmax",
     "logits",

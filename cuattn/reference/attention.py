@@ -25,7 +25,7 @@ def _softmax_with_sink(s: Array, sinks: ArrayLike | None) -> tuple[Array, Array]
     return p[..., :num_keys], logsumexp(s, dtype=s.dtype)
 
 
-def _dropped_out(
+def dropped_out(
     p: Array,
     *,
     dropout_p: float = 0.0,
@@ -43,7 +43,7 @@ def _dropped_out(
     return np.asarray(p * np.asarray(dropout_keep) / p.dtype.type(1 - float(dropout_p)))
 
 
-def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(those of logits, those of dropout)"""
     dropout = {name: value for name, value in options.items() if name.startswith("dropout_")}
     return {name: value for name, value in options.items() if name not in dropout}, dropout
@@ -56,10 +56,10 @@ def probabilities(
 
     `options` are those of :func:`attention`.
     """
-    of_logits, of_dropout = _split_options(options)
+    of_logits, of_dropout = split_options(options)
     of_logits.pop("precision", None)
     of_logits.pop("v_descale", None)
-    return _dropped_out(_softmax_with_sink(logits(q, k, dtype=dtype, **of_logits), sinks)[0], **of_dropout)
+    return dropped_out(_softmax_with_sink(logits(q, k, dtype=dtype, **of_logits), sinks)[0], **of_dropout)
 
 
 def attention(
@@ -85,11 +85,11 @@ def attention(
     that mask. `v_descale` [B, G] multiplies out for float8 inputs. `precision` names how a kernel computes, which
     changes nothing here.
     """
-    of_logits, of_dropout = _split_options(options)
+    of_logits, of_dropout = split_options(options)
     p, lse = _softmax_with_sink(logits(q, k, fp8_format=fp8_format, dtype=dtype, **of_logits), sinks)
     num_heads = p.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):
-        out = _dropped_out(p, **of_dropout) @ heads_first(decode(v, fp8_format), num_heads, dtype)
+        out = dropped_out(p, **of_dropout) @ heads_first(decode(v, fp8_format), num_heads, dtype)
         out = out * per_head(v_descale, num_heads, dtype)
     return out.transpose(0, 2, 1, 3), lse
 
@@ -119,11 +119,11 @@ def attention_naive(
     out_dtype = output_dtype(queries.dtype)
     if tf32:
         queries, keys, values = (round_to_tf32(x) for x in (queries, keys, values))
-    of_logits, of_dropout = _split_options(options)
+    of_logits, of_dropout = split_options(options)
     p, lse = _softmax_with_sink(logits(queries, keys, dtype=dtype, **of_logits), sinks)
     rounded = round_to_tf32(p) if tf32 else p.astype(narrow).astype(dtype)
     num_heads = p.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):
-        out = _dropped_out(rounded, **of_dropout) @ heads_first(values, num_heads, dtype)
+        out = dropped_out(rounded, **of_dropout) @ heads_first(values, num_heads, dtype)
         out = out * per_head(v_descale, num_heads, dtype)
         return out.transpose(0, 2, 1, 3).astype(out_dtype), lse

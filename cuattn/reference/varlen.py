@@ -12,7 +12,17 @@ from cuattn.dropout import dropout_mask
 from cuattn.reference.attention import attention
 from cuattn.reference.softmax import Array
 
-__all__ = ["attention_varlen", "sequences"]
+__all__ = ["attention_varlen", "place_of_sequence", "sequences"]
+
+
+def place_of_sequence(shape: tuple[int, ...], b: int, seqlen_q: int, seqlen_k: int) -> tuple[slice, ...]:
+    """Where sequence `b` finds its part of an array whose 4-dimensional `shape` broadcasts to [B, H, max_q, max_k]."""
+    return (
+        slice(b, b + 1) if shape[0] > 1 else slice(None),
+        slice(None),
+        slice(seqlen_q) if shape[2] > 1 else slice(None),
+        slice(seqlen_k) if shape[3] > 1 else slice(None),
+    )
 
 
 def _of_sequence(name: str, value: Any, b: int, seqlen_q: int, seqlen_k: int) -> Any:
@@ -22,10 +32,7 @@ def _of_sequence(name: str, value: Any, b: int, seqlen_q: int, seqlen_k: int) ->
     if name in ("bias", "mask", "dropout_keep"):
         full = np.asarray(value)
         full = full.reshape((1,) * (4 - full.ndim) + full.shape)
-        of_batch = full[b : b + 1] if full.shape[0] > 1 else full
-        rows = slice(seqlen_q) if full.shape[2] > 1 else slice(None)
-        columns = slice(seqlen_k) if full.shape[3] > 1 else slice(None)
-        return of_batch[:, :, rows, columns]
+        return full[place_of_sequence(full.shape, b, seqlen_q, seqlen_k)]
     if name in ("q_descale", "k_descale", "v_descale") or (name == "alibi_slopes" and np.ndim(value) == 2):
         return np.asarray(value)[b : b + 1]
     if name == "diagonal_offset" and np.ndim(value) == 1:

@@ -1,6 +1,7 @@
 """What the tests, the benchmarks and users check kernels with.
 
-* :mod:`~cuattn.testing.tolerance`: when a result is right; the assertions below;
+* :mod:`~cuattn.testing.tolerance` and :mod:`~cuattn.testing.gradient_tolerance`: when a result is right; the assertions
+  below;
 * :mod:`~cuattn.testing.arrays`: arrays in any layout, surrounded by poison that is verified afterwards;
 * :mod:`~cuattn.testing.cases`: one object per problem, for tests, benchmarks and the command line;
 * :mod:`~cuattn.testing.strategies`: Hypothesis strategies (the only module here that needs Hypothesis).
@@ -8,6 +9,7 @@
 
 from __future__ import annotations
 
+from cuattn.testing.gradient_tolerance import assert_gradients_close, assert_varlen_gradients_close
 from cuattn.testing.tolerance import (
     ToleranceError,
     assert_attention_close,
@@ -19,7 +21,9 @@ from cuattn.testing.tolerance import (
 __all__ = [
     "ToleranceError",
     "assert_attention_close",
+    "assert_gradients_close",
     "assert_lse_close",
     "assert_softmax_close",
     "assert_varlen_close",
+    "assert_varlen_gradients_close",
 ]

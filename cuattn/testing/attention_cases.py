@@ -165,12 +165,14 @@ class AttentionCase(_Options, _Shape):
         """Pairs of one head that causal mask and window leave."""
         left, right = self.window or (None, None)
         right = 0 if self.causal else right
-        aligned = np.arange(self.seqlen_q) + self._diagonal()
+        aligned = np.arange(self.seqlen_q) + self.diagonal
         begin = 0 if left is None else np.clip(aligned - left, 0, self.num_keys)
         end = self.num_keys if right is None else np.clip(aligned + right + 1, 0, self.num_keys)
         return int(np.maximum(end - begin, 0).sum())
 
-    def _diagonal(self) -> int:
+    @property
+    def diagonal(self) -> int:
+        """The key that query 0 is aligned with."""
         if self.diagonal_offset is not None:
             return self.diagonal_offset
         return 0 if self.causal == "top_left" else self.num_keys - self.seqlen_q
@@ -181,9 +183,13 @@ class AttentionCase(_Options, _Shape):
         out = self.batch * self.seqlen_q * self.num_heads * self.shapes["v"][3] * self._out_itemsize()
         arrays = sum(int(np.prod(shape)) for shape in self.shapes.values()) * np.dtype(self.dtype).itemsize
         lse = self.batch * self.num_heads * self.seqlen_q * accumulation_dtype(self.dtype).itemsize
-        bias = 0 if self.bias is None else int(np.prod(self._logit_shape(self.bias))) * self._bias_dtype.itemsize
         mask = 0 if self.mask is None else int(np.prod(self._logit_shape(self.mask)))
-        return out + arrays + lse + bias + mask
+        return out + arrays + lse + self.bias_bytes + mask
+
+    @property
+    def bias_bytes(self) -> int:
+        """Of the bias, as it lies in memory."""
+        return 0 if self.bias is None else int(np.prod(self._logit_shape(self.bias))) * self._bias_dtype.itemsize
 
     @property
     def _bias_dtype(self) -> np.dtype[Any]:
@@ -269,7 +275,7 @@ class AttentionCase(_Options, _Shape):
                 parts = (slice(b, b + 1), heads, rows, slice(None))
                 axes = zip(parts, inputs[name].shape, strict=True)
                 arrays[name] = inputs[name][tuple(slice(None) if extent == 1 else part for part, extent in axes)]
-        return arrays, {**self.options, "diagonal_offset": self._diagonal() + rows.start}
+        return arrays, {**self.options, "diagonal_offset": self.diagonal + rows.start}
 
 
 @dataclass(frozen=True)
@@ -313,9 +319,21 @@ class VarlenCase(_Options, _Packed):
     @property
     def flops(self) -> int:
         """The sum over the sequences: see `AttentionCase.flops`."""
-        pairs = sum(n * m for n, m in zip(self.seqlens_q, self._keys, strict=True))
-        total = 2 * self.num_heads * pairs * (self.head_dim + self.shapes["v"][2])
+        total = 2 * self.num_pairs * (self.head_dim + self.shapes["v"][2])
         return total // 2 if self.causal else total
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a query and a key of the same sequence, over all heads."""
+        return self.num_heads * sum(n * m for n, m in zip(self.seqlens_q, self._keys, strict=True))
+
+    @property
+    def max_seqlens(self) -> dict[str, Any]:
+        """The longest sequence on either side, as keywords of the call."""
+        return {
+            "max_seqlen_q": max(self.seqlens_q, default=0),
+            "max_seqlen_k": max(self._keys, default=0),
+        }
 
     @property
     def num_bytes(self) -> int:
@@ -339,11 +357,7 @@ class VarlenCase(_Options, _Packed):
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
         """(out, lse) of :func:`cuattn.attention_varlen` on the inputs."""
-        lengths: dict[str, Any] = {
-            "max_seqlen_q": max(self.seqlens_q, default=0),
-            "max_seqlen_k": max(self._keys, default=0),
-        }
-        return cuattn.attention_varlen(**inputs, **lengths, return_lse=True, **self.options)
+        return cuattn.attention_varlen(**inputs, **self.max_seqlens, return_lse=True, **self.options)
 
     def check(self, inputs: Mapping[str, Any], result: Any) -> None:
         """Assert that `result`, an (out, lse) pair, is right."""

@@ -17,9 +17,10 @@ import numpy as np
 import cuattn
 from cuattn.errors import ArgumentError
 from cuattn.testing.attention_cases import AttentionCase, VarlenCase, normal
+from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase
 from cuattn.testing.tolerance import assert_softmax_close
 
-__all__ = ["AttentionCase", "Case", "SoftmaxCase", "VarlenCase"]
+__all__ = ["AttentionCase", "BackwardCase", "Case", "SoftmaxCase", "VarlenBackwardCase", "VarlenCase"]
 
 
 class Case(Protocol):

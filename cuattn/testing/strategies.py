@@ -39,6 +39,7 @@ __all__ = [
     "VALUE_KINDS",
     "AttentionProblem",
     "VarlenProblem",
+    "aligned_layouts",
     "attention_options",
     "attention_problems",
     "bias_dtypes",
@@ -145,6 +146,16 @@ def layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
 
 
 @st.composite
+def aligned_layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
+    """Those of :func:`layouts` in which every row begins at a multiple of 16 bytes, if head dims are multiples of 8.
+
+    Kernels are compiled twice, for such arrays and for all others: these keep to the one of the two.
+    """
+    layout = draw(layouts(ndim))
+    return Layout(layout.order, tuple(8 * (pad > 1) for pad in layout.pad), 8 * (layout.offset > 1))
+
+
+@st.composite
 def attention_options(
     draw: st.DrawFn,
     shape: tuple[int, int, int, int],
@@ -213,6 +224,7 @@ def attention_problems(
     heads: st.SearchStrategy[tuple[int, int]] | None = None,
     options: Sequence[str] = ("scale", "causal"),
     kinds: st.SearchStrategy[str] | None = None,
+    layout: st.SearchStrategy[Layout] | None = None,
     max_seqlen: int = 130,
     allow_empty: bool = False,
 ) -> AttentionProblem:
@@ -233,7 +245,7 @@ def attention_problems(
         (batch, seqlen_k, num_kv_heads, head_dim_v),
     )
     values, of_bytes = _as_bytes(draw, [fill(shape, real, kind, rng) for shape in shapes])
-    q, k, v = (place(x, draw(layouts())) for x in values)
+    q, k, v = (place(x, draw(layouts() if layout is None else layout)) for x in values)
     logits_shape = batch, num_heads, seqlen_q, seqlen_k
     chosen = draw(attention_options(logits_shape, options, num_kv_heads=num_kv_heads, dtype=real))
     return AttentionProblem(q, k, v, {**chosen, **of_bytes}, kind)
@@ -266,6 +278,7 @@ def varlen_problems(
     head_dims: st.SearchStrategy[tuple[int, int]] | None = None,
     options: Sequence[str] = ("scale", "causal"),
     kinds: st.SearchStrategy[str] | None = None,
+    layout: st.SearchStrategy[Layout] | None = None,
     max_seqlen: int = 130,
 ) -> VarlenProblem:
     """Whole packed problems; query and key lengths of a sequence are independent, and either may be 0."""
@@ -282,7 +295,7 @@ def varlen_problems(
         (int(starts_k[-1]), num_kv_heads, head_dim_v),
     )
     values, of_bytes = _as_bytes(draw, [fill(shape, real, kind, rng) for shape in shapes])
-    q, k, v = (place(x, draw(layouts(3))) for x in values)
+    q, k, v = (place(x, draw(layouts(3) if layout is None else layout)) for x in values)
     logits_shape = len(lengths), num_heads, int(lengths[:, 0].max()), int(lengths[:, 1].max())
     chosen = draw(attention_options(logits_shape, options, num_kv_heads=num_kv_heads, dtype=real))
     return VarlenProblem(q, k, v, starts_q, starts_k, {**chosen, **of_bytes}, kind)

@@ -102,25 +102,26 @@ def assert_within(actual: Any, expected: ArrayLike, bound: ArrayLike, name: str 
     )
 
 
-def _oracle_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+def oracle_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return np.dtype(np.longdouble if np.dtype(dtype) == np.float64 else np.float64)
 
 
-def _dot_product_error(q: Array, k: Array) -> Array:
+def dot_product_error(q: Array, k: Array) -> Array:
     """The running error bound of the products q . k, in units of u, [B, H, N, M]: the sum of |partial sum| over D.
 
     Taken eight additions at a time: within those, a partial sum is at most the one before plus all magnitudes.
     """
+    left, right = (heads_first(x, q.shape[2], np.float64) for x in (q, k))
     partial: Any = 0.0
     total: Any = 0.0
     for start in range(0, q.shape[3], 8):
-        left, right = q[..., start : start + 8], k[..., start : start + 8]
-        total = total + left.shape[3] * (np.abs(partial) + reference.logits(np.abs(left), np.abs(right), scale=1.0))
-        partial = partial + reference.logits(left, right, scale=1.0)
+        rows, columns = left[..., start : start + 8], right[..., start : start + 8].swapaxes(-1, -2)
+        total = total + rows.shape[3] * (np.abs(partial) + np.abs(rows) @ np.abs(columns))
+        partial = partial + rows @ columns
     return np.asarray(total)
 
 
-def _logit_error(
+def logit_errors(
     q: Array,
     k: Array,
     u: float,
@@ -129,13 +130,12 @@ def _logit_error(
     softcap: float | None = None,
     bias: ArrayLike | None = None,
     alibi_slopes: ArrayLike | None = None,
-    sinks: ArrayLike | None = None,
     precision: str | None = None,
     **visibility: Any,
-) -> Array:
-    """[B, H, N]: ``4 (1 + max|s|) + e`` over the keys of each row that count; 4 for an empty one.
+) -> tuple[Array, Array]:
+    """The logits [B, H, N, M], and ``4 (1 + |s|) + e`` of each in units of `u`, the unit roundoff of the accumulation.
 
-    In units of `u`, the unit roundoff of the accumulation. With tf32, also what rounding q and k costs.
+    With tf32, also what rounding q and k costs.
     """
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     q, k = q.astype(np.float64), k.astype(np.float64)
@@ -149,22 +149,30 @@ def _logit_error(
         # Head dim 0 leaves of the logits what is added to the product, and -inf where a key is not visible.
         added = reference.logits(q[..., :0], k[..., :0], scale=1, bias=bias, alibi_slopes=alibi_slopes, **visibility)
         magnitude = np.abs(reference.logits(q, k, scale=scale)) + added
-        error = 4 * (1 + (softcap or 0) + magnitude) + abs(scale) * _dot_product_error(q, k)
+        error = 4 * (1 + (softcap or 0) + magnitude) + abs(scale) * dot_product_error(q, k)
         if precision == "tf32":
             rounding = 2 * U_TF32 / unit_roundoff(np.float32)
             error = error + rounding * abs(scale) * reference.logits(np.abs(q), np.abs(k), scale=1)
+    return logits, error
+
+
+def _logit_error(q: Array, k: Array, u: float, *, sinks: ArrayLike | None = None, **options: Any) -> Array:
+    """[B, H, N]: the largest :func:`logit_errors` over the keys of each row that count; 4 for an empty one."""
+    logits, error = logit_errors(q, k, u, **options)
+    with np.errstate(invalid="ignore"):
         # A key that is nothing beside another, whatever either loses, does not count: a bias of -3e38 on one key says
         # nothing about the others.
         least = np.max(logits - u * error, axis=-1, keepdims=True, where=np.isfinite(error), initial=-np.inf)
-        counts = np.isfinite(error) & (logits + u * error >= least + math.log(_tiny(u)))
+        counts = np.isfinite(error) & (logits + u * error >= least + math.log(tiny(u)))
     largest = np.max(np.where(counts, error, 4.0), axis=-1, initial=4.0)
     if sinks is not None:
         sink = np.abs(np.asarray(sinks).astype(np.float64)).reshape(1, -1, 1)
-        largest = np.maximum(largest, 4 * (1 + (softcap or 0) + np.where(np.isfinite(sink), sink, 0)))
+        softcap = options.get("softcap") or 0
+        largest = np.maximum(largest, 4 * (1 + softcap + np.where(np.isfinite(sink), sink, 0)))
     return np.asarray(largest)
 
 
-def _tiny(u: float) -> float:
+def tiny(u: float) -> float:
     """The smallest normal number of the accumulation dtype, whose unit roundoff is `u`."""
     return float(np.finfo(np.float64 if u == unit_roundoff(np.float64) else np.float32).tiny)
 
@@ -186,7 +194,7 @@ def _plain(q: Any, k: Any, options: dict[str, Any]) -> tuple[Array, Array, dict[
     return queries, keys, {name: value for name, value in options.items() if name not in narrow}
 
 
-def _without_dropout(options: dict[str, Any]) -> dict[str, Any]:
+def without_dropout(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if not name.startswith("dropout_")}
 
 
@@ -194,7 +202,7 @@ def lse_bound(q: Any, k: Any, **options: Any) -> Array:
     """What lse may be away from the reference, [B, H, N]: the ``r`` of the rule at the top of this file."""
     queries, keys, options = _plain(q, k, options)
     u = unit_roundoff(accumulation_dtype(queries.dtype if to_numpy(q).dtype == np.float64 else np.float32))
-    error = _logit_error(queries, keys, u, **_without_dropout(options))
+    error = _logit_error(queries, keys, u, **without_dropout(options))
     return np.asarray(u * (error + math.sqrt(keys.shape[1])))
 
 
@@ -204,7 +212,7 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
     Arrays and options as :func:`cuattn.reference.attention`; out and its bound are [B, N, H, E], the others [B, H, N].
     """
     given = decode(to_numpy(q), options.get("fp8_format")).dtype
-    oracle, narrow = _oracle_dtype(given), probability_dtype(given)
+    oracle, narrow = oracle_dtype(given), probability_dtype(given)
     naive, _ = reference.attention_naive(to_numpy(q), to_numpy(k), to_numpy(v), **options)
     row = lse_bound(q, k, **options)
     values = _values(v, options.get("v_descale"), options.get("fp8_format"))
@@ -220,7 +228,7 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
         bound = bound + (u_p + np.expm1(np.minimum(row, 700).swapaxes(1, 2)[..., None])) * spread
     p = reference.probabilities(queries, keys, **options)
     rescale = 1 / (1 - options.get("dropout_p", 0))
-    bound = bound + _smallest_probability(given) * rescale * _sum_of_kept(p, magnitudes)
+    bound = bound + smallest_probability(given) * rescale * _sum_of_kept(p, magnitudes)
     if rescale > 1:  # what the sum loses where it is subnormal, before it is divided by 1 - p
         subnormal = float(np.finfo(accumulation_dtype(given)).smallest_subnormal)
         bound = bound + (2 + math.sqrt(keys.shape[1])) * subnormal * rescale
@@ -229,7 +237,7 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
     return out, np.where(p_sum == 0, 0.0, bound), lse, row
 
 
-def _smallest_probability(dtype: DTypeLike) -> float:
+def smallest_probability(dtype: DTypeLike) -> float:
     """The ``t`` of the rule, for inputs of `dtype`."""
     half = float(ml_dtypes.finfo(probability_dtype(dtype)).smallest_subnormal) / 2
     return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
@@ -301,10 +309,10 @@ def assert_lse_close(lse: Any, q: Any, k: Any, **options: Any) -> None:
     """Assert that `lse` [B, H, N] is the natural-log sum-exp of the logits of q and k, as in the rule above."""
     given = decode(to_numpy(q), options.get("fp8_format")).dtype
     _assert_lse_dtype(lse, given)
-    bound, dtype = lse_bound(q, k, **options), _oracle_dtype(given)
+    bound, dtype = lse_bound(q, k, **options), oracle_dtype(given)
     queries, keys, options = _plain(q, k, options)
     values = np.zeros((*keys.shape[:3], 1), dtype)
-    _, expected = reference.attention(queries, keys, values, dtype=dtype, **_without_dropout(options))
+    _, expected = reference.attention(queries, keys, values, dtype=dtype, **without_dropout(options))
     assert_within(lse, expected, bound, "lse")
 
 
@@ -331,7 +339,7 @@ def assert_softmax_close(out: Any, x: Any, axis: int = -1, kind: str = "softmax"
     accumulation = accumulation_dtype(values.dtype)
     if kind == "softmax" and out.dtype != values.dtype:
         raise ToleranceError(f"softmax has dtype {out.dtype}, expected {values.dtype}, the dtype of x")
-    expected = functions[kind](values, axis, dtype=_oracle_dtype(values.dtype))
+    expected = functions[kind](values, axis, dtype=oracle_dtype(values.dtype))
     magnitude = np.abs(values.astype(np.float64))
     largest = np.max(magnitude, axis=axis, keepdims=True, where=np.isfinite(magnitude), initial=0.0)
     bound = unit_roundoff(accumulation) * (4 * (1 + largest) + math.sqrt(values.shape[axis]))

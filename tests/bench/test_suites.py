@@ -108,10 +108,13 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     labels = {variant.label for variant in variants.attention_variants()}
     rows = cuattn.config.FLASH_FWD_CONFIGS
     assert len(labels) == 4 * len(rows) + sum(row.itemsize == 2 for row in rows)
+    backward = {variant.label for variant in variants.backward_variants()}
+    launches = sum(len(row.launches) for row in cuattn.backward_config.FLASH_BWD_CONFIGS)
+    assert len(backward) == 4 * launches
     with_everything = [label for label in labels if "_everything_" in label]
     assert len(with_everything) == sum(2 + (row.itemsize == 2) for row in rows if row.score_options)
     planned = [step.label for step in SUITES["compile"].plan(TINY)]
-    for label in labels:
+    for label in labels | backward:
         assert {f"{label} sm_90a", f"{label} ptx"} <= set(planned)
 
 

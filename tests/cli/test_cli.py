@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 import cuattn
 from cli.main import main
 from cuattn import benchmark
-from cuattn.benchmark import from_json, machine
+from cuattn.backward_config import FLASH_BWD_CONFIGS
+from cuattn.benchmark import from_json, machine, variants
 from cuattn.benchmark.operations import case_steps
 from cuattn.benchmark.suite import Step, Suite
 from cuattn.testing.cases import AttentionCase
@@ -125,15 +126,33 @@ def test_list(run: Run, topic: str) -> None:
 
 def test_list_json(run: Run) -> None:
     data = json.loads(run("list", "--json").stdout)
-    assert set(data) == {"suites", "kernels", "attention rows", "attention options", "softmax rows", "variants"}
+    assert set(data) == {
+        *("suites", "kernels", "attention rows", "attention backward rows", "attention options", "softmax rows"),
+        "variants",
+    }
     assert {kernel["name"] for kernel in data["kernels"]} == set(cuattn.compile.kernel_names())
     assert all(kernel["entries"] for kernel in data["kernels"])
     assert len(data["attention rows"]) == len(cuattn.config.FLASH_FWD_CONFIGS)
+    assert len(data["attention backward rows"]) == len(FLASH_BWD_CONFIGS)
     options = {row["options"]: row["compiled in"] for row in data["attention options"]}
     assert (options["plain"], options["causal"]) == ("", "BOUND_RIGHT")
     assert options["everything_float32"].split() == [
         *("BOUND_LEFT", "BOUND_RIGHT", "SOFTCAP", "ALIBI", "BIAS", "MASK", "DROPOUT"),
     ]
+
+
+def test_list_resources(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward = next(variants.backward_variants())
+    forward = next(variants.attention_variants())
+    monkeypatch.setattr(variants, "backward_variants", lambda: [backward])
+    monkeypatch.setattr(variants, "attention_variants", lambda: [forward])
+    rows = json.loads(run("list", "resources", "--json").stdout)["resources"]
+    wanted = [(variant.label, arch) for variant in (forward, backward) for arch in ("sm_80", "sm_90a")]
+    assert [(row["kernel"], row["arch"]) for row in rows] == wanted
+    for row in rows:
+        assert row["spill_bytes"] == 0
+        assert 16 <= row["registers"] <= 255
+        assert row["ctas_per_sm"] >= 1
 
 
 def test_run_writes_json(run: Run, tmp_path: Path) -> None:

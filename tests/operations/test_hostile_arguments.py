@@ -76,13 +76,22 @@ VALUES = (*SCALARS, *OBJECTS, *ARRAYS)
 
 PACKED = {"q": Q.reshape(10, 4, 32), "k": K.reshape(14, 2, 32), "v": V.reshape(14, 2, 32)}
 PACKED |= {"cu_seqlens_q": LENGTHS_Q, "cu_seqlens_k": LENGTHS_K}
+OUT, LSE = Q.copy(), np.ones((2, 4, 5), np.float32)
+SAVED = {"dout": Q.copy(), "out": OUT, "lse": LSE}
+SAVED_PACKED = {"dout": Q.reshape(10, 4, 32), "out": OUT.reshape(10, 4, 32), "lse": np.ones((4, 10), np.float32)}
 CALLS = {
     cuattn.attention: {"q": Q, "k": K, "v": V},
     cuattn.standard_attention: {"q": Q, "k": K, "v": V},
     cuattn.attention_varlen: PACKED,
+    cuattn.attention_backward: {"q": Q, "k": K, "v": V, **SAVED},
+    cuattn.attention_varlen_backward: PACKED | SAVED_PACKED,
+    cuattn.attention_backward_workspace_size: {"q": Q, "k": K, "v": V},
     flash_attn.flash_attn_func: {"q": Q, "k": K, "v": V},
     flash_attn.flash_attn_kvpacked_func: {"q": Q, "kv": np.stack([K, V], axis=2)},
     flash_attn.flash_attn_varlen_func: PACKED | {"max_seqlen_q": 7, "max_seqlen_k": 7},
+    flash_attn.flash_attn_kvpacked_func_backward: {
+        **{"q": Q, "kv": np.stack([K, V], axis=2), "dout": SAVED["dout"], "out": OUT, "softmax_lse": LSE}
+    },
     scaled_dot_product_attention: {
         **dict(zip(("query", "key", "value"), (x.swapaxes(1, 2) for x in (Q, K, V)), strict=True)),
         "enable_gqa": True,
@@ -112,7 +121,13 @@ def test_anything_for_one_argument(monkeypatch, function, name):
     assert refused > len(VALUES) // 3
 
 
-@pytest.mark.parametrize("function", (cuattn.attention, cuattn.attention_varlen, scaled_dot_product_attention))
+ON_DEVICE = (
+    *(cuattn.attention, cuattn.attention_varlen, scaled_dot_product_attention),
+    *(cuattn.attention_backward, cuattn.attention_varlen_backward),
+)
+
+
+@pytest.mark.parametrize("function", ON_DEVICE)
 def test_anything_beside_device_arrays(monkeypatch, function):
     """Likewise where q, k and v are on a GPU (a simulated one), and without waiting for it."""
     exported = {
@@ -133,7 +148,13 @@ def test_anything_beside_device_arrays(monkeypatch, function):
         assert cupy.num_synchronizations == 0
 
 
-@pytest.mark.parametrize("function", (cuattn.attention, cuattn.attention_varlen, cuattn.standard_attention))
+@pytest.mark.parametrize(
+    "function",
+    (
+        *(cuattn.attention, cuattn.attention_varlen, cuattn.standard_attention),
+        *(cuattn.attention_backward, cuattn.attention_varlen_backward, cuattn.attention_backward_workspace_size),
+    ),
+)
 def test_the_error_names_the_argument(function):
     for name in inspect.signature(function).parameters:
         for value in ({}, "no such thing", 2.5j, Raises):

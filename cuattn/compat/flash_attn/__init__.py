@@ -1,4 +1,4 @@
-"""The forward functions of the flash-attn package, version 2, for arrays: same names, argument order and defaults.
+"""The functions of the flash-attn package, version 2, for arrays: same names, argument order and defaults.
 
 What each argument means is said once, at `flash_attn_func`. Different from the package:
 
@@ -7,7 +7,9 @@ What each argument means is said once, at `flash_attn_func`. Different from the 
 * The third of the results with ``return_attn_probs`` is always None: nothing here stores the probabilities. Use
   ``cuattn.standard_attention(..., return_probabilities=True)`` to see them, and `cuattn.dropout_mask` for the pattern.
 * lse holds the logits as documented, ALiBi included: also when the mask is causal.
-* There is no gradient, and no paged cache (``block_table``), yet.
+* Gradients are functions of their own, ``..._backward``: dout, the arrays of the forward call, out and softmax_lse,
+  then the rest of the forward call. The package has them inside of PyTorch's automatic differentiation.
+* There is no paged cache (``block_table``) yet.
 
 References
 ----------
@@ -16,6 +18,16 @@ Tri Dao, "FlashAttention-2: faster attention with better parallelism and work pa
 
 from __future__ import annotations
 
+from cuattn.compat.flash_attn.backward_dense import (
+    flash_attn_func_backward,
+    flash_attn_kvpacked_func_backward,
+    flash_attn_qkvpacked_func_backward,
+)
+from cuattn.compat.flash_attn.backward_packed import (
+    flash_attn_varlen_func_backward,
+    flash_attn_varlen_kvpacked_func_backward,
+    flash_attn_varlen_qkvpacked_func_backward,
+)
 from cuattn.compat.flash_attn.dense import flash_attn_func, flash_attn_kvpacked_func, flash_attn_qkvpacked_func
 from cuattn.compat.flash_attn.packed import (
     flash_attn_varlen_func,
@@ -25,9 +37,15 @@ from cuattn.compat.flash_attn.packed import (
 
 __all__ = [
     "flash_attn_func",
+    "flash_attn_func_backward",
     "flash_attn_kvpacked_func",
+    "flash_attn_kvpacked_func_backward",
     "flash_attn_qkvpacked_func",
+    "flash_attn_qkvpacked_func_backward",
     "flash_attn_varlen_func",
+    "flash_attn_varlen_func_backward",
     "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_kvpacked_func_backward",
     "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_varlen_qkvpacked_func_backward",
 ]

@@ -1,0 +1,220 @@
+"""Slips in the kernels of the backward pass."""
+
+from bench.mutants.semantic import Semantic
+
+MMA, FMA = "attention_backward.cu", "attention_backward_f32.cu"
+BIAS, BIAS_F32 = "attention_backward_bias.cu", "attention_backward_bias_f32.cu"
+ROWS, SINKS = "attention_backward_rows.cu", "attention_backward_sinks.cu"
+
+
+def _of_both(what: str, pattern: str, replacement: str, occurrence: int = 0) -> tuple[Semantic, ...]:
+    """The two kernels of dq, dk and dv have the same walk."""
+    return tuple(Semantic(file, what, pattern, replacement, occurrence) for file in (MMA, FMA))
+
+
+BACKWARD = (
+    Semantic(ROWS, "delta is dropped", r"isnan\(lse\) \? Accumulator\(0\) : sum;", "Accumulator(0);"),
+    Semantic(ROWS, "dlse is added", r"sum -= g_dlse", "sum += g_dlse"),
+    Semantic(ROWS, "dlse is forgotten", r"if \(g_dlse != nullptr\) sum -= g_dlse\[at\];", ""),
+    Semantic(ROWS, "one step short of a butterfly", r"= WARP_SIZE / 2; lane_mask", "= WARP_SIZE / 4; lane_mask"),
+    Semantic(ROWS, "rows that see nothing keep -inf", r"\? -lse :", "? lse :"),
+    Semantic(ROWS, "lse stays natural", r": lse \* lse_factor", ": lse"),
+    Semantic(ROWS, "a NaN lse keeps its delta", r"isnan\(lse\) \? Accumulator\(0\) : sum", "sum"),
+    *_of_both("the group's first head alone", r"OWN_KEYS \? params\.heads_per_kv_head : 1;", "1;"),
+    *_of_both(
+        "key heads in another order",
+        r"OWN_KEYS \? block\.head_idx \* params\.heads_per_kv_head : block\.head_idx;",
+        "block.head_idx;",
+    ),
+    *_of_both("every query head reads its own key head", r"block\.head_idx / params\.heads_per_kv_head;", "0;"),
+    *_of_both(
+        "the band of the other side",
+        r"return band_of_queries\.transposed\(block\.seqlen_q\);",
+        "auto band = band_of_queries.transposed(block.seqlen_q); band.seqlen_k = block.seqlen_k; return band;",
+    ),
+    *_of_both(
+        "the band is not applied", r"if \(!(?:in_full|tiles\.in_full\(at\.tile_idx\))\) hide_outside_band\(.*?\);", ""
+    ),
+    *_of_both("scaled twice", r"acc_qk, params\.scale,", "acc_qk, params.scale * params.scale,"),
+    *_of_both("not scaled", r"acc_qk, params\.scale,", "acc_qk, 1,"),
+    *_of_both("kept probabilities are not scaled in dv", r"acc_v, params\.keep_scale,", "acc_v, 1,"),
+    *_of_both("no derivative of the softcap", r"if \(SOFTCAP\) multiply_elements\(.*?\);", ""),
+    *_of_both("dropout repeats in the batch", r"block\.batch_idx \* params\.num_heads \+ head_idx, ", "head_idx, "),
+    *_of_both("hidden tiles are walked over", r"!TILE_CLASSES \|\| tile_class\(at\) != TILE_HIDDEN", "true"),
+    *_of_both("mixed tiles are passed over", r"tile_class\(at\) != TILE_HIDDEN", "tile_class(at) == TILE_OPEN"),
+    *_of_both("classes of the transposed tile", r"OWN_KEYS \? own_tile : at\.tile_idx\);", "at.tile_idx);"),
+    *_of_both("no bias, no mask", r"\badd_bias_and_mask\(.*?\);", "{}"),
+    *_of_both(
+        "a warp skips a tile too many", r"first_column \+ BLOCK_OTHER <= warp_begin", "first_column <= warp_begin"
+    ),
+    *_of_both(
+        "the first tile of every other head is skipped",
+        r"at\.head\+\+, at\.tile_idx = tiles\.begin",
+        "at.head++, at.tile_idx = tiles.begin + 1",
+    ),
+    *_of_both("terms of the first head of the group", r"at\.head \* params\.lse_head \+ first_row", "first_row"),
+    *_of_both("the next sequence's gradients are written", r"num_own - (?:warp_row|first_row)(?=[,)])", "BLOCK_OWN"),
+    *_of_both("dq of the wrong strides", r"OWN_KEYS \? params\.dk : params\.dq", "OWN_KEYS ? params.k : params.q"),
+    *_of_both(
+        "ALiBi of the group's first head",
+        r"g_alibi_slopes, block\.batch_idx,\s+head_idx",
+        "g_alibi_slopes, block.batch_idx, first_head",
+    ),
+    Semantic(MMA, "the stage in use", r"\(stage \+ NUM_STAGES - 1\) % NUM_STAGES", "stage"),
+    Semantic(MMA, "the terms of another stage", r"smem\.delta\[stage\] \+", "smem.delta[(stage + 1) % NUM_STAGES] +"),
+    Semantic(
+        MMA,
+        "dropped probabilities count in dv",
+        r"kept_probabilities\(kept, probabilities\);",
+        "memcpy(kept, probabilities, sizeof(kept));",
+    ),
+    Semantic(MMA, "dv with dS", r"acc_v, kept,", "acc_v, probabilities,"),
+    Semantic(MMA, "dS with its own operand", r"acc_qk, ds, s_other_qk", "acc_qk, probabilities, s_other_qk"),
+    Semantic(FMA, "dS in the place of P", r"store_weights\(scores,", "store_weights(dp,"),
+    Semantic(FMA, "P in the place of dS", r"store_weights\(dp,", "store_weights(scores,"),
+    Semantic(FMA, "zero rows are not loaded", r"idx < num_valid \? sizeof\(Element\) : 0", "sizeof(Element)"),
+    Semantic("backward_tile.cuh", "delta is dropped", r"-delta\.at\(t, n, i\)\)", "0.0f)"),
+    Semantic("backward_tile.cuh", "delta is dropped", r"\(dp\[t\]\[n\]\[i\] - delta\.at\(t, n, i\)\)", "dp[t][n][i]"),
+    Semantic("backward_tile.cuh", "delta is added", r"- delta\.at\(t, n, i\)", "+ delta.at(t, n, i)"),
+    Semantic("backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
+    Semantic("backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? own : other", "OWN_KEYS ? other : own"),
+    Semantic(
+        "backward_tile.cuh",
+        "softcap's derivative is 1",
+        r"tanh_fast\(score \* inverse_softcap, .*?\);",
+        "tanh_fast(score * inverse_softcap);",
+    ),
+    Semantic(
+        "backward_tile.cuh", "ALiBi of the transposed tile", r"OWN_KEYS \? column - row : row - column", "row - column"
+    ),
+    Semantic("backward_tile.cuh", "words of the transposed tile", r"OWN_KEYS \? w % 2 : w / 2", "w / 2"),
+    Semantic(
+        "backward_tile.cuh",
+        "the bias of the transposed tile",
+        r"OWN_KEYS \? params\.bias\.query : params\.bias\.key",
+        "params.bias.key",
+    ),
+    Semantic(
+        "backward_tile.cuh",
+        "the mask of the transposed tile",
+        r"OWN_KEYS \? params\.mask\.query : params\.mask\.key",
+        "params.mask.key",
+    ),
+    Semantic("backward_tile.cuh", "dropped elements have dP", r"signbit\(p\) \? 0\.0f : keep_scale", "keep_scale"),
+    Semantic("backward_tile.cuh", "dropped elements have no dS", r"fabsf\(p\) \* fmaf", "fmaxf(p, 0.0f) * fmaf"),
+    Semantic(
+        "backward_tile.cuh",
+        "kept elements are not scaled",
+        r"signbit\(p\) \? 0\.0f : keep_scale",
+        "signbit(p) ? 0.0f : 1.0f",
+    ),
+    Semantic("backward_tile.cuh", "probabilities of hidden keys", r"hidden \? 0\.0f : exp2", "exp2"),
+    Semantic("lane_tile.cuh", "delta is dropped", r"weighted - s_delta\[query\]", "weighted"),
+    Semantic("lane_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
+    Semantic("lane_tile.cuh", "softcap's derivative is 1", r"slopes\[i\]\[j\] = tanh_slope\(.*?\);", ""),
+    Semantic("lane_tile.cuh", "ALiBi of the transposed tile", r"OWN_KEYS \? j \* LANES_PER_ROW - i : ", ""),
+    Semantic(
+        "lane_tile.cuh",
+        "dropout of row and key swapped",
+        r"lane\.query\(\) \+ query, lane\.key\(\) \+ key",
+        "lane.key() + key, lane.query() + query",
+    ),
+    Semantic(
+        "lane_tile.cuh",
+        "dropped elements have dP",
+        r"kept \? dp\[i\]\[j\] \* params\.keep_scale : Element\(0\)",
+        "dp[i][j] * params.keep_scale",
+    ),
+    Semantic("lane_tile.cuh", "kept elements are not scaled", r"dp\[i\]\[j\] \* params\.keep_scale", "dp[i][j]"),
+    Semantic("lane_tile.cuh", "dropped elements are in dv", r"kept \? p : Element\(0\)", "p"),
+    Semantic(
+        "lane_tile.cuh",
+        "the bias of the transposed tile",
+        r"OWN_KEYS \? params\.bias\.query : params\.bias\.key",
+        "params.bias.key",
+    ),
+    Semantic(
+        "lane_tile.cuh",
+        "2^x of natural logits",
+        r"NATURAL_LOGITS \? difference \* log2_e<Element>\(\) : difference",
+        "difference",
+    ),
+    Semantic("lane_products.cuh", "weights are not cleared", r"weights\[i\]\[j\] = 0;", "weights[i][j] = 1;"),
+    Semantic("lane_products.cuh", "a block too many is summed", r"block < num_terms", "block <= num_terms"),
+    Semantic("lane_products.cuh", "the last block alone", r"weights\[i\]\[j\] \+= partial", "weights[i][j] = partial"),
+    Semantic("lane_products.cuh", "not multiplied by the factor", r"row\.x\[e\]\[x\] \* factor", "row.x[e][x]"),
+    Semantic(SINKS, "the sign", r"sum -= static_cast", "sum += static_cast"),
+    Semantic(SINKS, "the first entry of the batch alone", r"batch_idx < num_batch\)", "batch_idx < 1)"),
+    Semantic(SINKS, "without its weight", r"static_cast<double>\(exp\(sink - lse\)\) \* ", ""),
+    Semantic(SINKS, "the first warp's rows alone", r"sum \+= s_sums\[warp\];", ";"),
+    Semantic(SINKS, "a row beyond the end of its entry", r"row >= seqlen\)", "row > seqlen)"),
+    Semantic(SINKS, "rows that see nothing count", r"if \(lse != negative_infinity<Real>\(\)\)", "if (true)"),
+    Semantic(SINKS, "one step short of a butterfly", r"= WARP_SIZE / 2; lane_mask", "= WARP_SIZE / 4; lane_mask"),
+    Semantic("attention_backward_bias_sum.cu", "the first part alone", r"part < num_parts;", "part < 1;"),
+    Semantic(
+        "attention_backward_bias_sum.cu",
+        "the parts of the next element",
+        r"num_elements \+ element\]",
+        "num_elements + num_elements - 1 - element]",
+    ),
+    Semantic(
+        "bias_sums.cuh",
+        "a part begins one term early",
+        r"/ sums\.num_parts \* part \+ min",
+        "/ sums.num_parts * part - (part > 0) + min",
+    ),
+    Semantic("bias_sums.cuh", "a term is counted by two parts", r"\+ \(part < num_terms % sums\.num_parts\)", "+ 1"),
+    Semantic(
+        "bias_sums.cuh", "the rest of the terms is left out", r" \+ min\(static_cast<long long>\(part\), .*?\);", ";"
+    ),
+    Semantic(
+        "bias_sums.cuh",
+        "tiles of the last key head are kept",
+        r"new_keys = !same_batch \|\| .*?;",
+        "new_keys = !same_batch || walk.term.k_tile != before.k_tile;",
+    ),
+    Semantic(
+        "bias_sums.cuh", "queries of another head are kept", r"walk\.term\.head_idx != before\.head_idx \|\| ", ""
+    ),
+    Semantic(
+        "bias_sums.cuh", "of another entry of the batch too", r"walk\.term\.batch_idx == before\.batch_idx", "true"
+    ),
+    Semantic(
+        "bias_sums.cuh",
+        "the visible tiles of the other side",
+        r"range\(band\.transposed\(sequence\.seqlen_q\), BLOCK_M",
+        "range(band, BLOCK_M",
+    ),
+    Semantic(
+        "bias_sums.cuh",
+        "every part writes to the first",
+        r" \+ blockIdx\.x % sums\.num_parts \* sums\.num_elements",
+        "",
+    ),
+    Semantic(
+        "bias_sums.cuh",
+        "key heads by the query head",
+        r"walk\.term\.head_idx / params\.heads_per_kv_head \* strides\.head",
+        "walk.term.head_idx * strides.head",
+    ),
+    *(
+        Semantic(file, what, pattern, replacement)
+        for file in (BIAS, BIAS_F32)
+        for what, pattern, replacement in (
+            ("dS of the last term alone", r"\+= ds\[", "= ds["),
+            ("rows are not summed", r"if \(keys_summed\) sum_rows\(acc\);", ""),
+            ("the first warp's sums alone", r"warp < NUM_WARPS;", "warp < 1;"),
+            ("the band is not applied", r"if \(!tiles\.in_full\(.*?\)\) hide_outside_band\(.*?\);", ""),
+            (
+                "dropout repeats in the batch",
+                r"term\.batch_idx \* params\.num_heads \+ term\.head_idx",
+                "term.head_idx",
+            ),
+            (
+                "rows beyond the sequence count",
+                r"exists \? g_lse\[first_row \+ query\] : -negative_infinity<\w+>\(\)",
+                "exists ? g_lse[first_row + query] : 0",
+            ),
+        )
+    ),
+)

@@ -1,0 +1,154 @@
+"""The gradients of a bias and of sinks: how their kernels are launched, and the workspace they need.
+
+The gradient of a bias is cut into tiles: those of the logits where the bias is not broadcast. Where these are too few
+to fill a GPU, the sum of each is cut into parts, and the parts are added by a second kernel. How many parts there are
+depends on the shapes alone, so the same problem is always summed in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuattn.backward_bias_config import BiasBwdConfig, select
+from cuattn.config import BUCKETS, WARP_SIZE
+from cuattn.forward_options import BIAS_ELEMENTS
+from cuattn.launch import Executor, Kernel
+
+if TYPE_CHECKING:
+    from cuattn.backward_arguments import BackwardProblem
+    from cuattn.backward_launch import Prepared
+
+__all__ = ["launch_dbias", "launch_dsinks", "partial_nbytes"]
+
+ENOUGH_CTAS = 256  # with fewer tiles than this their sums are cut into parts
+_SUM_THREADS = 256
+_SINK_WARPS = 32
+
+# struct BiasSums of kernels/bias_sums.cuh; the trailing "0q" completes it to a multiple of its alignment.
+_SUMS = struct.Struct("@5q5i0q")
+_SUM_ELEMENTS = {np.float32: "float", np.float64: "double"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a gradient is cut."""
+
+    logits_shape: tuple[int, ...]  # [batch, heads, seqlen_q, seqlen_k]
+    shape: tuple[int, ...]  # of the gradient, with all four axes
+    num_tiles: int
+    num_parts: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    def pack(self) -> np.void:
+        strides = [0 if self.shape[axis] == 1 else math.prod(self.shape[axis + 1 :]) for axis in range(4)]
+        return np.void(_SUMS.pack(*strides, self.num_elements, *self.logits_shape, self.num_parts))
+
+
+@cache
+def _plan(logits_shape: tuple[int, ...], bias_shape: tuple[int, ...], config: BiasBwdConfig) -> _Plan:
+    shape = (1,) * (4 - len(bias_shape)) + bias_shape
+    tile = 1, 1, config.block_m, config.block_n
+    along_axes = [-(-extent // size) for extent, size in zip(logits_shape, tile, strict=True)]
+    num_tiles = math.prod(tiles for tiles, extent in zip(along_axes, shape, strict=True) if extent != 1)
+    num_terms = math.prod(tiles for tiles, extent in zip(along_axes, shape, strict=True) if extent == 1)
+    num_parts = min(max(ENOUGH_CTAS // max(num_tiles, 1), 1), max(num_terms, 1))
+    return _Plan(logits_shape, shape, num_tiles, num_parts)
+
+
+def _config(problem: BackwardProblem) -> tuple[BiasBwdConfig, int, int]:
+    """The shape of the kernel, and the buckets of the head dims."""
+    forward = problem.forward
+    buckets = BUCKETS[forward.extents.head_dim], BUCKETS[forward.extents.head_dim_v]
+    smem_limit_bytes = forward.executor.smem_limit_bytes
+    config = select(forward.dtype, *buckets, smem_limit_bytes=smem_limit_bytes, tf32=forward.options.tf32)
+    return config, *buckets
+
+
+def _plan_of(problem: BackwardProblem, config: BiasBwdConfig) -> _Plan:
+    bias = problem.forward.options.bias
+    assert bias is not None and problem.bias_shape is not None
+    return _plan(tuple(bias.array.shape), problem.bias_shape, config)
+
+
+def partial_nbytes(problem: BackwardProblem) -> int:
+    """Bytes of workspace for the gradient of the bias: at most 4 MiB, however long the sequences are."""
+    if not problem.return_dbias:
+        return 0
+    plan = _plan_of(problem, _config(problem)[0])
+    if plan.num_parts == 1:
+        return 0
+    return plan.num_parts * plan.num_elements * np.dtype(problem.forward.accumulator).itemsize
+
+
+def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
+    """The gradient of the bias, of its shape and dtype."""
+    forward, executor, packed = problem.forward, problem.executor, problem.packed
+    options = forward.options
+    config, head_dim, head_dim_v = _config(problem)
+    plan = _plan_of(problem, config)
+    bias: Any = options.bias
+    dbias = executor.empty(plan.shape, bias.array.dtype)
+    if dbias.size:
+        partial = prepared.workspace["dbias"] if plan.num_parts > 1 else None
+        operands = prepared.dout, prepared.q, prepared.k, prepared.v
+        constants = config.constants(
+            forward.dtype.name, head_dim, head_dim_v, options.kernel_options, aligned=prepared.aligned
+        )
+        args = (
+            *(x.array for x in operands),
+            *(prepared.lse, prepared.delta, dbias, partial, bias.array),
+            *(None if options.mask is None else options.mask.array, options.alibi_slopes, options.diagonal_offsets),
+            *((None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k)),
+            *(plan.pack(), prepared.params()),
+        )
+        executor.launch(
+            executor.kernel(config.source, constants, config.entry),
+            (plan.num_tiles * plan.num_parts,),
+            (config.num_threads,),
+            args,
+            config.smem_bytes(head_dim, head_dim_v),
+        )
+        if partial is not None:
+            kernel = _sum_kernel(executor, forward.accumulator, bias.array.dtype.name)
+            args = (partial, dbias, np.int64(plan.num_elements), np.int32(plan.num_parts))
+            executor.launch(kernel, (-(-plan.num_elements // _SUM_THREADS),), (_SUM_THREADS,), args)
+    executor.finish(dbias)
+    return dbias.reshape(problem.bias_shape)
+
+
+@cache
+def _sum_kernel(executor: Executor, accumulator: type[np.floating[Any]], bias_dtype: str) -> Kernel:
+    constants = {
+        "Real": _SUM_ELEMENTS[accumulator],
+        "BiasElement": BIAS_ELEMENTS[bias_dtype],
+        "NUM_THREADS": _SUM_THREADS,
+    }
+    return executor.kernel("attention_backward_bias_sum", constants, "cuattn_attention_backward_bias_sum")
+
+
+def launch_dsinks(problem: BackwardProblem, prepared: Prepared) -> Any:
+    """The gradient of the sinks [heads], of the accumulator's type."""
+    forward, executor = problem.forward, problem.executor
+    extents, accumulator = forward.extents, forward.accumulator
+    dsinks = executor.empty(extents.num_heads, accumulator)
+    if dsinks.size:
+        constants = {"Real": _SUM_ELEMENTS[accumulator], "NUM_WARPS": _SINK_WARPS}
+        kernel = executor.kernel("attention_backward_sinks", constants, "cuattn_attention_backward_sinks")
+        batch_stride, head_stride = extents.lse_strides
+        args = (
+            *(forward.options.sinks, problem.lse, prepared.delta, dsinks),
+            *(np.int64(batch_stride), np.int64(head_stride)),
+            *(np.int32(1 if extents.packed else extents.batch), np.int32(extents.seqlen_q)),
+        )
+        executor.launch(kernel, (extents.num_heads,), (_SINK_WARPS * WARP_SIZE,), args)
+    executor.finish(dsinks)
+    return dsinks

@@ -1,0 +1,196 @@
+"""From a checked backward problem to its launches: rows, dq, dk and dv, then the gradients of bias and sinks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cuattn import attention_arguments as arguments
+from cuattn import attention_params, backward_bias_launch, backward_workspace, tile_classes
+from cuattn.attention_arguments import LOG2_E, Operand
+from cuattn.attention_options import LogitArray
+from cuattn.backward_arguments import AttentionGrads, BackwardProblem
+from cuattn.backward_config import SIDES, FlashBwdConfig, Launch, select
+from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
+from cuattn.forward import pack_params
+from cuattn.forward_options import ForwardOptions
+from cuattn.launch import Executor, Kernel
+
+__all__ = ["Prepared", "backward", "select_configs"]
+
+_ROWS_WARPS = 4  # of the kernel that prepares the rows: one row a warp
+_NO_STRIDES = 0, 0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The operands of every kernel of a call, and what the first of them found out about the queries."""
+
+    problem: BackwardProblem
+    q: Operand
+    k: Operand
+    v: Operand
+    dout: Operand
+    out: Operand
+    lse: Any  # ready for the kernels: see attention_backward_rows.cu
+    delta: Any
+    workspace: dict[str, Any]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every row that a tile is loaded from begins at a multiple of 16 bytes."""
+        return self.q.aligned and self.k.aligned and self.v.aligned and self.dout.aligned
+
+    def params(
+        self,
+        dq: Operand | None = None,
+        dk: Operand | None = None,
+        dv: Operand | None = None,
+        classes: LogitArray | None = None,
+    ) -> np.void:
+        """The struct of kernels/attention_backward_params.cuh."""
+        forward = pack_params(
+            self.problem.forward, self.q, self.k, self.v, self.out, classes, packed=self.problem.packed
+        )
+        gradients = (_NO_STRIDES if x is None else x.strides for x in (dq, dk, dv))
+        return attention_params.pack_backward(forward, (*self.dout.strides, *(s for x in gradients for s in x)))
+
+
+def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | None = None) -> AttentionGrads:
+    """Launch the kernels of a problem. ``configs``: the rows for queries and for keys, instead of the selected ones."""
+    if configs is None:
+        configs = select_configs(problem)
+    targets = {name: problem.target(name) for name in ("dq", "dk", "dv")}
+    workspace = backward_workspace.allocate(problem, configs)
+    prepared = _prepare(problem, workspace)
+    classes = {
+        tile: tile_classes.find(problem.executor, problem.forward.options, *tile, workspace[name])
+        for tile in {config.tile for config in configs}
+        if (name := backward_workspace.classes_name(tile)) in workspace
+    }
+    for config in configs:
+        _launch_side(prepared, config, classes.get(config.tile), targets)
+    dbias = backward_bias_launch.launch_dbias(problem, prepared) if problem.return_dbias else None
+    dsinks = None
+    if problem.forward.options.sinks is not None:
+        dsinks = backward_bias_launch.launch_dsinks(problem, prepared)
+    dq, dk, dv = (problem.deliver(name, written) for name, written in targets.items())
+    return AttentionGrads(dq, dk, dv, dbias, dsinks)
+
+
+def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
+    """The rows for queries and for keys."""
+    forward = problem.forward
+    return _select_configs(
+        forward.dtype,
+        *(BUCKETS[forward.extents.head_dim], BUCKETS[forward.extents.head_dim_v]),
+        forward.options.kernel_options,
+        forward.options.tf32,
+        forward.executor.smem_limit_bytes,
+    )
+
+
+@cache
+def _select_configs(
+    dtype: np.dtype[Any], head_dim: int, head_dim_v: int, options: ForwardOptions, tf32: bool, smem_limit_bytes: int
+) -> tuple[FlashBwdConfig, ...]:
+    return tuple(
+        select(dtype, head_dim, head_dim_v, own=own, smem_limit_bytes=smem_limit_bytes, options=options, tf32=tf32)
+        for own in SIDES
+    )
+
+
+def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
+    """Launch the kernel that looks at every query of every head."""
+    executor, forward = problem.executor, problem.forward
+    q, k, v, dout, out = (
+        arguments.operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out)
+    )
+    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace)
+    num_rows = problem.lse.size
+    if num_rows:
+        factor = 1.0 if forward.options.kernel_options.natural_logits else LOG2_E
+        args = (
+            *(dout.array, out.array, problem.lse, problem.dlse, prepared.lse, prepared.delta),
+            *(forward.accumulator(factor), np.int64(num_rows), prepared.params()),
+        )
+        kernel = _rows_kernel(executor, forward.dtype)
+        executor.launch(kernel, (-(-num_rows // _ROWS_WARPS),), (_ROWS_WARPS * WARP_SIZE,), args)
+    return prepared
+
+
+@cache
+def _rows_kernel(executor: Executor, dtype: np.dtype[Any]) -> Kernel:
+    element, accumulator = ELEMENTS[dtype.name]
+    constants: dict[str, Any] = {"Element": element, "Accumulator": accumulator, "NUM_WARPS": _ROWS_WARPS}
+    return executor.kernel("attention_backward_rows", constants, "cuattn_attention_backward_rows")
+
+
+def _launch_side(
+    prepared: Prepared, config: FlashBwdConfig, classes: LogitArray | None, targets: dict[str, Operand]
+) -> None:
+    """dq, or dk and dv."""
+    problem = prepared.problem
+    executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
+    of_keys = config.own == "keys"
+    names = ("dk", "dv") if of_keys else ("dq",)
+    if not any(targets[name].array.size for name in names):
+        return
+    if not extents.num_heads:  # keys that no query head reads
+        for name in names:
+            targets[name] = _zeros(executor, targets[name])
+        return
+    seqlen, num_heads = extents.seqlen_q, extents.num_heads
+    if of_keys:
+        seqlen, num_heads = extents.seqlen_k, extents.num_kv_heads
+    packed = problem.packed
+    work = None if packed is None else packed.work(executor, seqlen, config.block_own, options, of_keys=of_keys)
+    num_blocks = extents.batch * -(-seqlen // config.block_own) if work is None else work.shape[0]
+    for launch in config.launches:
+        written = {
+            "dq": targets["dq"] if not of_keys else None,
+            "dk": targets["dk"] if of_keys and launch.grad_qk else None,
+            "dv": targets["dv"] if launch.grad_v else None,
+        }
+        args = (
+            *(prepared.dout.array, prepared.q.array, prepared.k.array, prepared.v.array),
+            *(prepared.lse, prepared.delta),
+            *(None if x is None else x.array for x in written.values()),
+            *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
+            *(options.alibi_slopes, options.diagonal_offsets),
+            *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
+            prepared.params(**written, classes=classes),
+        )
+        buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+        kernel = _kernel(
+            executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
+        )
+        executor.launch(
+            kernel, (num_heads * num_blocks,), (config.num_threads,), args, config.smem_bytes(*buckets)
+        )
+
+
+@cache
+def _kernel(
+    executor: Executor,
+    config: FlashBwdConfig,
+    launch: Launch,
+    dtype: np.dtype[Any],
+    head_dim: int,
+    head_dim_v: int,
+    options: ForwardOptions,
+    aligned: bool,
+) -> Kernel:
+    constants = config.constants(dtype.name, head_dim, head_dim_v, options, launch=launch, aligned=aligned)
+    return executor.kernel(config.source, constants, config.entry)
+
+
+def _zeros(executor: Executor, target: Operand) -> Operand:
+    with executor.on_device():
+        module = np if isinstance(target.array, np.ndarray) else sys.modules["cupy"]
+        return Operand(module.zeros(target.array.shape, target.array.dtype))

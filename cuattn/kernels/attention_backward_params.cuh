@@ -1,0 +1,9 @@
+// What a kernel of the backward pass is told about a problem: what the forward was told, and where gradients lie. Its
+// Python twin is in cuattn/attention_params.py.
+#pragma once
+#include "attention_params.cuh"
+
+template <typename Real>
+struct AttentionBackwardParams : AttentionParams<Real> {
+    RowStrides dout, dq, dk, dv;
+};

@@ -1,0 +1,69 @@
+"""What bias and mask do to each tile of the logits: hide it, leave it open, or neither (attention_mask_tiles.cu)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cuattn.attention_options import LogitArray, Options
+from cuattn.config import WARP_SIZE
+from cuattn.forward_options import EVERYTHING
+from cuattn.launch import Executor, Kernel
+
+__all__ = ["find", "shape"]
+
+_NUM_WARPS = 4  # one tile a warp
+_NO_STRIDES = 0, 0, 0, 0
+
+
+def shape(options: Options, block_m: int, block_n: int) -> tuple[int, int, int, int] | None:
+    """That of the classes, [batch, heads, query tiles, key tiles], an axis 1 where bias and mask are broadcast.
+
+    None where there is nothing to classify: neither bias nor mask, or a kernel without tiles.
+    """
+    if (options.bias is None and options.mask is None) or block_n == 0:
+        return None
+    batch, heads, seqlen_q, seqlen_k = _extents(options)
+    return batch, heads, -(-seqlen_q // block_m), -(-seqlen_k // block_n)
+
+
+def find(executor: Executor, options: Options, block_m: int, block_n: int, classes: Any) -> LogitArray:
+    """Fill ``classes``, a uint8 array of `shape`, and say how it is broadcast."""
+    if classes.size:
+        args = (
+            *(None if x is None else x.array for x in (options.bias, options.mask)),
+            classes,
+            *(
+                np.void(np.array(_NO_STRIDES if x is None else x.strides, np.int64).tobytes())
+                for x in (options.bias, options.mask)
+            ),
+            *(np.int32(x) for x in (*_extents(options), block_m, block_n)),
+        )
+        kernel = _kernel(executor, "float32" if options.bias is None else options.bias.array.dtype.name)
+        executor.launch(kernel, (-(-classes.size // _NUM_WARPS),), (_NUM_WARPS * WARP_SIZE,), args)
+    executor.finish(classes)
+    _, heads, q_tiles, k_tiles = classes.shape
+    strides = heads * q_tiles * k_tiles, q_tiles * k_tiles, k_tiles, 1
+    return LogitArray(
+        classes,
+        tuple(stride if extent > 1 else 0 for stride, extent in zip(strides, classes.shape, strict=True)),  # type: ignore[arg-type]
+    )
+
+
+def _extents(options: Options) -> list[int]:
+    """Of the axes along which bias or mask vary; 1 of the others."""
+    given = [x for x in (options.bias, options.mask) if x is not None]
+    return [
+        extent if any(x.strides[axis] for x in given) else min(extent, 1)
+        for axis, extent in enumerate(given[0].array.shape)
+    ]
+
+
+@cache
+def _kernel(executor: Executor, bias_dtype: str) -> Kernel:
+    constants = replace(EVERYTHING, bias_dtype=bias_dtype).constants()
+    wanted = {name: constants[name] for name in ("SOFTCAP", "ALIBI", "BIAS", "MASK", "BiasElement")}
+    return executor.kernel("attention_mask_tiles", {**wanted, "NUM_WARPS": _NUM_WARPS}, "cuattn_attention_mask_tiles")

@@ -1,0 +1,64 @@
+"""The two losses, and below them how far they are apart, as an image. Needs matplotlib: the extra "plot"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+KERNEL_COLOR, FLOAT64_COLOR = "#0072b2", "#d55e00"  # blue and vermilion, which color-blind readers tell apart
+
+
+class PlotError(RuntimeError):
+    """The plot cannot be saved at this path."""
+
+
+class NoMatplotlibError(PlotError):
+    """matplotlib is not installed."""
+
+
+def check(path: Path) -> None:
+    """Raise now what `save` would raise after minutes of training."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise NoMatplotlibError("matplotlib is not installed; get it with: pip install '.[plot]'") from None
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise PlotError(f"{path} does not end in a format that matplotlib writes: {', '.join(sorted(formats))}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise PlotError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'there is no {path.parent}'}")
+
+
+def save(path: Path, kernel: Sequence[float], float64: Sequence[float], *, title: str, kernel_label: str) -> None:
+    """Draw the losses of both runs, one value for each step, and write the image to `path`."""
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    steps = np.arange(len(kernel))
+    difference = np.abs(np.subtract(kernel, float64))
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+
+    above.plot(steps, kernel, color=KERNEL_COLOR, linewidth=1.4, label=kernel_label)
+    # The curves lie on each other, so this one is rings: a few of them, through which the line is seen.
+    rings = max(1, len(kernel) // 40)
+    style = {"linestyle": "none", "marker": "o", "markersize": 6, "markerfacecolor": "none", "markevery": rings}
+    above.plot(steps, float64, color=FLOAT64_COLOR, label="float64, NumPy reference", **style)
+    above.set_ylabel("cross entropy\n(nats per character)")
+    above.set_ylim(bottom=0)
+    above.set_title(title)
+    above.legend(frameon=False)
+
+    below.semilogy(steps, np.where(difference > 0, difference, np.nan), ".", color="black", markersize=3)
+    below.set_ylabel("|difference|\n(nats per character)")
+    below.set_xlabel("training step")
+    for axes in (above, below):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.01)
+    figure.align_ylabels()
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise PlotError(f"cannot write {path}: {error.strerror}") from error
