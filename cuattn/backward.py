@@ -55,7 +55,7 @@ def attention_backward(
     it returned. With P = exp(logit - lse), Z the dropout factors (0 or 1 / (1 - dropout_p); 1 without dropout) and
     Δ = rowsum(dout * out) - dlse: dv = (P * Z)^T dout, dS = P * (Z * (dout v^T) - Δ), dq = scale * dS k and
     dk = scale * dS^T q. No array of seqlen_q x seqlen_k elements is made, and no element is summed in an order that
-    changes from run to run.
+    changes from run to run, unless ``deterministic`` is False.
 
     Parameters
     ----------
@@ -75,7 +75,9 @@ def attention_backward(
     dlse : array [batch, heads, seqlen_q], float32 (float64 for float64), optional
         Gradient of ``lse``; 0 by default.
     deterministic : bool
-        True: the same inputs give the same bits. False allows sums in any order, where that is faster.
+        True: the same inputs give the same bits. False: dq of 16-bit inputs is summed in float32 in no order, by atomic
+        additions, which takes five products of the size of q k^T instead of seven, and a float32 number of workspace
+        for each element of dq. dk, dv, and other dtypes are as with True.
     return_dbias : bool
         Compute the gradient of ``bias`` too.
     dq, dk, dv : array, shape and dtype of ``q``, ``k`` and ``v``, optional

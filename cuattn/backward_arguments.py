@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn import attention_arguments as arguments
+from cuattn import backward_workspace
 from cuattn.attention_arguments import Operand, Problem
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.extents import address, byte_bounds, overlaps_itself, share_elements
+from cuattn.extents import address, byte_bounds, share_elements
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
 from cuattn.packed import Packed
@@ -210,14 +211,12 @@ def _check_workspace(problem: BackwardProblem, memory: Mapping[str, tuple[int, i
         raise DTypeError(f"workspace has dtype {workspace.dtype}; uint8 is needed")
     if isinstance(workspace, np.ndarray) and not workspace.flags.writeable:
         raise ArrayTypeError("workspace is read-only; a writable array is needed")
-    if workspace.strides != (1,) or overlaps_itself(workspace):
+    if workspace.strides != (1,):
         raise ArgumentError(f"workspace has strides {workspace.strides}; a contiguous array is needed")
     if workspace.size and address(workspace) % WORKSPACE_ALIGNMENT:
         raise ArgumentError(
             f"workspace begins at address {address(workspace):#x}; a multiple of {WORKSPACE_ALIGNMENT} bytes is needed"
         )
-    from cuattn import backward_workspace
-
     needed = backward_workspace.nbytes(problem)
     if workspace.size < needed:
         raise ShapeError(

@@ -97,7 +97,6 @@ BIAS_BWD_CONFIGS = (
     # float32 in tf32
     BiasBwdConfig("mma", 4, 64, block_m=64, block_n=64, num_warps=4),
     BiasBwdConfig("mma", 4, 128, block_m=64, block_n=32, num_warps=4),
-    BiasBwdConfig("mma", 4, 256, block_m=32, block_n=32, num_warps=2),
     BiasBwdConfig("mma", 4, 256, block_m=32, block_n=16, num_warps=2),
     # float32
     BiasBwdConfig("fma", 4, 64, block_m=64, block_n=64, num_warps=8),

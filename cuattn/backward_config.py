@@ -7,7 +7,7 @@ Examples
 --------
 >>> import numpy as np
 >>> row = select(np.dtype(np.float16), 64, 64, own="keys", smem_limit_bytes=163 * 1024)
->>> [(launch.grad_qk, launch.grad_v) for launch in row.launches]
+>>> [(launch.grad_qk, launch.grad_v) for launch in row.launches()]
 [(True, True)]
 """
 
@@ -23,7 +23,7 @@ from cuattn.config import MMA_ROWS, ROW_PADDING_BYTES, WARP_SIZE, kernel_types
 from cuattn.errors import LaunchError
 from cuattn.forward_options import PLAIN, ForwardOptions
 
-__all__ = ["FLASH_BWD_CONFIGS", "SIDES", "FlashBwdConfig", "Launch", "Side", "select"]
+__all__ = ["FLASH_BWD_CONFIGS", "SIDES", "FlashBwdConfig", "Launch", "Side", "can_add_dq", "select"]
 
 Side = Literal["queries", "keys"]
 #: Who may own the rows that a CTA sums gradients for.
@@ -33,11 +33,17 @@ _FMA_ROWS = (2, 4, 8)  # rows of a warp of attention_backward_f32.cu: as many as
 _TERM_BYTES = 4  # lse and delta of a query are floats beside tiles of up to 4 bytes an element
 
 
+def can_add_dq(products: str, itemsize: int) -> bool:
+    """Whether there is a form of the kernel that adds dq in no order: for 16-bit elements."""
+    return products == "mma" and itemsize == 2
+
+
 class Launch(NamedTuple):
-    """Which gradients one launch of a row computes: dq or dk, and dv."""
+    """Which gradients one launch of a row computes: dq or dk, and dv; and whether it adds the part of its keys to dq."""
 
     grad_qk: bool
     grad_v: bool
+    add_dq: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +97,13 @@ class FlashBwdConfig:
     def num_threads(self) -> int:
         return self.num_warps * WARP_SIZE
 
-    @property
-    def launches(self) -> tuple[Launch, ...]:
-        """What the kernel is launched for, in order."""
+    def launches(self, *, add_dq: bool = False) -> tuple[Launch, ...]:
+        """What the kernel is launched for, in order. ``add_dq``: keys that are owned give dq too, in no order."""
         if self.own == "queries":
             return (Launch(True, False),)
-        return (Launch(False, True), Launch(True, False)) if self.split_grads else (Launch(True, True),)
+        if self.split_grads:
+            return Launch(False, True), Launch(True, False, add_dq)
+        return (Launch(True, True, add_dq),)
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -104,16 +111,17 @@ class FlashBwdConfig:
         queries, keys = self.block_own, self.block_other
         return (queries, keys) if self.own == "queries" else (keys, queries)
 
-    def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
+    def smem_bytes(self, head_dim: int, head_dim_v: int, *, add_dq: bool = False) -> int:
         """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: ``sizeof(Smem)`` of the kernel."""
         rows = self.block_own + self.num_stages * self.block_other
         tiles = rows * ((head_dim + head_dim_v) * self.itemsize + 2 * ROW_PADDING_BYTES)
         if self.products == "mma":
-            return tiles + 2 * self.num_stages * self.block_other * _TERM_BYTES
+            ds_row = self.block_other * self.itemsize + ROW_PADDING_BYTES if add_dq else 0
+            return tiles + 2 * self.num_stages * self.block_other * _TERM_BYTES + self.block_own * ds_row
         weights = self.block_own * (self.block_other * self.itemsize + ROW_PADDING_BYTES)  # P, then dS
         return tiles + weights + 2 * self.tile[0] * self.itemsize
 
-    def is_legal(self, head_dim: int, head_dim_v: int, smem_limit_bytes: int) -> bool:
+    def is_legal(self, head_dim: int, head_dim_v: int, smem_limit_bytes: int, *, add_dq: bool = False) -> bool:
         """Whether the kernel compiles and launches in this shape (buckets as above)."""
         if self.products == "mma":
             tiling = self.block_own % (MMA_ROWS * self.num_warps) == 0 and self.num_stages >= 2
@@ -121,7 +129,9 @@ class FlashBwdConfig:
             tiling = self.block_own in (rows * self.num_warps for rows in _FMA_ROWS) and self.num_stages == 1
             tiling = tiling and not self.split_grads
         tiling = tiling and self.block_other <= self.num_threads
-        fits = self.smem_bytes(head_dim, head_dim_v) <= smem_limit_bytes
+        fits = self.smem_bytes(head_dim, head_dim_v, add_dq=add_dq) <= smem_limit_bytes
+        if add_dq and (self.own != "keys" or not can_add_dq(self.products, self.itemsize)):
+            return False
         return tiling and self.block_other % 16 == 0 and self.num_threads <= 1024 and fits
 
     def constants(
@@ -136,7 +146,7 @@ class FlashBwdConfig:
     ) -> dict[str, Any]:
         """The compile-time constants of one of the launches. Head dims are buckets, the dtype is that of q."""
         if launch is None:
-            launch = self.launches[0]
+            launch = self.launches()[0]
         constants: dict[str, Any] = {
             **kernel_types(dtype_name, self.products),
             **options.constants(),
@@ -149,10 +159,10 @@ class FlashBwdConfig:
             "HEAD_DIM": head_dim,
             "HEAD_DIM_V": head_dim_v,
             "NUM_WARPS": self.num_warps,
-            "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v),
+            "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v, add_dq=launch.add_dq),
         }
         if self.products == "mma":
-            constants["NUM_STAGES"] = self.num_stages
+            constants |= {"NUM_STAGES": self.num_stages, "ADD_DQ": launch.add_dq}
         return constants
 
 
@@ -170,7 +180,8 @@ FLASH_BWD_CONFIGS = (
     ),
     FlashBwdConfig("mma", "queries", 2, 256, block_own=64, block_other=16, num_warps=4, num_stages=2),
     FlashBwdConfig("mma", "queries", 2, 256, block_own=32, block_other=16, num_warps=2, num_stages=2),
-    FlashBwdConfig("mma", "keys", 2, 64, block_own=128, block_other=64, num_warps=8, num_stages=2),
+    FlashBwdConfig("mma", "keys", 2, 64, block_own=128, block_other=64, num_warps=8, num_stages=2, score_options=False),
+    FlashBwdConfig("mma", "keys", 2, 64, block_own=128, block_other=32, num_warps=8, num_stages=2),
     FlashBwdConfig(
         "mma", "keys", 2, 128, block_own=128, block_other=32, num_warps=8, num_stages=2, score_options=False
     ),
@@ -221,6 +232,7 @@ def select(
     smem_limit_bytes: int,
     options: ForwardOptions = PLAIN,
     tf32: bool = False,
+    add_dq: bool = False,
 ) -> FlashBwdConfig:
     """The row for a problem and a side.
 
@@ -237,6 +249,8 @@ def select(
         Of the kernel.
     tf32 : bool
         Whether float32 is multiplied in tf32.
+    add_dq : bool
+        Whether keys that are owned give dq too.
 
     Raises
     ------
@@ -244,12 +258,19 @@ def select(
         No row fits into the shared memory.
     """
     products = "mma" if dtype.itemsize == 2 or tf32 else "fma"
-    return _select(products, own, dtype.itemsize, head_dim, head_dim_v, options.on_scores, smem_limit_bytes)
+    return _select(products, own, dtype.itemsize, head_dim, head_dim_v, options.on_scores, smem_limit_bytes, add_dq)
 
 
 @cache
 def _select(
-    products: str, own: Side, itemsize: int, head_dim: int, head_dim_v: int, on_scores: bool, smem_limit_bytes: int
+    products: str,
+    own: Side,
+    itemsize: int,
+    head_dim: int,
+    head_dim_v: int,
+    on_scores: bool,
+    smem_limit_bytes: int,
+    add_dq: bool,
 ) -> FlashBwdConfig:
     for row in FLASH_BWD_CONFIGS:
         if (
@@ -258,7 +279,7 @@ def _select(
             and row.itemsize == itemsize
             and max(head_dim, head_dim_v) <= row.max_head_dim
             and row.score_options >= on_scores
-            and row.is_legal(head_dim, head_dim_v, smem_limit_bytes)
+            and row.is_legal(head_dim, head_dim_v, smem_limit_bytes, add_dq=add_dq)
         ):
             return row
     raise LaunchError(

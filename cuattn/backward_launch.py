@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from cuattn import attention_params, backward_bias_launch, backward_workspace, t
 from cuattn.attention_arguments import LOG2_E, Operand
 from cuattn.attention_options import LogitArray
 from cuattn.backward_arguments import AttentionGrads, BackwardProblem
-from cuattn.backward_config import SIDES, FlashBwdConfig, Launch, select
+from cuattn.backward_config import SIDES, FlashBwdConfig, Launch, Side, select
 from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
+from cuattn.dq_sums import DqSums
 from cuattn.forward import pack_params
 from cuattn.forward_options import ForwardOptions
 from cuattn.launch import Executor, Kernel
@@ -40,6 +42,7 @@ class Prepared:
     lse: Any  # ready for the kernels: see attention_backward_rows.cu
     delta: Any
     workspace: dict[str, Any]
+    forward_params: np.void  # the struct of kernels/attention_params.cuh, without classes
 
     @property
     def aligned(self) -> bool:
@@ -48,43 +51,51 @@ class Prepared:
 
     def params(
         self,
-        dq: Operand | None = None,
+        dq: Operand | DqSums | None = None,
         dk: Operand | None = None,
         dv: Operand | None = None,
         classes: LogitArray | None = None,
     ) -> np.void:
         """The struct of kernels/attention_backward_params.cuh."""
-        forward = pack_params(
-            self.problem.forward, self.q, self.k, self.v, self.out, classes, packed=self.problem.packed
-        )
-        gradients = (_NO_STRIDES if x is None else x.strides for x in (dq, dk, dv))
-        return attention_params.pack_backward(forward, (*self.dout.strides, *(s for x in gradients for s in x)))
+        forward = self.forward_params
+        if classes is not None:
+            forward = pack_params(
+                self.problem.forward, self.q, self.k, self.v, self.out, classes, packed=self.problem.packed
+            )
+        strides = (_NO_STRIDES if x is None else x.strides for x in (dq, dk, dv))
+        return attention_params.pack_backward(forward, (*self.dout.strides, *chain.from_iterable(strides)))
 
 
 def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | None = None) -> AttentionGrads:
-    """Launch the kernels of a problem. ``configs``: the rows for queries and for keys, instead of the selected ones."""
+    """Launch the kernels of a problem. ``configs``: rows for queries and for keys instead of those of `select_configs`."""
     if configs is None:
         configs = select_configs(problem)
+    executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
     targets = {name: problem.target(name) for name in ("dq", "dk", "dv")}
     workspace = backward_workspace.allocate(problem, configs)
     prepared = _prepare(problem, workspace)
     classes = {
-        tile: tile_classes.find(problem.executor, problem.forward.options, *tile, workspace[name])
+        tile: tile_classes.find(executor, options, *tile, workspace[name])
         for tile in {config.tile for config in configs}
         if (name := backward_workspace.classes_name(tile)) in workspace
     }
+    sums = DqSums(workspace["dq"], extents) if "dq" in workspace else None
+    if sums is not None and sums.array.size:
+        sums.clear(executor)
     for config in configs:
-        _launch_side(prepared, config, classes.get(config.tile), targets)
+        _launch_side(prepared, config, classes.get(config.tile), targets, sums)
+    if sums is not None and sums.array.size:
+        sums.round_to(targets["dq"], prepared.params(dq=targets["dq"]), problem)
     dbias = backward_bias_launch.launch_dbias(problem, prepared) if problem.return_dbias else None
     dsinks = None
-    if problem.forward.options.sinks is not None:
+    if options.sinks is not None:
         dsinks = backward_bias_launch.launch_dsinks(problem, prepared)
     dq, dk, dv = (problem.deliver(name, written) for name, written in targets.items())
     return AttentionGrads(dq, dk, dv, dbias, dsinks)
 
 
 def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
-    """The rows for queries and for keys."""
+    """The rows for queries and for keys; for keys alone where dq is summed in no order."""
     forward = problem.forward
     return _select_configs(
         forward.dtype,
@@ -92,17 +103,33 @@ def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
         forward.options.kernel_options,
         forward.options.tf32,
         forward.executor.smem_limit_bytes,
+        backward_workspace.order_free(problem),
     )
 
 
 @cache
 def _select_configs(
-    dtype: np.dtype[Any], head_dim: int, head_dim_v: int, options: ForwardOptions, tf32: bool, smem_limit_bytes: int
+    dtype: np.dtype[Any],
+    head_dim: int,
+    head_dim_v: int,
+    options: ForwardOptions,
+    tf32: bool,
+    smem_limit_bytes: int,
+    add_dq: bool,
 ) -> tuple[FlashBwdConfig, ...]:
-    return tuple(
-        select(dtype, head_dim, head_dim_v, own=own, smem_limit_bytes=smem_limit_bytes, options=options, tf32=tf32)
-        for own in SIDES
-    )
+    def row(own: Side) -> FlashBwdConfig:
+        return select(
+            dtype,
+            head_dim,
+            head_dim_v,
+            own=own,
+            smem_limit_bytes=smem_limit_bytes,
+            options=options,
+            tf32=tf32,
+            add_dq=add_dq,
+        )
+
+    return (row("keys"),) if add_dq else tuple(row(own) for own in SIDES)
 
 
 def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
@@ -111,7 +138,8 @@ def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
     q, k, v, dout, out = (
         arguments.operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out)
     )
-    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace)
+    params = pack_params(forward, q, k, v, out, packed=problem.packed)
+    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, params)
     num_rows = problem.lse.size
     if num_rows:
         factor = 1.0 if forward.options.kernel_options.natural_logits else LOG2_E
@@ -132,9 +160,13 @@ def _rows_kernel(executor: Executor, dtype: np.dtype[Any]) -> Kernel:
 
 
 def _launch_side(
-    prepared: Prepared, config: FlashBwdConfig, classes: LogitArray | None, targets: dict[str, Operand]
+    prepared: Prepared,
+    config: FlashBwdConfig,
+    classes: LogitArray | None,
+    targets: dict[str, Operand],
+    sums: DqSums | None,
 ) -> None:
-    """dq, or dk and dv."""
+    """dq, or dk and dv; with ``sums``, dq on the way."""
     problem = prepared.problem
     executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
     of_keys = config.own == "keys"
@@ -151,28 +183,26 @@ def _launch_side(
     packed = problem.packed
     work = None if packed is None else packed.work(executor, seqlen, config.block_own, options, of_keys=of_keys)
     num_blocks = extents.batch * -(-seqlen // config.block_own) if work is None else work.shape[0]
-    for launch in config.launches:
-        written = {
-            "dq": targets["dq"] if not of_keys else None,
-            "dk": targets["dk"] if of_keys and launch.grad_qk else None,
-            "dv": targets["dv"] if launch.grad_v else None,
-        }
+    buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+    add_dq = sums is not None
+    for launch in config.launches(add_dq=add_dq):
+        dq: Operand | DqSums | None = sums if launch.add_dq else None if of_keys else targets["dq"]
+        dk = targets["dk"] if of_keys and launch.grad_qk else None
+        dv = targets["dv"] if launch.grad_v else None
         args = (
             *(prepared.dout.array, prepared.q.array, prepared.k.array, prepared.v.array),
             *(prepared.lse, prepared.delta),
-            *(None if x is None else x.array for x in written.values()),
+            *(None if x is None else x.array for x in (dq, dk, dv)),
             *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
             *(options.alibi_slopes, options.diagonal_offsets),
             *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
-            prepared.params(**written, classes=classes),
+            prepared.params(dq, dk, dv, classes),
         )
-        buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
         kernel = _kernel(
             executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
         )
-        executor.launch(
-            kernel, (num_heads * num_blocks,), (config.num_threads,), args, config.smem_bytes(*buckets)
-        )
+        smem_bytes = config.smem_bytes(*buckets, add_dq=launch.add_dq)
+        executor.launch(kernel, (num_heads * num_blocks,), (config.num_threads,), args, smem_bytes)
 
 
 @cache

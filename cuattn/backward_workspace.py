@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuattn import backward_bias_launch, tile_classes
-from cuattn.backward_config import FlashBwdConfig
+from cuattn.backward_config import FlashBwdConfig, can_add_dq
+from cuattn.dq_sums import DqSums
 
 if TYPE_CHECKING:
     from cuattn.backward_arguments import BackwardProblem
 
-__all__ = ["allocate", "classes_name", "nbytes"]
+__all__ = ["allocate", "classes_name", "nbytes", "order_free"]
 
 _ALIGNMENT = 16  # bytes; of every part
 
@@ -46,6 +47,12 @@ def allocate(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> dic
     return arrays
 
 
+def order_free(problem: BackwardProblem) -> bool:
+    """Whether dq is summed in no order, by the CTAs that own keys: the caller allows it, and there is such a kernel."""
+    products = "mma" if problem.forward.dtype.itemsize == 2 or problem.forward.options.tf32 else "fma"
+    return not problem.deterministic and can_add_dq(products, problem.forward.dtype.itemsize)
+
+
 def classes_name(tile: tuple[int, int]) -> str:
     """The part with the classes of tiles of so many queries and keys."""
     return f"classes_{tile[0]}x{tile[1]}"
@@ -55,6 +62,8 @@ def _parts(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> Itera
     extents, accumulator = problem.forward.extents, problem.forward.accumulator
     yield "lse", extents.lse_shape, accumulator
     yield "delta", extents.lse_shape, accumulator
+    if order_free(problem):
+        yield "dq", DqSums.shape(extents), np.float32
     for tile in dict.fromkeys(config.tile for config in configs):
         shape = tile_classes.shape(problem.forward.options, *tile)
         if shape is not None:

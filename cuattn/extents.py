@@ -29,7 +29,7 @@ def byte_bounds(x: Any) -> tuple[int, int]:
 
 def overlaps_itself(x: Any) -> bool:
     """Whether two elements of ``x`` may share memory, by its strides."""
-    if x.size == 0:
+    if x.size == 0 or x.flags.c_contiguous:
         return False
     reach = x.dtype.itemsize  # bytes spanned by the axes so far; the next one must step over them
     for stride, extent in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):

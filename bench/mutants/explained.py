@@ -64,4 +64,24 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"=> if \(vectors && col \+ CHUNK < num_cols",
         _SPEED + ": the last whole chunk of a row goes element by element",
     ),
+    (
+        "attention_backward_rows.cu",
+        r"lane_idx == 1",
+        "after the butterfly every lane holds the sum, so any one of them may write it",
+    ),
+    (
+        "attention_backward_sinks.cu",
+        r"=> if \(true\)",
+        "a row whose head has a finite sink has a finite lse: the condition is for an lse that no forward has returned",
+    ),
+    (
+        "attention_backward_sinks.cu",
+        r"lane_mask = WARP_SIZE / 2 \+ 1;",
+        "steps of 17, 8, 4, 2 and 1 reach every lane too",
+    ),
+    (
+        "bias_sums.cuh",
+        r"=> skip\(position <= begin",
+        "a position where the visible tiles begin is one of them, and has returned before",
+    ),
 )

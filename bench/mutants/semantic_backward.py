@@ -151,6 +151,7 @@ BACKWARD = (
     Semantic(SINKS, "rows that see nothing count", r"if \(lse != negative_infinity<Real>\(\)\)", "if (true)"),
     Semantic(SINKS, "one step short of a butterfly", r"= WARP_SIZE / 2; lane_mask", "= WARP_SIZE / 4; lane_mask"),
     Semantic("attention_backward_bias_sum.cu", "the first part alone", r"part < num_parts;", "part < 1;"),
+    Semantic("attention_backward_bias_sum.cu", "every second part", r"part\+\+\)", "part += 2)"),
     Semantic(
         "attention_backward_bias_sum.cu",
         "the parts of the next element",
@@ -217,4 +218,17 @@ BACKWARD = (
             ),
         )
     ),
+    Semantic(MMA, "dS of warps with nothing to do is left over", r"if \(ADD_DQ && !active\) smem\.clear\(.*?\);", ""),
+    Semantic(MMA, "every head adds to the first", r"head_idx \* params\.dq\.head \+ row_tile", "row_tile"),
+    Semantic(MMA, "packed sums begin at the first row", r"packed_row_tile\(block\.q_start, block\.batch_idx\)", "0"),
+    Semantic("dq_sums.cuh", "ends before the last keys", r"key < BLOCK_OWN;", "key < BLOCK_OWN - 16;"),
+    Semantic("dq_sums.cuh", "queries beyond the end are added", r"row_tile \* MMA_M >= num_queries \|\| ", ""),
+    Semantic("dq_sums.cuh", "columns beyond the head dim are added", r"if \(first_col \+ .*?\) break;", ""),
+    Semantic("dq_sums.cuh", "dS of another warp", r"\(warp_idx \* ROW_TILES \+ t\)", "t"),
+    Semantic("dq_sums.cuh", "not added up", r"atomicAdd\((.*?), acc", r"atomicExch(\1, acc"),
+    Semantic("dq_sums.cuh", "dS not transposed", r"ldmatrix_x4_trans\(frag_ds", "ldmatrix_x4(frag_ds"),
+    Semantic("attention_backward_dq.cu", "not scaled", r"sum \* params\.scale", "sum"),
+    Semantic("attention_backward_dq.cu", "the sums are not cleared", r"g_sums\[i\] = make_float4\(.*?\);", ";"),
+    Semantic("attention_backward_dq.cu", "packed sums begin at the first row", r"packed_row_tile\(.*?\)\);", "0);"),
+    Semantic("attention_backward_dq.cu", "the next sequence is written", r"row < num_rows && ", ""),
 )

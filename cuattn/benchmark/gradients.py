@@ -160,8 +160,12 @@ def count_records(name: str, case: AnyBackward, options: Options) -> Iterator[Re
         "warp_instructions": count,
         "over_forward": significant(count / forward.warp_instructions, 4),
         "order_free_instructions": order_free.warp_instructions,
+        "order_free_over_forward": significant(order_free.warp_instructions / forward.warp_instructions, 4),
         "mma": backward.instructions["mma"],
         "mma_over_forward": significant(backward.instructions["mma"] / max(1, forward.instructions["mma"]), 4),
+        "order_free_mma_over_forward": significant(
+            order_free.instructions["mma"] / max(1, forward.instructions["mma"]), 4
+        ),
         "launches": backward.launches,
         "global_read_bytes": backward.bytes["global"]["read"],
         "global_write_bytes": backward.bytes["global"]["write"],

@@ -76,26 +76,36 @@ def attention_variant(row: FlashFwdConfig, dtype: str, options: ForwardOptions, 
 
 
 def backward_variants() -> Iterator[Variant]:
-    """The same of every row of the backward, and of each of its launches."""
+    """The same of every row of the backward, and of each of its launches, in a fixed order and in any."""
     for row in FLASH_BWD_CONFIGS:
         most = EVERYTHING if row.score_options else WINDOW
-        for launch in row.launches:
+        for launch in backward_launches(row):
             yield from (backward_variant(row, launch, options) for options in (PLAIN, CAUSAL, most))
             yield backward_variant(row, launch, most, aligned=False)
+
+
+def backward_launches(row: FlashBwdConfig) -> list[Launch]:
+    """Every launch of a row. Those that add to dq are of 16-bit keys, and only where there is shared memory for it."""
+    launches = list(row.launches())
+    limit = max(compile.smem_limit_bytes(arch) for arch in ARCHS)
+    if row.is_legal(largest_head_dim(row), largest_head_dim(row), limit, add_dq=True):
+        launches += [launch for launch in row.launches(add_dq=True) if launch.add_dq]
+    return launches
 
 
 def backward_variant(row: FlashBwdConfig, launch: Launch, options: ForwardOptions, *, aligned: bool = True) -> Variant:
     """One launch of a row compiled with some options, for the largest head dim that the row is legal for."""
     dtype, head_dim = DTYPE[row.itemsize], largest_head_dim(row)
     products = "_tf32" if row.products == "mma" and row.itemsize == 4 else ""
-    gradients = "dq" if row.own == "queries" else "dk" * launch.grad_qk + "dv" * launch.grad_v
+    keys = "dk" * launch.grad_qk + "dv" * launch.grad_v + "_addsdq" * launch.add_dq
     return Variant(
-        f"{row.source}_{gradients}_{dtype}{products}_d{head_dim}_{row.block_own}x{row.block_other}_w{row.num_warps}"
-        f"_s{row.num_stages}_{options.label}{'' if aligned else '_unaligned'}",
+        f"{row.source}_{'dq' if row.own == 'queries' else keys}_{dtype}{products}_d{head_dim}"
+        f"_{row.block_own}x{row.block_other}_w{row.num_warps}_s{row.num_stages}_{options.label}"
+        f"{'' if aligned else '_unaligned'}",
         row.source,
         row.constants(dtype, head_dim, head_dim, options, launch=launch, aligned=aligned),
         row.num_threads,
-        row.smem_bytes(head_dim, head_dim),
+        row.smem_bytes(head_dim, head_dim, add_dq=launch.add_dq),
         1000 if head_dim <= 128 and options in (PLAIN, CAUSAL) else None,
     )
 

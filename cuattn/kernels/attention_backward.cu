@@ -10,7 +10,8 @@
 // and walks over their keys: that gives dq. Or (OWN_KEYS) it owns keys of a key/value head and walks over the queries
 // of every query head that reads it: that gives dk and dv. Either way a row's gradient is summed by one warp, in
 // registers, in a fixed order: no atomics, and the same bits every time. The price is that scores and dP are computed
-// twice (docs/kernels/attention_backward.md has the alternatives). Dao et al., "FlashAttention", 2022; Dao,
+// twice. With ADD_DQ they are not: the CTA that owns keys adds their part of dq to sums in memory, in whatever order
+// CTAs come (docs/kernels/attention_backward.md has the costs of both). Dao et al., "FlashAttention", 2022; Dao,
 // "FlashAttention-2", 2023.
 //
 // Owned rows are rows of the accumulators: P and dS never leave the registers, because an accumulator is laid out like
@@ -19,8 +20,8 @@
 // Grid: one CTA for each block of queries of each head, or of keys of each key/value head (query_block.cuh).
 // Block: NUM_WARPS warps; warp w owns rows [w * WARP_ROWS, (w + 1) * WARP_ROWS) of the block.
 //
-// Constants: OWN_KEYS; GRAD_QK (computes dq or dk), GRAD_V (computes dv; with OWN_KEYS only); Storage = Element = Output
-// BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
+// Constants: OWN_KEYS; GRAD_QK (computes dq or dk), GRAD_V (computes dv; with OWN_KEYS only), ADD_DQ (with OWN_KEYS and
+// GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
 // smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v, dout: multiples of 16 bytes); the
 // options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh),
 // DROPOUT (philox.cuh).
@@ -32,13 +33,14 @@ constexpr int WARP_ROWS = BLOCK_OWN / NUM_WARPS;
 constexpr int ROW_TILES = WARP_ROWS / MMA_M;
 
 #include "backward_tile.cuh"
+#include "dq_sums.cuh"
 
 constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
 constexpr int V_STRIDE = TILE_STRIDE<HEAD_DIM_V>;
 
 // Shared memory of a CTA. `qk` is the operand of q k^T, `v` that of dout v^T: q and dout of queries, k and v of keys.
 // The owned operands give their place to the gradients once the last tile is done.
-struct Smem {
+struct Smem : SharedScoreGradients<ADD_DQ> {
     Element own_qk[BLOCK_OWN][QK_STRIDE];
     Element own_v[BLOCK_OWN][V_STRIDE];
     Element other_qk[NUM_STAGES][BLOCK_OTHER][QK_STRIDE];
@@ -51,6 +53,7 @@ static_assert(ROW_TILES * MMA_M * NUM_WARPS == BLOCK_OWN, "every row belongs to 
 static_assert(NUM_STAGES >= 2, "the next tile loads while this one is used");
 static_assert(sizeof(Smem) == SMEM_BYTES, "backward_config.py and this file agree on the shared-memory plan");
 static_assert(GRAD_QK || (GRAD_V && OWN_KEYS), "there is a gradient to compute");
+static_assert(!ADD_DQ || (GRAD_QK && OWN_KEYS), "dq is added to where dS is computed and keys are owned");
 static_assert(NUM_THREADS >= BLOCK_OTHER, "a thread loads the terms of one query");
 
 using Params = AttentionBackwardParams<float>;
@@ -94,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     const float* __restrict__ g_lse,     // [batch, num_heads, seqlen_q], contiguous; ready: attention_backward_rows.cu
     const float* __restrict__ g_delta,   // likewise
     // From here on, null is what a call does not use.
-    Element* __restrict__ g_dq,                      // like q
+    GradientOfQ* __restrict__ g_dq,                  // like q; with ADD_DQ sums: dq_sums.cuh
     Element* __restrict__ g_dk,                      // like k
     Element* __restrict__ g_dv,                      // like v
     const BiasElement* __restrict__ g_bias,          // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
@@ -236,51 +239,70 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         const bool in_full = tiles.in_full(at.tile_idx);
         const bool mixed = TILE_CLASSES && tile_class(at) == TILE_MIXED;
         advance(at);
-        // Nothing that this warp's rows have to do with?
-        if (first_column >= warp_end || (band.HAS_BEGIN && first_column + BLOCK_OTHER <= warp_begin)) continue;
+        // Anything that this warp's rows have to do with?
+        const bool active =
+            first_column < warp_end && !(band.HAS_BEGIN && first_column + BLOCK_OTHER <= warp_begin);
+        if (ADD_DQ && !active) smem.clear(warp_idx, lane_idx);
+        if (active) {
+            const TilePosition lane{warp_row + frag_acc_row(lane_idx), first_column + frag_acc_col(lane_idx)};
+            lse.s_columns = smem.lse[stage] + frag_acc_col(lane_idx);
+            delta.s_columns = smem.delta[stage] + frag_acc_col(lane_idx);
+            const unsigned s_other_qk = smem_address(smem.other_qk[stage]);
+            const unsigned s_other_v = smem_address(smem.other_v[stage]);
 
-        const TilePosition lane{warp_row + frag_acc_row(lane_idx), first_column + frag_acc_col(lane_idx)};
-        lse.s_columns = smem.lse[stage] + frag_acc_col(lane_idx);
-        delta.s_columns = smem.delta[stage] + frag_acc_col(lane_idx);
-        const unsigned s_other_qk = smem_address(smem.other_qk[stage]);
-        const unsigned s_other_v = smem_address(smem.other_v[stage]);
-
-        Tile probabilities, slopes;
-        multiply_abt<HEAD_DIM>(probabilities, s_own_qk, s_other_qk + lane_offset_bt<HEAD_DIM>(lane_idx));
-        if (NATURAL_LOGITS || TILE_CLASSES) {
-            const ScoreOptions<float> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
-                                              head_idx, 0);
-            if (NATURAL_LOGITS) {
-                scale_scores(probabilities, slopes, params, options.slope, block.diagonal_offset, lane);
+            Tile probabilities, slopes;
+            multiply_abt<HEAD_DIM>(probabilities, s_own_qk, s_other_qk + lane_offset_bt<HEAD_DIM>(lane_idx));
+            if (NATURAL_LOGITS || TILE_CLASSES) {
+                const ScoreOptions<float> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
+                                                  head_idx, 0);
+                if (NATURAL_LOGITS) {
+                    scale_scores(probabilities, slopes, params, options.slope, block.diagonal_offset, lane);
+                }
+                if (mixed) add_bias_and_mask(probabilities, params, options, lane, num_own, num_other);
             }
-            if (mixed) add_bias_and_mask(probabilities, params, options, lane, num_own, num_other);
+            probabilities_from_logits(probabilities, lse, params.scale_log2);
+            if (!in_full) hide_outside_band(probabilities, band, lane);
+            if (DROPOUT && params.use_dropout) {
+                mark_dropped(probabilities, params.dropout, block.batch_idx * params.num_heads + head_idx, lane);
+            }
+            if (GRAD_V) {
+                Tile kept;
+                kept_probabilities(kept, probabilities);
+                multiply_add(Element(), acc_v, kept, s_other_v + lane_offset_b<HEAD_DIM_V>(lane_idx));
+            }
+            if (GRAD_QK) {
+                // dS is P times what follows, and so is its way through the softcap: P takes the slopes now, which need no
+                // registers any longer.
+                if (SOFTCAP) multiply_elements(probabilities, slopes);
+                Tile ds;
+                multiply_abt<HEAD_DIM_V>(ds, s_own_v, s_other_v + lane_offset_bt<HEAD_DIM_V>(lane_idx));
+                score_gradients(ds, probabilities, delta, params.keep_scale);
+                if (ADD_DQ) smem.store(ds, warp_idx, lane_idx);
+                multiply_add(Element(), acc_qk, ds, s_other_qk + lane_offset_b<HEAD_DIM>(lane_idx));
+            }
         }
-        probabilities_from_logits(probabilities, lse, params.scale_log2);
-        if (!in_full) hide_outside_band(probabilities, band, lane);
-        if (DROPOUT && params.use_dropout) {
-            mark_dropped(probabilities, params.dropout, block.batch_idx * params.num_heads + head_idx, lane);
-        }
-        if (GRAD_V) {
-            Tile kept;
-            kept_probabilities(kept, probabilities);
-            multiply_add(Element(), acc_v, kept, s_other_v + lane_offset_b<HEAD_DIM_V>(lane_idx));
-        }
-        if (GRAD_QK) {
-            // dS is P times what follows, and so is its way through the softcap: P takes the slopes now, which need no
-            // registers any longer.
-            if (SOFTCAP) multiply_elements(probabilities, slopes);
-            Tile ds;
-            multiply_abt<HEAD_DIM_V>(ds, s_own_v, s_other_v + lane_offset_bt<HEAD_DIM_V>(lane_idx));
-            score_gradients(ds, probabilities, delta, params.keep_scale);
-            multiply_add(Element(), acc_qk, ds, s_other_qk + lane_offset_b<HEAD_DIM>(lane_idx));
+        if (ADD_DQ) {
+            // SYNC: dS of all owned keys is in shared memory. The barrier of the next tile keeps it there until it is
+            // read.
+            __syncthreads();
+            const long long row_tile = first_column / MMA_M +
+                                       (g_cu_seqlens_q == nullptr ? 0 : packed_row_tile(block.q_start, block.batch_idx));
+            float* g_sums = reinterpret_cast<float*>(g_dq) + block.batch_idx * params.dq.batch +
+                            head_idx * params.dq.head + row_tile * params.dq.seq;
+            add_to_dq(g_sums, params.dq.seq, smem.score_gradients(), smem_address(smem.own_qk),
+                      num_other - first_column, params.head_dim, warp_idx, lane_idx);
         }
     }
 
+    if (ADD_DQ) {
+        // SYNC: every warp is done with the keys of all the others, whose place their gradients take.
+        __syncthreads();
+    }
     const long long own_row = OWN_KEYS ? block.k_start + static_cast<long long>(warp_row)
                                        : block.q_start + static_cast<long long>(warp_row);
     if (GRAD_QK) {
         const RowStrides& strides = OWN_KEYS ? params.dk : params.dq;
-        Element* g_rows = (OWN_KEYS ? g_dk : g_dq) + block.batch_idx * strides.batch + block.head_idx * strides.head +
+        Element* g_rows = (OWN_KEYS ? g_dk : reinterpret_cast<Element*>(g_dq)) + block.batch_idx * strides.batch + block.head_idx * strides.head +
                           own_row * strides.seq;
         store_gradient<HEAD_DIM>(g_rows, strides.seq, smem.own_qk[warp_idx * WARP_ROWS], acc_qk, params.scale,
                                  num_own - warp_row, params.head_dim, lane_idx);

@@ -5,18 +5,18 @@
 //     dS = P (Z (dout V^T) - delta)               delta: attention_backward_rows.cu
 //     dQ = scale dS K,    dK = scale dS^T Q       dS times 1 - tanh^2 before, if the logits were capped
 //
-// The same walk as in attention_backward.cu: a CTA owns BLOCK_OWN rows of one side and visits the other side in tiles of
-// BLOCK_OTHER rows. It owns queries and walks over their keys: that gives dq. Or (OWN_KEYS) it owns keys of a key/value
-// head and walks over the queries of every query head that reads it: that gives dk and dv. A row's gradient is summed
-// by one half-warp, in registers, in a fixed order. P and dS change their lanes by way of shared memory.
+// The same walk as in attention_backward.cu: a CTA owns BLOCK_OWN rows of one side and visits the other side in tiles
+// of BLOCK_OTHER rows. It owns queries and walks over their keys: that gives dq. Or (OWN_KEYS) it owns keys of a
+// key/value head and walks over the queries of every query head that reads it: that gives dk and dv. A row's gradient
+// is summed by one half-warp, in registers, in a fixed order. P and dS change their lanes by way of shared memory.
 //
 // Accuracy: all arithmetic is in the element type and rounds to nearest. Dot products are summed in blocks
 // (lane_products.cuh), gradients row by row of the other side; exp2 and the derivative of the softcap are within a few
 // ulp. Nothing is flushed to zero.
 //
 // Grid: one CTA for each block of queries of each head, or of keys of each key/value head (query_block.cuh).
-// Block: NUM_WARPS warps of WARP_ROWS = 8 owned rows each (4 or 2 where the registers hold no more); lane l has the rows
-// LANE_M (l / 16) .. + LANE_M - 1, half of the warp's, and columns l % 16, l % 16 + 16, ...
+// Block: NUM_WARPS warps of WARP_ROWS = 8 owned rows each (4 or 2 where the registers hold no more); lane l has the
+// rows LANE_M (l / 16) .. + LANE_M - 1, half of the warp's, and columns l % 16, l % 16 + 16, ...
 //
 // Constants: OWN_KEYS; Element (float or double; Storage, Output and Accumulator are the same type), BiasElement;
 // BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller),
@@ -29,7 +29,7 @@
 constexpr int WARP_SIZE = 32;
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
 constexpr int WARP_ROWS = BLOCK_OWN / NUM_WARPS;
-constexpr int LANE_M = WARP_ROWS / 2;    // rows a lane computes: a half-warp has half of the warp's
+constexpr int LANE_M = WARP_ROWS / 2;     // rows a lane computes: a half-warp has half of the warp's
 constexpr int LANE_N = BLOCK_OTHER / 16;  // columns of the scores
 constexpr int BLOCK_QUERIES = OWN_KEYS ? BLOCK_OTHER : BLOCK_OWN;
 
@@ -199,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     Element* s_weights = smem.weights[lane_row];
     const int lane_query = OWN_KEYS ? lane_col : lane_row;
 
-    RowParts<HEAD_DIM> acc_qk;  // of dq or dk
+    RowParts<HEAD_DIM> acc_qk;   // of dq or dk
     RowParts<HEAD_DIM_V> acc_v;  // of dv
     clear<HEAD_DIM>(acc_qk);
     clear<HEAD_DIM_V>(acc_v);

@@ -30,7 +30,7 @@
 constexpr int WARP_SIZE = 32;
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
 constexpr int WARP_M = BLOCK_M / NUM_WARPS;
-constexpr int LANE_M = WARP_M / 2;   // rows a lane computes: a half-warp has half of the warp's
+constexpr int LANE_M = WARP_M / 2;    // rows a lane computes: a half-warp has half of the warp's
 constexpr int LANE_N = BLOCK_N / 16;  // columns of the scores
 
 #include "lane_products.cuh"

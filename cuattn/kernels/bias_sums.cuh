@@ -40,9 +40,9 @@ struct BiasTerm {
 // The range of terms of a CTA, and where in it the CTA is. Terms that no query sees a key of are passed over.
 class BiasWalk {
    public:
-    BiasTerm term;       // the present one
-    Sequence sequence;   // it belongs to
-    long long terms_left;  // this one included; 0 or less: there is no term
+    BiasTerm term;         // the present one
+    Sequence sequence;     // that it belongs to
+    long long terms_left;  // this one included; 0 or less: there is none
 
     template <typename Params>
     __device__ __forceinline__ BiasWalk(const BiasSums& sums, const Params& params, const int* g_cu_seqlens_q,
@@ -61,7 +61,8 @@ class BiasWalk {
         // ... and its terms of this part.
         const long long num_terms = (sums.strides.batch != 0 ? 1ll : sums.num_batch) *
                                     (sums.strides.head != 0 ? 1 : sums.num_heads) * row_terms() * col_terms();
-        const long long first = num_terms / sums.num_parts * part + min(static_cast<long long>(part), num_terms % sums.num_parts);
+        const long long first =
+            num_terms / sums.num_parts * part + min(static_cast<long long>(part), num_terms % sums.num_parts);
         terms_left = num_terms / sums.num_parts + (part < num_terms % sums.num_parts);
         if (terms_left > 0) {
             move(first);
@@ -210,9 +211,9 @@ struct BiasOperands {
     const Element* __restrict__ g_v;     // [batch, seqlen_k, num_kv_heads, head_dim_v]
 };
 
-// Walks over the terms of a CTA. For each, use_qk() is called while q and k are in shared memory, then
-// use_dout_v() while dout and v are; either pair of tiles loads while the other one is used, and a tile that the
-// term before had too is not loaded again. `smem` has tiles q, k, v, dout. There is no barrier after the last call.
+// Walks over the terms of a CTA. For each, use_qk() is called while q and k are in shared memory, then use_dout_v()
+// while dout and v are; either pair of tiles loads while the other one is used, and a tile that the term before had too
+// is not loaded again. `smem` has tiles q, k, v, dout. There is no barrier after the last call.
 template <typename Smem, typename Element, typename Params, typename UseQK, typename UseDoutV>
 __device__ __forceinline__ void walk_over_terms(BiasWalk& walk, Smem& smem, const BiasOperands<Element>& operands,
                                                 const Params& params, const UseQK& use_qk,

@@ -3,8 +3,9 @@
 //
 //     P = exp(logit - lse)    dS = P (Z dP - delta)    Z = 0 or 1 / (1 - dropout_p)
 //
-// A CTA owns rows of one side and walks over tiles of the other: it owns queries and walks over keys, or (OWN_KEYS) owns
-// keys and walks over queries, so that a tile lies transposed. Everything is in the element type and rounds to nearest.
+// A CTA owns rows of one side and walks over tiles of the other: it owns queries and walks over keys, or (OWN_KEYS)
+// owns keys and walks over queries, so that a tile lies transposed. Everything is in the element type and rounds to
+// nearest.
 //
 // Constants used: Element; OWN_KEYS, LANE_M, LANE_N of the including kernel; the options (score_options.cuh), DROPOUT.
 #pragma once

@@ -23,6 +23,10 @@ __device__ __forceinline__ int frag_b_bytes(int lane_idx) { return lane_idx / 8 
 __device__ __forceinline__ int frag_b_trans_k(int lane_idx) { return lane_idx % 16; }
 __device__ __forceinline__ int frag_b_trans_bytes(int lane_idx) { return lane_idx / 16 * 16; }
 
+// a fragment of 16-bit elements from a tile stored the other way, [16 k x 16 rows]: ldmatrix_x4_trans.
+__device__ __forceinline__ int frag_a_trans_k(int lane_idx) { return lane_idx % 8 + lane_idx / 16 * 8; }
+__device__ __forceinline__ int frag_a_trans_bytes(int lane_idx) { return lane_idx / 8 % 2 * 16; }
+
 // Accumulator [16 x 8]: acc[i] is at row frag_acc_row(lane) + 8 (i / 2), column frag_acc_col(lane) + i % 2. So the four
 // lanes of a quad hold a row between them, and every lane holds elements of two rows, eight apart.
 __device__ __forceinline__ int frag_acc_row(int lane_idx) { return lane_idx / 4; }

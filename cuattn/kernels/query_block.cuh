@@ -89,6 +89,12 @@ __device__ __forceinline__ QueryBlock query_block(const AttentionParams<Real>& p
     return block;
 }
 
+// The first tile of 16 queries of a packed sequence, where each sequence begins with a tile of its own: those before it
+// may each end within one.
+__device__ __forceinline__ long long packed_row_tile(int q_start, int batch_idx) {
+    return q_start / 16 + static_cast<long long>(batch_idx);
+}
+
 // A block of rows of either side: queries of a query head, or keys of a key/value head.
 struct OwnedBlock : Sequence {
     int batch_idx, head_idx;

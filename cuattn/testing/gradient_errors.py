@@ -138,17 +138,20 @@ def gradient_sums(
     arrays = dout, q, k, v, out, lse
     seqlen_q, num_heads, head_dim = q.shape[1:]
     num_kv_heads, bias = k.shape[2], options.get("bias")
-    u = unit_roundoff(accumulation_dtype(q.dtype))
+    accumulation = accumulation_dtype(q.dtype)
+    u = unit_roundoff(accumulation)
     dlse = None if dlse is None else to_numpy(dlse)
     every = {"dlse": dlse, "sinks": sinks, "precision": precision} | options
     expected = reference.attention_backward(*arrays, dtype=oracle_dtype(q.dtype), **every)
-    # A bias in the precision of the sums: it is the last rounding alone, of 2 ulp, that its own dtype is good for.
-    wide_bias = {} if bias is None or np.asarray(bias).dtype.itemsize > 2 else {"bias": np.asarray(bias, np.float32)}
+    wide_bias = {}
+    if bias is not None and np.asarray(bias).dtype.itemsize < accumulation.itemsize:
+        # In the precision of the sums, so that naive does not round dbias: 2 ulp are there for that already.
+        wide_bias = {"bias": np.asarray(bias).astype(accumulation)}
     naive = reference.attention_backward_naive(*arrays, **every | wide_bias)
 
     scale = abs(1.0 / math.sqrt(head_dim) if options.get("scale") is None else options["scale"])
     rescale = 1 / (1 - options.get("dropout_p", 0))
-    subnormal = float(np.finfo(accumulation_dtype(q.dtype)).smallest_subnormal)
+    subnormal = float(np.finfo(accumulation).smallest_subnormal)
     dy, queries, keys = (np.abs(heads_first(x, num_heads, np.float64)) for x in (dout, q, k))
 
     def of_queries(x: Array) -> Array:

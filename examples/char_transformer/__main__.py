@@ -162,7 +162,7 @@ def main(
     if device not in executor_names():
         raise click.ClickException("--device cuda needs a GPU and CuPy, and none answers; --device host needs neither")
     text_name = "the Zen of Python" if path is None else path.name
-    place = "the host executor" if device == "host" else "the GPU"
+    place = "host executor" if device == "host" else "GPU"
     try:
         image = None if image is None else checked_image(console, image)
         corpus = data.Corpus.of(data.zen_of_python() if path is None else data.read_text(path))
@@ -179,13 +179,14 @@ def main(
         seconds = first_call_seconds(kernel)
         console.print(f"kernels for {dtype}: ready after {seconds:.2f} s (compiled, or from the cache)\n")
         train(console, kernel, float64, batches)
-        console.print(report.summary({f"{dtype} kernels, {place}": kernel, "float64 reference, NumPy": float64}))
+        console.print()
+        console.print(report.summary({f"{dtype} kernels, {place}": kernel, "float64 NumPy, reference": float64}))
         if device == "host":
             console.print("The host executor is an interpreter on the CPU: its times say nothing about a GPU.")
         sample(console, kernel, float64, corpus, write)
         if image is not None:
             title = f"A character-level transformer learns {text_name}"
-            plot.save(image, kernel.losses, float64.losses, title=title, kernel_label=f"{dtype}, cuattn on {place}")
+            plot.save(image, kernel.losses, float64.losses, title=title, kernel_label=f"{dtype}, cuattn on the {place}")
             console.print(f"\nplot: {image}", markup=False, soft_wrap=True)
     except (data.TextError, plot.PlotError, cuattn.errors.CuattnError) as error:
         raise click.ClickException(str(error)) from error

@@ -120,7 +120,8 @@ def test_the_suite_on_the_host() -> None:
     for record in report.records:
         assert record.executor == "host"
         assert 0 < record.metrics["relative_error"] < 4e-3
-        assert 0 < record.metrics["workspace_bytes"] < 8 * 16 * 16 * 4
+        rows = 8 * 16 * 4  # of one number each
+        assert record.metrics["workspace_bytes"] == rows * (2 + 32 * record.case.endswith("orderfree"))
     plain = report.records[0].metrics
     flops = 5 * 2 * 8 * 16 * 16 * 32
     assert plain["gflop_per_s"] == pytest.approx(flops / plain["time_us"] / 1e3, rel=1e-2)
@@ -139,7 +140,10 @@ def test_costs_are_counted_beside_the_forward() -> None:
     records = {record.case: record for step in steps for record in step.run()}
     plain = records["gradient_plain"].metrics
     assert plain["mma_over_forward"] == 3.5  # seven products, where the forward has two
+    assert plain["order_free_instructions"] != plain["warp_instructions"]
+    assert plain["order_free_mma_over_forward"] == 2.5  # and here five
     assert plain["logits_bytes"] == 4 * 2 * 512 * 512
+    assert plain["order_free_workspace_bytes"] == plain["workspace_bytes"] + 4 * 2 * 512 * 64  # dq in float32
     assert plain["workspace_bytes"] == 2 * 4 * 2 * 512  # two numbers a row
     assert 0.5 < records["gradient_causal"].metrics["warp_instructions"] / plain["warp_instructions"] < 0.8
     assert records["gradient_float32, causal"].metrics["mma"] == 0

@@ -19,6 +19,7 @@ from cuattn.reference import Gradients
 FAULTS = {
     "dropped_key": {},
     "dropped_query": {},
+    "dropped_pair": {},
     "delta_forgotten": {},
     "delta_of_next_row": {},
     "dq_unscaled": {},
@@ -113,6 +114,8 @@ def tiled_backward(dout, q, k, v, out, lse, *, block_m, block_n, sequential=Fals
         seen[..., seqlen_k // 2] = False
     if fault == "dropped_query":
         seen[..., seqlen_q // 2, :] = False
+    if fault == "dropped_pair":
+        seen[:, :, seqlen_q // 2, seqlen_k // 2] = False
     if fault == "dropout_of_next_key":
         kept = _next(kept, -1)
     added = None if bias is None else np.broadcast_to(bias, full).astype(real)

@@ -86,7 +86,7 @@ def sums(grads, others):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", FORMS)
-@examples(8)
+@examples(6)
 @given(data=st.data())
 def test_agrees_with_the_reference(executor, name, data):
     problem = data.draw(FORMS[name])
@@ -376,11 +376,6 @@ def test_saved_out_and_lse_are_what_counts(executor):
     assert not np.allclose(grads.dv, call_backward(executor, saved).dv, rtol=0.1)
 
 
-@pytest.mark.parametrize("deterministic", (True, False))
-def test_either_order_is_right(executor, deterministic):
-    assert_right(executor, after_forward(executor, *normal(F16), causal=True), deterministic=deterministic)
-
-
 def differences(function, x, step=1e-5):
     """The gradient of `function` at the float64 array `x` by central differences; `x` is restored."""
     result = np.empty_like(x)
@@ -398,14 +393,14 @@ def differences(function, x, step=1e-5):
 @pytest.mark.parametrize("everything", (False, True), ids=("plain", "everything"))
 def test_finite_differences_of_attention(executor, everything):
     rng = np.random.default_rng(3)
-    q, k, v = normal(F64, 2, (3, 5), (2, 1), (2, 4))
+    q, k, v = normal(F64, 1, (2, 4), (2, 1), (2, 2))
     options, extra = {}, {}
     if everything:
         options = {
             "causal": True,
             "softcap": 2.0,
             "alibi_slopes": [0.3, 0.1],
-            "bias": rng.standard_normal((2, 3, 5)),
+            "bias": rng.standard_normal((2, 2, 4)),
             "sinks": rng.standard_normal(2),
             "dropout_p": 0.3,
             "dropout_seed": 6,

@@ -7,7 +7,8 @@ import pytest
 from backward_calls import after_forward, assert_right, call_backward
 from option_cases import OPTION_CASES, option_case
 
-from cuattn.testing.arrays import place
+from cuattn.testing.arrays import Layout, place
+from cuattn.testing.options import make_mask
 
 F32, F64 = map(np.dtype, (np.float32, np.float64))
 DTYPES = (F32, F64)
@@ -75,6 +76,26 @@ def test_packed_sequences(executor, dtype, options):
     grads = assert_right(executor, saved)
     assert not grads.dk[1:41].any() and not grads.dv[1:41].any()  # nobody asks for these keys
     assert not grads.dq[33:34].any()  # and this query has none
+
+
+def test_classes_of_tiles(executor):
+    """Hidden, open and mixed tiles side by side, others for each head: each side finds the class of its own tiles."""
+    mask = make_mask(np.random.default_rng(0), (2, 4, 200, 135), "blocks", 64)
+    right(executor, make(F32, 2, (200, 135), (4, 2), (24, 32)), mask=mask)
+
+
+@pytest.mark.parametrize("pad", ((0, 0, 0, 8), (0, 2, 1, 3)), ids=("aligned", "elements"))
+def test_gradients_have_strides_of_their_own(executor, pad):
+    """Written in vectors or element by element, where the caller wants them and nowhere else."""
+    q, k, v = make(F32, 2, (33, 40), (2, 2), (24, 32))
+    saved = after_forward(executor, *map(place, (q, k, v)))
+    expected = assert_right(executor, saved)
+    layout = Layout((2, 0, 1, 3), pad)
+    targets = {name: executor.guarded(x.shape, F32, layout) for name, x in (("dq", q), ("dk", k), ("dv", v))}
+    grads = call_backward(executor, saved, **{name: target.array for name, target in targets.items()})
+    for name, target in targets.items():
+        target.check()
+        np.testing.assert_array_equal(getattr(grads, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize(("dtype", "x"), [(F32, (10.0, 10.5)), (F64, (20.0, 20.5))], ids=("float32", "float64"))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
-
 import numpy as np
 import pytest
 from backward_calls import after_forward, assert_gradients_right, assert_right, call_backward, same_bits
 from test_attention_backward import BF16, F16, F32, F64, normal
 
 from cuattn.backward_config import FLASH_BWD_CONFIGS
-from cuattn.config import BUCKETS
 from cuattn.launch import executor_for
 from cuattn.testing.options import make_bias, make_mask, make_slopes
 
-SCHEDULES = (("random", 2), ("random", 3), ("eager", 4))
+SCHEDULES = (("random", 2), ("eager", 4))
 FORMATS = {"float16": ("mma", F16, {}), "tf32": ("mma", F32, {"precision": "tf32"}), "float32": ("fma", F32, {}),
            "float64": ("fma", F64, {})}  # fmt: skip
 
@@ -24,10 +21,16 @@ def pairs_of_rows(name):
     products, dtype, _ = FORMATS[name]
     rows = [row for row in FLASH_BWD_CONFIGS if row.products == products and row.itemsize == dtype.itemsize]
     queries, keys = ([row for row in rows if row.own == own] for own in ("queries", "keys"))
-    longest = max(queries, keys, key=len)
-    return [
-        (of_queries or queries[-1], of_keys or keys[-1]) for of_queries, of_keys in zip_longest(queries, keys)
-    ] if longest else []  # fmt: skip
+    number = max(len(queries), len(keys))
+    return [(queries[min(i, len(queries) - 1)], keys[min(i, len(keys) - 1)]) for i in range(number)]
+
+
+def seqlens_for(of_queries, of_keys):
+    """More than one block that is owned, and more tiles of the other side than stages, of queries and of keys."""
+    return (
+        max(of_queries.block_own + 3, 2 * of_keys.block_other + 5),
+        max(of_keys.block_own + 3, 2 * of_queries.block_other + 5),
+    )
 
 
 def in_any_schedule(executor, saved, expected, **extra):
@@ -48,16 +51,16 @@ def test_every_row(executor, name, pair):
     limit = executor_for(q=executor.array(np.zeros(1, dtype))).smem_limit_bytes
     if not all(row.is_legal(head_dim, head_dim, limit) for row in pair):
         pytest.skip("needs more shared memory than there is")
-    saved = after_forward(executor, *normal(dtype, 1, (70, 100), (2, 1), (head_dim, head_dim)), dlse=True, **options)
+    arrays = normal(dtype, 1, seqlens_for(*pair), (2, 1), (head_dim, head_dim))
+    saved = after_forward(executor, *arrays, dlse=True, **options)
     grads = call_backward(executor, saved, configs=pair)
     assert_gradients_right(grads, saved)
     in_any_schedule(executor, saved, grads, configs=pair)
 
 
-@pytest.mark.parametrize(("dtype", "head_dims"), [(BF16, (96, 65)), (F16, (192, 129)), (F16, (129, 256))], ids=str)
+@pytest.mark.parametrize(("dtype", "head_dims"), [(BF16, (96, 65)), (F16, (192, 129))], ids=str)
 def test_other_buckets_of_head_dims(executor, dtype, head_dims):
-    assert len({BUCKETS[d] for d in head_dims}) <= 2
-    saved = after_forward(executor, *normal(dtype, 1, (70, 100), (2, 1), head_dims), dlse=True)
+    saved = after_forward(executor, *normal(dtype, 1, (70, 70), (2, 1), head_dims), dlse=True)
     in_any_schedule(executor, saved, assert_right(executor, saved))
 
 
@@ -76,7 +79,7 @@ def test_all_options_in_any_schedule(executor, dtype):
     }
     if dtype == "tf32":
         dtype, options["precision"] = F32, "tf32"
-    saved = after_forward(executor, *normal(dtype, 2, (70, 135), (4, 2)), dlse=True, **options)
+    saved = after_forward(executor, *normal(dtype, 1, (70, 135), (4, 2)), dlse=True, **options)
     expected = assert_right(executor, saved, return_dbias=True)
     in_any_schedule(executor, saved, expected, return_dbias=True)
 
@@ -94,5 +97,5 @@ def test_all_options_at_the_largest_head_dims(executor):
         "sinks": np.float32([0, 1]),
         "dropout_p": 0.2,
     }
-    saved = after_forward(executor, *normal(F16, 1, (70, 135), (2, 1), (256, 255)), dlse=True, **options)
+    saved = after_forward(executor, *normal(F16, 1, (70, 135), (2, 1), (256, 256)), dlse=True, **options)
     assert_right(executor, saved, return_dbias=True)

@@ -46,7 +46,7 @@ def test_beside_a_bias(executor):
 
 
 def test_queries_that_see_nothing(executor):
-    """All of the probability is the sink's: dsinks is -Delta = dlse. Without a sink lse is -inf, and they give nothing."""
+    """All of the probability is the sink's: dsinks is -Delta = dlse. Without a sink lse is -inf: they give nothing."""
     sinks = np.float32([1.0, -np.inf])
     saved = with_sinks(executor, F16, sinks=sinks, mask=np.zeros((70, 135), bool))
     assert np.isneginf(saved.lse[:, 1]).all()

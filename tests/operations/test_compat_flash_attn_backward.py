@@ -81,7 +81,14 @@ def test_options_of_packed_sequences(executor, theirs, ours):
     assert_varlen_gradients_close(named(executor, *grads), dout, q, k, v, out, lse, *lengths, **ours)
 
 
-OPTIONS = {"softmax_scale": 0.5, "causal": True, "window_size": (4, 2), "softcap": 2.0, "alibi_slopes": [0.5, 0, 1, 2]}
+OPTIONS = {
+    "deterministic": True,
+    "softmax_scale": 0.5,
+    "causal": True,
+    "window_size": (4, 2),
+    "softcap": 2.0,
+    "alibi_slopes": [0.5, 0, 1, 2],
+}
 
 
 def slopes(options):

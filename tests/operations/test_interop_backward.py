@@ -127,6 +127,30 @@ def aligned(size):
     return memory[-memory.ctypes.data % 16 :][:size]
 
 
+@pytest.mark.parametrize("packed", (False, True), ids=["dense", "packed"])
+def test_sums_in_no_order(cupy, packed):
+    """deterministic=False takes no more than its workspace, and does not wait either. Packed: a list of work more."""
+    options = {"causal": True, "deterministic": False}
+    if packed:
+        arrays, lengths = make_packed(causal=True)
+        named = dict(zip(("cu_seqlens_q", "cu_seqlens_k"), map(Exporter, lengths), strict=True))
+    else:
+        arrays, named = make(causal=True), {}
+    size = cuattn.attention_backward_workspace_size(*map(Exporter, arrays[1:4]), **named, **options)
+    options["workspace"] = Exporter(aligned(size))
+    into = {name: np.empty_like(x) for name, x in zip(("dq", "dk", "dv"), arrays[1:4], strict=True)}
+    given = {name: Exporter(x) for name, x in into.items()}
+    cupy.num_allocations = cupy.num_uploads = 0
+    function = cuattn.attention_varlen_backward if packed else cuattn.attention_backward
+    function(*map(Exporter, arrays), **named, **given, **options)
+    assert (cupy.num_allocations, cupy.num_uploads, cupy.num_synchronizations) == (4 if packed else 0, 0, 0)
+    grads = cuattn.AttentionGrads(**into)
+    if packed:
+        assert_varlen_gradients_close(grads, *arrays, *lengths, causal=True)
+    else:
+        assert_gradients_close(grads, *arrays, causal=True)
+
+
 def test_the_gradient_of_a_bias_takes_no_memory_but_its_own(cupy):
     bias = np.linspace(-2, 2, 35, dtype=np.float32).reshape(5, 7)
     arrays, on_gpu = make(bias=bias), Exporter(bias)
@@ -168,6 +192,19 @@ def test_packed_sequences(cupy, where):
     assert_varlen_gradients_close(to_host(grads), *arrays, *lengths, causal=True)
 
 
+@pytest.mark.parametrize(("where", "allocations", "uploads"), (("device", 4, 0), ("host", 4, 4)))
+def test_memory_that_packed_sequences_take(cupy, where, allocations, uploads):
+    """Two lists of work, of queries and of keys: made on the device with their offsets, or copied with the lengths."""
+    arrays, lengths = make_packed()
+    given = [Exporter(x) if where == "device" else x for x in lengths]
+    into = {name: Exporter(np.empty_like(x)) for name, x in zip(("dq", "dk", "dv"), arrays[1:4], strict=True)}
+    named = {"cu_seqlens_q": given[0], "cu_seqlens_k": given[1]}
+    workspace = aligned(cuattn.attention_backward_workspace_size(*map(Exporter, arrays[1:4]), **named))
+    cupy.num_allocations = cupy.num_uploads = 0
+    cuattn.attention_varlen_backward(*map(Exporter, arrays), **named, **into, workspace=Exporter(workspace))
+    assert (cupy.num_allocations, cupy.num_uploads) == (allocations, uploads)
+
+
 def test_packed_sequences_with_a_workspace(cupy):
     arrays, lengths = make_packed()
     given = [Exporter(x) for x in lengths]
@@ -190,19 +227,18 @@ def test_arrays_elsewhere(cupy, name):
 
 
 def test_gradients_of_packed_qkv_of_another_library(cupy):
-    """One array is allocated for all three gradients, beside the two parts of the workspace."""
+    """One array is allocated for all three gradients, beside the parts of the workspace."""
     rng = np.random.default_rng(6)
     qkv, dout = rng.standard_normal((2, 9, 3, 4, 32)).astype(np.float16), np.ones((2, 9, 4, 32), np.float16)
     q, k, v = (qkv[:, :, index] for index in range(3))
     out, lse = cuattn.attention(q, k, v, causal=True, return_lse=True)
-    dqkv = flash_attn.flash_attn_qkvpacked_func_backward(*map(Exporter, (dout, qkv, out, lse)), causal=True)
-    assert (cupy.num_allocations, cupy.num_uploads, cupy.num_synchronizations) == (3, 0, 0)
+    arrays, options = (dout, qkv, out, lse), {"causal": True, "deterministic": True}
+    dqkv = flash_attn.flash_attn_qkvpacked_func_backward(*map(Exporter, arrays), **options)
+    assert (cupy.num_allocations, cupy.num_uploads, cupy.num_synchronizations) == (1 + 2, 0, 0)
     assert isinstance(dqkv, cupy.ndarray) and dqkv.shape == qkv.shape
     dq, dk, dv = (dqkv.get()[:, :, index] for index in range(3))
     assert_gradients_close(cuattn.AttentionGrads(dq, dk, dv), dout, q, k, v, out, lse, causal=True)
     memory = np.full_like(qkv, np.nan)
-    result = flash_attn.flash_attn_qkvpacked_func_backward(
-        *map(Exporter, (dout, qkv, out, lse)), causal=True, dqkv=Exporter(memory)
-    )
+    result = flash_attn.flash_attn_qkvpacked_func_backward(*map(Exporter, arrays), **options, dqkv=Exporter(memory))
     assert result.data.ptr == memory.ctypes.data
     assert memory.tobytes() == dqkv.get().tobytes()

@@ -9,7 +9,7 @@ import pytest
 
 import cuattn
 from cuattn.compat import flash_attn
-from cuattn.testing import assert_attention_close, assert_varlen_close
+from cuattn.testing import assert_attention_close, assert_gradients_close, assert_varlen_close
 from cuattn.testing.executors import executor_names
 
 pytestmark = [
@@ -80,6 +80,19 @@ def test_views_of_packed_torch_tensors(cupy):
     qkv = np.random.default_rng(1).standard_normal((2, 65, 3, 4, 64)).astype(np.float16)
     out = flash_attn.flash_attn_qkvpacked_func(torch.from_numpy(qkv).cuda(), causal=True)
     assert_attention_close(out.get(), *(qkv[:, :, index] for index in range(3)), causal=True)
+
+
+def test_gradients_of_torch_tensors(cupy):
+    """Read and written where they are."""
+    torch = torch_on_the_gpu()
+    q, k, v = make()
+    out, lse = cuattn.attention(q, k, v, causal=True, return_lse=True)
+    arrays = out, q, k, v, out, lse
+    dq, dk, dv = (torch.empty_like(torch.from_numpy(x), device="cuda") for x in (q, k, v))
+    tensors = [torch.from_numpy(x).cuda() for x in arrays]
+    grads = cuattn.attention_backward(*tensors, causal=True, dq=dq, dk=dk, dv=dv)
+    assert [x.data.ptr for x in grads[:3]] == [x.data_ptr() for x in (dq, dk, dv)]
+    assert_gradients_close(cuattn.AttentionGrads(*(x.get() for x in grads[:3])), *arrays, causal=True)
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -160,6 +173,34 @@ def test_a_captured_call_replays_with_new_inputs(cupy, name):
         cupy.full(1 << 22, 0xFF, np.uint8)
         stream.synchronize()
         assert_attention_close(out.get(), *arrays, lse=result[1].get(), **plain)
+
+
+@pytest.mark.parametrize("name", GRAPH_OPTIONS)
+def test_captured_gradients_replay_with_new_inputs(cupy, name):
+    """With all memory given, and dbias in the pool of the graph."""
+    options = GRAPH_OPTIONS[name](cupy)
+    plain = {key: x.get() if isinstance(x, cupy.ndarray) else x for key, x in options.items()}
+
+    def inputs(seed):
+        q, k, v = make(seed=seed)
+        return (q, q, k, v, *cuattn.attention(q, k, v, return_lse=True, **plain))
+
+    given = [cupy.asarray(x) for x in inputs(0)]
+    into = {f"d{x}": cupy.empty_like(array) for x, array in zip("qkv", given[1:4], strict=True)}
+    options |= {"return_dbias": "bias" in options}
+    into["workspace"] = cupy.empty(cuattn.attention_backward_workspace_size(*given[1:4], **options), np.uint8)
+    pool = cupy.cuda.MemoryPool()
+    graph, stream, grads = capture(cupy, pool, lambda: cuattn.attention_backward(*given, **options, **into))
+    for seed in (1, 2):
+        arrays = inputs(seed)
+        with stream:
+            for target, x in zip(given, arrays, strict=True):
+                target.set(x, stream=stream)
+            graph.launch(stream)
+        cupy.full(1 << 22, 0xFF, np.uint8)
+        stream.synchronize()
+        results = cuattn.AttentionGrads(*(None if x is None else x.get() for x in grads))
+        assert_gradients_close(results, *arrays, **plain)
 
 
 def test_a_captured_call_takes_new_lengths(cupy):

@@ -13,7 +13,7 @@ from simulated_cupy import OnCpu
 import cuattn
 from cuattn import dlpack
 from cuattn.errors import ArrayTypeError, OverlapError
-from cuattn.testing import assert_attention_close
+from cuattn.testing import assert_attention_close, assert_gradients_close
 
 
 def make(dtype=np.float16, seed=0):
@@ -118,6 +118,17 @@ def test_the_memory_of_a_capsule_lives_as_long_as_the_array():
 def test_bfloat16_on_the_cpu():
     arrays = make(ml_dtypes.bfloat16)
     assert_attention_close(cuattn.attention(*map(NarrowOnCpu, arrays)), *arrays)
+
+
+def test_gradients_of_dlpack_on_the_cpu():
+    """bfloat16 included; gradients given through DLPack are written where they are."""
+    q, k, v = make(ml_dtypes.bfloat16)
+    out, lse = cuattn.attention(q, k, v, return_lse=True)
+    into = {f"d{name}": np.zeros_like(x) for name, x in (("q", q), ("k", k), ("v", v))}
+    given = {name: NarrowOnCpu(x) for name, x in into.items()}
+    grads = cuattn.attention_backward(*map(NarrowOnCpu, (out, q, k, v, out)), OnCpu(lse), **given)
+    assert [type(x) for x in grads[:3]] == [np.ndarray] * 3
+    assert_gradients_close(cuattn.AttentionGrads(**into), out, q, k, v, out, lse)
 
 
 def torch_arrays(dtype, **options):

@@ -48,8 +48,8 @@ def flash_attn_func_backward(
     dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, dropout_seed, dropout_offset
         As for `flash_attn_func`.
     deterministic : bool
-        True: the same inputs give the same bits, as everywhere in cuattn by default. False, the default of the package,
-        allows sums in any order where that is faster.
+        True: the same inputs give the same bits, as everywhere in cuattn by default. False, the default of the package:
+        dq of 16-bit inputs is summed in no order, as `cuattn.attention_backward` says.
     dq, dk, dv : array, shape and dtype of ``q``, ``k`` and ``v``, optional
         Where to write the gradients. They must not overlap an input or each other.
 
