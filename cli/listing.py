@@ -130,7 +130,7 @@ def resources() -> list[dict[str, Any]]:
     """A line for each attention kernel and architecture."""
     wanted = [
         (variant, arch)
-        for variant in (*variants.attention_variants(), *variants.backward_variants())
+        for variant in variants.all_attention()
         for arch in variants.ARCHS
         if variant.smem_bytes <= compile.smem_limit_bytes(arch)
     ]

@@ -39,7 +39,7 @@ def can_add_dq(products: str, itemsize: int) -> bool:
 
 
 class Launch(NamedTuple):
-    """Which gradients one launch of a row computes: dq or dk, and dv; and whether it adds the part of its keys to dq."""
+    """Which gradients a launch of a row computes: dq or dk, and dv; and whether it adds the part of its keys to dq."""
 
     grad_qk: bool
     grad_v: bool

@@ -67,7 +67,7 @@ class Prepared:
 
 
 def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | None = None) -> AttentionGrads:
-    """Launch the kernels of a problem. ``configs``: rows for queries and for keys instead of those of `select_configs`."""
+    """Launch the kernels of a problem. ``configs``: other rows for queries and keys than those of `select_configs`."""
     if configs is None:
         configs = select_configs(problem)
     executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options

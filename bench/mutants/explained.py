@@ -6,6 +6,7 @@ Nearly all of them compute the same in another way: no test can tell them from t
 _ANY_THREAD = "every thread of the row holds the same state, so any one of them may write it"
 _SPEED = "the same result by another path, which only takes longer"
 _LN_2_REST = "moves the result by less than its own rounding: the high part of ln 2 does nearly all of the work"
+_NO_ROW = "dout and delta of a row that does not exist are 0, and so is its dS, whatever its probabilities are"
 
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("online_softmax_state.cu", r"=> if \(place\.thread == 1 ", _ANY_THREAD),
@@ -84,4 +85,12 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"=> skip\(position <= begin",
         "a position where the visible tiles begin is one of them, and has returned before",
     ),
+    (
+        "attention_backward_bias.cu",
+        r"i < 2 \+ ROW_TILES;",
+        "2 + 2 is 4, and with one row tile the third row is one that nothing reads",
+    ),
+    ("attention_backward_bias.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
+    ("attention_backward_bias_f32.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
+    ("attention_backward_bias_f32.cu", r"=> if \(true\) hide_outside_band", _SPEED),
 )

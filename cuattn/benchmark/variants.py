@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 from cuattn import compile, softmax_config
+from cuattn.backward_bias_config import BIAS_BWD_CONFIGS, BiasBwdConfig
 from cuattn.backward_config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
 from cuattn.benchmark import occupancy
 from cuattn.benchmark.results import Record, Value
@@ -110,7 +111,30 @@ def backward_variant(row: FlashBwdConfig, launch: Launch, options: ForwardOption
     )
 
 
-def largest_head_dim(row: FlashFwdConfig | FlashBwdConfig) -> int:
+def bias_variants() -> Iterator[Variant]:
+    """Every row of the gradient of a bias: with the bias alone, under a causal mask, and with every option."""
+    for row in BIAS_BWD_CONFIGS:
+        dtype, head_dim = DTYPE[row.itemsize], largest_head_dim(row)
+        products = "_tf32" if row.products == "mma" and row.itemsize == 4 else ""
+        for options in (ForwardOptions(bias=True), ForwardOptions(bias=True, bound_right=True), EVERYTHING):
+            yield Variant(
+                f"{row.source}_{dtype}{products}_d{head_dim}_{row.block_m}x{row.block_n}_w{row.num_warps}_{options.label}",
+                row.source,
+                row.constants(dtype, head_dim, head_dim, options),
+                row.num_threads,
+                row.smem_bytes(head_dim, head_dim),
+                None,
+            )
+
+
+def all_attention() -> Iterator[Variant]:
+    """Forward, backward, and the gradient of a bias."""
+    yield from attention_variants()
+    yield from backward_variants()
+    yield from bias_variants()
+
+
+def largest_head_dim(row: FlashFwdConfig | FlashBwdConfig | BiasBwdConfig) -> int:
     """The largest bucket for which the row is legal somewhere."""
     limit = max(compile.smem_limit_bytes(arch) for arch in ARCHS)
     return max(d for d in HEAD_DIM_BUCKETS if d <= BUCKETS[row.max_head_dim] and row.is_legal(d, d, limit))
@@ -126,17 +150,18 @@ def softmax_variants() -> Iterator[Variant]:
 
 def compile_steps(options: Options) -> list[Step]:
     """The attention rows, forward and backward, then the sample of softmax; on each architecture, and as PTX for the
-    host.
+    host; of the many of the backward, those whose time has a limit.
     """
     steps = [
         Step("compile", f"{variant.label} {arch}", 0.7, partial(cubin_records, variant, arch))
-        for variant in (*attention_variants(), *backward_variants(), *softmax_variants())
+        for variant in (*all_attention(), *softmax_variants())
         for arch in ARCHS
         if variant.smem_bytes <= compile.smem_limit_bytes(arch)
     ]
     return steps + [
         Step("compile", f"{variant.label} ptx", 0.5, partial(ptx_records, variant))
-        for variant in (*attention_variants(), *backward_variants())
+        for variant in all_attention()
+        if variant.source.startswith("attention_forward") or variant.nvrtc_ms is not None
     ]
 
 

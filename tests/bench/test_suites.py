@@ -117,8 +117,11 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     with_everything = [label for label in labels if "_everything_" in label]
     assert len(with_everything) == sum(2 + (row.itemsize == 2) for row in rows if row.score_options)
     planned = [step.label for step in SUITES["compile"].plan(TINY)]
-    for label in labels | backward:
+    for label in labels:
         assert {f"{label} sm_90a", f"{label} ptx"} <= set(planned)
+    bias = {variant.label for variant in variants.bias_variants()}
+    assert len(bias) == 3 * len(cuattn.backward_bias_config.BIAS_BWD_CONFIGS)
+    assert {f"{label} sm_90a" for label in backward | bias} <= set(planned)
 
 
 def test_cold_means_cold() -> None:

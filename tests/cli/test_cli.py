@@ -144,8 +144,7 @@ def test_list_json(run: Run) -> None:
 def test_list_resources(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = next(variants.backward_variants())
     forward = next(variants.attention_variants())
-    monkeypatch.setattr(variants, "backward_variants", lambda: [backward])
-    monkeypatch.setattr(variants, "attention_variants", lambda: [forward])
+    monkeypatch.setattr(variants, "all_attention", lambda: [forward, backward])
     rows = json.loads(run("list", "resources", "--json").stdout)["resources"]
     wanted = [(variant.label, arch) for variant in (forward, backward) for arch in ("sm_80", "sm_90a")]
     assert [(row["kernel"], row["arch"]) for row in rows] == wanted

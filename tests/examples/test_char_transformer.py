@@ -278,8 +278,8 @@ def test_shapes_that_make_no_model() -> None:
 
 
 def test_only_the_first_steps_are_judged() -> None:
-    kernel, float64 = (training.Run(float64_model(), Adam({}), steps=300) for _ in range(2))
-    kernel.losses, float64.losses = [1.0] * 300, [1.0] * 300
+    kernel, float64 = (training.Run(float64_model(), Adam({}), steps=500) for _ in range(2))
+    kernel.losses, float64.losses = [1.0] * 500, [1.0] * 500
     float64.losses[report.COMPARED_STEPS] = 2.0
     assert report.largest_difference(kernel, float64) == 0
     float64.losses[report.COMPARED_STEPS - 1] = 1.5
