@@ -25,9 +25,10 @@ demo: $(VENV)/demo-$(CUDA).stamp
 	$(RUN) -m examples.minilm
 	$(VENV)/bin/cuattn-bench run smoke
 
+# One thread for NumPy's products: they are small, and threads that wait in a loop would slow the host executor's down.
 train: $(VENV)/train-$(CUDA).stamp
 	mkdir -p $(dir $(PLOT))
-	$(RUN) -m examples.char_transformer --plot $(PLOT)
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m examples.char_transformer --plot $(PLOT)
 
 test: $(VENV)/test-$(CUDA).stamp lint
 	$(RUN) -m pytest -n $(WORKERS)

@@ -7,6 +7,7 @@ _ANY_THREAD = "every thread of the row holds the same state, so any one of them 
 _SPEED = "the same result by another path, which only takes longer"
 _LN_2_REST = "moves the result by less than its own rounding: the high part of ln 2 does nearly all of the work"
 _NO_ROW = "dout and delta of a row that does not exist are 0, and so is its dS, whatever its probabilities are"
+_AFTER_Q = "the sums take the place of q, which nobody reads after the barrier before the last products"
 
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("online_softmax_state.cu", r"=> if \(place\.thread == 1 ", _ANY_THREAD),
@@ -93,4 +94,17 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("attention_backward_bias.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
     ("attention_backward_bias_f32.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
     ("attention_backward_bias_f32.cu", r"=> if \(true\) hide_outside_band", _SPEED),
+    ("attention_backward_bias.cu", r"__syncthreads\(\); => ;", _AFTER_Q),
+    ("attention_backward_bias_f32.cu", r"__syncthreads\(\); => ;", _AFTER_Q),
+    ("dq_sums.cuh", r"first_col > head_dim\)", _SPEED + ": what is computed there is not added"),
+    (
+        "lane_products.cuh",
+        r"=> if \(vectors && col .* < num_cols\)",
+        _SPEED + ": the last whole vector of a row goes element by element",
+    ),
+    (
+        "lane_products.cuh",
+        r"=> acc\[i\]\.x\[e\]\[x\] = fma\(b\.x\[x\], weights",
+        "a product is commutative, bit for bit",
+    ),
 )

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from .training import Run
 
-# Training can multiply what rounding changed in its first step, more so the longer it goes on. So the losses are compared
-# over as many steps as the default has, and only shown from there on.
+# Training can multiply what rounding changed in its first step, more so the longer it goes on. So the losses are
+# compared over as many steps as the default has, and only shown from there on.
 COMPARED_STEPS = 400
 # The largest difference allowed there, in nats, by the dtype of attention: ten times what some seeds gave, or more.
 BOUNDS = {"float64": 1e-13, "float32": 1e-5, "float16": 3e-3, "bfloat16": 3e-2}

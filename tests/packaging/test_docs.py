@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cuattn.config import FLASH_FWD_CONFIGS
+from cuattn.backward_config import FLASH_BWD_CONFIGS, can_add_dq
+from cuattn.config import FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS
 from cuattn.environment import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,21 @@ def test_the_page_of_the_forward_kernel_shows_the_table_of_shapes() -> None:
         for row in FLASH_FWD_CONFIGS
     ]
     assert [line for line in page.splitlines() if re.match(r"\| (mma|fma) ", line)] == rows
+
+
+def test_the_page_of_the_backward_kernel_shows_the_table_of_shapes() -> None:
+    page = (ROOT / "docs/kernels/attention_backward.md").read_text(encoding="utf-8")
+    rows = []
+    for row in FLASH_BWD_CONFIGS:
+        size = max(d for d in HEAD_DIM_BUCKETS if d <= row.max_head_dim and row.is_legal(d, d, 227 * 1024))
+        adds = row.own == "keys" and can_add_dq(row.products, row.itemsize)
+        rows.append(
+            f"| {row.own} | {row.products} | {row.itemsize} | {row.max_head_dim} "
+            f"| {'any' if row.score_options else 'none'} | {row.block_own} × {row.block_other} | {row.num_warps} "
+            f"| {row.num_stages} | {'dq' if row.own == 'queries' else 'dv; dk' if row.split_grads else 'dk, dv'} "
+            f"| {row.smem_bytes(size, size):,} | {f'{row.smem_bytes(size, size, add_dq=True):,}' if adds else ''} |"
+        )
+    assert [line for line in page.splitlines() if re.match(r"\| (queries|keys) \| (mma|fma) ", line)] == rows
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
