@@ -32,7 +32,7 @@ _SINK_WARPS = 32
 
 # struct BiasSums of kernels/bias_sums.cuh; the trailing "0q" completes it to a multiple of its alignment.
 _SUMS = struct.Struct("@5q5i0q")
-_SUM_ELEMENTS = {np.float32: "float", np.float64: "double"}
+_REALS: dict[type[np.floating[Any]], str] = {np.float32: "float", np.float64: "double"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
             config.smem_bytes(head_dim, head_dim_v),
         )
         if partial is not None:
-            kernel = _sum_kernel(executor, forward.accumulator, bias.array.dtype.name)
+            kernel = _sum_kernel(executor, _REALS[forward.accumulator], bias.array.dtype.name)
             args = (partial, dbias, np.int64(plan.num_elements), np.int32(plan.num_parts))
             executor.launch(kernel, (-(-plan.num_elements // _SUM_THREADS),), (_SUM_THREADS,), args)
     executor.finish(dbias)
@@ -126,9 +126,9 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
 
 
 @cache
-def _sum_kernel(executor: Executor, accumulator: type[np.floating[Any]], bias_dtype: str) -> Kernel:
-    constants = {
-        "Real": _SUM_ELEMENTS[accumulator],
+def _sum_kernel(executor: Executor, real: str, bias_dtype: str) -> Kernel:
+    constants: dict[str, Any] = {
+        "Real": real,
         "BiasElement": BIAS_ELEMENTS[bias_dtype],
         "NUM_THREADS": _SUM_THREADS,
     }
@@ -141,7 +141,7 @@ def launch_dsinks(problem: BackwardProblem, prepared: Prepared) -> Any:
     extents, accumulator = forward.extents, forward.accumulator
     dsinks = executor.empty(extents.num_heads, accumulator)
     if dsinks.size:
-        constants = {"Real": _SUM_ELEMENTS[accumulator], "NUM_WARPS": _SINK_WARPS}
+        constants: dict[str, Any] = {"Real": _REALS[accumulator], "NUM_WARPS": _SINK_WARPS}
         kernel = executor.kernel("attention_backward_sinks", constants, "cuattn_attention_backward_sinks")
         batch_stride, head_stride = extents.lse_strides
         args = (

@@ -107,4 +107,5 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"=> acc\[i\]\.x\[e\]\[x\] = fma\(b\.x\[x\], weights",
         "a product is commutative, bit for bit",
     ),
+    ("attention_forward_f32.cu", r"sizeof\(Element\)\) & 14\) == 0", "no float lies at an odd address"),
 )

@@ -150,7 +150,7 @@ def main(
     """Train a character-level transformer of two blocks, attention and its gradients computed by cuattn.
 
     The same training runs in float64 NumPy beside it, and the losses are compared at every step. The text is short and
-    the model learns it by heart: this shows that the gradients are right, not that the model is any good.
+    the model learns it nearly by heart: this shows that the gradients are right, not that the model is any good.
 
     \b
     Examples:

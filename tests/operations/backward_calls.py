@@ -67,7 +67,7 @@ def after_forward(executor, q, k, v, *starts, dout=None, dlse=None, kind="normal
 
 
 def after_reference(q, k, v, *, seed=0, **options):
-    """What plain code saves of a forward call, a dout and a dlse: where a forward kernel would be compiled for nothing."""
+    """What plain code saves of a call, a dout and a dlse: where a forward kernel would be compiled for nothing."""
     out, lse = reference.attention_naive(q, k, v, **options)
     rng = np.random.default_rng(seed + 1000)
     dout, dlse = fill(out.shape, out.dtype, "normal", rng), fill(lse.shape, lse.dtype, "normal", rng)

@@ -379,6 +379,15 @@ def test_saved_out_and_lse_are_what_counts(executor):
     assert not np.allclose(grads.dv, call_backward(executor, saved).dv, rtol=0.1)
 
 
+@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
+def test_a_row_whose_saved_lse_is_minus_infinity_saw_nothing(executor, dtype):
+    """Whatever its logits are now: it gives nothing and gets nothing."""
+    saved = after_forward(executor, *normal(dtype, 1, (40, 70)), dlse=True)
+    saved.lse[:, :, ::7] = -np.inf
+    grads = assert_right(executor, saved)
+    assert not grads.dq[:, ::7].any() and grads.dq[:, 1::7].any()
+
+
 def differences(function, x, step=1e-5):
     """The gradient of `function` at the float64 array `x` by central differences; `x` is restored."""
     result = np.empty_like(x)

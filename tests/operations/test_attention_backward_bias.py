@@ -262,16 +262,37 @@ def test_same_bits_in_any_schedule(executor, dtype):
                 assert same_bits(call_backward(executor, saved, return_dbias=True), expected), (shape, seed)
 
 
-def test_one_part_or_many(executor, monkeypatch):
-    """The cuts change the order of the sums, and with it a last bit; never what is summed."""
-    for shape in FEW_SHAPES[1:]:
-        saved = with_bias(executor, F16, shape)
-        for parts in (1, 7):
-            monkeypatch.setattr(backward_bias_launch, "ENOUGH_CTAS", parts)
-            backward_bias_launch._plan.cache_clear()
-            assert_right(executor, saved, return_dbias=True)
+@pytest.fixture
+def parts(monkeypatch):
+    """Sets how many CTAs are enough. Problems of tests are so small that, as it is, most parts have one term."""
+
+    def enough(num_ctas):
+        monkeypatch.setattr(backward_bias_launch, "ENOUGH_CTAS", num_ctas)
+        backward_bias_launch._plan.cache_clear()
+
+    yield enough
     monkeypatch.undo()
     backward_bias_launch._plan.cache_clear()
+
+
+@pytest.mark.parametrize("num_ctas", (1, 7))
+def test_one_part_or_many(executor, parts, num_ctas):
+    """The cuts change the order of the sums, and with it a last bit; never what is summed."""
+    parts(num_ctas)
+    for shape in FEW_SHAPES[1:]:
+        assert_right(executor, with_bias(executor, F16, shape), return_dbias=True)
+
+
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+def test_tiles_that_are_kept_for_the_next_term(executor, parts, dtype):
+    """One tile in each direction, eight heads in all: their terms differ in the query head, in the key head of every
+    other one, and in the batch entry, one at a time."""
+    parts(1)
+    for shape in ((37, 50), (2, 1, 37, 50), (4, 1, 50), (1, 4, 37, 1)):
+        saved = with_bias(executor, dtype, shape, full=(2, 4, 37, 50))
+        expected = assert_right(executor, saved, return_dbias=True)
+        with executor.active(asynchrony="random", seed=5):
+            assert same_bits(call_backward(executor, saved, return_dbias=True), expected)
 
 
 def counted(saved, **options):

@@ -86,7 +86,7 @@ def test_all_options_in_any_schedule(executor, dtype):
     }
     if dtype == "tf32":
         dtype, options["precision"] = F32, "tf32"
-    saved = after_forward(executor, *normal(dtype, 1, (70, 135), (4, 2)), dlse=True, **options)
+    saved = after_forward(executor, *normal(dtype, 1, (70, 135), (4, 2), (32, 32)), dlse=True, **options)
     expected = assert_right(executor, saved, return_dbias=True)
     in_any_schedule(executor, saved, expected, return_dbias=True)
 
@@ -105,4 +105,4 @@ def test_all_options_at_the_largest_head_dims(executor):
         "dropout_p": 0.2,
     }
     saved = after_forward(executor, *normal(F16, 1, (40, 70), (2, 1), (256, 256)), dlse=True, **options)
-    assert_right(executor, saved, return_dbias=True)
+    assert_right(executor, saved)
