@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cuattn import compile, softmax_config
-from cuattn.backward_config import FLASH_BWD_CONFIGS
+from cuattn.backward.config import FLASH_BWD_CONFIGS
 from cuattn.benchmark import SUITES, tables, variants
 from cuattn.compile import cache
 from cuattn.compile.expand import KERNELS

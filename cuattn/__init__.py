@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cuattn import compat, compile, errors, host, reference, testing
     from cuattn.attention import attention
-    from cuattn.backward import AttentionGrads, attention_backward, attention_backward_workspace_size
-    from cuattn.backward_varlen import attention_varlen_backward
+    from cuattn.backward.dense import AttentionGrads, attention_backward, attention_backward_workspace_size
+    from cuattn.backward.varlen import attention_varlen_backward
     from cuattn.dropout import dropout_mask
     from cuattn.merge import merge_states
     from cuattn.online_softmax import OnlineSoftmax
@@ -69,15 +69,15 @@ __all__ = [
 
 # The public functions and the module each lives in.
 _FUNCTIONS = {
-    "AttentionGrads": "cuattn.backward",
+    "AttentionGrads": "cuattn.backward.dense",
     "OnlineSoftmax": "cuattn.online_softmax",
     "PaddingPlan": "cuattn.padding",
     "Rotary": "cuattn.rope",
     "attention": "cuattn.attention",
-    "attention_backward": "cuattn.backward",
-    "attention_backward_workspace_size": "cuattn.backward",
+    "attention_backward": "cuattn.backward.dense",
+    "attention_backward_workspace_size": "cuattn.backward.dense",
     "attention_varlen": "cuattn.varlen",
-    "attention_varlen_backward": "cuattn.backward_varlen",
+    "attention_varlen_backward": "cuattn.backward.varlen",
     "dropout_mask": "cuattn.dropout",
     "log_softmax": "cuattn.softmax",
     "logsumexp": "cuattn.softmax",

@@ -51,7 +51,7 @@ struct Smem : SharedScoreGradients<ADD_DQ> {
 
 static_assert(ROW_TILES * MMA_M * NUM_WARPS == BLOCK_OWN, "every row belongs to one warp, in whole mma tiles");
 static_assert(NUM_STAGES >= 2, "the next tile loads while this one is used");
-static_assert(sizeof(Smem) == SMEM_BYTES, "backward_config.py and this file agree on the shared-memory plan");
+static_assert(sizeof(Smem) == SMEM_BYTES, "backward/config.py and this file agree on the shared-memory plan");
 static_assert(GRAD_QK || (GRAD_V && OWN_KEYS), "there is a gradient to compute");
 static_assert(!ADD_DQ || (GRAD_QK && OWN_KEYS), "dq is added to where dS is computed and keys are owned");
 static_assert(NUM_THREADS >= BLOCK_OTHER, "a thread loads the terms of one query");

@@ -50,7 +50,7 @@ static_assert(BLOCK_OWN == NUM_WARPS * WARP_ROWS && WARP_ROWS % 2 == 0, "every l
 static_assert(BLOCK_OTHER % LANES_PER_ROW == 0, "every lane has whole columns");
 static_assert(NUM_THREADS >= BLOCK_QUERIES, "a thread loads the terms of one query");
 static_assert(GRAD_QK && GRAD_V == OWN_KEYS, "registers hold the gradients of k and v together");
-static_assert(sizeof(Smem) == SMEM_BYTES, "backward_config.py and this file agree on the shared-memory plan");
+static_assert(sizeof(Smem) == SMEM_BYTES, "backward/config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionBackwardParams<Element>;
 

@@ -109,8 +109,8 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     rows = cuattn.config.FLASH_FWD_CONFIGS
     assert len(labels) == 4 * len(rows) + sum(row.itemsize == 2 for row in rows)
     backward = {variant.label for variant in variants.backward_variants()}
-    of_keys = [row for row in cuattn.backward_config.FLASH_BWD_CONFIGS if row.own == "keys"]
-    launches = sum(len(row.launches()) for row in cuattn.backward_config.FLASH_BWD_CONFIGS)
+    of_keys = [row for row in cuattn.backward.config.FLASH_BWD_CONFIGS if row.own == "keys"]
+    launches = sum(len(row.launches()) for row in cuattn.backward.config.FLASH_BWD_CONFIGS)
     order_free = sum("_addsdq_" in label for label in backward)
     assert order_free == 4 * sum(row.itemsize == 2 for row in of_keys)
     assert len(backward) == 4 * launches + order_free
@@ -120,7 +120,7 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     for label in labels:
         assert {f"{label} sm_90a", f"{label} ptx"} <= set(planned)
     bias = {variant.label for variant in variants.bias_variants()}
-    assert len(bias) == 3 * len(cuattn.backward_bias_config.BIAS_BWD_CONFIGS)
+    assert len(bias) == 3 * len(cuattn.backward.bias_config.BIAS_BWD_CONFIGS)
     assert {f"{label} sm_90a" for label in backward | bias} <= set(planned)
 
 

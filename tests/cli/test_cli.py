@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 import cuattn
 from cli.main import main
 from cuattn import benchmark
-from cuattn.backward_config import FLASH_BWD_CONFIGS
+from cuattn.backward.config import FLASH_BWD_CONFIGS
 from cuattn.benchmark import from_json, machine, variants
 from cuattn.benchmark.operations import case_steps
 from cuattn.benchmark.suite import Step, Suite

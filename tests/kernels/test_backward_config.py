@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cuattn import compile
-from cuattn.backward_config import FLASH_BWD_CONFIGS, SIDES, FlashBwdConfig, Launch, select
+from cuattn.backward.config import FLASH_BWD_CONFIGS, SIDES, FlashBwdConfig, Launch, select
 from cuattn.config import HEAD_DIM_BUCKETS
 from cuattn.errors import LaunchError
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions

@@ -13,7 +13,8 @@ import numpy as np
 from attention_calls import call, call_varlen, prepare
 
 import cuattn
-from cuattn import backward, backward_varlen, reference
+from cuattn import reference
+from cuattn.backward import dense, varlen
 from cuattn.testing import assert_gradients_close, assert_varlen_gradients_close
 from cuattn.testing.arrays import Guarded, place
 from cuattn.testing.backward_problems import fill_dout
@@ -87,7 +88,7 @@ def call_backward(executor, saved, **extra):
     arrays, options = prepare(executor, (saved.dout, saved.q, saved.k, saved.v, saved.out, saved.lse), saved.options)
     dlse = None if saved.dlse is None else executor.array(saved.dlse)
     if {"configs", "schedule_on_device"} & set(extra):
-        function = backward_varlen.evaluate if saved.starts else backward.evaluate
+        function = varlen.evaluate if saved.starts else dense.evaluate
     else:
         function = cuattn.attention_varlen_backward if saved.starts else cuattn.attention_backward
     grads = function(*arrays, *saved.starts, dlse=dlse, **options, **extra)

@@ -12,7 +12,8 @@ import pytest
 from test_attention_arguments import WRONG_OPTIONS, OnDevice
 
 import cuattn
-from cuattn import backward_arguments, launch, slow_calls
+from cuattn import launch, slow_calls
+from cuattn.backward import arguments as checks
 from cuattn.errors import (
     ArgumentError,
     ArrayTypeError,
@@ -95,7 +96,7 @@ def test_there_are_no_gradients_of_other_dtypes(dtype):
 def test_there_are_no_options_of_8_bit_floats(options):
     with pytest.raises(TypeError, match=next(iter(options))):
         backward(**dense(), **options)
-    for check, arguments in ((backward_arguments.check, dense()), (backward_arguments.check_packed, packed())):
+    for check, arguments in ((checks.check, dense()), (checks.check_packed, packed())):
         with pytest.raises((ArgumentError, DTypeError), match=r"8-bit|uint8"):
             check(**arguments, **options)
 
@@ -205,7 +206,7 @@ def test_signatures():
 
 
 def test_a_slow_call_warns_at_two_fifths_of_the_work_of_forward(monkeypatch):
-    monkeypatch.setattr("cuattn.backward.backward", lambda problem: None)
+    monkeypatch.setattr("cuattn.backward.dense.backward", lambda problem: None)
     arguments = dense()
     forward_flops = 2 * 2 * 5 * 7 * 4 * (32 + 24)
     for limit, warns in ((2.4 * forward_flops, True), (2.6 * forward_flops, False)):

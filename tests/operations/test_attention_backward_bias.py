@@ -14,8 +14,9 @@ from test_attention_varlen import LENGTHS, pack
 from test_attention_work import visible
 
 import cuattn
-from cuattn import backward_bias_launch, host
-from cuattn.backward_bias_config import BIAS_BWD_CONFIGS
+from cuattn import host
+from cuattn.backward import bias_launch
+from cuattn.backward.bias_config import BIAS_BWD_CONFIGS
 from cuattn.launch import HostExecutor, executor_for
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.options import BIAS_DTYPES, broadcast_shapes, make_bias, make_mask, make_slopes
@@ -145,7 +146,7 @@ ROWS = [(row, dtype, options)
 @pytest.mark.parametrize(("row", "dtype", "options"), ROWS, ids=str)
 def test_every_row(executor, monkeypatch, row, dtype, options):
     """Right with and without sums over the rows and columns of a tile."""
-    monkeypatch.setattr(backward_bias_launch, "select", lambda *_, **__: row)
+    monkeypatch.setattr(bias_launch, "select", lambda *_, **__: row)
     for shape in ((2, 37, 70), ()):
         assert_right(executor, with_bias(executor, dtype, shape, full=(1, 2, 37, 70), **options), return_dbias=True)
 
@@ -207,7 +208,7 @@ def test_extents_of_zero_and_one(executor, full):
 def test_more_batch_entries_than_an_axis_of_a_grid_may_have(executor, monkeypatch, shape):
     """One query and one key whose probability is 1: dS = dout v. On the host only the kernels of dbias run, in the
     smallest CTAs that there are, and without a checker."""
-    monkeypatch.setattr(backward_bias_launch, "select", lambda *_, **__: BIAS_BWD_CONFIGS[-1])
+    monkeypatch.setattr(bias_launch, "select", lambda *_, **__: BIAS_BWD_CONFIGS[-1])
     rng = np.random.default_rng(2)
     dout, v = (rng.integers(-8, 9, (65_537, 1, 1, 1)).astype(F64) for _ in range(2))
     zeros = np.zeros_like(v)
@@ -267,12 +268,12 @@ def parts(monkeypatch):
     """Sets how many CTAs are enough. Problems of tests are so small that, as it is, most parts have one term."""
 
     def enough(num_ctas):
-        monkeypatch.setattr(backward_bias_launch, "ENOUGH_CTAS", num_ctas)
-        backward_bias_launch._plan.cache_clear()
+        monkeypatch.setattr(bias_launch, "ENOUGH_CTAS", num_ctas)
+        bias_launch._plan.cache_clear()
 
     yield enough
     monkeypatch.undo()
-    backward_bias_launch._plan.cache_clear()
+    bias_launch._plan.cache_clear()
 
 
 @pytest.mark.parametrize("num_ctas", (1, 7))

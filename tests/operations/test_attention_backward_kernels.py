@@ -14,7 +14,7 @@ from backward_calls import (
 )
 from test_attention_backward import BF16, F16, F32, F64, normal
 
-from cuattn.backward_config import FLASH_BWD_CONFIGS
+from cuattn.backward.config import FLASH_BWD_CONFIGS
 from cuattn.launch import executor_for
 from cuattn.testing.options import make_bias, make_mask, make_slopes
 

@@ -11,7 +11,7 @@ import pytest
 from backward_calls import after_forward, assert_gradients_right, assert_right, call_backward
 from test_attention_backward import BF16, F16, F32, F64, normal
 
-from cuattn import backward_bias_launch
+from cuattn.backward import bias_launch
 from cuattn.testing.arrays import Layout
 from cuattn.testing.options import make_bias, make_mask, make_slopes
 
@@ -117,10 +117,10 @@ def test_everything_packed(executor, format_, bias_shape):
 @pytest.fixture(params=[1, 5])
 def few_ctas(request, monkeypatch):
     """As on a large problem: a CTA sums several tiles of the gradient of a bias."""
-    monkeypatch.setattr(backward_bias_launch, "ENOUGH_CTAS", request.param)
-    backward_bias_launch._plan.cache_clear()
+    monkeypatch.setattr(bias_launch, "ENOUGH_CTAS", request.param)
+    bias_launch._plan.cache_clear()
     yield
-    backward_bias_launch._plan.cache_clear()
+    bias_launch._plan.cache_clear()
 
 
 @pytest.mark.parametrize("bias_shape", [(1, 1, 100, 150), (4, 1, 150), (2, 1, 100, 1), (4, 1, 1), (1,)], ids=str)

@@ -7,7 +7,7 @@ import pytest
 from test_attention_backward_arguments import GRADIENTS, backward, dense, like, nothing_is_launched, packed  # noqa: F401
 
 import cuattn
-from cuattn import backward_arguments
+from cuattn.backward import arguments as checks
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import share_elements
 
@@ -91,7 +91,7 @@ def test_gradients_may_be_interleaved(views):
     arguments = {name: np.ones((2, 5, 4, 32), np.float16) for name in ("dout", "q", "k", "v", "out")}
     arguments["lse"] = np.ones((2, 4, 5), np.float32)
     dq, dk, dv = views(np.zeros((2, 5, 3, 4, 32), np.float16))
-    problem = backward_arguments.check(**arguments, dq=dq, dk=dk, dv=dv)
+    problem = checks.check(**arguments, dq=dq, dk=dk, dv=dv)
     assert problem.dq is dq and problem.dk is dk and problem.dv is dv
 
 
@@ -143,7 +143,7 @@ def test_workspace():
     with pytest.raises(ArrayTypeError, match="workspace is read-only"):
         backward(**arguments, workspace=frozen)
     for size in (needed, needed + 7):
-        assert backward_arguments.check(**arguments, workspace=memory[:size]).workspace.size == size
+        assert checks.check(**arguments, workspace=memory[:size]).workspace.size == size
     assert needed > 0 and not memory.any()
 
 
@@ -163,13 +163,13 @@ def test_lse_is_made_contiguous():
     arguments = dense()
     values = np.arange(40, dtype=np.float32).reshape(2, 4, 5)
     for lse in (values, values.swapaxes(1, 2).copy().swapaxes(1, 2), np.repeat(values, 2, axis=0)[::2]):
-        problem = backward_arguments.check(**arguments | {"lse": lse, "dlse": lse})
+        problem = checks.check(**arguments | {"lse": lse, "dlse": lse})
         for given in (problem.lse, problem.dlse):
             assert given.flags.c_contiguous and (given == values).all()
             assert (given is lse) == lse.flags.c_contiguous
     misaligned = np.zeros(values.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(values.shape)
     misaligned[...] = values
-    problem = backward_arguments.check(**arguments | {"lse": misaligned})
+    problem = checks.check(**arguments | {"lse": misaligned})
     assert problem.lse.flags.aligned and (problem.lse == values).all()
 
 
@@ -178,7 +178,7 @@ def test_gradients_that_no_kernel_can_write_are_copied_to():
     arguments = dense()
     odd = np.zeros(like("dk").nbytes + 1, np.uint8)[1:].view(np.float16).reshape(like("dk").shape)
     dv = np.zeros((2, 7, 2, 48), np.float16)[..., ::2]
-    problem = backward_arguments.check(**arguments, dq=like("dq")[:, ::-1], dk=odd, dv=dv)
+    problem = checks.check(**arguments, dq=like("dq")[:, ::-1], dk=odd, dv=dv)
     assert problem.target("dq").array is problem.dq
     for name, given in (("dk", odd), ("dv", dv)):
         target = problem.target(name)

@@ -12,7 +12,7 @@ from test_attention_varlen import LENGTHS, pack
 
 import cuattn
 from cuattn.attention_arguments import Extents
-from cuattn.backward_bias_launch import launch_dsinks
+from cuattn.backward.bias_launch import launch_dsinks
 from cuattn.launch import HostExecutor, executor_for
 from cuattn.testing.options import make_bias
 

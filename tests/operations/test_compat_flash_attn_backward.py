@@ -177,7 +177,7 @@ def test_everything_is_handed_on(monkeypatch, name):
         calls.append((args, kwargs))
         raise ArgumentError("seen")
 
-    targets = ("cuattn.backward_arguments.check", "cuattn.backward_arguments.check_packed")
+    targets = ("cuattn.backward.arguments.check", "cuattn.backward.arguments.check_packed")
     for target in targets:
         monkeypatch.setattr(target, record)
     for public in ("attention_backward", "attention_varlen_backward"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cuattn.backward_config import FLASH_BWD_CONFIGS, can_add_dq
+from cuattn.backward.config import FLASH_BWD_CONFIGS, can_add_dq
 from cuattn.config import FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS
 from cuattn.environment import VARIABLES
 

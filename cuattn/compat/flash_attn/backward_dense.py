@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cuattn
-from cuattn import backward_arguments
+from cuattn.backward import arguments
 from cuattn.compat.arguments import unpack
 from cuattn.compat.flash_attn.gradients import backward_options, packed_gradients
 
@@ -160,7 +160,7 @@ def flash_attn_qkvpacked_func_backward(
     q, k, v = unpack("qkv", qkv, layout, 2, 3)
     if dqkv is not None:
         options |= zip(names, unpack("dqkv", dqkv, layout, 2, 3, qkv=qkv), strict=True)
-    problem = backward_arguments.check(dout, q, k, v, out, softmax_lse, **options)
+    problem = arguments.check(dout, q, k, v, out, softmax_lse, **options)
     return packed_gradients(problem, names, 2, dqkv)[1]
 
 
@@ -234,5 +234,5 @@ def flash_attn_kvpacked_func_backward(
     k, v = unpack("kv", kv, layout, 2, 2, q=q)
     if dkv is not None:
         options |= zip(names, unpack("dkv", dkv, layout, 2, 2, q=q), strict=True)
-    problem = backward_arguments.check(dout, q, k, v, out, softmax_lse, dq=dq, **options)
+    problem = arguments.check(dout, q, k, v, out, softmax_lse, dq=dq, **options)
     return packed_gradients(problem, names, 2, dkv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cuattn
-from cuattn import backward_arguments
+from cuattn.backward import arguments
 from cuattn.compat.arguments import unpack
 from cuattn.compat.flash_attn.gradients import backward_options, packed_gradients
 
@@ -167,7 +167,7 @@ def flash_attn_varlen_qkvpacked_func_backward(
     q, k, v = unpack("qkv", qkv, layout, 1, 3)
     if dqkv is not None:
         options |= zip(names, unpack("dqkv", dqkv, layout, 1, 3, qkv=qkv), strict=True)
-    problem = backward_arguments.check_packed(dout, q, k, v, out, softmax_lse, cu_seqlens, cu_seqlens, **options)
+    problem = arguments.check_packed(dout, q, k, v, out, softmax_lse, cu_seqlens, cu_seqlens, **options)
     return packed_gradients(problem, names, 1, dqkv)[1]
 
 
@@ -247,5 +247,5 @@ def flash_attn_varlen_kvpacked_func_backward(
     k, v = unpack("kv", kv, layout, 1, 2, q=q)
     if dkv is not None:
         options |= zip(names, unpack("dkv", dkv, layout, 1, 2, q=q), strict=True)
-    problem = backward_arguments.check_packed(dout, q, k, v, out, softmax_lse, cu_seqlens_q, cu_seqlens_k, **options)
+    problem = arguments.check_packed(dout, q, k, v, out, softmax_lse, cu_seqlens_q, cu_seqlens_k, **options)
     return packed_gradients(problem, names, 1, dkv)

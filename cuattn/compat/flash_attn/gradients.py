@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.backward_arguments import BackwardProblem
-from cuattn.backward_launch import backward
+from cuattn.backward.arguments import BackwardProblem
+from cuattn.backward.launch import backward
 from cuattn.compat.arguments import dropout_options, score_options
 from cuattn.slow_calls import BACKWARD_FLOPS, warn_if_slow
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuattn import backward_arguments as arguments
-from cuattn.backward_arguments import AttentionGrads
-from cuattn.backward_launch import backward
+from cuattn.backward import arguments
+from cuattn.backward.arguments import AttentionGrads
+from cuattn.backward.launch import backward
 from cuattn.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
 __all__ = ["attention_varlen_backward"]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuattn.backward_bias_config import BiasBwdConfig, select
+from cuattn.backward.bias_config import BiasBwdConfig, select
 from cuattn.config import BUCKETS, WARP_SIZE
 from cuattn.forward_options import BIAS_ELEMENTS
 from cuattn.launch import Executor, Kernel
 
 if TYPE_CHECKING:
-    from cuattn.backward_arguments import BackwardProblem
-    from cuattn.backward_launch import Prepared
+    from cuattn.backward.arguments import BackwardProblem
+    from cuattn.backward.launch import Prepared
 
 __all__ = ["launch_dbias", "launch_dsinks", "partial_nbytes"]
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuattn import backward_arguments as arguments
-from cuattn import backward_workspace
-from cuattn.backward_arguments import AttentionGrads
-from cuattn.backward_launch import backward
+from cuattn.backward import arguments
+from cuattn.backward import workspace as workspace_parts
+from cuattn.backward.arguments import AttentionGrads
+from cuattn.backward.launch import backward
 from cuattn.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
 __all__ = ["AttentionGrads", "attention_backward", "attention_backward_workspace_size"]
@@ -258,4 +258,4 @@ def attention_backward_workspace_size(
         deterministic=deterministic,
         return_dbias=return_dbias,
     )
-    return backward_workspace.nbytes(problem)
+    return workspace_parts.nbytes(problem)

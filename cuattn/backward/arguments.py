@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn import backward_workspace
 from cuattn.attention_arguments import Operand, Problem
+from cuattn.backward import workspace as workspace_parts
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, share_elements
@@ -217,7 +217,7 @@ def _check_workspace(problem: BackwardProblem, memory: Mapping[str, tuple[int, i
         raise ArgumentError(
             f"workspace begins at address {address(workspace):#x}; a multiple of {WORKSPACE_ALIGNMENT} bytes is needed"
         )
-    needed = backward_workspace.nbytes(problem)
+    needed = workspace_parts.nbytes(problem)
     if workspace.size < needed:
         raise ShapeError(
             f"workspace has {workspace.size} bytes; {needed} are needed (cuattn.attention_backward_workspace_size)"

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn import attention_params, backward_bias_launch, backward_workspace, tile_classes
+from cuattn import attention_params, tile_classes
 from cuattn.attention_arguments import LOG2_E, Operand
 from cuattn.attention_options import LogitArray
-from cuattn.backward_arguments import AttentionGrads, BackwardProblem
-from cuattn.backward_config import SIDES, FlashBwdConfig, Launch, Side, select
+from cuattn.backward.arguments import AttentionGrads, BackwardProblem
+from cuattn.backward.bias_launch import launch_dbias, launch_dsinks
+from cuattn.backward.config import SIDES, FlashBwdConfig, Launch, Side, select
+from cuattn.backward.dq_sums import DqSums
+from cuattn.backward.workspace import allocate, classes_name, order_free
 from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
-from cuattn.dq_sums import DqSums
 from cuattn.forward import pack_params
 from cuattn.forward_options import ForwardOptions
 from cuattn.launch import Executor, Kernel
@@ -72,12 +74,12 @@ def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | No
         configs = select_configs(problem)
     executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
     targets = {name: problem.target(name) for name in ("dq", "dk", "dv")}
-    workspace = backward_workspace.allocate(problem, configs)
+    workspace = allocate(problem, configs)
     prepared = _prepare(problem, workspace)
     classes = {
         tile: tile_classes.find(executor, options, *tile, workspace[name])
         for tile in {config.tile for config in configs}
-        if (name := backward_workspace.classes_name(tile)) in workspace
+        if (name := classes_name(tile)) in workspace
     }
     sums = DqSums(workspace["dq"], extents) if "dq" in workspace else None
     if sums is not None and sums.array.size:
@@ -86,10 +88,10 @@ def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | No
         _launch_side(prepared, config, classes.get(config.tile), targets, sums)
     if sums is not None and sums.array.size:
         sums.round_to(targets["dq"], prepared.params(dq=targets["dq"]), problem)
-    dbias = backward_bias_launch.launch_dbias(problem, prepared) if problem.return_dbias else None
+    dbias = launch_dbias(problem, prepared) if problem.return_dbias else None
     dsinks = None
     if options.sinks is not None:
-        dsinks = backward_bias_launch.launch_dsinks(problem, prepared)
+        dsinks = launch_dsinks(problem, prepared)
     dq, dk, dv = (problem.deliver(name, written) for name, written in targets.items())
     return AttentionGrads(dq, dk, dv, dbias, dsinks)
 
@@ -103,7 +105,7 @@ def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
         forward.options.kernel_options,
         forward.options.tf32,
         forward.executor.smem_limit_bytes,
-        backward_workspace.order_free(problem),
+        order_free(problem),
     )
 
 

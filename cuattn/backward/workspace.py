@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuattn import backward_bias_launch, tile_classes
-from cuattn.backward_config import FlashBwdConfig, can_add_dq
-from cuattn.dq_sums import DqSums
+from cuattn import tile_classes
+from cuattn.backward import bias_launch
+from cuattn.backward.config import FlashBwdConfig, can_add_dq
+from cuattn.backward.dq_sums import DqSums
 
 if TYPE_CHECKING:
-    from cuattn.backward_arguments import BackwardProblem
+    from cuattn.backward.arguments import BackwardProblem
 
 __all__ = ["allocate", "classes_name", "nbytes", "order_free"]
 
@@ -28,7 +29,7 @@ Part = tuple[str, tuple[int, ...], Any]  # name, shape, dtype
 
 def nbytes(problem: BackwardProblem) -> int:
     """Bytes of the workspace of a call."""
-    from cuattn.backward_launch import select_configs
+    from cuattn.backward.launch import select_configs
 
     parts = _parts(problem, select_configs(problem))
     return sum(_aligned(math.prod(shape) * np.dtype(dtype).itemsize) for _, shape, dtype in parts)
@@ -69,7 +70,7 @@ def _parts(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> Itera
         if shape is not None:
             yield classes_name(tile), shape, np.uint8
     if problem.return_dbias:
-        yield "dbias", (backward_bias_launch.partial_nbytes(problem),), np.uint8
+        yield "dbias", (bias_launch.partial_nbytes(problem),), np.uint8
 
 
 def _aligned(size: int) -> int:

@@ -12,7 +12,7 @@ from cuattn.config import ELEMENTS, WARP_SIZE
 from cuattn.launch import Executor, Kernel
 
 if TYPE_CHECKING:
-    from cuattn.backward_arguments import BackwardProblem
+    from cuattn.backward.arguments import BackwardProblem
 
 __all__ = ["DqSums"]
 
