@@ -21,10 +21,10 @@
 // Block: NUM_WARPS warps; warp w owns rows [w * WARP_ROWS, (w + 1) * WARP_ROWS) of the block.
 //
 // Constants: OWN_KEYS; GRAD_QK (computes dq or dk), GRAD_V (computes dv; with OWN_KEYS only), ADD_DQ (with OWN_KEYS and
-// GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
-// smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v, dout: multiples of 16 bytes); the
-// options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh),
-// DROPOUT (philox.cuh).
+// GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V
+// (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases
+// and strides of q, k, v, dout: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
+// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh).
 #include "attention_backward_params.cuh"
 #include "mma.cuh"
 
@@ -166,6 +166,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         const int num_rows = num_own - block.first_row;
         load_tile<ALIGNED, BLOCK_OWN, HEAD_DIM, NUM_THREADS>(
             smem.own_qk[0], (OWN_KEYS ? g_k : g_q) + block.first_row * qk.seq, qk.seq, num_rows, params.head_dim);
+        if (!GRAD_QK) return;  // P alone needs no dP
         load_tile<ALIGNED, BLOCK_OWN, HEAD_DIM_V, NUM_THREADS>(
             smem.own_v[0], (OWN_KEYS ? g_v : g_dout) + block.first_row * v.seq, v.seq, num_rows, params.head_dim_v);
     };
@@ -271,8 +272,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
                 multiply_add(Element(), acc_v, kept, s_other_v + lane_offset_b<HEAD_DIM_V>(lane_idx));
             }
             if (GRAD_QK) {
-                // dS is P times what follows, and so is its way through the softcap: P takes the slopes now, which need no
-                // registers any longer.
+                // dS is P times what follows, and so is its way through the softcap: P takes the slopes now, which then
+                // need no registers.
                 if (SOFTCAP) multiply_elements(probabilities, slopes);
                 Tile ds;
                 multiply_abt<HEAD_DIM_V>(ds, s_own_v, s_other_v + lane_offset_bt<HEAD_DIM_V>(lane_idx));
@@ -285,8 +286,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
             // SYNC: dS of all owned keys is in shared memory. The barrier of the next tile keeps it there until it is
             // read.
             __syncthreads();
-            const long long row_tile = first_column / MMA_M +
-                                       (g_cu_seqlens_q == nullptr ? 0 : packed_row_tile(block.q_start, block.batch_idx));
+            long long row_tile = first_column / MMA_M;
+            if (g_cu_seqlens_q != nullptr) row_tile += packed_row_tile(block.q_start, block.batch_idx);
             float* g_sums = reinterpret_cast<float*>(g_dq) + block.batch_idx * params.dq.batch +
                             head_idx * params.dq.head + row_tile * params.dq.seq;
             add_to_dq(g_sums, params.dq.seq, smem.score_gradients(), smem_address(smem.own_qk),
@@ -302,8 +303,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
                                        : block.q_start + static_cast<long long>(warp_row);
     if (GRAD_QK) {
         const RowStrides& strides = OWN_KEYS ? params.dk : params.dq;
-        Element* g_rows = (OWN_KEYS ? g_dk : reinterpret_cast<Element*>(g_dq)) + block.batch_idx * strides.batch + block.head_idx * strides.head +
-                          own_row * strides.seq;
+        Element* g_rows = (OWN_KEYS ? g_dk : reinterpret_cast<Element*>(g_dq)) + block.batch_idx * strides.batch +
+                          block.head_idx * strides.head + own_row * strides.seq;
         store_gradient<HEAD_DIM>(g_rows, strides.seq, smem.own_qk[warp_idx * WARP_ROWS], acc_qk, params.scale,
                                  num_own - warp_row, params.head_dim, lane_idx);
     }

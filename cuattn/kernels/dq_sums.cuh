@@ -1,5 +1,5 @@
-// dq as sums in memory that CTAs which own keys add to (ADD_DQ): every key block's part of dq comes from another CTA, in
-// no order, so that float32 sums differ in their last bits from run to run.
+// dq as sums in memory that CTAs which own keys add to (ADD_DQ): every block of keys has a part in dq, and comes from
+// another CTA, in no order, so that float32 sums differ in their last bits from run to run.
 //
 // The sums are laid out as the accumulators of the tensor cores hold them: [row tile of 16 queries][tile of 8 columns]
 // [4][32 lanes], so that a warp adds 128 neighbouring bytes at a time. attention_backward_dq.cu makes dq of them. A
@@ -69,10 +69,12 @@ __device__ __forceinline__ void add_to_dq(float* g_sums, long long sums_per_row_
             if (row_tile * MMA_M >= num_queries || first_col >= head_dim) continue;
             AccTiles<1, CHUNK> acc;
             clear(acc);
+            // Unrolled, the kernel with every option would spill at head dim 128.
 #pragma unroll 1
             for (int key = 0; key < BLOCK_OWN; key += 16) {
                 unsigned frag_ds[4];
-                ldmatrix_x4_trans(frag_ds, s_ds + (key * TILE_STRIDE<BLOCK_OTHER> + row_tile * MMA_M) * sizeof(Element));
+                ldmatrix_x4_trans(frag_ds,
+                                  s_ds + (key * TILE_STRIDE<BLOCK_OTHER> + row_tile * MMA_M) * sizeof(Element));
 #pragma unroll
                 for (int n = 0; n < CHUNK / MMA_N; n += 2) {
                     unsigned frag_k[4];

@@ -58,8 +58,9 @@ struct ScoreOptions {
 
 // The class of one tile of the logits.
 template <typename Real>
-__device__ __forceinline__ TileClass tile_class_at(const AttentionParams<Real>& params, const unsigned char* g_tile_class,
-                                                   int batch_idx, int head_idx, int q_tile, int k_tile) {
+__device__ __forceinline__ TileClass tile_class_at(const AttentionParams<Real>& params,
+                                                   const unsigned char* g_tile_class, int batch_idx, int head_idx,
+                                                   int q_tile, int k_tile) {
     if (!TILE_CLASSES || g_tile_class == nullptr) return TILE_OPEN;
     return static_cast<TileClass>(g_tile_class[params.tile_class.offset(batch_idx, head_idx, q_tile, k_tile)]);
 }
