@@ -5,8 +5,8 @@
 // go the tiles of dS of all batch entries, heads, query tiles and key tiles of the summed axes: its terms, numbered in
 // this order, key tiles fastest. They are cut into `num_parts` runs of about the same number, one a CTA. With one part
 // the CTA writes the gradient itself; with several, each writes its sums to a workspace, and
-// attention_backward_bias_sum.cu adds them up. Neither the order nor the cuts depend on what else runs: the same problem
-// gives the same bits.
+// attention_backward_bias_sum.cu adds them up. Neither the order nor the cuts depend on what else runs: the same
+// problem gives the same bits.
 //
 // Grid: x = tile of the gradient * num_parts + part; tiles in the order of the gradient's axes.
 //
