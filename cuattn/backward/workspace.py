@@ -1,7 +1,7 @@
 """The memory that the backward pass needs beside its results: what it holds, and how large it is.
 
 Nothing in it grows with seqlen_q * seqlen_k, except one byte for each tile of a bias or mask that itself has an element
-for each query and key.
+for each query and key; and parts of the gradient of a bias take a few times its size where it is small, at most 4 MiB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from cuattn import tile_classes
 from cuattn.backward import bias_launch
-from cuattn.backward.config import FlashBwdConfig, can_add_dq
+from cuattn.backward.config import FlashBwdConfig, can_add_dq, products_of
 from cuattn.backward.dq_sums import DqSums
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def allocate(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> dic
 
 def order_free(problem: BackwardProblem) -> bool:
     """Whether dq is summed in no order, by the CTAs that own keys: the caller allows it, and there is such a kernel."""
-    products = "mma" if problem.forward.dtype.itemsize == 2 or problem.forward.options.tf32 else "fma"
-    return not problem.deterministic and can_add_dq(products, problem.forward.dtype.itemsize)
+    dtype = problem.forward.dtype
+    return not problem.deterministic and can_add_dq(products_of(dtype, problem.forward.options.tf32), dtype.itemsize)
 
 
 def classes_name(tile: tuple[int, int]) -> str:
