@@ -17,12 +17,10 @@
 // BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks,
 // packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
 #include "mask.cuh"
-#include "online_softmax.cuh"
 #include "philox.cuh"
 #include "query_block.cuh"
-#include "score_options.cuh"
+#include "score_tile.cuh"
 #include "tiles.cuh"
-#include "warp_products.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * 32;
 constexpr int WARP_M = BLOCK_M / NUM_WARPS;
@@ -46,7 +44,6 @@ static_assert(sizeof(Output) == sizeof(Element), "the output tile is laid out li
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionParams<float>;
-using SoftmaxRow = OnlineSoftmaxRow<float, !NATURAL_LOGITS>;
 using Scores = AccTiles<ROW_TILES, BLOCK_N>;
 
 // What a warp carries from tile to tile. Accumulator rows: see frag_acc_row; rows[t][1] is eight rows below rows[t][0].
@@ -61,41 +58,11 @@ struct LanePosition {
     int query, key;
 };
 
-// What the softmax multiplies scores with. It takes the maximum before it multiplies, and masks with -inf, so its
-// factor must be positive: a negative scale leaves its sign, and 0 leaves the whole factor, in the scores
-// (apply_sign).
-__device__ __forceinline__ float positive_scale_log2(float scale_log2) {
-    return scale_log2 == 0.0f ? LOG2_E : fabsf(scale_log2);
-}
-
-__device__ __forceinline__ void multiply_scores(Scores& scores, float factor) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) scores[t][n][i] *= factor;
-        }
-    }
-}
-
 // Scores become natural logits: scale, softcap, ALiBi.
 __device__ __forceinline__ void scale_scores(Scores& scores, const Params& params, float scale, float slope,
                                              int diagonal_offset, LanePosition lane) {
     multiply_scores(scores, scale);
-    if (SOFTCAP && params.softcap != 0.0f) {
-        const float inverse_softcap = 1.0f / params.softcap;
-#pragma unroll
-        for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-            for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    scores[t][n][i] = params.softcap * tanh_fast(scores[t][n][i] * inverse_softcap);
-                }
-            }
-        }
-    }
+    if (SOFTCAP && params.softcap != 0.0f) cap_scores(scores, params.softcap);
     if (ALIBI && slope != 0.0f) {
 #pragma unroll
         for (int t = 0; t < ROW_TILES; t++) {
@@ -171,41 +138,6 @@ __device__ __forceinline__ void mask_scores(Scores& scores, const Band& band, La
                         scores[t][n][2 * half + i] = negative_infinity<float>();
                     }
                 }
-            }
-        }
-    }
-}
-
-// scores become probabilities relative to the running maximum; the accumulated output follows when the maximum rises.
-__device__ __forceinline__ void softmax_step(WarpState& state, Scores& scores, float scale_log2) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            SoftmaxRow& row = state.rows[t][half];
-            float tile_max = negative_infinity<float>();
-#pragma unroll
-            for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-                tile_max = fmaxf(tile_max, fmaxf(scores[t][n][2 * half], scores[t][n][2 * half + 1]));
-            }
-            tile_max = quad_max(tile_max);
-            const float correction = exp2_approx(row.raise_max(NATURAL_LOGITS ? tile_max : tile_max * scale_log2));
-            const float reference = row.reference();
-            row.sum *= correction;  // of this lane's columns only: summed over the quad after the last tile
-#pragma unroll
-            for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    const float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[t][n][i] - reference)
-                                                          : fmaf(scores[t][n][i], scale_log2, -reference);
-                    scores[t][n][i] = exp2_approx(exponent);
-                    row.sum += scores[t][n][i];
-                }
-            }
-#pragma unroll
-            for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-                state.acc_out[t][e][2 * half] *= correction;
-                state.acc_out[t][e][2 * half + 1] *= correction;
             }
         }
     }
@@ -389,7 +321,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         }
         if (mixed) add_bias_and_mask(scores, params, options, block, lane);
         if (!in_full) mask_scores(scores, band, lane);
-        softmax_step(state, scores, positive_scale_log2(scale_log2));
+        softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
         if (DROPOUT && params.use_dropout) {
             drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
         }

@@ -40,6 +40,10 @@ template <>
 struct WordOf<2> {
     using type = unsigned short;
 };
+template <>
+struct WordOf<1> {
+    using type = unsigned char;
+};
 
 // COUNT neighbouring elements, moved 16 bytes at a time or all at once if they are fewer: their address is a multiple
 // of that.

@@ -9,7 +9,7 @@
 //
 // Grid:  any number of CTAs; CTA c takes the groups of blockDim.z rows c, c + gridDim.x, ...
 // Block: at most NUM_THREADS.
-#include "merge.cuh"
+#include "merge_groups.cuh"
 
 static_assert(sizeof(Result) <= sizeof(Element), "a pack of results takes one store");
 
@@ -60,41 +60,6 @@ __device__ __forceinline__ RowPosition row_position(long long row_idx, const Mer
     return split_row(row_idx, layout);
 }
 
-// The sums of the groups of a row meet here.
-struct Smem {
-    Accumulator row_max[NUM_THREADS];
-    Accumulator row_sum[NUM_THREADS];
-    Accumulator value[PACK][NUM_THREADS];
-};
-
-// The larger of the maxima of all groups of the row, for each of its threads. Called by all threads of the CTA.
-__device__ __forceinline__ Accumulator largest_of_groups(Accumulator row_max, int thread, int first_thread,
-                                                         Smem& smem) {
-    smem.row_max[thread] = row_max;
-    // SYNC: the maximum of every group is in shared memory before any thread compares them.
-    __syncthreads();
-    for (int group = 0; group < blockDim.y; ++group) {
-        row_max = maximum(row_max, smem.row_max[first_thread + group * blockDim.x]);
-    }
-    return row_max;
-}
-
-// For the threads of group 0: their sums and those of the other groups. Called by all threads of the CTA.
-__device__ __forceinline__ void add_groups(MergeAccumulator& acc, int thread, Smem& smem) {
-    smem.row_sum[thread] = acc.row_sum;
-#pragma unroll
-    for (int i = 0; i < PACK; ++i) smem.value[i][thread] = acc.value[i];
-    // SYNC: the sums of every group are in shared memory before group 0 adds them up.
-    __syncthreads();
-    if (threadIdx.y != 0) return;
-    for (int group = 1; group < blockDim.y; ++group) {
-        const int other = thread + group * blockDim.x;
-        acc.row_sum += smem.row_sum[other];
-#pragma unroll
-        for (int i = 0; i < PACK; ++i) acc.value[i] += smem.value[i][other];
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
     cuattn_merge_states(const Element* g_first_out,      // [batch, seqlen, num_heads, head_dim], strides in layout
                         const Accumulator* g_first_lse,  // [batch, num_heads, seqlen]
@@ -104,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
                         Result* g_out,                   // as g_first_out, and may be it
                         Accumulator* g_lse,              // as g_first_lse, and may be it
                         const MergeLayout layout) {
-    __shared__ Smem smem;
+    __shared__ GroupSums smem;
     const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
     const int first_thread = thread - threadIdx.y * blockDim.x;  // of group 0, same column
     const bool has_groups = blockDim.y > 1;

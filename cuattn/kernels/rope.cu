@@ -10,6 +10,7 @@
 // Every thread reads both elements of a pair before it writes them, and no other thread touches them: out may be x.
 //
 // Constants: Element, INTERLEAVED, TABLES (rotations are read, not computed), Table (their element type), NUM_THREADS.
+#include "integers.cuh"
 #include "rotary_units.cuh"
 
 using Real = RealOf<Element>::type;
@@ -55,7 +56,7 @@ __device__ __forceinline__ void rotate_tokens(const Element* g_x, Element* g_out
         if (unit_idx < num_rotary_units) {
             Unit unit(unit_idx, layout.num_pairs);
             const long long position =
-                load_position(g_positions, layout.positions_are_64_bit,
+                load_integer(g_positions, layout.positions_are_64_bit,
                               batch_idx * layout.positions_batch_stride + seq_idx * layout.positions_seq_stride);
             Rotation<Real> rotations[Unit::NUM_PAIRS];
             source.at(rotations, position, unit.first_pair);

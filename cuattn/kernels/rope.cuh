@@ -158,8 +158,3 @@ struct Rotations<true, Real, Table> {
         }
     }
 };
-
-// Positions are int or long long.
-__device__ __forceinline__ long long load_position(const void* g_positions, bool are_64_bit, long long index) {
-    return are_64_bit ? static_cast<const long long*>(g_positions)[index] : static_cast<const int*>(g_positions)[index];
-}

@@ -10,6 +10,7 @@
 //
 // Constants: Element, ROTATE, INTERLEAVED, TABLES (rotations are read, not computed), Table (their element type),
 // NUM_THREADS.
+#include "integers.cuh"
 #include "rotary_units.cuh"
 
 using Real = RealOf<Element>::type;
@@ -58,7 +59,7 @@ struct Places {
     __device__ __forceinline__ long long position(const SplitLayout& layout, long long token_idx,
                                                   long long batch_idx) const {
         if (g_positions) {
-            return load_position(g_positions, layout.positions_are_64_bit, token_idx * layout.positions_stride);
+            return load_integer(g_positions, layout.positions_are_64_bit, token_idx * layout.positions_stride);
         }
         if (g_indices) return token_idx - g_cu_seqlens[batch_idx];
         int first = 0, last = layout.num_sequences - 1;  // the sequence is one of first .. last

@@ -1,0 +1,129 @@
+"""From a checked decode problem to its launches: config, schedule, the kernel of the splits, and the one that merges."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from cuattn.attention_arguments import Operand, operand
+from cuattn.attention_params import UNBOUNDED
+from cuattn.config import BUCKETS
+from cuattn.decode.config import FlashDecodeConfig, select
+from cuattn.decode.params import pack_decode
+from cuattn.decode.reduce import launch_reduce
+from cuattn.decode.schedule import schedule
+from cuattn.decode.workspace import partials
+from cuattn.kv_formats import KVFormat
+from cuattn.launch import Executor, Kernel
+from cuattn.softmax_config import ELEMENT_TYPES
+
+if TYPE_CHECKING:
+    from cuattn.decode.arguments import DecodeProblem
+
+__all__ = ["decode"]
+
+
+def decode(problem: DecodeProblem, *, return_lse: bool, config: FlashDecodeConfig | None = None) -> Any:
+    """Launch the kernels of a problem: out, or (out, lse)."""
+    executor, extents = problem.executor, problem.extents
+    output = problem.output()
+    lse = executor.empty(extents.lse_shape, problem.accumulator) if return_lse else None
+    if output.array.size:
+        _launch(problem, output, lse, config or select_config(problem))
+    out = problem.deliver(output)
+    if lse is None:
+        return out
+    executor.finish(lse)
+    return out, lse
+
+
+def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
+    """The row that a call takes if it does not say another."""
+    extents = problem.extents
+    most = extents.seqlen_q if problem.max_seqlen_q is None else problem.max_seqlen_q
+    return select(
+        problem.dtype,
+        problem.kv_format,
+        BUCKETS[extents.head_dim],
+        BUCKETS[extents.head_dim_v],
+        rows_per_kv_head=most * problem.group,
+        smem_limit_bytes=problem.executor.smem_limit_bytes,
+    )
+
+
+def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDecodeConfig) -> None:
+    executor, extents, options = problem.executor, problem.extents, problem.options
+    q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
+    slots_scaled = any(scale is not None and scale.per_slot for scale in (problem.k_scale, problem.v_scale))
+    kernel = _kernel(
+        executor,
+        config,
+        problem.dtype.name,
+        problem.kv_format,
+        BUCKETS[extents.head_dim],
+        BUCKETS[extents.head_dim_v],
+        ALIGNED=q.aligned and k.aligned and v.aligned,
+        PAGED=problem.paged,
+        SLOT_SCALES=slots_scaled,
+        **_bounds(problem),
+        **_rotation(problem),
+        options=bool(options.softcap) or options.alibi_slopes is not None,
+    )
+    plan = schedule(problem, config)
+    partial_out, partial_lse = partials(problem, plan.num_partials)
+    vectors = problem.rotary is not None and problem.rotary.units(2 * problem.rotary.num_pairs, q.array.itemsize, True)[0]
+    params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=vectors)
+    k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
+    args = (
+        *(q.array, k.array, v.array, output.array, lse, partial_out, partial_lse),
+        *(problem.seqlens_k, problem.block_tables, problem.cu_seqlens_q),
+        *(k_scale, v_scale, problem.k_blocks, problem.v_blocks, options.alibi_slopes, options.sinks),
+        *((None, None, None) if problem.rotary is None else problem.rotary.arrays),
+        *(plan.work, plan.splits, params),
+    )
+    heads = extents.num_kv_heads * config.head_blocks(problem.group)
+    smem_bytes = config.smem_bytes(BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v], problem.kv_format)
+    executor.launch(kernel, (plan.num_items * heads,), (config.num_threads,), args, smem_bytes)
+    if plan.num_partials:
+        launch_reduce(problem, plan, partial_out, partial_lse, output, lse, params)
+
+
+def _bounds(problem: DecodeProblem) -> dict[str, bool]:
+    """Which sides of a query's view the kernel has to look at.
+
+    A single token that is aligned with the last key sees nothing beyond it, causal or not.
+    """
+    options = problem.options
+    left = options.window_left != UNBOUNDED
+    last = problem.max_seqlen_q == 1 and options.diagonal_from_end and options.diagonal_offsets is None
+    right = options.window_right != UNBOUNDED and not (last and options.diagonal_offset == 0)
+    return {"BOUND_LEFT": left, "BOUND_RIGHT": right or left}
+
+
+def _rotation(problem: DecodeProblem) -> dict[str, Any]:
+    angles = problem.rotary
+    if angles is None:
+        return {"ROTATE": False, "INTERLEAVED": False, "TABLES": False, "Table": "float"}
+    table = "float" if angles.cos is None else ELEMENT_TYPES[angles.cos.dtype.name]
+    return {"ROTATE": True, "INTERLEAVED": angles.interleaved, "TABLES": angles.cos is not None, "Table": table}
+
+
+@cache
+def _kernel(
+    executor: Executor,
+    config: FlashDecodeConfig,
+    dtype_name: str,
+    kv_format: KVFormat,
+    head_dim: int,
+    head_dim_v: int,
+    *,
+    options: bool,
+    **flags: Any,
+) -> Kernel:
+    """The loaded kernel of a config for two buckets of head dims.
+
+    ``options``: softcap and ALiBi, together: where a call has one of them, the other costs a comparison a tile.
+    """
+    score_options = {"SOFTCAP": options, "ALIBI": options, "BIAS": False, "MASK": False, "BiasElement": "float"}
+    constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, {**flags, **score_options})
+    return executor.kernel(config.source, constants, config.entry)
