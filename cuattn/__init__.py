@@ -24,10 +24,19 @@ if TYPE_CHECKING:
     from cuattn.attention import attention
     from cuattn.backward.dense import AttentionGrads, attention_backward, attention_backward_workspace_size
     from cuattn.backward.varlen import attention_varlen_backward
+    from cuattn.caches.paged import PagedKVCache
+    from cuattn.decode.csr import block_tables_from_csr, csr_from_block_tables
+    from cuattn.decode.dense import decode_attention
+    from cuattn.decode.cascade import cascade_attention
+    from cuattn.decode.paged import paged_attention, paged_attention_varlen
+    from cuattn.decode.plan import DecodePlan, plan_decode
     from cuattn.dropout import dropout_mask
     from cuattn.merge import merge_states
     from cuattn.online_softmax import OnlineSoftmax
     from cuattn.padding import PaddingPlan, padding_plan, remove_padding, restore_padding
+    from cuattn.paging.append import append_kv
+    from cuattn.paging.copy import copy_pages
+    from cuattn.paging.slots import slot_mapping
     from cuattn.rope import Rotary, rope
     from cuattn.rotary_frequencies import rope_frequencies
     from cuattn.softmax import log_softmax, logsumexp, softmax
@@ -39,16 +48,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionGrads",
+    "DecodePlan",
     "OnlineSoftmax",
     "PaddingPlan",
+    "PagedKVCache",
     "Rotary",
+    "append_kv",
     "attention",
     "attention_backward",
     "attention_backward_workspace_size",
     "attention_varlen",
     "attention_varlen_backward",
+    "block_tables_from_csr",
+    "cascade_attention",
     "compat",
     "compile",
+    "copy_pages",
+    "csr_from_block_tables",
+    "decode_attention",
     "dropout_mask",
     "errors",
     "host",
@@ -56,11 +73,15 @@ __all__ = [
     "logsumexp",
     "merge_states",
     "padding_plan",
+    "paged_attention",
+    "paged_attention_varlen",
+    "plan_decode",
     "reference",
     "remove_padding",
     "restore_padding",
     "rope",
     "rope_frequencies",
+    "slot_mapping",
     "softmax",
     "split_qkv",
     "standard_attention",
@@ -70,23 +91,35 @@ __all__ = [
 # The public functions and the module each lives in.
 _FUNCTIONS = {
     "AttentionGrads": "cuattn.backward.dense",
+    "DecodePlan": "cuattn.decode.plan",
     "OnlineSoftmax": "cuattn.online_softmax",
     "PaddingPlan": "cuattn.padding",
+    "PagedKVCache": "cuattn.caches.paged",
     "Rotary": "cuattn.rope",
+    "append_kv": "cuattn.paging.append",
     "attention": "cuattn.attention",
     "attention_backward": "cuattn.backward.dense",
     "attention_backward_workspace_size": "cuattn.backward.dense",
     "attention_varlen": "cuattn.varlen",
     "attention_varlen_backward": "cuattn.backward.varlen",
+    "block_tables_from_csr": "cuattn.decode.csr",
+    "cascade_attention": "cuattn.decode.cascade",
+    "copy_pages": "cuattn.paging.copy",
+    "csr_from_block_tables": "cuattn.decode.csr",
+    "decode_attention": "cuattn.decode.dense",
     "dropout_mask": "cuattn.dropout",
     "log_softmax": "cuattn.softmax",
     "logsumexp": "cuattn.softmax",
     "merge_states": "cuattn.merge",
     "padding_plan": "cuattn.padding",
+    "paged_attention": "cuattn.decode.paged",
+    "paged_attention_varlen": "cuattn.decode.paged",
+    "plan_decode": "cuattn.decode.plan",
     "remove_padding": "cuattn.padding",
     "restore_padding": "cuattn.padding",
     "rope": "cuattn.rope",
     "rope_frequencies": "cuattn.rotary_frequencies",
+    "slot_mapping": "cuattn.paging.slots",
     "softmax": "cuattn.softmax",
     "split_qkv": "cuattn.split_qkv",
     "standard_attention": "cuattn.standard",

@@ -21,6 +21,7 @@ from cuattn.metadata import as_float
 
 MAX_EXTENT = 2**31 - 1
 LOG2_E = math.log2(math.e)
+WORKSPACE_ALIGNMENT = 16  # bytes
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}
 INPUT_DTYPES = DTYPES | frozenset(FP8_FORMATS.values())
@@ -286,6 +287,22 @@ def check_apart(name: str, memory: tuple[int, int], inputs: Mapping[str, tuple[i
     for other, (other_low, other_high) in inputs.items():
         if low < other_high and other_low < high:
             raise OverlapError(f"{name} lies in the memory range of {other}; it must not overlap it")
+
+
+def check_workspace(workspace: Any) -> None:
+    """Raise unless ``workspace`` is memory that a call may use: bytes in a row, aligned, writable."""
+    if workspace.ndim != 1:
+        raise ShapeError(f"workspace has shape {tuple(workspace.shape)}; one axis is needed, of bytes")
+    if workspace.dtype != np.uint8:
+        raise DTypeError(f"workspace has dtype {workspace.dtype}; uint8 is needed")
+    if isinstance(workspace, np.ndarray) and not workspace.flags.writeable:
+        raise ArrayTypeError("workspace is read-only; a writable array is needed")
+    if workspace.strides != (1,):
+        raise ArgumentError(f"workspace has strides {workspace.strides}; a contiguous array is needed")
+    if workspace.size and address(workspace) % WORKSPACE_ALIGNMENT:
+        raise ArgumentError(
+            f"workspace begins at address {address(workspace):#x}; a multiple of {WORKSPACE_ALIGNMENT} bytes is needed"
+        )
 
 
 class Operand:

@@ -181,6 +181,41 @@ class AsyncCopyError(KernelFault):
     """The result of an asynchronous copy was used, or its source changed, before the copy was waited for."""
 
 
+# --- key/value caches -----------------------------------------------------------------------------------------------
+
+
+class CacheFullError(CuattnError, MemoryError):
+    """A cache has no room for what a call would add. Nothing has changed."""
+
+
+class OutOfPagesError(CacheFullError):
+    """A paged cache has fewer pages to give than a call needs. Nothing has changed.
+
+    Attributes
+    ----------
+    needed : int
+        Pages that the call needs.
+    allocatable : int
+        Pages that could be had: the free ones, and those kept for their prefix only.
+    """
+
+    def __init__(self, message: str, *, needed: int = 0, allocatable: int = 0) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.allocatable = allocatable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), self.args, self.__dict__)
+
+
+class SequenceError(CuattnError, RuntimeError):
+    """A sequence is in no state for the call: freed, of another cache, swapped out, or in an open step."""
+
+
+class StepError(CuattnError, RuntimeError):
+    """A call out of order in a step of a cache: a layer appended twice or not at all, or a step that is over."""
+
+
 # --- warnings -------------------------------------------------------------------------------------------------------
 
 

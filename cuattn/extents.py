@@ -27,6 +27,11 @@ def byte_bounds(x: Any) -> tuple[int, int]:
     return low, high + x.dtype.itemsize
 
 
+def on_elements(x: Any) -> bool:
+    """Whether every element lies at a multiple of its size."""
+    return not any(value % x.dtype.itemsize for value in (address(x), *x.strides))
+
+
 def overlaps_itself(x: Any) -> bool:
     """Whether two elements of ``x`` may share memory, by its strides."""
     if x.size == 0 or x.flags.c_contiguous:

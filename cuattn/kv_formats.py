@@ -151,7 +151,7 @@ def resolve(name: str, dtype: Any, kv_format: Any = None) -> KVFormat:
     if kv_format is None:
         if dtype.name not in _IMPLIED:
             raise DTypeError(
-                f"{name} has dtype {dtype}; {', '.join(_IMPLIED)} are allowed, or uint8 with kv_format, one of {_IN_UINT8}"
+                f"{name} has dtype {dtype}; {', '.join(_IMPLIED)} are allowed, and uint8 with kv_format {_IN_UINT8}"
             )
         return _IMPLIED[dtype.name]
     if not isinstance(kv_format, str) or kv_format not in KV_FORMATS:

@@ -248,7 +248,8 @@ class CudaExecutor(Executor):
         if isinstance(x, np.ndarray):  # converted here, it goes over once and takes no kernel
             x = np.ascontiguousarray(x, dtype)
         with self.on_device():
-            return self._cupy.ascontiguousarray(self._cupy.asarray(x), dtype)
+            x = self._cupy.ascontiguousarray(self._cupy.asarray(x), dtype)
+            return x if x.data.ptr % x.dtype.itemsize == 0 else x.copy()  # kernels load whole elements
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         with self.on_device():

@@ -22,7 +22,7 @@ from cuattn.attention_params import UNBOUNDED
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import Executor, Kernel
 
-__all__ = ["Packed", "check_packed", "work_list"]
+__all__ = ["Packed", "check_cu_seqlens", "check_max_seqlen", "check_packed", "device_work_list", "work_list"]
 
 _SCHEDULE_THREADS = 1024
 
@@ -51,7 +51,9 @@ class Packed:
         ``of_keys``: blocks of keys, for kernels that walk over the queries. ``total`` are the tokens of that side.
         """
         if self.host is None:
-            return self._work_on_device(executor, total, block, of_keys)
+            if of_keys:
+                return device_work_list(executor, self.cu_seqlens_k, total, block, self.max_seqlen_k)
+            return device_work_list(executor, self.cu_seqlens_q, total, block, self.max_seqlen_q)
         seqlens_q, seqlens_k = self.host
         if of_keys:
             work = work_list(seqlens_k, seqlens_q, block, _transposed(options))
@@ -59,20 +61,16 @@ class Packed:
             work = work_list(seqlens_q, seqlens_k, block, options)
         return executor.put(work, np.int32)
 
-    def _work_on_device(self, executor: Executor, total: int, block: int, of_keys: bool) -> Any:
-        batch = self.batch
-        capacity = total // block + min(batch, total)
-        first_work, work = executor.empty(batch + 1, np.int32), executor.empty((capacity, 2), np.int32)
-        limit = self.max_seqlen_k if of_keys else self.max_seqlen_q
-        args = (
-            self.cu_seqlens_k if of_keys else self.cu_seqlens_q,
-            first_work,
-            work,
-            *(np.int32(x) for x in (batch, total, UNBOUNDED if limit is None else limit, capacity)),
-        )
-        executor.launch(_schedule_kernel(executor, block), (1,), (_SCHEDULE_THREADS,), args)
-        executor.finish(first_work, work)
-        return work
+def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int, max_seqlen: int | None) -> Any:
+    """Such a list in the order of the sequences, made where only the device knows them; [-1, 0] is no work."""
+    batch = int(cu_seqlens.shape[0]) - 1
+    capacity = total // block + min(batch, total)
+    first_work, work = executor.empty(batch + 1, np.int32), executor.empty((capacity, 2), np.int32)
+    limit = UNBOUNDED if max_seqlen is None else max_seqlen
+    args = cu_seqlens, first_work, work, *(np.int32(x) for x in (batch, total, limit, capacity))
+    executor.launch(_schedule_kernel(executor, block), (1,), (_SCHEDULE_THREADS,), args)
+    executor.finish(first_work, work)
+    return work
 
 
 def _transposed(options: Options) -> Options:
@@ -114,12 +112,14 @@ def check_packed(
     if arrays["cu_seqlens_q"].shape != arrays["cu_seqlens_k"].shape:
         lengths = " and ".join(f"{x.size} in {name}" for name, x in arrays.items())
         raise ShapeError(f"cu_seqlens_q and cu_seqlens_k must have the same length, batch + 1; there are {lengths}")
-    limits = {name: _check_max(name, x) for name, x in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))}
+    limits = {
+        name: check_max_seqlen(name, x) for name, x in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))
+    }
     known: list[NDArray[np.int64]] = []
     for (name, x), total, limit in zip(arrays.items(), (total_q, total_k), limits, strict=True):
         values = x if isinstance(x, np.ndarray) else x.get() if environment.check() else None
         if values is not None:
-            longest = _check_values(name, values.astype(np.int64), total, limit, limits[limit])
+            longest = check_cu_seqlens(name, values.astype(np.int64), total, limit, limits[limit])
             if limits[limit] is None:
                 limits[limit] = longest
             known.append(values.astype(np.int64))
@@ -128,7 +128,8 @@ def check_packed(
     return Packed(on_device[0], on_device[1], limits["max_seqlen_q"], limits["max_seqlen_k"], host)
 
 
-def _check_max(name: str, value: Any) -> int | None:
+def check_max_seqlen(name: str, value: Any) -> int | None:
+    """A length that no sequence exceeds, as an int, or None."""
     if value is None:
         return None
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 0 <= int(value) <= UNBOUNDED:
@@ -136,17 +137,17 @@ def _check_max(name: str, value: Any) -> int | None:
     return int(value)
 
 
-def _check_values(name: str, values: NDArray[np.int64], total: int, limit_name: str, limit: int | None) -> int:
+def check_cu_seqlens(name: str, values: NDArray[np.int64], total: int, limit_name: str, limit: int | None) -> int:
     """The longest sequence of a list that ascends from 0 to `total`."""
-    lengths = np.diff(values)
     if values[0] != 0:
         raise ArgumentError(f"{name}[0] is {values[0]}; the first sequence begins at 0")
-    if lengths.size and lengths.min() < 0:
-        at = int(np.argmax(lengths < 0))
+    descends = values[1:] < values[:-1]  # a difference may overflow
+    if descends.any():
+        at = int(np.argmax(descends))
         raise ArgumentError(f"{name} descends from {values[at]} to {values[at + 1]} at index {at + 1}; it must ascend")
     if values[-1] != total:
         raise ArgumentError(f"{name} ends at {values[-1]}; it must span all {total} tokens")
-    longest = int(lengths.max(initial=0))
+    longest = int(np.diff(values).max(initial=0))
     if limit is not None and longest > limit:
         raise ArgumentError(f"{limit_name} is {limit}, but a sequence of {name} has {longest} tokens")
     return longest

@@ -19,7 +19,7 @@ from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.compile import Constant
 from cuattn.config import MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.extents import address, byte_bounds, overlaps_itself
+from cuattn.extents import address, byte_bounds, on_elements, overlaps_itself
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import as_float
 from cuattn.softmax_config import ELEMENT_TYPES
@@ -229,14 +229,9 @@ def _check_table(executor: Executor, name: str, table: Any, dtype: np.dtype[Any]
         )
     if table.ndim != 2:
         raise ShapeError(f"{name} has shape {tuple(table.shape)}; [max_position, rotary_dim / 2] is needed")
-    if (table.shape[1] > 1 and table.strides[1] != table.dtype.itemsize) or not _on_elements(table):
+    if (table.shape[1] > 1 and table.strides[1] != table.dtype.itemsize) or not on_elements(table):
         return rows.contiguous(executor, table)
     return table
-
-
-def _on_elements(x: Any) -> bool:
-    """Whether every element lies at a multiple of its size."""
-    return not any(value % x.dtype.itemsize for value in (address(x), *x.strides))
 
 
 def turns(base: float, num_pairs: int) -> list[int]:
@@ -292,14 +287,14 @@ def integers(executor: Executor, name: str, x: Any) -> tuple[Any, np.ndarray[Any
     if not isinstance(x, np.ndarray):
         if x.dtype not in (np.int32, np.int64):
             raise DTypeError(f"{name} has dtype {x.dtype}; int32 and int64 are allowed on a device")
-        return (x if _on_elements(x) else rows.contiguous(executor, x)), (x.get() if environment.check() else None)
+        return (x if on_elements(x) else rows.contiguous(executor, x)), (x.get() if environment.check() else None)
     if x.size == 0 and x.dtype == np.float64:  # a list without elements
         x = x.astype(np.int32)
     if x.dtype.kind not in "iu":
         raise DTypeError(f"{name} has dtype {x.dtype}; integers are allowed")
     if x.dtype.kind == "u" and x.size and int(x.max()) > np.iinfo(np.int64).max:
         raise ArgumentError(f"{name} holds {int(x.max())}; at most {np.iinfo(np.int64).max} is allowed")
-    kept = x.dtype.isnative and x.dtype in (np.int32, np.int64) and _on_elements(x)
+    kept = x.dtype.isnative and x.dtype in (np.int32, np.int64) and on_elements(x)
     if kept and executor.name == "host":
         return x, x
     return executor.put(x, x.dtype if kept else np.int64), x

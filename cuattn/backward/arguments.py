@@ -13,16 +13,15 @@ from cuattn import attention_arguments as arguments
 from cuattn.attention_arguments import Operand, Problem
 from cuattn.backward import workspace as workspace_parts
 from cuattn.config import DTYPES, ELEMENTS
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
+from cuattn.errors import ArgumentError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, share_elements
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
 from cuattn.packed import Packed
 from cuattn.varlen import check as check_varlen
 
-__all__ = ["WORKSPACE_ALIGNMENT", "AttentionGrads", "BackwardProblem", "check", "check_packed", "check_sizes"]
+__all__ = ["AttentionGrads", "BackwardProblem", "check", "check_packed", "check_sizes"]
 
-WORKSPACE_ALIGNMENT = 16  # bytes
 _GRADIENTS = "dq", "dk", "dv"
 
 
@@ -205,18 +204,7 @@ def _check_gradients(gradients: Mapping[str, Any], forward: Problem, memory: Map
 
 def _check_workspace(problem: BackwardProblem, memory: Mapping[str, tuple[int, int]]) -> None:
     workspace = problem.workspace
-    if workspace.ndim != 1:
-        raise ShapeError(f"workspace has shape {tuple(workspace.shape)}; one axis is needed, of bytes")
-    if workspace.dtype != np.uint8:
-        raise DTypeError(f"workspace has dtype {workspace.dtype}; uint8 is needed")
-    if isinstance(workspace, np.ndarray) and not workspace.flags.writeable:
-        raise ArrayTypeError("workspace is read-only; a writable array is needed")
-    if workspace.strides != (1,):
-        raise ArgumentError(f"workspace has strides {workspace.strides}; a contiguous array is needed")
-    if workspace.size and address(workspace) % WORKSPACE_ALIGNMENT:
-        raise ArgumentError(
-            f"workspace begins at address {address(workspace):#x}; a multiple of {WORKSPACE_ALIGNMENT} bytes is needed"
-        )
+    arguments.check_workspace(workspace)
     needed = workspace_parts.nbytes(problem)
     if workspace.size < needed:
         raise ShapeError(

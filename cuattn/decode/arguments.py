@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from cuattn import attention_arguments, rotary_arguments
 from cuattn.attention_arguments import Extents, Operand
 from cuattn.attention_options import Options, check_options
 from cuattn.decode import lengths, scales, shapes
+from cuattn.decode.plan import DecodePlan, check_plan
 from cuattn.decode.scales import Scale
 from cuattn.decode.shapes import CONTIGUOUS, PACKED, PAGED, Names
 from cuattn.errors import ArgumentError
@@ -21,8 +22,6 @@ from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
 from cuattn.rotary_arguments import Angles, Rotary
 
-if TYPE_CHECKING:
-    from cuattn.decode.plan import DecodePlan
 
 __all__ = ["DecodeProblem", "Scale", "check"]
 
@@ -164,7 +163,7 @@ def _check(
     num_pages, page_size, num_kv_heads = slots = k.shape[:3]
     capacity = page_size
     if paged:
-        tables = lengths.integers(executor, "block_tables", block_tables, (batch, None), "[batch, max_pages]")
+        tables = lengths.integers(executor, "block_tables", block_tables, batch, 2, "[batch, max_pages]")
         capacity = shapes.capacity_of(tables.array, page_size)
     extents = shapes.check_extents(names, q, k, v, batch, capacity, row)
     keys = lengths.check_seqlens_k(executor, seqlens_k, batch, capacity)
@@ -214,9 +213,12 @@ def _check(
         rotary=angles,
         rotate_keys=rotate_keys,
         num_splits=lengths.check_num_splits(num_splits),
-        plan=None,
+        plan=plan,
         workspace=None,
     )
+    if plan is not None:
+        _check_plan(problem)
+    problem.plan = check_plan(plan, problem)
     if out is not None or workspace is not None:
         inputs = _memory(names, problem)
         if out is not None:
@@ -251,6 +253,17 @@ def _check_positions(
             f"sequence {at} has {seqlens_k[at]} keys and {seqlens_q[at]} queries, whose first position is "
             f"{seqlens_k[at] - seqlens_q[at]}; cos and sin hold the positions 0 to {num_positions - 1}"
         )
+
+
+def _check_plan(problem: DecodeProblem) -> None:
+    from cuattn.decode.plan import DecodePlan
+
+    plan = problem.plan
+    if not isinstance(plan, DecodePlan):
+        raise ArgumentError(f"plan is {plan!r}; the result of cuattn.plan_decode, or None, is allowed")
+    if problem.num_splits is not None:
+        raise ArgumentError(f"num_splits is {problem.num_splits} beside a plan, which says it; leave the default")
+    plan.check(problem)
 
 
 def _memory(names: Names, problem: DecodeProblem) -> dict[str, tuple[int, int]]:

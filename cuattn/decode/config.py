@@ -90,6 +90,8 @@ class FlashDecodeConfig:
 
     def smem_bytes(self, head_dim: int, head_dim_v: int, kv_format: KVFormat) -> int:
         """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: ``sizeof(Smem)`` of the kernel."""
+        if self.products == "fma":  # what the warps have found, and nothing else
+            return self.warps_n * self.block_m * (head_dim_v + 2) * self.itemsize
         k_row, v_row = (size * self.itemsize + ROW_PADDING_BYTES for size in (head_dim, head_dim_v))
         tile = self.block_n * (k_row + v_row)
         if kv_format.itemsize == self.itemsize:
@@ -105,9 +107,23 @@ class FlashDecodeConfig:
 
     def is_legal(self, head_dim: int, head_dim_v: int, kv_format: KVFormat, smem_limit_bytes: int) -> bool:
         """Whether the kernel compiles and launches in this shape (buckets as above)."""
-        tiling = self.block_m % (MMA_ROWS * self.warps_m) == 0 and self.block_n % (16 * self.warps_n) == 0
+        if self.products == "mma":
+            tiling = self.block_m % (MMA_ROWS * self.warps_m) == 0 and self.block_n % (16 * self.warps_n) == 0
+            tiling = tiling and self.num_stages >= 2
+        else:
+            keys = self.keys_per_lane(head_dim, head_dim_v)
+            tiling = self.block_m % self.warps_m == 0 and keys >= 1 and self.num_stages == 1
         fits = self.smem_bytes(head_dim, head_dim_v, kv_format) <= smem_limit_bytes
-        return tiling and self.num_stages >= 2 and self.num_threads <= 1024 and fits
+        return tiling and self.num_threads <= 1024 and fits
+
+    def keys_per_lane(self, head_dim: int, head_dim_v: int) -> int:
+        """Keys of a tile that one lane of attention_decode_fma.cu has a part of: KEYS of kernels/decode_lanes.cuh."""
+        rows = lanes = self.block_m // self.warps_m
+        most_columns = (8 if rows >= 8 else 16) * 4 // self.itemsize
+        narrow, wide = sorted((head_dim, head_dim_v))
+        while lanes < WARP_SIZE and 2 * lanes <= narrow // 2 and lanes * most_columns < wide:
+            lanes *= 2
+        return self.block_n * lanes // (self.warps_n * WARP_SIZE)
 
     def constants(
         self,
@@ -118,11 +134,11 @@ class FlashDecodeConfig:
         flags: dict[str, Any],
     ) -> dict[str, Any]:
         """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``flags``: `launch`."""
-        element, accumulator = ELEMENTS[dtype_name]
+        output, accumulator = ELEMENTS[dtype_name]
         return {
             "Storage": kv_format.storage,
-            "Element": element,
-            "Output": element,
+            "Element": output if self.products == "mma" else accumulator,
+            "Output": output,
             "Accumulator": accumulator,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
@@ -143,6 +159,29 @@ FLASH_DECODE_CONFIGS = (
     FlashDecodeConfig("mma", 2, 256, block_m=16, block_n=32, warps_m=1, warps_n=2, num_stages=2, max_rows=16),
     FlashDecodeConfig("mma", 2, 128, block_m=64, block_n=64, warps_m=4, warps_n=1, num_stages=2),
     FlashDecodeConfig("mma", 2, 256, block_m=64, block_n=32, warps_m=4, warps_n=1, num_stages=2),
+    # float32, and what float32 holds but 16 bits do not. The rows of a warp share what it reads; a prefill has more.
+    FlashDecodeConfig("fma", 4, 64, block_m=1, block_n=128, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 4, 128, block_m=1, block_n=64, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 4, 256, block_m=1, block_n=32, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 4, 64, block_m=4, block_n=64, warps_m=1, warps_n=4, num_stages=1, max_rows=4),
+    FlashDecodeConfig("fma", 4, 128, block_m=4, block_n=32, warps_m=1, warps_n=4, num_stages=1, max_rows=4),
+    FlashDecodeConfig("fma", 4, 256, block_m=4, block_n=16, warps_m=1, warps_n=4, num_stages=1, max_rows=4),
+    FlashDecodeConfig("fma", 4, 64, block_m=8, block_n=32, warps_m=1, warps_n=4, num_stages=1, max_rows=16),
+    FlashDecodeConfig("fma", 4, 128, block_m=8, block_n=16, warps_m=1, warps_n=4, num_stages=1, max_rows=16),
+    FlashDecodeConfig("fma", 4, 256, block_m=8, block_n=8, warps_m=1, warps_n=4, num_stages=1, max_rows=16),
+    FlashDecodeConfig("fma", 4, 64, block_m=32, block_n=8, warps_m=4, warps_n=1, num_stages=1),
+    FlashDecodeConfig("fma", 4, 128, block_m=32, block_n=4, warps_m=4, warps_n=1, num_stages=1),
+    FlashDecodeConfig("fma", 4, 256, block_m=32, block_n=2, warps_m=4, warps_n=1, num_stages=1),
+    # float64
+    FlashDecodeConfig("fma", 8, 64, block_m=1, block_n=32, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 8, 128, block_m=1, block_n=16, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 8, 256, block_m=1, block_n=8, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 8, 64, block_m=4, block_n=32, warps_m=1, warps_n=4, num_stages=1, max_rows=8),
+    FlashDecodeConfig("fma", 8, 128, block_m=4, block_n=16, warps_m=1, warps_n=4, num_stages=1, max_rows=8),
+    FlashDecodeConfig("fma", 8, 256, block_m=4, block_n=8, warps_m=1, warps_n=4, num_stages=1, max_rows=8),
+    FlashDecodeConfig("fma", 8, 64, block_m=16, block_n=8, warps_m=4, warps_n=1, num_stages=1),
+    FlashDecodeConfig("fma", 8, 128, block_m=16, block_n=4, warps_m=4, warps_n=1, num_stages=1),
+    FlashDecodeConfig("fma", 8, 256, block_m=16, block_n=2, warps_m=4, warps_n=1, num_stages=1),
 )
 
 
@@ -183,9 +222,12 @@ def _select(
     dtype: np.dtype[Any], format_name: str, head_dim: int, head_dim_v: int, num_rows: int, smem_limit_bytes: int
 ) -> FlashDecodeConfig:
     kv_format = KV_FORMATS[format_name]
+    # The block scales of mxfp4 are powers of 2 that float16 does not reach.
+    narrow = dtype.itemsize == 2 and not (kv_format.name == "mxfp4" and dtype == np.float16)
+    wanted = ("mma", 2) if narrow else ("fma", max(dtype.itemsize, 4))
     for row in FLASH_DECODE_CONFIGS:
         if (
-            row.itemsize == dtype.itemsize
+            (row.products, row.itemsize) == wanted
             and max(head_dim, head_dim_v) <= row.max_head_dim
             and (row.max_rows == 0 or num_rows <= row.max_rows)
             and row.is_legal(head_dim, head_dim_v, kv_format, smem_limit_bytes)

@@ -13,6 +13,7 @@ from cuattn.decode.params import pack_decode
 from cuattn.decode.reduce import launch_reduce
 from cuattn.decode.schedule import schedule
 from cuattn.decode.workspace import partials
+from cuattn.extents import address
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor, Kernel
 from cuattn.softmax_config import ELEMENT_TYPES
@@ -62,7 +63,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         problem.kv_format,
         BUCKETS[extents.head_dim],
         BUCKETS[extents.head_dim_v],
-        ALIGNED=q.aligned and k.aligned and v.aligned,
+        ALIGNED=_aligned(problem, config, q, k, v),
         PAGED=problem.paged,
         SLOT_SCALES=slots_scaled,
         **_bounds(problem),
@@ -76,7 +77,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
     k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
     args = (
         *(q.array, k.array, v.array, output.array, lse, partial_out, partial_lse),
-        *(problem.seqlens_k, problem.block_tables, problem.cu_seqlens_q),
+        *(problem.seqlens_k, problem.block_tables, plan.cu_seqlens_q),
         *(k_scale, v_scale, problem.k_blocks, problem.v_blocks, options.alibi_slopes, options.sinks),
         *((None, None, None) if problem.rotary is None else problem.rotary.arrays),
         *(plan.work, plan.splits, params),
@@ -86,6 +87,25 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
     executor.launch(kernel, (plan.num_items * heads,), (config.num_threads,), args, smem_bytes)
     if plan.num_partials:
         launch_reduce(problem, plan, partial_out, partial_lse, output, lse, params)
+
+
+def _aligned(problem: DecodeProblem, config: FlashDecodeConfig, q: Operand, k: Operand, v: Operand) -> bool:
+    """Whether the kernel may read q, keys and values 16 bytes at a time.
+
+    From global memory to registers there is no room for a piece that ends within a row, or in which RoPE turns some.
+    """
+    aligned = q.aligned and k.aligned and v.aligned
+    if config.products == "mma" or not aligned:
+        return aligned
+    extents, angles, row_format = problem.extents, problem.rotary, problem.kv_format
+    rows = [(size * problem.dtype.itemsize) for size in (extents.head_dim, extents.head_dim_v)]
+    rows += [row_format.items(size) * row_format.itemsize for size in (extents.head_dim, extents.head_dim_v)]
+    if any(size % 16 for size in rows):
+        return False
+    if angles is None:
+        return True
+    tables = [x for x in (angles.cos, angles.sin) if x is not None]
+    return angles.num_pairs % 8 == 0 and not any((address(x) | x.strides[0]) % 16 for x in tables)
 
 
 def _bounds(problem: DecodeProblem) -> dict[str, bool]:

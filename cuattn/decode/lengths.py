@@ -44,8 +44,8 @@ class Integers:
     seen: NDArray[np.signedinteger[Any]] | None
 
 
-def integers(executor: Executor, name: str, x: Any, shape: tuple[int | None, ...], layout: str) -> Integers:
-    """Integer metadata of ``shape`` (None: any extent).
+def integers(executor: Executor, name: str, x: Any, batch: int | None, rank: int, layout: str) -> Integers:
+    """Integer metadata of ``rank`` axes, the first of extent ``batch`` if that is not None.
 
     Raises `ArrayTypeError`, `DTypeError` or `ShapeError`, whose message shows the ``layout``.
     """
@@ -56,9 +56,9 @@ def integers(executor: Executor, name: str, x: Any, shape: tuple[int | None, ...
     if x.dtype.kind not in "iu" if on_host else x.dtype != np.int32:
         needed = "integers are needed" if on_host else "int32 is needed on a device"
         raise DTypeError(f"{name} has dtype {x.dtype}; {needed}")
-    if x.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, x.shape, strict=True)):
-        batch = "" if shape[0] is None else f", with batch {shape[0]}"
-        raise ShapeError(f"{name} has shape {list(x.shape)}; {layout} is needed{batch}")
+    if x.ndim != rank or (batch is not None and x.shape[0] != batch):
+        known = "" if batch is None else f", with batch {batch}"
+        raise ShapeError(f"{name} has shape {list(x.shape)}; {layout} is needed{known}")
     if on_host:
         return Integers(x, x, x)
     return Integers(x, None, x.get() if environment.check() else None)
@@ -66,12 +66,12 @@ def integers(executor: Executor, name: str, x: Any, shape: tuple[int | None, ...
 
 def check_seqlens_k(executor: Executor, x: Any, batch: int, capacity: int) -> Integers:
     """The number of keys of every sequence: int32 [batch] where kernels read it, int64 where the host does."""
-    given = integers(executor, "seqlens_k", x, (batch,), "[batch]")
+    given = integers(executor, "seqlens_k", x, batch, 1, "[batch]")
     array = executor.put(given.array, np.int32)
     if given.seen is None:
         return Integers(array, None, None)
     seen = given.seen.astype(np.int64)
-    if batch and (int(seen.min()) < 0 or int(seen.max()) > capacity):
+    if batch and int(seen.view(np.uint64).max()) > capacity:  # as unsigned numbers, negative ones are large
         at = int(np.argmax((seen < 0) | (seen > capacity)))
         raise ArgumentError(f"seqlens_k[{at}] is {given.seen[at]}; the cache holds 0 to {capacity} keys a sequence")
     return Integers(array, None if given.known is None else seen, seen)
@@ -82,7 +82,7 @@ def check_packed_queries(
 ) -> tuple[Integers, int | None]:
     """Where the queries of each sequence lie: int32 [batch + 1] where kernels read it; how many each has where the host
     does, [batch]; and the most of one sequence."""
-    given = integers(executor, "cu_seqlens_q", cu_seqlens_q, (None,), "[batch + 1]")
+    given = integers(executor, "cu_seqlens_q", cu_seqlens_q, None, 1, "[batch + 1]")
     if not given.array.size:
         raise ShapeError("cu_seqlens_q has shape [0]; [batch + 1] is needed")
     limit = check_max_seqlen("max_seqlen_q", max_seqlen_q)
@@ -109,7 +109,7 @@ def check_pages(
     num_used = -(-seqlens_k // page_size)
     most = int(num_used.max())
     used = tables[:, :most]
-    # As unsigned numbers, negative ones are large: one comparison sees both ends.
+    # As above, one comparison sees both ends.
     pages = used.view(np.uint32) if used.dtype == np.int32 else used.astype(np.int64).view(np.uint64)
     if not most or int(pages.max()) < num_pages:
         return

@@ -231,6 +231,6 @@ def paged_attention_varlen(
 
 
 def evaluate(*arrays: Any, return_lse: bool = False, config: FlashDecodeConfig | None = None, **options: Any) -> Any:
-    """`paged_attention`, or `paged_attention_varlen` if there are six arrays, with a kernel shape of one's own choice."""
+    """`paged_attention`, or `paged_attention_varlen` of six arrays, with a kernel shape of one's own choice."""
     check = arguments.check_paged if len(arrays) == 5 else arguments.check_paged_varlen
     return decode(check(*arrays, **options), return_lse=return_lse, config=config)

@@ -65,7 +65,7 @@ def launch_reduce(
     grid = min(-(-num_rows // shape.rows), MAX_GRID_X)
     args = (
         *(partial_out, partial_lse, problem.options.sinks, result, lse),
-        *(problem.cu_seqlens_q, schedule.splits, params),
+        *(schedule.cu_seqlens_q, schedule.splits, params),
     )
     executor.launch(kernel, (grid,), tuple(shape), args)
 

@@ -10,10 +10,13 @@ import numpy as np
 from cuattn.attention_arguments import MAX_EXTENT, Extents
 from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
 from cuattn.errors import DTypeError, ShapeError
-from cuattn.kv_formats import KVFormat
+from cuattn.kv_formats import KV_FORMATS, KVFormat
 from cuattn.kv_formats import resolve as resolve_format
 
 __all__ = ["CONTIGUOUS", "PACKED", "PAGED", "Names", "capacity_of", "check_dtypes", "check_extents", "check_ranks"]
+
+
+_PLAIN = {dtype: KV_FORMATS[dtype.name] for dtype in DTYPES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,11 @@ def check_dtypes(names: Names, q: Any, k: Any, v: Any, kv_format: Any) -> KVForm
     """The format of the cache, which q must go with."""
     if q.dtype not in DTYPES:
         raise DTypeError(f"q has dtype {q.dtype} ({q.dtype.str}); allowed are {', '.join(ELEMENTS)} (native)")
-    row = resolve_format(names.k, k.dtype, kv_format)
-    if v.dtype != k.dtype and resolve_format(names.v, v.dtype, kv_format) is not row:
-        raise DTypeError(f"{names.v} has dtype {v.dtype} and {names.k} has dtype {k.dtype}; one format is needed")
+    row = _PLAIN[q.dtype] if kv_format is None and k.dtype == q.dtype else resolve_format(names.k, k.dtype, kv_format)
     if not row.quantized and k.dtype != q.dtype:
         raise DTypeError(f"{names.k} has dtype {k.dtype} and q has dtype {q.dtype}; they must be the same")
+    if v.dtype != k.dtype and resolve_format(names.v, v.dtype, kv_format) is not row:
+        raise DTypeError(f"{names.v} has dtype {v.dtype} and {names.k} has dtype {k.dtype}; one format is needed")
     if row.quantized and q.dtype == np.float64:
         raise DTypeError(f"q has dtype float64; {row.name} caches go with float16, bfloat16 and float32")
     return row

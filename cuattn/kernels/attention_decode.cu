@@ -35,12 +35,10 @@ constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
 constexpr int V_STRIDE = TILE_STRIDE<HEAD_DIM_V>;
 constexpr int PART_STRIDE = HEAD_DIM_V + 4;
 constexpr bool CONVERT = sizeof(Storage) != sizeof(Element);  // what is stored is not what is multiplied
-constexpr int K_BYTES = STORED_BYTES<Storage, HEAD_DIM>;
-constexpr int V_BYTES = STORED_BYTES<Storage, HEAD_DIM_V>;
 
 // Tiles of keys and values, NUM_STAGES of them on their way. What is stored in elements is used where it lands; other
 // formats land as they are stored, with their scales, and are converted to a tile of elements, one at a time.
-template <bool CONVERTED>
+template <typename Stored, bool CONVERTED>
 struct CachedTiles {
     Element k[NUM_STAGES][BLOCK_N][QK_STRIDE];
     Element v[NUM_STAGES][BLOCK_N][V_STRIDE];
@@ -56,40 +54,40 @@ struct CachedTiles {
     __device__ __forceinline__ Element* k_tile(int stage) { return k[stage][0]; }
     __device__ __forceinline__ Element* v_tile(int stage) { return v[stage][0]; }
     template <typename PlaceOf>
-    __device__ __forceinline__ void load_scales(int, const CachedRows<Storage>&, const CachedRows<Storage>&,
+    __device__ __forceinline__ void load_scales(int, const CachedRows<Stored>&, const CachedRows<Stored>&,
                                                 const Params&, PlaceOf) {}
     __device__ __forceinline__ void convert(int) {}
 };
 
-template <>
-struct CachedTiles<true> {
+template <typename Stored>
+struct CachedTiles<Stored, true> {
     Element k[BLOCK_N][QK_STRIDE];
     Element v[BLOCK_N][V_STRIDE];
-    unsigned char stored_k[NUM_STAGES][BLOCK_N][STORED_STRIDE<Storage, HEAD_DIM>];
-    unsigned char stored_v[NUM_STAGES][BLOCK_N][STORED_STRIDE<Storage, HEAD_DIM_V>];
+    unsigned char stored_k[NUM_STAGES][BLOCK_N][STORED_STRIDE<Stored, HEAD_DIM>];
+    unsigned char stored_v[NUM_STAGES][BLOCK_N][STORED_STRIDE<Stored, HEAD_DIM_V>];
     TileScales<BLOCK_N, HEAD_DIM> k_scales[NUM_STAGES];
     TileScales<BLOCK_N, HEAD_DIM_V> v_scales[NUM_STAGES];
 
-    static constexpr int K_LANDING_STRIDE = STORED_STRIDE<Storage, HEAD_DIM>;
-    static constexpr int V_LANDING_STRIDE = STORED_STRIDE<Storage, HEAD_DIM_V>;
+    static constexpr int K_LANDING_STRIDE = STORED_STRIDE<Stored, HEAD_DIM>;
+    static constexpr int V_LANDING_STRIDE = STORED_STRIDE<Stored, HEAD_DIM_V>;
     __device__ __forceinline__ unsigned char* k_landing(int stage) { return stored_k[stage][0]; }
     __device__ __forceinline__ unsigned char* v_landing(int stage) { return stored_v[stage][0]; }
     __device__ __forceinline__ Element* k_tile(int) { return k[0]; }
     __device__ __forceinline__ Element* v_tile(int) { return v[0]; }
     template <typename PlaceOf>
-    __device__ __forceinline__ void load_scales(int stage, const CachedRows<Storage>& k_rows,
-                                                const CachedRows<Storage>& v_rows, const Params& params,
+    __device__ __forceinline__ void load_scales(int stage, const CachedRows<Stored>& k_rows,
+                                                const CachedRows<Stored>& v_rows, const Params& params,
                                                 PlaceOf place_of) {
         ::load_scales<SLOT_SCALES, NUM_THREADS>(k_scales[stage], k_rows, params.head_dim, place_of);
         ::load_scales<SLOT_SCALES, NUM_THREADS>(v_scales[stage], v_rows, params.head_dim_v, place_of);
     }
     __device__ __forceinline__ void convert(int stage) {
-        convert_tile<SLOT_SCALES, NUM_THREADS, Storage>(k[0], stored_k[stage][0], k_scales[stage]);
-        convert_tile<SLOT_SCALES, NUM_THREADS, Storage>(v[0], stored_v[stage][0], v_scales[stage]);
+        convert_tile<SLOT_SCALES, NUM_THREADS, Stored>(k[0], stored_k[stage][0], k_scales[stage]);
+        convert_tile<SLOT_SCALES, NUM_THREADS, Stored>(v[0], stored_v[stage][0], v_scales[stage]);
     }
 };
 
-using Tiles = CachedTiles<CONVERT>;
+using Tiles = CachedTiles<Storage, CONVERT>;
 
 // Shared memory of a CTA. The states of the warps take the place of the tiles once the last tile is done.
 union Smem {
@@ -312,19 +310,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
                                  });
     };
     auto load_keys = [&](int tile_idx, int stage) {
-        const int first_key = tile_idx * BLOCK_N;
-        constexpr int PER_ITEM = KvFormat<Storage>::PER_ITEM;
-        const auto place_of = [&](int row) { return keys.find(first_key + row); };
-        const auto row_of = [&](const CachedRows<Storage>& rows, int row) {
-            const KeyPlace place = place_of(row);
-            return place.exists ? rows.row(place) : nullptr;
-        };
-        gather_rows<ALIGNED, sizeof(Storage), BLOCK_N, K_BYTES, Tiles::K_LANDING_STRIDE, NUM_THREADS>(
-            smem.tiles.k_landing(stage), (params.head_dim + PER_ITEM - 1) / PER_ITEM * sizeof(Storage), g_k,
-            [&](int row) { return row_of(k_rows, row); });
-        gather_rows<ALIGNED, sizeof(Storage), BLOCK_N, V_BYTES, Tiles::V_LANDING_STRIDE, NUM_THREADS>(
-            smem.tiles.v_landing(stage), (params.head_dim_v + PER_ITEM - 1) / PER_ITEM * sizeof(Storage), g_v,
-            [&](int row) { return row_of(v_rows, row); });
+        const auto place_of = [&](int row) { return keys.find(tile_idx * BLOCK_N + row); };
+        gather_keys<ALIGNED, BLOCK_N, HEAD_DIM, HEAD_DIM_V, Tiles::K_LANDING_STRIDE, Tiles::V_LANDING_STRIDE,
+                    NUM_THREADS>(smem.tiles.k_landing(stage), smem.tiles.v_landing(stage), k_rows, v_rows,
+                                 params.head_dim, params.head_dim_v, place_of);
         smem.tiles.load_scales(stage, k_rows, v_rows, params, place_of);
     };
 

@@ -77,6 +77,11 @@ struct LogitRow {
     Real slope, position;  // of ALiBi: the key that the query is aligned with
 };
 
+// The scale of a cached row; 1 where only keys have scales, or only values.
+__device__ __forceinline__ float scale_of(const CachedRows<Storage>& rows, const KeyPlace& place) {
+    return place.exists && rows.g_scales != nullptr ? rows.scale(place) : 1.0f;
+}
+
 // What a lane carries from step to step: the softmax of its own row, and its columns of the output of all rows.
 struct LaneState {
     SoftmaxRow row;
@@ -339,8 +344,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
             const int key = first_key + (own_pairs.first_key + i) * GROUPS;
             if constexpr (SLOT_SCALES) {
                 const KeyPlace place = keys.find(key);
-                v_scale[i] = place.exists ? v_rows.scale(place) : 1.0f;
-                own[i] *= place.exists ? k_rows.scale(place) : 1.0f;
+                v_scale[i] = scale_of(v_rows, place);
+                own[i] *= scale_of(k_rows, place);
             }
             own[i] = logit_of(own[i], own_row, key);
         }

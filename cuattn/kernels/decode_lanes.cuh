@@ -95,7 +95,11 @@ struct StoredRow {
                     runs[c].load(g_run);
                 } else {
 #pragma unroll
-                    for (int i = 0; i < Columns::ITEMS; i++) runs[c].element[i] = g_run[i];
+                    for (int i = 0; i < Columns::ITEMS; i++) {
+                        if (i == 0 || col + i * KvFormat<Storage>::PER_ITEM < columns.num_cols) {
+                            runs[c].element[i] = g_run[i];
+                        }
+                    }
                 }
                 if constexpr (BLOCK != 0) scales[c] = g_blocks[col / BLOCK];
             }

@@ -13,21 +13,24 @@ struct Float8E5M2 {
     unsigned char bits;
 };
 
-// Two numbers in the low 16 bits of `pair`, the first in the lowest byte, as a pair of __half.
-__device__ __forceinline__ unsigned widen_pair(Float8E5M2, unsigned pair) {
-    return (pair & 0xffu) << 8 | (pair & 0xff00u) << 16;
-}
+// Two numbers, each in the upper byte of a half of `spread`, as a pair of __half.
+__device__ __forceinline__ unsigned widen_spread(Float8E5M2, unsigned spread) { return spread; }
 
-__device__ __forceinline__ unsigned widen_pair(Float8E4M3, unsigned pair) {
-    const unsigned spread = (pair & 0xffu) << 8 | (pair & 0xff00u) << 16;  // each number in the upper byte of its half
+__device__ __forceinline__ unsigned widen_spread(Float8E4M3, unsigned spread) {
     // Exponent and mantissa one place down, where __half has them; its bias is larger by 8, which the factor puts
     // right.
-    const unsigned scaled = (spread & 0x80008000u) | (spread & 0x7f007f00u) >> 1;
+    const unsigned magnitude = spread >> 1 & 0x3f803f80u;
+    // Of a NaN, all seven bits set, the sum carries into the top bit of the exponent: a NaN of __half.
+    const unsigned is_nan = magnitude + 0x00800080u & 0x40004000u;
+    const unsigned scaled = spread & 0x80008000u | magnitude | is_nan;
     const __half2 widened = __hmul2(*reinterpret_cast<const __half2*>(&scaled), __float2half2_rn(256.0f));
-    unsigned result = *reinterpret_cast<const unsigned*>(&widened);
-    if ((spread & 0x7f00u) == 0x7f00u) result |= 0x00007fffu;
-    if ((spread & 0x7f000000u) == 0x7f000000u) result |= 0x7fff0000u;
-    return result;
+    return *reinterpret_cast<const unsigned*>(&widened);
+}
+
+// Two numbers in the low 16 bits of `pair`, the first in the lowest byte, as a pair of __half.
+template <typename Storage>
+__device__ __forceinline__ unsigned widen_pair(Storage format, unsigned pair) {
+    return widen_spread(format, (pair & 0xffu) << 8 | (pair & 0xff00u) << 16);
 }
 
 // One number.

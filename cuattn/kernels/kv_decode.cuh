@@ -53,9 +53,54 @@ __device__ __forceinline__ float block_scale(MxFp4, unsigned char scale) {
     return __int_as_float(scale == 255 ? 0x7fffffff : scale == 0 ? 0x00400000 : scale << 23);
 }
 
-// Numbers of stored items, without scales.
+// The numbers of four stored bytes, as pairs of __half that go to x[i] and x[i + DISTANCE].
+template <typename Storage>
+struct WidenWord {  // 8-bit floats
+    static constexpr int NUMBERS = 4, DISTANCE = 1;
+    static __device__ __forceinline__ int first(int pair) { return 2 * pair; }
+    static __device__ __forceinline__ unsigned widen(unsigned word, int pair) {
+        return widen_spread(Storage(), __byte_perm(word, 0, pair == 0 ? 0x1404 : 0x3424));
+    }
+};
+struct WidenE2M1 {  // see e2m1_to_float
+    static constexpr int NUMBERS = 8, DISTANCE = 4;
+    static __device__ __forceinline__ int first(int pair) { return pair; }
+    static __device__ __forceinline__ unsigned widen(unsigned word, int pair) {
+        const unsigned spread = word << (12 - 4 * pair);
+        const unsigned bits = spread & 0x80008000u | spread >> 3 & 0x0e000e00u;
+        const __half2 scaled = __hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(16384.0f));
+        return *reinterpret_cast<const unsigned*>(&scaled);
+    }
+};
+template <>
+struct WidenWord<NvFp4> : WidenE2M1 {};
+template <>
+struct WidenWord<MxFp4> : WidenE2M1 {};
+
+template <typename Storage>
+constexpr bool IS_INT8 = false;
+template <>
+constexpr bool IS_INT8<Int8> = true;
+
+// Numbers of stored items, without scales. Four bytes and more lie at a multiple of four.
 template <typename Storage, int ITEMS, typename Real>
 __device__ __forceinline__ void widen(Real (&x)[ITEMS * KvFormat<Storage>::PER_ITEM], const Storage (&items)[ITEMS]) {
+    if constexpr (sizeof(Storage) == 1 && !IS_INT8<Storage> && ITEMS % 4 == 0) {
+        using Word = WidenWord<Storage>;
+#pragma unroll
+        for (int w = 0; w < ITEMS / 4; w++) {
+            const unsigned word = reinterpret_cast<const unsigned*>(items)[w];
+#pragma unroll
+            for (int pair = 0; pair < Word::NUMBERS / 2; pair++) {
+                const unsigned widened = Word::widen(word, pair);
+                const float2 numbers = __half22float2(*reinterpret_cast<const __half2*>(&widened));
+                const int first = w * Word::NUMBERS + Word::first(pair);
+                x[first] = numbers.x;
+                x[first + Word::DISTANCE] = numbers.y;
+            }
+        }
+        return;
+    }
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
         if constexpr (KvFormat<Storage>::PER_ITEM == 2) {

@@ -105,6 +105,7 @@ __device__ __forceinline__ unsigned char make_block_scale(NvFp4, unsigned larges
 
 // The power of two that takes the first digit of the largest number to that of 6, the largest code: 2^2. NaN is 255.
 __device__ __forceinline__ unsigned char make_block_scale(MxFp4, unsigned largest_bits, float tensor_scale) {
-    const unsigned exponent = magnitude_bits(__fdiv_rn(scaled_magnitude(largest_bits), tensor_scale)) >> 23;
+    const float needed = __fdiv_rn(scaled_magnitude(largest_bits), tensor_scale);
+    const unsigned exponent = __float_as_uint(scaled_magnitude(magnitude_bits(needed))) >> 23;
     return static_cast<unsigned char>(exponent == 255u ? 255u : exponent < 2u ? 0u : exponent - 2u);
 }

@@ -23,6 +23,8 @@ from cuattn.reference.backward import (
     attention_backward_naive,
     attention_varlen_backward,
 )
+from cuattn.reference.decode import decode_attention, gather_pages, paged_attention, paged_attention_varlen
+from cuattn.reference.kv_formats import Quantized, dequantize, encode, quantize
 from cuattn.reference.logits import logits
 from cuattn.reference.merge import merge_states
 from cuattn.reference.narrow import round_to_tf32
@@ -36,19 +38,27 @@ from cuattn.reference.visibility import diagonal, visible
 __all__ = [
     "Gradients",
     "OnlineSoftmax",
+    "Quantized",
     "attention",
     "attention_backward",
     "attention_backward_naive",
     "attention_naive",
     "attention_varlen",
     "attention_varlen_backward",
+    "decode_attention",
+    "dequantize",
     "diagonal",
+    "encode",
+    "gather_pages",
     "log_softmax",
     "logits",
     "logsumexp",
     "merge_states",
     "padding_plan",
+    "paged_attention",
+    "paged_attention_varlen",
     "probabilities",
+    "quantize",
     "remove_padding",
     "restore_padding",
     "rope",

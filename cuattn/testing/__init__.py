@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from cuattn.testing.decode_tolerance import assert_decode_close, assert_paged_close, assert_paged_varlen_close
 from cuattn.testing.gradient_tolerance import assert_gradients_close, assert_varlen_gradients_close
 from cuattn.testing.tolerance import (
     ToleranceError,
@@ -21,8 +22,11 @@ from cuattn.testing.tolerance import (
 __all__ = [
     "ToleranceError",
     "assert_attention_close",
+    "assert_decode_close",
     "assert_gradients_close",
     "assert_lse_close",
+    "assert_paged_close",
+    "assert_paged_varlen_close",
     "assert_softmax_close",
     "assert_varlen_close",
     "assert_varlen_gradients_close",

@@ -158,7 +158,13 @@ def logit_errors(
 
 def _logit_error(q: Array, k: Array, u: float, *, sinks: ArrayLike | None = None, **options: Any) -> Array:
     """[B, H, N]: the largest :func:`logit_errors` over the keys of each row that count; 4 for an empty one."""
-    logits, error = logit_errors(q, k, u, **options)
+    return row_error(*logit_errors(q, k, u, **options), u, sinks=sinks, softcap=options.get("softcap"))
+
+
+def row_error(
+    logits: Array, error: Array, u: float, *, sinks: ArrayLike | None = None, softcap: float | None = None
+) -> Array:
+    """[B, H, N]: the largest `error`, in units of `u`, over the keys of each row that count; at least 4."""
     with np.errstate(invalid="ignore"):
         # A key that is nothing beside another, whatever either loses, does not count: a bias of -3e38 on one key says
         # nothing about the others.
@@ -167,8 +173,7 @@ def _logit_error(q: Array, k: Array, u: float, *, sinks: ArrayLike | None = None
     largest = np.max(np.where(counts, error, 4.0), axis=-1, initial=4.0)
     if sinks is not None:
         sink = np.abs(np.asarray(sinks).astype(np.float64)).reshape(1, -1, 1)
-        softcap = options.get("softcap") or 0
-        largest = np.maximum(largest, 4 * (1 + softcap + np.where(np.isfinite(sink), sink, 0)))
+        largest = np.maximum(largest, 4 * (1 + (softcap or 0) + np.where(np.isfinite(sink), sink, 0)))
     return np.asarray(largest)
 
 
@@ -228,7 +233,7 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
         bound = bound + (u_p + np.expm1(np.minimum(row, 700).swapaxes(1, 2)[..., None])) * spread
     p = reference.probabilities(queries, keys, **options)
     rescale = 1 / (1 - options.get("dropout_p", 0))
-    bound = bound + smallest_probability(given) * rescale * _sum_of_kept(p, magnitudes)
+    bound = bound + smallest_probability(given) * rescale * sum_of_kept(p, magnitudes)
     if rescale > 1:  # what the sum loses where it is subnormal, before it is divided by 1 - p
         subnormal = float(np.finfo(accumulation_dtype(given)).smallest_subnormal)
         bound = bound + (2 + math.sqrt(keys.shape[1])) * subnormal * rescale
@@ -243,7 +248,7 @@ def smallest_probability(dtype: DTypeLike) -> float:
     return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
 
 
-def _sum_of_kept(p: Array, magnitudes: Array) -> Array:
+def sum_of_kept(p: Array, magnitudes: Array) -> Array:
     """The sum of |V| over the keys of P [B, H, N, M] that are not 0, [B, N, H, E]."""
     kept = (p > 0).astype(np.float64)
     finite = np.where(np.isfinite(magnitudes), magnitudes, 0)

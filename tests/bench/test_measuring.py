@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cuattn import reference
-from cuattn.benchmark import Options, Record, occupancy, verify
+from cuattn.benchmark import Options, Record, verify
 from cuattn.benchmark.suite import Step, run_steps
 from cuattn.benchmark.timing import Timing, significant, time_host
+from cuattn.compile import occupancy
 from cuattn.errors import ArgumentError
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 

@@ -53,10 +53,10 @@ def _matmul(a, b, sequential):
     return total
 
 
-def tiled_attention(q, k, v, *, block_n, sequential=False, fault=None, rng=None, sinks=None, **options):
+def tiled_attention(q, k, v, *, block_n, sequential=False, fault=None, rng=None, sinks=None, out_dtype=None, **options):
     """(out, lse) like :func:`cuattn.reference.attention`, tile by tile of `block_n` keys; `fault` is one of FAULTS."""
     real = np.float64 if q.dtype == np.float64 else np.float32
-    narrow, out_dtype = probability_dtype(q.dtype), output_dtype(q.dtype)
+    narrow, out_dtype = probability_dtype(q.dtype), output_dtype(q.dtype) if out_dtype is None else out_dtype
     tf32 = options.pop("precision", None) == "tf32"
     if tf32:
         q, k, v = (reference.round_to_tf32(x) for x in (q, k, v))

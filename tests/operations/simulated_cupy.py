@@ -29,6 +29,7 @@ class Device:
     def __init__(self, device_id=None):
         self.id = Device.current if device_id is None else device_id
         self.compute_capability = "80"
+        self.attributes = {"MultiProcessorCount": 4}
 
     def __enter__(self):
         self._outer, Device.current = Device.current, self.id

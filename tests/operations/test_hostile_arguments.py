@@ -11,6 +11,8 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from decode_calls import FUNCTIONS as DECODE
+from decode_calls import call as decode_call
 from simulated_cupy import Exporter, installed
 
 import cuattn
@@ -86,6 +88,7 @@ CALLS = {
     cuattn.attention_backward: {"q": Q, "k": K, "v": V, **SAVED},
     cuattn.attention_varlen_backward: PACKED | SAVED_PACKED,
     cuattn.attention_backward_workspace_size: {"q": Q, "k": K, "v": V},
+    **{function: decode_call(function) for function in DECODE},
     flash_attn.flash_attn_func: {"q": Q, "k": K, "v": V},
     flash_attn.flash_attn_kvpacked_func: {"q": Q, "kv": np.stack([K, V], axis=2)},
     flash_attn.flash_attn_varlen_func: PACKED | {"max_seqlen_q": 7, "max_seqlen_k": 7},
@@ -124,14 +127,16 @@ def test_anything_for_one_argument(monkeypatch, function, name):
 ON_DEVICE = (
     *(cuattn.attention, cuattn.attention_varlen, scaled_dot_product_attention),
     *(cuattn.attention_backward, cuattn.attention_varlen_backward),
+    *DECODE,
 )
+METADATA = ("cu_seqlens", "seqlens", "block_tables")
 
 
 @pytest.mark.parametrize("function", ON_DEVICE)
 def test_anything_beside_device_arrays(monkeypatch, function):
     """Likewise where q, k and v are on a GPU (a simulated one), and without waiting for it."""
     exported = {
-        name: x if name.startswith("cu_seqlens") or x is True else Exporter(x) for name, x in CALLS[function].items()
+        name: x if name.startswith(METADATA) or x is True else Exporter(x) for name, x in CALLS[function].items()
     }
     with installed(monkeypatch) as cupy, np.errstate(over="ignore", invalid="ignore"):
         for name in inspect.signature(function).parameters:
@@ -153,6 +158,7 @@ def test_anything_beside_device_arrays(monkeypatch, function):
     (
         *(cuattn.attention, cuattn.attention_varlen, cuattn.standard_attention),
         *(cuattn.attention_backward, cuattn.attention_varlen_backward, cuattn.attention_backward_workspace_size),
+        *DECODE,
     ),
 )
 def test_the_error_names_the_argument(function):

@@ -1,0 +1,161 @@
+"""One sequence of a paged cache: its page table, its length, and what is known of its tokens."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuattn.caches.prefix import Node
+from cuattn.errors import ArgumentError, ArrayTypeError, SequenceError
+
+if TYPE_CHECKING:
+    from cuattn.caches.paged import PagedKVCache
+    from cuattn.caches.step import Step
+
+__all__ = ["Sequence", "check_sequence", "check_sequences", "count_list", "is_integer", "new_tokens", "token_list"]
+
+
+class Sequence:
+    """A sequence of tokens in a `PagedKVCache`, which alone makes and changes it.
+
+    Attributes
+    ----------
+    length : int
+        Tokens whose keys and values are cached.
+    tokens : tuple of int
+        The tokens that the cache was told, from the first on; there may be more than `length` of them (a prompt that is
+        not computed yet), or fewer (nobody said what the others are).
+    pages : tuple of int
+        The page table: key j is on page ``pages[j // page_size]``, slot ``j % page_size``. Empty while swapped out.
+    state : str
+        "live", "swapped" or "freed".
+    """
+
+    __slots__ = ("_cache", "_host_pages", "_length", "_num_reserved", "_pages", "_state", "_step", "_tip", "_tokens")
+
+    def __init__(self, cache: PagedKVCache, tip: Node, tokens: list[int]) -> None:
+        self._cache = cache
+        self._tip = tip  # the node of the last full page whose tokens are known; held in the index
+        self._tokens = tokens
+        self._pages = array("i")
+        self._host_pages: list[int] = []
+        self._length = 0
+        self._state = "live"
+        self._step: Step | None = None  # the open one, which adds this many tokens
+        self._num_reserved = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(self._tokens)
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        return tuple(self._pages)
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    def __repr__(self) -> str:
+        return f"Sequence({self._length} tokens on {len(self._pages)} pages, {self._state})"
+
+
+def check_sequence(
+    cache: PagedKVCache, name: str, seq: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
+) -> None:
+    """Raise `SequenceError` unless the sequence is one of the cache, in one of the states, and in no open step."""
+    if not isinstance(seq, Sequence):
+        raise ArgumentError(f"{name}: {type(seq).__name__}; a Sequence of this cache is needed, from add() or fork()")
+    if seq._cache is not cache:
+        raise SequenceError(f"{name}: {seq!r} belongs to another cache")
+    if seq._state not in states:
+        raise SequenceError(f"{name}: {seq!r}; one that is {' or '.join(states)} is needed")
+    if idle and seq._step is not None:
+        raise SequenceError(f"{name}: {seq!r} is in an open step; commit or abort it first")
+
+
+def check_sequences(
+    cache: PagedKVCache, name: str, seqs: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
+) -> list[Sequence]:
+    """Several sequences, or one, as a list without repetitions; raises as `check_sequence`, or `ArgumentError`."""
+    if isinstance(seqs, Sequence):
+        seqs = [seqs]
+    elif not isinstance(seqs, Iterable):
+        raise ArgumentError(f"{name}: {type(seqs).__name__}; sequences of this cache are needed")
+    seqs = list(seqs)
+    for i, seq in enumerate(seqs):
+        check_sequence(cache, f"{name}[{i}]", seq, states=states, idle=idle)
+    if len(set(seqs)) != len(seqs):
+        raise ArgumentError(f"{name} names a sequence twice")
+    return seqs
+
+
+def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**31 - 1) -> list[int]:
+    """``batch`` numbers from 0 to ``most``, of a list or of one number for all."""
+    if is_integer(counts):
+        given = [counts] * batch
+    elif isinstance(counts, list | tuple | np.ndarray) and np.ndim(counts) == 1:
+        given = list(counts)
+    else:
+        raise ArgumentError(f"{name} is {counts!r}; an integer or a list of {batch} is needed")
+    if len(given) != batch:
+        raise ArgumentError(f"{name} has {len(given)} numbers for {batch} sequences")
+    for count in given:
+        if not is_integer(count) or not 0 <= count <= most:
+            raise ArgumentError(f"{name} holds {count!r}; integers from 0 to {most} are allowed")
+    return [int(count) for count in given]
+
+
+def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[list[int]]:
+    """The tokens of a step that its sequences do not know yet, as far as somebody knows them."""
+    if tokens is None:
+        return [[] for _ in seqs]
+    if not isinstance(tokens, list | tuple | np.ndarray):
+        raise ArrayTypeError(f"tokens: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
+    if isinstance(tokens, np.ndarray) or (len(tokens) and all(map(is_integer, tokens))):
+        packed = token_list("tokens", tokens)
+        if len(packed) != sum(counts):
+            raise ArgumentError(f"tokens has {len(packed)} numbers; {sum(counts)} are reserved")
+        starts = np.cumsum([0, *counts]).tolist()
+        tokens = [packed[first : first + count] for first, count in zip(starts[:-1], counts, strict=True)]
+    if len(tokens) != len(seqs):
+        raise ArgumentError(f"tokens has {len(tokens)} entries for {len(seqs)} sequences")
+    new: list[list[int]] = []
+    for i, (seq, count, given) in enumerate(zip(seqs, counts, tokens, strict=True)):
+        if given is None:
+            new.append([])
+            continue
+        given = token_list(f"tokens[{i}]", given)
+        if len(given) != count:
+            raise ArgumentError(f"tokens[{i}] has {len(given)} numbers; {count} are reserved")
+        known = seq._tokens[seq._length : seq._length + count]
+        if given[: len(known)] != known:
+            raise ArgumentError(f"tokens[{i}] is {given}, but add() was told that {known} come next")
+        # Behind a token that nobody named, no page can be found any more: the others need not be kept.
+        new.append(given[len(known) :] if len(seq._tokens) >= seq._length else [])
+    return new
+
+
+def token_list(name: str, tokens: Any) -> list[int]:
+    """Tokens as a list of Python integers; `ArrayTypeError` or `ArgumentError` for anything else."""
+    if isinstance(tokens, np.ndarray):
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise ArgumentError(f"{name} is {tokens.dtype} {list(tokens.shape)}; integers [n] are needed")
+    elif not isinstance(tokens, list | tuple | range | array):
+        raise ArrayTypeError(f"{name}: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
+    for token in tokens:
+        if not is_integer(token):
+            raise ArgumentError(f"{name} holds {token!r}; integers are needed")
+    return [int(token) for token in tokens]
+
+
+def is_integer(x: Any) -> bool:
+    """Whether ``x`` is one integer in host memory, and no bool."""
+    return isinstance(x, int | np.integer) and not isinstance(x, bool)
