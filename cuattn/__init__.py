@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from cuattn.attention import attention
     from cuattn.backward.dense import AttentionGrads, attention_backward, attention_backward_workspace_size
     from cuattn.backward.varlen import attention_varlen_backward
+    from cuattn.caches.contiguous import KVCache
     from cuattn.caches.paged import PagedKVCache
+    from cuattn.caches.streaming import StreamingKVCache
+    from cuattn.decode.cascade import SharedPrefix, cascade_attention
     from cuattn.decode.csr import block_tables_from_csr, csr_from_block_tables
     from cuattn.decode.dense import decode_attention
-    from cuattn.decode.cascade import cascade_attention
     from cuattn.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.decode.plan import DecodePlan, plan_decode
     from cuattn.dropout import dropout_mask
@@ -49,10 +51,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionGrads",
     "DecodePlan",
+    "KVCache",
     "OnlineSoftmax",
     "PaddingPlan",
     "PagedKVCache",
     "Rotary",
+    "SharedPrefix",
+    "StreamingKVCache",
     "append_kv",
     "attention",
     "attention_backward",
@@ -92,10 +97,13 @@ __all__ = [
 _FUNCTIONS = {
     "AttentionGrads": "cuattn.backward.dense",
     "DecodePlan": "cuattn.decode.plan",
+    "KVCache": "cuattn.caches.contiguous",
     "OnlineSoftmax": "cuattn.online_softmax",
     "PaddingPlan": "cuattn.padding",
     "PagedKVCache": "cuattn.caches.paged",
     "Rotary": "cuattn.rope",
+    "SharedPrefix": "cuattn.decode.cascade",
+    "StreamingKVCache": "cuattn.caches.streaming",
     "append_kv": "cuattn.paging.append",
     "attention": "cuattn.attention",
     "attention_backward": "cuattn.backward.dense",

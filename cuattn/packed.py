@@ -61,6 +61,7 @@ class Packed:
             work = work_list(seqlens_q, seqlens_k, block, options)
         return executor.put(work, np.int32)
 
+
 def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int, max_seqlen: int | None) -> Any:
     """Such a list in the order of the sequences, made where only the device knows them; [-1, 0] is no work."""
     batch = int(cu_seqlens.shape[0]) - 1

@@ -271,11 +271,11 @@ def turn_words(executor: Executor, base: float, num_pairs: int, wide: bool) -> A
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
-def on_device(x: Any) -> bool:
+def on_device(x: Any, name: str = "metadata") -> bool:
     """Whether ``x`` is an array that lives on a GPU; lists and arrays on the CPU are data that the host can look at."""
     if isinstance(x, np.ndarray | list | tuple):
         return False
-    return executor_for(metadata=x).name == "cuda"
+    return executor_for(**{name: x}).name == "cuda"
 
 
 def integers(executor: Executor, name: str, x: Any) -> tuple[Any, np.ndarray[Any, Any] | None]:

@@ -5,14 +5,14 @@ checked before it is timed, and says where it was measured: a time on the host e
 
 >>> from cuattn.benchmark import SUITES
 >>> sorted(SUITES)[:7]
-['attention', 'backward', 'compile', 'counters', 'figures', 'gradients', 'host']
+['attention', 'backward', 'compile', 'counters', 'decode', 'figures', 'gradients']
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cuattn.benchmark import gradients, host_figures, operations, option_costs, seed, start, variants
+from cuattn.benchmark import decode, gradients, host_figures, operations, option_costs, seed, start, variants
 from cuattn.benchmark.results import BenchmarkError, Record, Report, from_json
 from cuattn.benchmark.suite import Options, Progress, Step, Suite, run_steps
 from cuattn.errors import ArgumentError
@@ -39,6 +39,7 @@ _ALL = (
         "rotary embedding, splitting, packing and merging; attention on packed sequences",
         operations.layout_steps,
     ),
+    Suite("decode", "decoding over caches, plans, and whole generations, contiguous and paged", decode.decode_steps),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
     Suite("gradients", "instructions and workspace of the backward beside its forward", gradients.gradient_steps),
     Suite("seed", "time and peak memory, fused beside unfused, on problems with published figures", seed.seed_steps),

@@ -77,6 +77,7 @@ class Step:
         self.slot_mapping = self.block_tables[owner, page_idx].astype(np.int64) * cache.page_size + slot
         put = cache._storage.executor.put  # once, for all layers
         self._slots, self._places = put(self.slot_mapping, np.int64), put(self.positions, np.int64)
+        self._tables = put(self.block_tables, np.int32)
 
     @property
     def num_tokens(self) -> int:
@@ -129,7 +130,8 @@ class Step:
         **options
             As for `paged_attention`: ``scale``, ``causal`` (True by default), ``window``, ``softcap``,
             ``alibi_slopes``, ``sinks``, ``rope``, ``rotate_keys``, ``num_splits``, ``plan``, ``out``, ``workspace``,
-            ``return_lse``.
+            ``return_lse``. A ``plan`` is one with ``cu_seqlens_q`` for a packed ``q``; without one, the layers of a
+            step share what was planned for the first of them.
 
         Returns
         -------
@@ -203,15 +205,21 @@ class Step:
         """`attend` of q [T, heads, head_dim]."""
         from cuattn.decode.paged import paged_attention_varlen
 
+        if self.num_tokens and (self.counts == 1).all() and options.get("plan") is None:
+            # One token each: a batch, which needs no list of who works on what.
+            if options.get("out") is not None:
+                options["out"] = options["out"][:, None]
+            found = self._attend_batch(q[:, None], arrays, options)
+            return (found[0][:, 0], found[1][:, :, 0].T) if options.get("return_lse") else found[:, 0]
         own: dict[str, Any] = {"cu_seqlens_q": self.cu_seqlens, "max_seqlen_q": int(self.counts.max(initial=0))}
-        own |= {"block_tables": self.block_tables, "seqlens_k": self.seqlens_k}
+        own |= {"block_tables": self._tables, "seqlens_k": self.seqlens_k}
         return paged_attention_varlen(q, **own, **arrays, **options)
 
     def _attend_batch(self, q: Any, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
         """`attend` of q [B, N, heads, head_dim]."""
         from cuattn.decode.paged import paged_attention
 
-        return paged_attention(q, block_tables=self.block_tables, seqlens_k=self.seqlens_k, **arrays, **options)
+        return paged_attention(q, block_tables=self._tables, seqlens_k=self.seqlens_k, **arrays, **options)
 
     def _check_open(self) -> None:
         if not self.is_open:

@@ -52,6 +52,7 @@ class StreamingStep(Step):
         in_ring = np.maximum(token - num_sinks, 0)
         self.slot_mapping = first_slot + np.where(token < num_sinks, token, num_sinks + in_ring % ring)
         self.positions = np.where(token < num_sinks, token, num_sinks + token - oldest)
+        self._slots = cache._storage.executor.put(self.slot_mapping, np.int64)
 
         ends = np.flatnonzero(last)
         self.cu_rows = np.concatenate([[0], ends + 1]).astype(np.int32)

@@ -22,7 +22,6 @@ from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
 from cuattn.rotary_arguments import Angles, Rotary
 
-
 __all__ = ["DecodeProblem", "Scale", "check"]
 
 

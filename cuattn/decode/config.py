@@ -217,14 +217,23 @@ def select(
     return _select(dtype, kv_format.name, head_dim, head_dim_v, rows_per_kv_head, smem_limit_bytes)
 
 
+def _on_cuda_cores(dtype: np.dtype[Any], kv_format: KVFormat, num_rows: int) -> bool:
+    """Whether products are fused multiply-adds in float or double.
+
+    Of 16-bit queries: those on mxfp4 in float16, which does not reach its block scales; and a single row on narrow
+    numbers, which are more work to bring to tensor cores than to multiply (docs/kernels/attention_decode.md).
+    """
+    if dtype.itemsize > 2:
+        return True
+    return kv_format.quantized and (num_rows == 1 or (kv_format.name == "mxfp4" and dtype == np.float16))
+
+
 @cache
 def _select(
     dtype: np.dtype[Any], format_name: str, head_dim: int, head_dim_v: int, num_rows: int, smem_limit_bytes: int
 ) -> FlashDecodeConfig:
     kv_format = KV_FORMATS[format_name]
-    # The block scales of mxfp4 are powers of 2 that float16 does not reach.
-    narrow = dtype.itemsize == 2 and not (kv_format.name == "mxfp4" and dtype == np.float16)
-    wanted = ("mma", 2) if narrow else ("fma", max(dtype.itemsize, 4))
+    wanted = ("fma", max(dtype.itemsize, 4)) if _on_cuda_cores(dtype, kv_format, num_rows) else ("mma", 2)
     for row in FLASH_DECODE_CONFIGS:
         if (
             (row.products, row.itemsize) == wanted

@@ -151,7 +151,7 @@ def csr_from_block_tables(block_tables: Any, seqlens_k: Any, page_size: int) -> 
             f"are 0 to {_MAX_INT32}"
         )
     last = np.where(num_pages > 0, seqlens - (num_pages - 1) * page_size, 0)
-    return tuple(_where(block_tables, x.astype(np.int32)) for x in (indptr, tables[used], last))  # type: ignore[return-value]
+    return tuple(_where(block_tables, x.astype(np.int32)) for x in (indptr, tables[used], last))
 
 
 def _check_page_size(page_size: Any) -> int:

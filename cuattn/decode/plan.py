@@ -78,7 +78,7 @@ class _Copies:
 class DecodePlan:
     """How the work of decode calls is divided; made by `plan_decode`. Immutable, and safe to use from several threads.
 
-    A plan is for a shape: other lengths of the keys than those it was made for give the same, right results, only not in
+    A plan is for a shape: with other lengths of the keys than those it was made for, results are as right, only not in
     the least time.
 
     Attributes

@@ -71,7 +71,7 @@ def check_format(dtype: Any, kv_format: Any) -> tuple[np.dtype[Any], KVFormat]:
     if not isinstance(kv_format, str) or kv_format not in KV_FORMATS:
         raise ArgumentError(f"kv_format is {kv_format!r}; {', '.join(KV_FORMATS)} or None are allowed")
     row = KV_FORMATS[kv_format]
-    if row.quantized and resolved == np.float64 or not row.quantized and row.name != resolved.name:
+    if (row.quantized and resolved == np.float64) or (not row.quantized and row.name != resolved.name):
         raise DTypeError(f"dtype is {resolved.name} and kv_format {row.name}; they do not go together")
     return resolved, row
 

@@ -13,7 +13,7 @@ from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.extents import address
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor
-from cuattn.metadata import small_array
+from cuattn.metadata import as_float, small_array
 
 __all__ = ["Scale", "check_block_scales", "check_scale", "is_per_slot"]
 
@@ -48,7 +48,7 @@ def check_scale(
     if isinstance(value, bool | np.bool_ | str):
         raise ArgumentError(f"{name} is {value!r}; a number or an array of float32 is allowed")
     if isinstance(value, Real | np.floating):
-        value = np.asarray(float(value))
+        value = np.asarray(as_float(value))
     if not is_per_slot(value):
         shapes: tuple[tuple[int, ...], ...] = ((),) if kv_format.block_size else ((), slots[2:])
         array = small_array(executor, name, value, shapes, _FLOAT32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cuattn.attention_params import UNBOUNDED
 from cuattn.decode.cost import CostModel, Items
 
-__all__ = ["Bounds", "Blocks", "blocks_of", "expected", "for_lengths", "most_tiles", "time_of", "uniform"]
+__all__ = ["Blocks", "Bounds", "blocks_of", "expected", "for_lengths", "most_tiles", "time_of", "uniform"]
 
 MAX_SPLITS = 256  # that are chosen; the merge reads every one
 WORTHWHILE = 1.03  # more splits must make a call this much faster

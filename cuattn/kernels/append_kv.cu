@@ -20,6 +20,7 @@ using Real = RealOf<Element>::type;
 using Source = Rotations<TABLES, Real, Table>;
 
 constexpr int MAX_HEAD_DIM = 256;
+constexpr int MIN_CTAS = 8;  // of an SM: left alone, the compiler keeps all strides in registers, and few warps fit
 constexpr int PACK = 16 / sizeof(Element);
 constexpr int PER_ITEM = KvFormat<Storage>::PER_ITEM;
 constexpr int BLOCK = KvFormat<Storage>::BLOCK;
@@ -41,7 +42,7 @@ struct Side {
     Strides scales;  // 0 where several share one
     Strides blocks;
     long long block_stride;
-    float scale;      // where there is no array of them
+    float scale;  // where there is no array of them
     int head_dim;
     int wide_loads;   // every 16 bytes of a head lie at a multiple of 16
     int wide_stores;  // the same of the cache, or for codes every 4 bytes at a multiple of 4
@@ -227,17 +228,17 @@ __device__ __forceinline__ void append_row(Element* s_row, const Element* g_new,
     __syncwarp();
 }
 
-extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, 1)
-    cuattn_append_kv(const Element* __restrict__ g_k,                 // [num_tokens, num_heads, head_dim]
-                     const Element* __restrict__ g_v,                 // [num_tokens, num_heads, head_dim_v]
-                     Storage* __restrict__ g_k_cache,                 // [num_pages, page_size, num_heads, items]
-                     Storage* __restrict__ g_v_cache,                 // the same
-                     const void* __restrict__ g_slots,                // [num_tokens], int or long long
-                     float* __restrict__ g_k_scales,                  // [num_pages, page_size, num_heads], or fewer axes
-                     float* __restrict__ g_v_scales,                  // the same; null: see Side
-                     unsigned char* __restrict__ g_k_blocks,          // [num_pages, page_size, num_heads, blocks]
-                     unsigned char* __restrict__ g_v_blocks,          // the same; null without block scales
-                     const void* __restrict__ g_positions,            // [num_tokens], int or long long; with ROTATE
+extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, MIN_CTAS)
+    cuattn_append_kv(const Element* __restrict__ g_k,         // [num_tokens, num_heads, head_dim]
+                     const Element* __restrict__ g_v,         // [num_tokens, num_heads, head_dim_v]
+                     Storage* __restrict__ g_k_cache,         // [num_pages, page_size, num_heads, items]
+                     Storage* __restrict__ g_v_cache,         // the same
+                     const void* __restrict__ g_slots,        // [num_tokens], int or long long
+                     float* __restrict__ g_k_scales,          // [num_pages, page_size, num_heads], or fewer axes
+                     float* __restrict__ g_v_scales,          // the same; null: see Side
+                     unsigned char* __restrict__ g_k_blocks,  // [num_pages, page_size, num_heads, blocks]
+                     unsigned char* __restrict__ g_v_blocks,  // the same; null without block scales
+                     const void* __restrict__ g_positions,    // [num_tokens], int or long long; with ROTATE
                      const unsigned long long* __restrict__ g_turns,  // see Rotations; null with TABLES
                      const Table* __restrict__ g_cos,                 // [num_positions, num_pairs]; with TABLES
                      const Table* __restrict__ g_sin,                 // the same

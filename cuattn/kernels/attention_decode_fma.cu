@@ -315,16 +315,28 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         const int first_key = step_key + group_idx;
         StoredRow<KeyColumns, Storage> stored_k[KEYS];
         StoredRow<ValueColumns, Storage> stored_v[KEYS];
-#pragma unroll
-        for (int u = 0; u < KEYS; u++) {
+        // All loads of a step go out first. Those of single numbers would need too many registers for that.
+        constexpr bool LOADS_FIRST = ALIGNED;
+        auto load_key = [&](int u) {
             const KeyPlace place = keys.find(first_key + u * GROUPS);
             stored_k[u].load(k_columns, k_rows.row(place), k_rows.blocks(place), place.exists);
+        };
+        auto load_value = [&](int u) {
+            const KeyPlace place = keys.find(first_key + u * GROUPS);
             stored_v[u].load(v_columns, v_rows.row(place), v_rows.blocks(place), place.exists);
+        };
+        if constexpr (LOADS_FIRST) {
+#pragma unroll
+            for (int u = 0; u < KEYS; u++) {
+                load_key(u);
+                load_value(u);
+            }
         }
 
         Real own[PAIRS];  // dot products, then own logits and probabilities in the first OWN of them
 #pragma unroll
         for (int u = 0; u < KEYS; u++) {
+            if constexpr (!LOADS_FIRST) load_key(u);
             KeyRow k;
             stored_k[u].widen_to(k, k_columns);
             if (ROTATE && params.rotate_keys) rotate_row(k, k_columns, rotations, first_key + u * GROUPS);
@@ -357,6 +369,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
 
 #pragma unroll
         for (int u = 0; u < KEYS; u++) {
+            if constexpr (!LOADS_FIRST) load_value(u);
             ValueRow v;
             stored_v[u].widen_to(v, v_columns);
 #pragma unroll

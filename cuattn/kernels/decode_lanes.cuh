@@ -8,7 +8,7 @@
 //
 // Constants used: HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, ALIGNED, ROTATE, INTERLEAVED.
 #pragma once
-#include "kv_decode.cuh"
+#include "kv_pairs.cuh"
 #include "rope.cuh"
 
 constexpr int WARP_SIZE = 32;
@@ -112,7 +112,12 @@ struct StoredRow {
 #pragma unroll
         for (int c = 0; c < Columns::CHUNKS; c++) {
             Real numbers[Columns::ITEMS * KvFormat<Storage>::PER_ITEM];
-            widen(numbers, runs[c].element);
+            if constexpr (sizeof(Storage) == 1 && Columns::CHUNK % 8 == 0) {
+#pragma unroll
+                for (int n = 0; n < Columns::CHUNK; n += 8) widen_eight(numbers + n, runs[c], n);
+            } else {
+                widen(numbers, runs[c].element);
+            }
             if constexpr (Columns::CHUNK < KvFormat<Storage>::PER_ITEM) {
                 if (columns.at(c) % 2 != 0) numbers[0] = numbers[1];
             }
@@ -121,6 +126,22 @@ struct StoredRow {
                 x[c * Columns::CHUNK + i] = numbers[i];
                 if constexpr (BLOCK != 0) x[c * Columns::CHUNK + i] *= block_scale(Storage(), scales[c]);
             }
+        }
+    }
+
+   private:
+    // Numbers first .. first + 7 of a run, by way of __half, which holds all numbers of 8 and 4 bits.
+    static __device__ __forceinline__ void widen_eight(float* x, const Items& run, int first) {
+        constexpr int WORDS = STORED_WORDS<Storage>;
+        unsigned words[WORDS], pairs[4];
+#pragma unroll
+        for (int w = 0; w < WORDS; w++) words[w] = reinterpret_cast<const unsigned*>(run.element)[first / 8 * WORDS + w];
+        widen_pairs(__half(), Storage(), pairs, words);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&pairs[i]));
+            x[2 * i] = pair.x;
+            x[2 * i + 1] = pair.y;
         }
     }
 };

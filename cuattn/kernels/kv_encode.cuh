@@ -18,8 +18,11 @@ __device__ __forceinline__ float scaled_magnitude(unsigned bits) {
     return __uint_as_float(bits == INFINITY_BITS ? LARGEST_FLOAT_BITS : bits);
 }
 
-// x / scale, and 0 where the scale is: what shares it is too small for it, or nothing but zeros.
-__device__ __forceinline__ float unscaled(float x, float scale) { return scale == 0.0f ? 0.0f : __fdiv_rn(x, scale); }
+// x / scale, and 0 where the scale is: what shares it is too small for it, or nothing but zeros and NaN.
+__device__ __forceinline__ float unscaled(float x, float scale) {
+    if (scale == 0.0f) return x != x ? x : 0.0f;
+    return __fdiv_rn(x, scale);
+}
 
 // --- codes -----------------------------------------------------------------------------------------------------------
 

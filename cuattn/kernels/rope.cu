@@ -57,7 +57,7 @@ __device__ __forceinline__ void rotate_tokens(const Element* g_x, Element* g_out
             Unit unit(unit_idx, layout.num_pairs);
             const long long position =
                 load_integer(g_positions, layout.positions_are_64_bit,
-                              batch_idx * layout.positions_batch_stride + seq_idx * layout.positions_seq_stride);
+                             batch_idx * layout.positions_batch_stride + seq_idx * layout.positions_seq_stride);
             Rotation<Real> rotations[Unit::NUM_PAIRS];
             source.at(rotations, position, unit.first_pair);
             if (layout.inverse) {

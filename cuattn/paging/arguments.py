@@ -71,7 +71,7 @@ def check(
     blocks = {"k_block_scales": k_block_scales, "v_block_scales": v_block_scales}
     arrays |= {name: x for name, x in blocks.items() if x is not None}
     lists = {"slot_mapping": slot_mapping, "positions": positions}
-    arrays |= {name: x for name, x in lists.items() if x is not None and rotary_arguments.on_device(x)}
+    arrays |= {name: x for name, x in lists.items() if x is not None and rotary_arguments.on_device(x, name)}
     executor = executor_for(**arrays)
 
     k, v, k_pages, v_pages = (executor.asarray(x) for x in (k, v, k_pages, v_pages))

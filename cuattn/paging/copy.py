@@ -82,7 +82,7 @@ def copy_pages(pages: Any, src: Any, dst: Any, *, axis: int = 0) -> None:
     >>> pages.tolist()
     [[6, 7], [6, 7], [4, 5], [6, 7]]
     """
-    lists = {name: x for name, x in (("src", src), ("dst", dst)) if rotary_arguments.on_device(x)}
+    lists = {name: x for name, x in (("src", src), ("dst", dst)) if rotary_arguments.on_device(x, name)}
     executor = executor_for(pages=pages, **lists)
     pages = executor.asarray(pages)
     axis = check_axis(axis, pages.ndim)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 
 from cuattn import rotary_arguments
 from cuattn.errors import ArgumentError, ArrayTypeError, ShapeError
-from cuattn.launch import Executor, executor_for
+from cuattn.launch import MAX_GRID, Executor, executor_for
 
 __all__ = ["slot_mapping"]
+
+NUM_THREADS = 128
+
+# struct SlotsLayout of kernels/slot_mapping.cu.
+_LAYOUT = np.dtype(
+    [
+        *((name, np.int64) for name in ("num_tokens", "max_pages", "page_size")),
+        *((name, np.int64) for name in ("table_stride", "entry_stride", "lengths_stride")),
+        *((name, np.int32) for name in ("num_sequences", "tables_are_64_bit", "lengths_are_64_bit", "unused")),
+    ]
+)
 
 
 def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -> Any:
@@ -54,7 +64,7 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
     if isinstance(page_size, bool | np.bool_) or not isinstance(page_size, int | np.integer) or page_size < 1:
         raise ArgumentError(f"page_size is {page_size!r}; an integer of at least 1 is allowed")
     lists = {"block_tables": block_tables, "lengths": lengths}
-    placed = {name: x for name, x in lists.items() if rotary_arguments.on_device(x)}
+    placed = {name: x for name, x in lists.items() if rotary_arguments.on_device(x, name)}
     executor = executor_for(**(placed or {"block_tables": np.empty(0)}))
     tables, seen_tables = rotary_arguments.integers(executor, "block_tables", block_tables)
     starts, seen_lengths = rotary_arguments.integers(executor, "lengths", lengths)
@@ -64,14 +74,11 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
     if tuple(starts.shape) != (batch,):
         raise ShapeError(f"lengths has shape {tuple(starts.shape)}; [{batch}] is needed, one a row of block_tables")
     numbers = _check_counts(counts, batch)
-    sequence = np.repeat(np.arange(batch), numbers)
-    place = np.arange(sequence.size) - np.repeat(np.cumsum(numbers) - numbers, numbers)
     if seen_lengths is not None:
         _check_room(seen_lengths, numbers, max_pages * int(page_size))
         if seen_tables is not None:
-            position = seen_lengths[sequence] + place
-            _check_used(seen_tables, sequence, position // page_size)
-    return _slots(executor, tables, starts, sequence, place, int(page_size))
+            _check_used(seen_tables, seen_lengths.astype(np.int64), numbers, int(page_size))
+    return _slots(executor, tables, starts, numbers, int(page_size))
 
 
 def _check_counts(counts: Any, batch: int) -> np.ndarray[Any, Any]:
@@ -103,35 +110,38 @@ def _check_room(lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], cap
         )
 
 
-def _check_used(tables: np.ndarray[Any, Any], sequence: np.ndarray[Any, Any], index: np.ndarray[Any, Any]) -> None:
-    pages = tables[sequence, index]
-    if pages.size and pages.min() < 0:
-        i = int(pages.argmin())
-        raise ArgumentError(
-            f"block_tables[{int(sequence[i])}, {int(index[i])}] is {int(pages[i])}; the new tokens need that page"
+def _check_used(
+    tables: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], page_size: int
+) -> None:
+    """Raise if an entry that new tokens need is no page."""
+    entry = np.arange(tables.shape[1])
+    first, last = (lengths // page_size)[:, None], ((lengths + counts - 1) // page_size)[:, None]
+    wrong = (tables < 0) & (entry >= first) & (entry <= last) & (counts > 0)[:, None]
+    if wrong.any():
+        b, i = (int(index) for index in np.argwhere(wrong)[0])
+        raise ArgumentError(f"block_tables[{b}, {i}] is {int(tables[b, i])}; the new tokens need that page")
+
+
+def _slots(executor: Executor, tables: Any, lengths: Any, counts: np.ndarray[Any, Any], page_size: int) -> Any:
+    """The slot of each token, worked out where the tables are."""
+    starts = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    num_tokens = int(starts[-1])
+    slots = executor.empty((num_tokens,), np.int64)
+    if num_tokens:
+        table_stride, entry_stride = (stride // tables.dtype.itemsize for stride in tables.strides)
+        layout = np.array(
+            [
+                (
+                    *(num_tokens, tables.shape[1], page_size, table_stride, entry_stride),
+                    *(lengths.strides[0] // lengths.dtype.itemsize, counts.size),
+                    *(tables.dtype.itemsize == 8, lengths.dtype.itemsize == 8, 0),
+                )
+            ],
+            _LAYOUT,
         )
-
-
-def _slots(
-    executor: Executor,
-    tables: Any,
-    lengths: Any,
-    sequence: np.ndarray[Any, Any],
-    place: np.ndarray[Any, Any],
-    page_size: int,
-) -> Any:
-    """The slot of each token; every operation stays where the tables are."""
-    max_pages = int(tables.shape[1])
-    if executor.name == "host":
-        position = lengths[sequence].astype(np.int64) + place
-        return tables[sequence, position // page_size].astype(np.int64) * page_size + position % page_size
-    cupy = sys.modules["cupy"]
-    with executor.on_device():
-        if not sequence.size or not max_pages:
-            return cupy.full(sequence.size, -1, np.int64)
-        sequence, place = executor.put(sequence, np.int64), executor.put(place, np.int64)
-        position = lengths[sequence].astype(np.int64) + place
-        index = position // page_size
-        page = tables[sequence, cupy.clip(index, 0, max_pages - 1)].astype(np.int64)
-        there = (position >= 0) & (index < max_pages) & (page >= 0)
-        return cupy.where(there, page * page_size + position % page_size, -1)
+        kernel = executor.kernel("slot_mapping", {"NUM_THREADS": NUM_THREADS}, "cuattn_slot_mapping")
+        args = (tables, lengths, executor.put(starts, np.int64), slots, np.void(layout.tobytes()))
+        executor.launch(kernel, (min(-(-num_tokens // NUM_THREADS), MAX_GRID[0]),), (NUM_THREADS,), args)
+    executor.finish(slots)
+    return slots

@@ -106,7 +106,8 @@ def quantize(
             largest = _largest(padded.reshape(*values.shape[:-1], count, row.block_size), row)
             block_scales = _block_scales(largest, factors, row)
             factors = np.repeat(block_scales.astype(np.float32) * factors, row.block_size, axis=-1)[..., :size]
-        codes = encode(np.where(factors == 0, np.float32(0), values / factors), kv_format)
+        no_scale = (factors == 0) & ~np.isnan(values)
+        codes = encode(np.where(no_scale, np.float32(0), values / factors), kv_format)
     if row.elements_per_item == 2:
         nibbles = codes.view(np.uint8) & 15
         codes = nibbles[..., 0::2] | nibbles[..., 1::2] << 4

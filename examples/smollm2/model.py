@@ -72,12 +72,23 @@ class CachedModel:
         return attention
 
     def attention_of_pages(self, step: Step) -> Attention:
-        """Attention to all that is cached; k is turned on its way into the pages, q by the kernel that reads them."""
+        """Attention to all that is cached; k is turned on its way into the pages, q by the kernel that reads them.
+
+        The work is the same in every layer, and planned once.
+        """
+        plan = cuattn.plan_decode(
+            step.seqlens_k,
+            cu_seqlens_q=step.cu_seqlens,
+            head_dim=self.weights.shape.head_dim,
+            dtype=np.float32,
+            array_module=self.array_module,
+            **self.heads,
+        )
 
         def attention(layer: int, qkv: Array) -> Array:
             q, k, v = cuattn.split_qkv(qkv, **self.heads)
             step.append(layer, k, v, rope=self.rope)
-            return step.attend(layer, q, rope=self.rope)
+            return step.attend(layer, q, rope=self.rope, plan=plan)
 
         return attention
 

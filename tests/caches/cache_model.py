@@ -214,12 +214,15 @@ class CacheModel:
 
     def check_numbers(self, arrays, page, slot, layer, numbers, t):
         """What is stored is what was given, as nearly as the format has it."""
+        kv_format = self.cache.kv_format
         for side in "kv":
-            scale = arrays.get(f"{side}_scale")
-            codes = arrays[f"{side}_pages"][page, layer, slot]
-            scale = None if scale is None else scale[page, layer, slot]
-            stored = dequantize(codes, self.cache.kv_format, scale=scale)
-            bound = 0 if scale is None else scale[:, None] * 0.5001
+            at = {name[2:]: x[page, layer, slot] for name, x in arrays.items() if name[0] == side}
+            stored = dequantize(at.pop("pages"), kv_format, **at)
+            bound = 0.0
+            if "scale" in at:  # half a step
+                bound = 0.5001 * at["scale"][:, None]
+            elif "block_scales" in at:  # half a step, and what the largest number loses by the rounding of the scale
+                bound = 1.5 * dequantize(np.full_like(at["block_scales"], 0x22), kv_format, **at)[:, :1]
             assert (abs(stored - numbers[side][t]) <= bound).all()
 
     def commit(self, step):

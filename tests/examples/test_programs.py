@@ -27,6 +27,13 @@ def test_first_attention() -> None:
     assert run("first_attention.py").strip() == "(1, 256, 8, 64) float16 (1, 8, 256) float32"
 
 
+def test_paged_decode() -> None:
+    output = run("paged_decode.py")
+    assert output.startswith("(2, 1, 8, 64) float16 ")
+    difference = float(output.split()[-1])
+    assert difference < 2e-3  # two roundings of an output below 2 to 11 bits
+
+
 def test_raw_kernel_finds_the_race() -> None:
     output = run("raw_kernel.py")
     assert "with the barrier: right" in output

@@ -367,7 +367,8 @@ def test_the_real_model_end_to_end() -> None:
         importlib.metadata.distribution(files.DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{files.DISTRIBUTION} is not installed")
-    result = run("--tokens", "4", "--samples", "2")
+    result = run("--prompt", "What is gravity?", "--tokens", "4", "--samples", "2")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count(" ok ") == 5
-    assert "Gravity is a fundamental" in result.stdout
+    assert result.stdout.count(" ok ") == 3  # the prompt, and two with one system text
+    assert re.search(r"│ What is gravity\? +│ Gravity is a", result.stdout)
+    assert "48 tokens, 3 pages, were not computed again" in result.stdout

@@ -325,6 +325,7 @@ def test_positions_that_the_tables_do_not_hold(function):
         (NAN, NonFiniteError, "{} holds nan"),
         (INF, NonFiniteError, "{} holds inf"),
         (1e39, NonFiniteError, "{} holds 1e.39"),
+        (10**400, NonFiniteError, "{} holds inf"),
         ([1.0, INF], NonFiniteError, "{} holds inf"),
         (True, ArgumentError, "{} is True"),
         ("1", ArgumentError, "{} is '1'"),

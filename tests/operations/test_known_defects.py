@@ -1,7 +1,4 @@
-"""Defects found in public attention code, each as a regression test; the numbers are those of the project's contract.
-
-Number 6 concerns pages, which are not here yet.
-"""
+"""Defects found in public attention code, each as a regression test; the numbers are those of the contract."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ import pytest
 
 import cuattn
 from cuattn.compat import flash_attn, scaled_dot_product_attention
-from cuattn.testing import assert_attention_close, assert_softmax_close, assert_varlen_close
+from cuattn.errors import ArgumentError
+from cuattn.testing import assert_attention_close, assert_paged_close, assert_softmax_close, assert_varlen_close
 from cuattn.testing.arrays import Layout, place
 
 DTYPES = [np.dtype(dtype) for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
@@ -83,6 +81,25 @@ def test_2_every_token_of_a_context_of_128_is_summed(executor, dtype, seqlen_q):
     v = np.broadcast_to(np.eye(128).astype(dtype)[None, :, None], (1, 128, 2, 128))
     out, lse = cuattn.attention(*map(executor.array, (q, k, np.ascontiguousarray(v))), return_lse=True)
     assert (executor.numpy(out) == np.full(out.shape, 1 / 128, dtype)).all()
+    np.testing.assert_allclose(executor.numpy(lse), np.log(128), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_splits", (1, 2, 5))
+@pytest.mark.parametrize("page_size", (None, 16))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_2_every_token_of_a_cache_of_128_is_summed(executor, dtype, page_size, num_splits):
+    """As above for one query token: 128 keys of 128 numbers, each key's weight is one of the results."""
+    q = np.zeros((1, 1, 2, 128), dtype)
+    k, v = normal(1, 128, 2, 128, dtype=dtype), np.eye(128).astype(dtype)[None, :, None].repeat(2, axis=2)
+    options = {"num_splits": num_splits, "return_lse": True}
+    if page_size is None:
+        out, lse = cuattn.decode_attention(*map(executor.array, (q, k, v)), [128], **options)
+    else:
+        pages = [executor.array(x.reshape(128 // page_size, page_size, 2, 128)) for x in (k, v)]
+        table = np.arange(128 // page_size).reshape(1, -1)
+        out, lse = cuattn.paged_attention(executor.array(q), *pages, table, [128], **options)
+    # Powers of two are exact but for the logarithms of parts, which several splits are weighed by.
+    np.testing.assert_allclose(executor.numpy(out).astype(np.float64), 1 / 128, rtol=0 if num_splits == 1 else 1e-2)
     np.testing.assert_allclose(executor.numpy(lse), np.log(128), rtol=1e-6)
 
 
@@ -163,6 +180,41 @@ def test_5_every_head_dim(executor):
         q, k, v = (normal(1, 3, 1, head_dim, seed=seed) for seed in range(3))
         out = cuattn.attention(*(executor.array(poisoned(x)) for x in (q, k, v)))
         assert_attention_close(executor.numpy(out), q, k, v)
+
+
+# --- 6. A last page with more slots than a page has, or a block table with a tail of garbage --------------------------
+
+
+@pytest.mark.parametrize("last_page_len", (-1, 0, 5, 2**31 - 1))
+def test_6_a_last_page_longer_than_a_page_is_an_error(last_page_len):
+    """Two pages of 4 slots; a sequence with pages has 1 to 4 keys on the last."""
+    with pytest.raises(ArgumentError, match="last_page_len"):
+        cuattn.block_tables_from_csr([0, 2], [0, 1], [last_page_len], 4)
+    _, seqlens_k = cuattn.block_tables_from_csr([0, 2], [0, 1], [4], 4)
+    assert seqlens_k.tolist() == [8]
+
+
+@pytest.mark.parametrize("tail", (-1, 2**31 - 1, -(2**31), 3, 0), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_6_a_tail_of_garbage_is_never_read(executor, dtype, tail):
+    """5 keys on pages of 2 slots: the table's fourth entry and the sixth slot are nobody's."""
+    q, k, v = normal(1, 1, 2, 32, dtype=dtype), normal(4, 2, 1, 32, dtype=dtype), normal(4, 2, 1, 32, dtype=dtype)
+    k[[1, 3]], v[[1, 3]] = np.nan, np.nan  # slot 5 is the second of page 1; page 3 is in no table
+    k[1, 0], v[1, 0] = 1, 2
+    tables = np.int32([[2, 0, 1, tail, tail]])
+    arrays = [executor.array(x) for x in (q, k, v)]
+    out, lse = cuattn.paged_attention(*arrays, tables, [5], return_lse=True)
+    assert_paged_close(executor.numpy(out), q, k, v, tables, [5], lse=executor.numpy(lse))
+
+
+@pytest.mark.parametrize("page", (-1, 4, 2**31 - 1))
+def test_6_garbage_among_the_used_pages_is_an_error(executor, page):
+    q, pages = normal(1, 1, 2, 32), normal(4, 2, 1, 32)
+    arrays = [executor.array(x) for x in (q, pages, pages)]
+    with pytest.raises(ArgumentError, match=r"block_tables\[0, 2\]"):
+        cuattn.paged_attention(*arrays, np.int64([[2, 0, page, 1]]), [5])
+    with pytest.raises(ArgumentError, match=r"seqlens_k\[0\]"):
+        cuattn.paged_attention(*arrays, np.int32([[2, 0, 1, 1]]), [9])
 
 
 # --- 7. lse in base 2 in one place and base e in another --------------------------------------------------------------

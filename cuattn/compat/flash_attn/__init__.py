@@ -9,7 +9,7 @@ What each argument means is said once, at `flash_attn_func`. Different from the 
 * lse holds the logits as documented, ALiBi included: also when the mask is causal.
 * Gradients are functions of their own, ``..._backward``: dout, the arrays of the forward call, out and softmax_lse,
   then the rest of the forward call. The package has them inside of PyTorch's automatic differentiation.
-* There is no paged cache (``block_table``) yet.
+* ``block_table`` works in `flash_attn_with_kvcache` only, with pages of every size.
 
 References
 ----------
@@ -29,6 +29,7 @@ from cuattn.compat.flash_attn.backward_packed import (
     flash_attn_varlen_qkvpacked_func_backward,
 )
 from cuattn.compat.flash_attn.dense import flash_attn_func, flash_attn_kvpacked_func, flash_attn_qkvpacked_func
+from cuattn.compat.flash_attn.kvcache import flash_attn_with_kvcache
 from cuattn.compat.flash_attn.packed import (
     flash_attn_varlen_func,
     flash_attn_varlen_kvpacked_func,
@@ -48,4 +49,5 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func_backward",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_varlen_qkvpacked_func_backward",
+    "flash_attn_with_kvcache",
 ]

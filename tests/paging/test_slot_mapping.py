@@ -1,0 +1,71 @@
+"""slot_mapping: one token after the other, page by page."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cuattn
+from cuattn import errors
+from cuattn.testing.strategies import examples
+
+
+@examples(60)
+@given(
+    page_size=st.integers(1, 5),
+    sequences=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=5),
+    dtype=st.sampled_from((np.int32, np.int64, np.uint8)),
+)
+def test_against_a_loop(executor, page_size, sequences, dtype):
+    """Entries behind the last new token are garbage and never felt."""
+    most = max([-(-(length + count) // page_size) for length, count in sequences], default=0) + 1
+    rng = np.random.default_rng(page_size)
+    tables = rng.integers(0, 100, (len(sequences), most)).astype(dtype)
+    wanted = []
+    for b, (length, count) in enumerate(sequences):
+        for token in range(length, length + count):
+            wanted.append(int(tables[b, token // page_size]) * page_size + token % page_size)
+        if dtype != np.uint8:
+            tables[b, -(-(length + count) // page_size) :] = -1
+    lengths, counts = np.array(sequences, int).reshape(-1, 2).T
+    for given_tables in (tables, executor.array(tables) if dtype != np.uint8 else tables):
+        slots = cuattn.slot_mapping(given_tables, lengths, counts.tolist(), page_size)
+        assert slots.dtype == np.int64
+        np.testing.assert_array_equal(executor.numpy(slots), np.array(wanted, np.int64))
+
+
+def test_one_count_for_all():
+    np.testing.assert_array_equal(cuattn.slot_mapping([[0], [3]], [1, 0], 2, 4), [1, 2, 12, 13])
+    assert cuattn.slot_mapping(np.zeros((0, 3), np.int32), [], 2, 4).shape == (0,)
+
+
+def test_slots_beyond_32_bits():
+    slots = cuattn.slot_mapping(np.array([[2**31 - 1]], np.int32), np.array([7], np.int32), 1, 256)
+    assert slots.tolist() == [(2**31 - 1) * 256 + 7]
+
+
+REFUSED = [
+    ({"page_size": 0}, errors.ArgumentError, "page_size is 0"),
+    ({"page_size": True}, errors.ArgumentError, "page_size is True"),
+    ({"page_size": 2.0}, errors.ArgumentError, "page_size is 2.0"),
+    ({"block_tables": [1, 2]}, errors.ShapeError, "block_tables has shape"),
+    ({"block_tables": [[0.5]]}, errors.DTypeError, "block_tables has dtype float64"),
+    ({"lengths": [1]}, errors.ShapeError, r"lengths has shape \(1,\); \[2\] is needed"),
+    ({"lengths": [1, -1]}, errors.ArgumentError, r"lengths\[1\] is -1"),
+    ({"lengths": [0, 4]}, errors.ArgumentError, "sequence 1 has 4 tokens and gets 1; its row .* has room for 4"),
+    ({"lengths": [0, 2]}, errors.ArgumentError, r"block_tables\[1, 1\] is -1; the new tokens need that page"),
+    ({"counts": [1]}, errors.ShapeError, "counts has shape"),
+    ({"counts": [1, -2]}, errors.ArgumentError, "counts holds -2"),
+    ({"counts": [1.0, 2.0]}, errors.ArgumentError, "counts holds float64"),
+    ({"counts": None}, errors.ArrayTypeError, "counts is a NoneType"),
+    ({"counts": True}, errors.ArrayTypeError, "counts is a bool"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "match"), REFUSED)
+def test_refused(changes, error, match):
+    given = {"block_tables": [[0, 1], [2, -1]], "lengths": [0, 1], "counts": [4, 1], "page_size": 2, **changes}
+    with pytest.raises(error, match=match):
+        cuattn.slot_mapping(**given)
