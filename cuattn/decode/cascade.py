@@ -155,7 +155,7 @@ def _level(own: DecodeProblem, level: Any, **options: Any) -> DecodeProblem:
     """The queries of each group of a prefix as one sequence over it."""
     if not isinstance(level, SharedPrefix):
         raise ArgumentError(f"prefixes holds {level!r}; a cuattn.SharedPrefix is needed")
-    executor, batch, num_queries = own.executor, *own.q.shape[:2]
+    executor, (batch, num_queries) = own.executor, own.q.shape[:2]
     table = executor.metadata("block_table", level.block_table)
     if table.ndim == 1:
         table = table[None]

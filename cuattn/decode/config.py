@@ -159,6 +159,7 @@ FLASH_DECODE_CONFIGS = (
     FlashDecodeConfig("mma", 2, 256, block_m=16, block_n=32, warps_m=1, warps_n=2, num_stages=2, max_rows=16),
     FlashDecodeConfig("mma", 2, 128, block_m=64, block_n=64, warps_m=4, warps_n=1, num_stages=2),
     FlashDecodeConfig("mma", 2, 256, block_m=64, block_n=32, warps_m=4, warps_n=1, num_stages=2),
+    FlashDecodeConfig("mma", 2, 256, block_m=32, block_n=32, warps_m=2, warps_n=1, num_stages=2),
     # float32, and what float32 holds but 16 bits do not. The rows of a warp share what it reads; a prefill has more.
     FlashDecodeConfig("fma", 4, 64, block_m=1, block_n=128, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
     FlashDecodeConfig("fma", 4, 128, block_m=1, block_n=64, warps_m=1, warps_n=4, num_stages=1, max_rows=1),

@@ -31,7 +31,7 @@ REDUCE_BYTES = 96 * 1024  # ... the launch of another kernel, and its first load
 # ... the latency of memory (0.8 us): a CTA with fewer bytes under way does not even draw its share.
 SATURATING_BYTES = 32 * 1024
 HOST_MACHINE = "sm_90", 132  # what a plan for NumPy arrays is made for: an H200
-REGISTERS = 168  # of a thread, assumed: no decode row may need more (tests/operations/test_decode_plan.py)
+REGISTERS = {"mma": 168, "fma": 224}  # of a thread, about: ptxas says 158 to 248 and 221
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,9 @@ def cost_model(
     """
     tile_bytes = config.block_n * (kv_format.bytes_per_head(head_dim) + kv_format.bytes_per_head(head_dim_v))
     smem_bytes = config.smem_bytes(BUCKETS[head_dim], BUCKETS[head_dim_v], kv_format)
-    ctas = occupancy.ctas_per_sm(arch, num_threads=config.num_threads, registers=REGISTERS, smem_bytes=smem_bytes)
+    ctas = occupancy.ctas_per_sm(
+        arch, num_threads=config.num_threads, registers=REGISTERS[config.products], smem_bytes=smem_bytes
+    )
     return CostModel(
         num_sms=num_sms,
         ctas_per_sm=max(ctas, 1),

@@ -1,4 +1,4 @@
-"""From a checked decode problem to its launches: config, schedule, the kernel of the splits, and the one that merges."""
+"""From a checked decode problem to its launches: config, schedule, the kernel of the splits, the one that merges."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
     )
     plan = schedule(problem, config)
     partial_out, partial_lse = partials(problem, plan.num_partials)
-    vectors = problem.rotary is not None and problem.rotary.units(2 * problem.rotary.num_pairs, q.array.itemsize, True)[0]
+    angles, itemsize = problem.rotary, problem.dtype.itemsize
+    vectors = angles is not None and angles.units(2 * angles.num_pairs, itemsize, True)[0]
     params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=vectors)
     k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
     args = (

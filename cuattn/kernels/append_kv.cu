@@ -1,4 +1,5 @@
-// New keys and values scattered into the slots of a cache: keys turned by their positions and both quantized on the way.
+// New keys and values scattered into the slots of a cache: keys turned by their positions, and both quantized, on the
+// way.
 //
 // A row is one head of one token, of k or of v; the rows of a token are its key heads, then its value heads. A warp
 // takes one row: loads it into shared memory as it is, turns it there (rounded to Element, as cuattn_rope rounds it),

@@ -4,13 +4,13 @@
 //     out = softmax(logits) v,    lse = log(sum(exp(logits))),    logits = options(scale * q k^T)
 //
 // One CTA computes BLOCK_M query rows, tokens times the heads of one key/value head, against one split of the
-// sequence's keys (decode_block.cuh). Keys and values go straight from global memory to registers, in 16-byte loads, and
-// each is used once: there is no shared memory and no barrier between the loads and the sums, so that warps need not
-// wait for one another. LANES neighbouring lanes hold a key (decode_lanes.cuh); each such group has an online softmax
-// of its own, and works on KEYS keys at a time: that many loads are under way together, and the output is rescaled at
-// most once for all of them. The states of the groups are put together by shuffles, those of the warps through shared
-// memory, always in the same order. (Dao et al., "Flash-Decoding for long-context inference", 2023; Milakov and
-// Gimelshein, 2018.)
+// sequence's keys (decode_block.cuh). Keys and values go straight from global memory to registers, in 16-byte loads,
+// and each is used once: there is no shared memory and no barrier between the loads and the sums, so that warps need
+// not wait for one another. LANES neighbouring lanes hold a key (decode_lanes.cuh); each such group has an online
+// softmax of its own, and works on KEYS keys at a time: that many loads are under way together, and the output is
+// rescaled at most once for all of them. The states of the groups are put together by shuffles, those of the warps
+// through shared memory, always in the same order. (Dao et al., "Flash-Decoding for long-context inference", 2023;
+// Milakov and Gimelshein, 2018.)
 //
 // Accuracy: sums are in Accumulator; a dot product is at most 16 terms in a lane and then a tree over the lanes. For
 // 16-bit results exp2 and tanh are the approximate ones of the tensor-core kernel, else within 2 ulp.
@@ -240,8 +240,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const int last_token = block.first_token + block.num_tokens - 1;
     const SplitTiles split(KeyTiles(band, BLOCK_N, block.first_token, last_token), block);
     const int keys_begin = max(split.begin * BLOCK_N, band.begin(block.first_token));
-    const int keys_end =
-        static_cast<int>(min(static_cast<long long>(split.end) * BLOCK_N, static_cast<long long>(band.end(last_token))));
+    const long long split_end = static_cast<long long>(split.end) * BLOCK_N, band_end = band.end(last_token);
+    const int keys_end = static_cast<int>(min(split_end, band_end));
 
     const KeyColumns k_columns{lane, params.num_pairs, params.head_dim};
     const ValueColumns v_columns{lane, 0, params.head_dim_v};
@@ -317,26 +317,25 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         StoredRow<ValueColumns, Storage> stored_v[KEYS];
         // All loads of a step go out first. Those of single numbers would need too many registers for that.
         constexpr bool LOADS_FIRST = ALIGNED;
-        auto load_key = [&](int u) {
-            const KeyPlace place = keys.find(first_key + u * GROUPS);
+        auto load_key = [&](int u, const KeyPlace& place) {
             stored_k[u].load(k_columns, k_rows.row(place), k_rows.blocks(place), place.exists);
         };
-        auto load_value = [&](int u) {
-            const KeyPlace place = keys.find(first_key + u * GROUPS);
+        auto load_value = [&](int u, const KeyPlace& place) {
             stored_v[u].load(v_columns, v_rows.row(place), v_rows.blocks(place), place.exists);
         };
         if constexpr (LOADS_FIRST) {
 #pragma unroll
             for (int u = 0; u < KEYS; u++) {
-                load_key(u);
-                load_value(u);
+                const KeyPlace place = keys.find(first_key + u * GROUPS);
+                load_key(u, place);
+                load_value(u, place);
             }
         }
 
         Real own[PAIRS];  // dot products, then own logits and probabilities in the first OWN of them
 #pragma unroll
         for (int u = 0; u < KEYS; u++) {
-            if constexpr (!LOADS_FIRST) load_key(u);
+            if constexpr (!LOADS_FIRST) load_key(u, keys.find(first_key + u * GROUPS));
             KeyRow k;
             stored_k[u].widen_to(k, k_columns);
             if (ROTATE && params.rotate_keys) rotate_row(k, k_columns, rotations, first_key + u * GROUPS);
@@ -369,7 +368,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
 
 #pragma unroll
         for (int u = 0; u < KEYS; u++) {
-            if constexpr (!LOADS_FIRST) load_value(u);
+            if constexpr (!LOADS_FIRST) load_value(u, keys.find(first_key + u * GROUPS));
             ValueRow v;
             stored_v[u].widen_to(v, v_columns);
 #pragma unroll

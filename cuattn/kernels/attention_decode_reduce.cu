@@ -2,9 +2,9 @@
 // how; Dao et al., "Flash-Decoding for long-context inference", 2023.
 //
 // A row is one token of one query head. Its parts are the splits of its sequence, seqlen_q partial rows apart
-// (decode_block.cuh), already divided by their own sums; a split without visible keys has lse = -inf, and its out is not
-// read. The sink of the head enters here, once. Sequences of one split are finished already: their rows are left alone,
-// and so are tokens of no sequence.
+// (decode_block.cuh), already divided by their own sums; a split without visible keys has lse = -inf, and its out is
+// not read. The sink of the head enters here, once. Sequences of one split are finished already: their rows are left
+// alone, and so are tokens of no sequence.
 //
 // One CTA merges blockDim.z rows at a time, as merge_groups.cuh says. Sums are in the order of the splits, so that the
 // same call gives the same bits.

@@ -135,7 +135,9 @@ struct StoredRow {
         constexpr int WORDS = STORED_WORDS<Storage>;
         unsigned words[WORDS], pairs[4];
 #pragma unroll
-        for (int w = 0; w < WORDS; w++) words[w] = reinterpret_cast<const unsigned*>(run.element)[first / 8 * WORDS + w];
+        for (int w = 0; w < WORDS; w++) {
+            words[w] = reinterpret_cast<const unsigned*>(run.element)[first / 8 * WORDS + w];
+        }
         widen_pairs(__half(), Storage(), pairs, words);
 #pragma unroll
         for (int i = 0; i < 4; i++) {

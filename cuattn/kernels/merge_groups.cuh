@@ -1,6 +1,6 @@
-// Several groups of lanes share the parts of a row (merge.cuh): blockDim.x lanes share its columns, blockDim.y groups its
-// parts, blockDim.z rows are merged at a time. With few rows and many parts (decoding) one group alone would wait for
-// memory most of the time. What each group has found meets in shared memory, and is added in a fixed order.
+// Several groups of lanes share the parts of a row (merge.cuh): blockDim.x lanes share its columns, blockDim.y groups
+// its parts, blockDim.z rows are merged at a time. With few rows and many parts (decoding) one group alone would wait
+// for memory most of the time. What each group has found meets in shared memory, and is added in a fixed order.
 //
 // Constants: those of merge.cuh, and NUM_THREADS, the most threads of a CTA.
 #pragma once

@@ -89,6 +89,33 @@ def test_a_page_that_an_open_step_may_want_back_is_not_written_by_others(executo
     model.finish()
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_owners_in_a_step_the_longest_writes_the_page_itself(executor, order) -> None:
+    model = CacheModel(executor, num_pages=8, page_size=4, prefix_caching=False)
+    long = prompt(model, range(7))
+    short = model.fork(long)
+    model.truncate(short, 5)
+    made = model.reserve([long, short][::order], [1, 2][::order])
+    for _ in range(2):
+        model.append(made)
+    model.abort(made)  # both have the page again, with all that they had there
+    model.check()
+    assert long.pages == short.pages
+    model.finish()
+
+
+def test_a_page_that_was_written_and_aborted_is_found_no_more(executor) -> None:
+    model = CacheModel(executor, num_pages=8, page_size=4)
+    seq = prompt(model, range(8))
+    model.truncate(seq, 6)
+    made = model.reserve([seq], [2], [[98, 99]])
+    model.append(made)
+    model.abort(made)
+    model.check()
+    assert set(model.published()) == {seq.pages[0]}
+    model.finish()
+
+
 def test_beam_search_with_reorderings(executor) -> None:
     model = CacheModel(executor, num_pages=16, page_size=2)
     rng = np.random.default_rng(0)
@@ -147,6 +174,15 @@ def test_the_last_token_of_a_prompt_is_never_cached(executor, num_tokens, num_ca
     model.free(seq)
     assert model.add(range(num_tokens)).length == num_cached  # from cached pages, too
     model.check()
+    model.finish()
+
+
+def test_a_prompt_in_parts_is_found_as_far_as_it_is_computed(executor) -> None:
+    model = CacheModel(executor, num_pages=8, page_size=2)
+    seq = model.add(range(7))
+    for count, num_found in ((3, 1), (2, 2), (1, 3), (1, 3)):
+        step(model, [seq], [count])
+        assert set(model.published()) == set(seq.pages[:num_found])
     model.finish()
 
 
@@ -255,6 +291,19 @@ def test_swapping_keeps_contents_and_sharing(executor, kv_format) -> None:
     model.finish()
 
 
+def test_what_was_swapped_out_is_not_what_a_sibling_writes_later(executor) -> None:
+    model = CacheModel(executor, num_pages=8, page_size=4, prefix_caching=False)
+    first = prompt(model, range(7))
+    second = model.fork(first)
+    model.cache.swap_out(first)
+    model.truncate(second, 5)
+    step(model, [second], [1])  # where `first` has its sixth token
+    model.swap_in([first])
+    model.check()
+    assert first.pages[0] == second.pages[0] and first.pages[1] != second.pages[1]
+    model.finish()
+
+
 def test_swapping_in_without_room_changes_nothing(executor) -> None:
     model = CacheModel(executor, num_pages=4, page_size=2)
     seqs = [prompt(model, [1, 2, 3]), prompt(model, [4, 5, 6])]
@@ -268,6 +317,24 @@ def test_swapping_in_without_room_changes_nothing(executor) -> None:
     model.free(seqs[0])  # a swapped sequence can be freed
     model.free(blocker)
     model.swap_in(seqs[1:])
+    model.finish()
+
+
+def test_a_cached_page_that_comes_back_itself_is_no_room_for_others(executor) -> None:
+    model = CacheModel(executor, num_pages=4, page_size=2)
+    seq = prompt(model, [1, 2, 3])
+    model.cache.swap_out(seq)
+    assert model.cache.stats().cached == 1  # the first page, still there
+    blocker = model.add()
+    step(model, [blocker], [6])
+    assert model.cache.stats().allocatable == 1
+    before = model.state()
+    with pytest.raises(errors.OutOfPagesError, match="1 pages are needed to swap 1 sequences in; 0 of 4"):
+        model.cache.swap_in(seq)
+    assert model.state() == before
+    model.truncate(blocker, 4)
+    model.swap_in([seq])
+    model.check()
     model.finish()
 
 

@@ -85,10 +85,13 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.idle() and not self.model.steps)
     @rule(data=st.data())
     def compute_what_is_pending(self, data):
-        """A whole step, as a model makes it."""
+        """A whole step, as a model makes it: a prompt or a part of one, or one more token."""
         seqs = self.some(data, self.idle())
-        counts = [len(self.model.seqs[seq].pending) or 1 for seq in seqs]
-        given = [self.model.seqs[seq].pending or [data.draw(st.integers(0, 1))] for seq in seqs]
+        counts = [data.draw(st.integers(1, max(1, len(self.model.seqs[seq].pending)))) for seq in seqs]
+        given = [
+            self.model.seqs[seq].pending[:count] or [data.draw(st.integers(0, 1))]
+            for seq, count in zip(seqs, counts, strict=True)
+        ]
         step = self.model.reserve(seqs, counts, given)
         if step is not None:
             for _ in range(self.model.cache.num_layers):
@@ -162,6 +165,6 @@ def other_cache():
 
 @pytest.mark.parametrize("kv_format", [None, "int8"])
 def test_every_sequence_of_calls(executor, kv_format) -> None:
-    examples = max(25, hypothesis.settings().max_examples)
+    examples = max(50, hypothesis.settings().max_examples)
     settings = hypothesis.settings(max_examples=examples, stateful_step_count=40)
     run_state_machine_as_test(lambda: Machine(executor, kv_format), settings=settings)

@@ -32,10 +32,11 @@ class Machine(RuleBasedStateMachine):
     @initialize(data=st.data())
     def start(self, data):
         if self.kind == "contiguous":
-            self.model = contiguous(self.executor, max_seqlen=data.draw(st.sampled_from([7, 1])))
+            self.model = contiguous(self.executor, max_seqlen=data.draw(st.sampled_from([9, 4])))
         else:
             num_sinks, window = data.draw(st.sampled_from([(2, 3), (0, 1), (1, 2), (3, 4)]))
             self.model = streaming(self.executor, num_sinks, window, max_chunk=2, rope=ROPE)
+        self.model.step([self.model.add() for _ in range(2)], [1, 0])
 
     @invariant()
     def all_is_well(self):
@@ -53,15 +54,37 @@ class Machine(RuleBasedStateMachine):
         else:
             self.fails(errors.CacheFullError, self.model.cache.add)
 
+    def some(self, data):
+        """Sequences, and how many tokens each gets: mostly as many as there is room for, or fewer."""
+        seqs = data.draw(st.lists(st.sampled_from(self.idle()), min_size=1, unique=True))
+        return seqs, [data.draw(st.integers(0, min(self.room(seq), 4))) for seq in seqs]
+
+    @precondition(lambda self: self.open is None and self.idle())
+    @rule(data=st.data())
+    def whole_step(self, data):
+        self.model.step(*self.some(data))
+
+    @precondition(lambda self: self.open is None and self.idle())
+    @rule(data=st.data())
+    def aborted_step(self, data):
+        """One that has written and read everything before it is given up."""
+        step = self.model.reserve(*self.some(data))
+        for layer in range(LAYERS):
+            self.model.append(step, layer)
+            self.model.attend(step, layer)
+        step.abort()
+
     @precondition(lambda self: self.open is None and self.idle())
     @rule(data=st.data())
     def reserve(self, data):
-        seqs = data.draw(st.lists(st.sampled_from(self.idle()), min_size=1, unique=True))
-        counts = [data.draw(st.integers(0, 5)) for _ in seqs]
-        if all(count <= self.room(seq) for seq, count in zip(seqs, counts, strict=True)):
-            self.open, self.next_layer = self.model.reserve(seqs, counts), 0
-        else:
-            self.fails(errors.CacheFullError, lambda: self.model.cache.reserve(seqs, counts))
+        self.open, self.next_layer = self.model.reserve(*self.some(data)), 0
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def too_much(self, data):
+        seqs, counts = self.some(data)
+        counts[-1] = self.room(seqs[-1]) + 1
+        self.fails(errors.CacheFullError, lambda: self.model.cache.reserve(seqs, counts))
 
     def room(self, seq):
         cache, stream = self.model.cache, self.model.streams[seq]
@@ -97,16 +120,19 @@ class Machine(RuleBasedStateMachine):
         else:
             self.fails(errors.ArgumentError, lambda: self.model.cache.truncate(seq, length))
 
-    @precondition(lambda self: self.idle())
-    @rule(data=st.data(), end=st.booleans())
-    def reset_or_free(self, data, end):
+    @precondition(lambda self: len(self.idle()) > 1)
+    @rule(data=st.data())
+    def free(self, data):
         seq = data.draw(st.sampled_from(self.idle()))
-        if end:
-            self.model.free(seq)
-            self.gone.append(seq)
-        else:
-            self.model.cache.reset(seq)
-            self.model.streams[seq].truncate(0)
+        self.model.free(seq)
+        self.gone.append(seq)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def reset(self, data):
+        seq = data.draw(st.sampled_from(self.idle()))
+        self.model.cache.reset(seq)
+        self.model.streams[seq].truncate(0)
 
     @precondition(lambda self: self.gone or self.open is not None)
     @rule(data=st.data())
@@ -126,6 +152,6 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("kind", ("contiguous", "streaming"))
 def test_any_calls(executor, kind):
-    wanted = max(12, hypothesis.settings().max_examples)
-    settings = hypothesis.settings(max_examples=wanted, stateful_step_count=25)
+    wanted = max(25, hypothesis.settings().max_examples)
+    settings = hypothesis.settings(max_examples=wanted, stateful_step_count=30)
     run_state_machine_as_test(lambda: Machine(executor, kind), settings=settings)

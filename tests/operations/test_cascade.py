@@ -136,7 +136,6 @@ def test_bytes_read(monkeypatch):
     kv_bytes = 32 * PAGE_SIZE * KV_HEADS * 2 * HEAD_DIM * F16.itemsize
     assert batch * group <= 16  # rows of one tile
     shared, repeated = read(cascade), read(alone)
-    print("BYTES", kv_bytes, shared, repeated)
     assert kv_bytes <= shared < 1.2 * kv_bytes  # block tables on top
     assert batch * kv_bytes <= repeated < 1.2 * batch * kv_bytes
 

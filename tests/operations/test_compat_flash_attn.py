@@ -78,7 +78,8 @@ def test_signatures_are_those_of_the_package(name):
     positional = [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == [(array, REQUIRED) for array in arrays] + options
     assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["dropout_seed", "dropout_offset"]
-    assert set(flash_attn.__all__) == {*SIGNATURES, *(f"{name}_backward" for name in SIGNATURES)}
+    with_backward = {*SIGNATURES, *(f"{name}_backward" for name in SIGNATURES)}
+    assert set(flash_attn.__all__) == {*with_backward, "flash_attn_with_kvcache"}
 
 
 @pytest.mark.parametrize(("theirs", "ours"), SAME, ids=lambda options: "-".join(options) or "plain")

@@ -15,7 +15,7 @@ from cuattn.compat import flash_attn
 from cuattn.errors import ArgumentError, CuattnError, DTypeError, OverlapError, ShapeError
 from cuattn.testing import assert_gradients_close, assert_varlen_gradients_close
 
-FORWARD = [name for name in flash_attn.__all__ if not name.endswith("_backward")]
+FORWARD = [name.removesuffix("_backward") for name in flash_attn.__all__ if name.endswith("_backward")]
 LENGTHS_Q, LENGTHS_K = np.array([0, 3, 3, 12], np.int32), np.array([0, 1, 8, 15], np.int32)
 
 

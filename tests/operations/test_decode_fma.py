@@ -38,7 +38,7 @@ def fma_row(num_rows, head_dims, itemsize=4):
     return next(row for row in fits if row.max_rows == 0 or num_rows <= row.max_rows)
 
 
-HEAD_DIMS = (1, 2, 31, 32, 33, 64, 72, 95, 96, 100, 127, 128, 129, 192, 193, 255, 256)
+HEAD_DIMS = (1, 31, 32, 33, 72, 95, 96, 127, 128, 129, 192, 255, 256)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -47,12 +47,12 @@ def test_head_dims(executor, head_dim):
     assert_right(executor, make(lengths=(37, 0, 130), seqlens_q=2, head_dims=(head_dim, head_dim)))
 
 
-@pytest.mark.parametrize("head_dim", (1, 40, 128, 192, 255))
+@pytest.mark.parametrize("head_dim", (1, 40, 128, 255))
 def test_head_dims_of_float64(executor, head_dim):
     assert_right(executor, make(lengths=(37, 70), seqlens_q=2, head_dims=(head_dim, head_dim), dtype=F64))
 
 
-@pytest.mark.parametrize("head_dims", ((192, 128), (256, 1), (1, 256), (256, 32), (40, 96)), ids=str)
+@pytest.mark.parametrize("head_dims", ((192, 128), (256, 1), (1, 256), (40, 96)), ids=str)
 def test_value_head_dim_differs(executor, head_dims):
     assert_right(executor, make(lengths=(37, 70), head_dims=head_dims))
 
@@ -111,9 +111,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("dtype", (F32, F64), ids=str)
-def test_options(executor, dtype, name):
+OPTION_CASES = [*((F32, name) for name in OPTIONS), (F64, "both_sides"), (F64, "everything")]
+
+
+@pytest.mark.parametrize("case", OPTION_CASES, ids=lambda case: "-".join(map(str, case)))
+def test_options(executor, case):
+    dtype, name = case
     for num_splits in (1, 3):
         assert_right(executor, make(seqlens_q=3, dtype=dtype, num_splits=num_splits, **OPTIONS[name]))
 
@@ -249,7 +252,7 @@ def test_values_beyond_a_length_are_not_felt_by_any_row(executor):
 def test_weights_sum_to_one(executor):
     """Values of ones give ones: no key is lost between lanes, groups, warps and splits."""
     problem = make(lengths=(333, 64), heads=(8, 1))
-    q, k, v, lengths = problem.arrays
+    _, _, v, lengths = problem.arrays
     for num_splits in (1, 5):
         out = EVALUATE["decode"](
             executor.array(problem.q), executor.array(problem.k), executor.array(np.ones(v.shape, F32)), lengths,

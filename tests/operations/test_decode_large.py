@@ -19,19 +19,14 @@ def only_the_memory_checker():
         yield
 
 
-@pytest.mark.parametrize("paged", (False, True))
-def test_more_sequences_than_a_grid_axis_of_y_or_z(executor, paged):
+def test_more_sequences_than_a_grid_axis_of_y_or_z(executor):
     """65,537 sequences of one key, whose value each of them returns."""
     x = normal(65537, 1, 1, 8)
     arrays = [executor.array(x)] * 3
-    lengths = np.ones(65537, np.int32)
+    tables = np.arange(65537, dtype=np.int32)[::-1].reshape(-1, 1)
     with host.check():  # the number of CTAs is the point, and the checker would make it slow
-        if paged:
-            tables = np.arange(65537, dtype=np.int32)[::-1].reshape(-1, 1)
-            out = cuattn.paged_attention(*arrays, tables, lengths)[::-1]
-        else:
-            out = cuattn.decode_attention(*arrays, lengths)
-    np.testing.assert_array_equal(executor.numpy(out), x)
+        out = cuattn.paged_attention(*arrays, tables, np.ones(65537, np.int32))
+    np.testing.assert_array_equal(executor.numpy(out), x[::-1])
 
 
 @pytest.mark.parametrize("axis", (0, 1, 2))
@@ -68,12 +63,12 @@ def test_queries_and_results_beyond_32_bits(axis):
 
 
 def test_a_page_of_many_slots():
-    """A length, a page size and a table entry that a product of 32 bits would overflow; all but two pages are one."""
+    """A page size and a table entry whose product has more than 31 bits; by stride 0, all slots are one."""
     slots = 2**16 + 1
     pages = np.lib.stride_tricks.as_strided(normal(1, 1, 8), (40000, slots, 1, 8), (0, 0, 16, 2))
     q = normal(1, 1, 1, 8, seed=1)
     table = np.full((1, 3), 39999)
-    out = cuattn.paged_attention(q, pages, pages, table, [10], window=(3, 0))
-    np.testing.assert_allclose(out[0, 0, 0], pages[0, 0, 0], rtol=1e-3)
-    out = cuattn.paged_attention(q, pages, pages, table, [2 * slots + 5], window=(3, 0))
-    np.testing.assert_allclose(out[0, 0, 0], pages[0, 0, 0], rtol=1e-3)
+    with host.check():  # the checker would note every slot of all the pages that are one
+        for length in (10, 2 * slots + 5):
+            out = cuattn.paged_attention(q, pages, pages, table, [length], window=(3, 0))
+            np.testing.assert_allclose(out[0, 0, 0], pages[0, 0, 0], rtol=1e-3)

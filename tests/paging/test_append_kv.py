@@ -33,17 +33,25 @@ def some_slots(rng, tokens, num_slots):
     return slots
 
 
-#: Each variant of the kernel takes a compilation: the formats that are drawn together with rotations, and from what.
-ROTATED = {"float16": np.float16, "float64": np.float64, "int8": ml_dtypes.bfloat16, "nvfp4": np.float32}
+#: Each variant of the kernel takes a compilation: what is drawn together with rotations. (format, dtype, interleaved,
+#: from tables).
+ROTATED = (
+    ("float64", np.dtype(np.float64), False, False),
+    ("float64", np.dtype(np.float64), True, True),
+    ("int8", np.dtype(ml_dtypes.bfloat16), True, False),
+    ("int8", np.dtype(ml_dtypes.bfloat16), False, True),
+    ("nvfp4", np.dtype(np.float16), False, False),
+)
 
 
 @st.composite
 def problems(draw, rotate=False):
-    name = draw(st.sampled_from(tuple(ROTATED) if rotate else (*KV_FORMATS, *QUANTIZED)))
-    row = KV_FORMATS[name]
     if rotate:
-        dtype = np.dtype(ROTATED[name])
+        name, dtype, interleaved, tables = draw(st.sampled_from(ROTATED))
+        row = KV_FORMATS[name]
     else:
+        name = draw(st.sampled_from((*KV_FORMATS, *QUANTIZED)))
+        row = KV_FORMATS[name]
         dtype = draw(st.sampled_from(DTYPES)) if row.quantized else numpy_dtype(name)
     dims = [draw(st.sampled_from(DIMS)) for _ in "kv"]
     if not row.block_size and draw(st.booleans()):
@@ -62,9 +70,8 @@ def problems(draw, rotate=False):
                 value = np.exp(rng.standard_normal(heads if kind == "heads" else ())).astype(np.float32)
                 options[key] = value if kind != "number" else float(value)
     if rotate:
-        tables = draw(st.booleans())
         pairs = draw(st.sampled_from((dims[0] // 2, 1)))
-        words = {"interleaved": draw(st.booleans()), "rotary_dim": 2 * pairs}
+        words = {"interleaved": interleaved, "rotary_dim": 2 * pairs}
         if tables:
             words |= {key: normal(50, pairs, seed=i) for i, key in enumerate(("cos", "sin"))}
         options |= {"rope": Rotary(**words), "positions": rng.integers(0, 50, tokens)}

@@ -14,6 +14,7 @@ from cuattn.decode.lengths import integers
 from cuattn.errors import ArgumentError, NotSupportedError, ShapeError
 from cuattn.extents import address
 from cuattn.launch import Executor
+from cuattn.paging.slots import slot_mapping
 
 __all__ = ["Places", "places_of"]
 
@@ -44,14 +45,8 @@ class Places:
         return self.seqlens[:, None] + (steps if consecutive else self.xp.zeros_like(steps))
 
     def slots(self) -> Any:
-        """Where each new entry goes, as `append_kv` counts, [batch, seqlen_new]; -1 where there is no room."""
-        positions, max_pages = self.positions, self.pages.shape[1]
-        if not self.page_size * max_pages:
-            return self.xp.full(positions.shape, -1, np.int64)
-        columns, slots = positions // self.page_size, positions % self.page_size
-        there = (columns >= 0) & (columns < max_pages)
-        pages = self.xp.take_along_axis(self.pages, self.xp.where(there, columns, 0), axis=1)
-        return self.xp.where(there, pages.astype(np.int64) * self.page_size + slots, -1)
+        """Where new entries go, [batch * seqlen_new], as `append_kv` takes it."""
+        return slot_mapping(self.pages, self.seqlens, self.seqlen_new, self.page_size)
 
     def problem(self, q: Any, options: dict[str, Any]) -> arguments.DecodeProblem:
         """The call of `cuattn.decode_attention` or `cuattn.paged_attention`, checked."""

@@ -145,7 +145,7 @@ def flash_attn_with_kvcache(
             arrays["q"] = rotate(arrays["q"], places.query_positions(consecutive), rotary)
         problem = places.problem(arrays["q"], options)  # nothing is written before everything is checked
         if seqlen_new:
-            slots = places.slots().reshape(-1)
+            slots = places.slots()
             new_k, new_v = (arrays[name].reshape(slots.size, *arrays[name].shape[2:]) for name in "kv")
             positions = None if rotary is None else places.positions.reshape(-1)
             append_kv(new_k, new_v, arrays["k_cache"], arrays["v_cache"], slots, positions=positions, rope=rotary)

@@ -1,0 +1,78 @@
+"""The example that generates text, with arrays of a stand-in for CuPy: nothing is mixed, and only logits come back."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gguf", reason="the [examples] extra is not installed")
+pytest.importorskip("tokenizers", reason="the [examples] extra is not installed")
+
+from test_smollm2 import NEVER, PROMPTS, drawn_weights
+
+from cuattn.rotary_arguments import turn_words
+from examples.smollm2.demonstrations import Demonstrations
+
+OPERATIONS = Path(__file__).resolve().parents[1] / "operations"
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch):
+    """`simulated_cupy` with arithmetic, which refuses NumPy arrays as CuPy does."""
+    monkeypatch.syspath_prepend(str(OPERATIONS))
+    simulated = importlib.import_module("simulated_cupy")
+
+    class Array(np.lib.mixins.NDArrayOperatorsMixin, simulated.Array):
+        def __array_ufunc__(self, ufunc, method, *inputs, **options):
+            assert method == "__call__" and not options
+            if any(isinstance(x, np.ndarray) for x in inputs):
+                raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+            return self._cupy.wrap(ufunc(*map(self._cupy.unwrap, inputs)), self.device.id)
+
+        def __getitem__(self, index):
+            assert not isinstance(index, np.ndarray), "an index on the host"
+            return super().__getitem__(index)
+
+        def mean(self, axis, keepdims):
+            return self._cupy.wrap(self._array.mean(axis=axis, keepdims=keepdims), self.device.id)
+
+    class Cupy(simulated.SimulatedCupy):
+        def wrap(self, value, device_id=None):
+            return Array(value, self, simulated.Device.current if device_id is None else device_id)
+
+    monkeypatch.setattr(simulated, "SimulatedCupy", Cupy)
+    with simulated.installed(monkeypatch) as module:
+        waits: list[int] = []
+        stream = type("Stream", (), {"synchronize": lambda self: waits.append(1)})()
+        module.cuda.get_current_stream = lambda: stream
+        module.num_stream_waits = lambda: len(waits)
+        yield module
+        turn_words.cache_clear()  # it holds arrays of this stand-in
+
+
+def demonstrations() -> Demonstrations:
+    return Demonstrations(drawn_weights(), NEVER, device="cuda", count=5, page_size=4)
+
+
+def test_answers_on_a_device(cupy) -> None:
+    shown = demonstrations()
+    assert isinstance(shown.on_device.embedding, cupy.ndarray)
+    rows = shown.greedy(PROMPTS)
+    assert all(row.passed for row in rows)
+    assert cupy.num_synchronizations == 5  # the logits of five steps
+    assert cupy.num_stream_waits() == 1 + 4  # for the angles of the rotation, and for the plan of each decode step
+    assert {launch.device for launch in cupy.launches} == {0}
+
+
+def test_shared_pages_on_a_device(cupy) -> None:
+    shown = demonstrations()
+    rows = shown.prefix([[*range(20, 29), 3], [*range(20, 29), 4, 5]])
+    assert [row.answer.from_cache for row in rows] == [0, 8]
+    assert all(row.passed for row in rows)
+    requests, used = shown.samples(PROMPTS[2], 3, temperature=1.0, seed=0)
+    here, _ = Demonstrations(drawn_weights(), NEVER, count=5, page_size=4).samples(PROMPTS[2], 3, 1.0, 0)
+    assert [request.answer for request in requests] == [request.answer for request in here]
+    assert used == 8 + 2 * 3
