@@ -15,10 +15,10 @@ from unittest import mock
 from cuattn import compile, softmax_config
 from cuattn.backward.bias_config import BIAS_BWD_CONFIGS, BiasBwdConfig
 from cuattn.backward.config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
-from cuattn.compile import occupancy
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import significant
+from cuattn.compile import occupancy
 from cuattn.compile.resources import Resources
 from cuattn.config import BUCKETS, FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS, FlashFwdConfig
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions

@@ -92,7 +92,13 @@ class KVCache(RowCache):
 
         ``k_cache`` and ``v_cache`` are views [batch, max_seqlen, kv_heads, head_dim]; with them come ``kv_format`` and
         the scales, if there are any. Sequence ``seq`` has entry ``seq.row`` of the batch.
+
+        Raises
+        ------
+        ArgumentError
+            There is no such layer.
         """
+        layer = check_number("layer", layer, 0, self.num_layers - 1)
         return {name.replace("pages", "cache"): x for name, x in self._storage.layers[layer].items()}
 
     @property

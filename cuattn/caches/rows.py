@@ -287,8 +287,8 @@ class RowCache:
         step.is_open = False
 
 
-def check_number(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an int that can count slots; raises `ArgumentError`."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value < 2**31:
-        raise ArgumentError(f"{name} is {value!r}; integers from {least} to {2**31 - 1} are allowed")
+def check_number(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+    """``value`` as an int from ``least`` to ``most``, by default one that can count slots; raises `ArgumentError`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise ArgumentError(f"{name} is {value!r}; integers from {least} to {most} are allowed")
     return int(value)

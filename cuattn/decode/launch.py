@@ -72,9 +72,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
     )
     plan = schedule(problem, config)
     partial_out, partial_lse = partials(problem, plan.num_partials)
-    angles, itemsize = problem.rotary, problem.dtype.itemsize
-    vectors = angles is not None and angles.units(2 * angles.num_pairs, itemsize, True)[0]
-    params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=vectors)
+    params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=_turns_vectors(problem))
     k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
     args = (
         *(q.array, k.array, v.array, output.array, lse, partial_out, partial_lse),
@@ -107,6 +105,12 @@ def _aligned(problem: DecodeProblem, config: FlashDecodeConfig, q: Operand, k: O
         return True
     tables = [x for x in (angles.cos, angles.sin) if x is not None]
     return angles.num_pairs % 8 == 0 and not any((address(x) | x.strides[0]) % 16 for x in tables)
+
+
+def _turns_vectors(problem: DecodeProblem) -> bool:
+    """Whether RoPE turns whole units of 16 bytes of a head."""
+    angles = problem.rotary
+    return angles is not None and angles.units(2 * angles.num_pairs, problem.dtype.itemsize, True)[0]
 
 
 def _bounds(problem: DecodeProblem) -> dict[str, bool]:

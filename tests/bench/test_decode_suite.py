@@ -20,7 +20,9 @@ def test_suite() -> None:
     assert len(calls) == len(decode.decode_cases("host", TINY))
     for metrics in calls:
         assert metrics["global_read_bytes"] + metrics["global_write_bytes"] >= metrics["least_bytes"]
-    generated = {record.case.rsplit("_", 1)[1]: record.metrics for record in report.records if "slots" in record.metrics}
+    generated = {
+        record.case.rsplit("_", 1)[1]: record.metrics for record in report.records if "slots" in record.metrics
+    }
     assert generated["paged"]["used_tokens"] == generated["contiguous"]["used_tokens"]
     assert generated["paged"]["cache_bytes"] < generated["contiguous"]["cache_bytes"]
     plans = [record.metrics for record in report.records if record.case.startswith("plan_")]

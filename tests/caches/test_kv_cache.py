@@ -103,6 +103,7 @@ def test_a_step_that_fails_is_aborted(executor):
         (lambda m, s: m.cache.truncate(s, 10), errors.ArgumentError, "length holds 10; integers from 0 to 9"),
         (lambda m, s: m.cache.truncate(s, -1), errors.ArgumentError, "length holds -1"),
         (lambda m, s: m.cache.truncate(s, 1.5), errors.ArgumentError, r"length holds 1\.5"),
+        (lambda m, s: m.cache.layer_arrays(-1), errors.ArgumentError, "layer is -1; integers from 0 to 1"),
         (lambda m, s: m.cache.add(["a"]), errors.ArgumentError, "tokens holds 'a'"),
     ),
 )

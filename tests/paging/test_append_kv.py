@@ -84,14 +84,14 @@ def problems(draw, rotate=False):
     )
 
 
-@examples(60)
+@examples(120)
 @given(problem=problems())
 def test_against_numpy(executor, problem):
     """In any format and layout, with any scales: the slots of the list hold the codes, and not a bit else changes."""
     assert_right(executor, problem)
 
 
-@examples(24)
+@examples(50)
 @given(problem=problems(rotate=True))
 def test_rotation_is_that_of_rope(executor, problem):
     """Turned in the same launch, or by `rope` before: the same bits."""

@@ -95,7 +95,7 @@ def places_of(
     xp = np if all(isinstance(x, np.ndarray) for x in (tables, seqlens, leftpad)) else sys.modules["cupy"]
     seqlens, leftpad = (xp.asarray(x).astype(np.int32) for x in (seqlens, leftpad))
     pages = tables if xp is np else xp.asarray(tables, np.int32)  # those on the host are still to be checked
-    visible = seqlens + np.int32(seqlen_new)
+    visible = seqlens + seqlen_new
     places = Places(xp, k, v, pages, visible, pages, page_size, seqlens, seqlen_q, seqlen_new)
     if cache_leftpad is not None:  # one slot a page: any entry of the cache can then be the first
         places.k, places.v = _slot_pages("k_cache", k), _slot_pages("v_cache", v)
