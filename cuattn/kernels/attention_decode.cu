@@ -420,8 +420,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         if (!query.exists) continue;
         if (block.is_whole()) {
             const MergedRow merged = merge_parts(smem, row, g_sinks == nullptr ? nullptr : g_sinks + query.head);
-            store_row(g_out + query.token * params.out.seq + query.head * params.out.head, smem, merged, row, out_factor,
-                      params.head_dim_v, pairs, lane_idx);
+            store_row(g_out + query.token * params.out.seq + query.head * params.out.head, smem, merged, row,
+                      out_factor, params.head_dim_v, pairs, lane_idx);
             if (g_lse != nullptr && lane_idx == 0) {
                 g_lse[block.batch_idx * params.lse_batch + query.head * params.lse_head +
                       (packed ? block.q_start : 0) + query.token] = merged.total.lse();

@@ -2,8 +2,8 @@
 //
 // Key j of a sequence is slot j % page_size of page table[j / page_size]; a contiguous cache is one page a sequence. A
 // table may be device data that nobody has checked: a page that does not exist is never touched, and its keys and
-// values read as zeros. Of the table itself only the entries of keys below the sequence's length are read, and those are
-// inside of it: no length exceeds the capacity.
+// values read as zeros. Of the table itself only the entries of keys below the sequence's length are read, and those
+// are inside of it: no length exceeds the capacity.
 #pragma once
 #include "attention_decode_params.cuh"
 #include "kv_decode.cuh"

@@ -1,8 +1,9 @@
 // Eight stored numbers as four pairs of 16-bit elements, the first of a pair in the low half: what kv_decode.cuh says,
 // without a detour over float where there is a shorter way. All of it is exact.
 //
-// A GPU that streams narrow numbers at full bandwidth has a few instructions to spare for each of them, so that the ways
-// below move bytes (__byte_perm) to where the element has them, or look them up, and put exponents right by one product.
+// A GPU that streams narrow numbers at full bandwidth has a few instructions to spare for each of them, so that the
+// ways below move bytes (__byte_perm) to where the element has them, or look them up, and put exponents right by one
+// product.
 #pragma once
 #include "kv_decode.cuh"
 #include "ptx.cuh"
