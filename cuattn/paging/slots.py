@@ -9,6 +9,7 @@ import numpy as np
 from cuattn import rotary_arguments
 from cuattn.errors import ArgumentError, ArrayTypeError, ShapeError
 from cuattn.launch import MAX_GRID, Executor, executor_for
+from cuattn.rows import MAX_EXTENT
 
 __all__ = ["slot_mapping"]
 
@@ -61,8 +62,9 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
     >>> cuattn.slot_mapping([[7, 2], [5, -1]], lengths=[3, 0], counts=[2, 1], page_size=4)
     array([31,  8, 20])
     """
-    if isinstance(page_size, bool | np.bool_) or not isinstance(page_size, int | np.integer) or page_size < 1:
-        raise ArgumentError(f"page_size is {page_size!r}; an integer of at least 1 is allowed")
+    whole = isinstance(page_size, int | np.integer) and not isinstance(page_size, bool | np.bool_)
+    if not whole or not 1 <= page_size <= MAX_EXTENT:
+        raise ArgumentError(f"page_size is {page_size!r}; an integer from 1 to {MAX_EXTENT} is allowed")
     lists = {"block_tables": block_tables, "lengths": lengths}
     placed = {name: x for name, x in lists.items() if rotary_arguments.on_device(x, name)}
     executor = executor_for(**(placed or {"block_tables": np.empty(0)}))
@@ -86,13 +88,19 @@ def _check_counts(counts: Any, batch: int) -> np.ndarray[Any, Any]:
         raise ArrayTypeError(
             f"counts is a {type(counts).__name__}; an int, a list or a NumPy array is needed: the host has to know them"
         )
-    numbers = np.asarray(counts)
+    try:
+        numbers = np.asarray(counts)
+    except ValueError as error:  # ragged
+        raise ArrayTypeError(f"counts cannot be read as an array: {error}") from error
     if numbers.size and numbers.dtype.kind not in "iu":
         raise ArgumentError(f"counts holds {numbers.dtype}; integers are needed")
     if numbers.shape not in ((), (batch,)):
         raise ShapeError(f"counts has shape {numbers.shape}; one number or [{batch}] is needed")
     if numbers.size and numbers.min() < 0:
         raise ArgumentError(f"counts holds {int(numbers.min())}; numbers from 0 on are allowed")
+    total = np.broadcast_to(numbers, (batch,)).sum(dtype=np.float64)
+    if total > MAX_EXTENT:
+        raise ArgumentError(f"counts holds {total:.0f} tokens in all; at most {MAX_EXTENT} may be new")
     return np.broadcast_to(numbers.astype(np.int64), (batch,))
 
 

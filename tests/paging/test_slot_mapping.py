@@ -49,6 +49,9 @@ def test_slots_beyond_32_bits():
 REFUSED = [
     ({"page_size": 0}, errors.ArgumentError, "page_size is 0"),
     ({"page_size": True}, errors.ArgumentError, "page_size is True"),
+    ({"page_size": 2**31}, errors.ArgumentError, "page_size is 2147483648"),
+    ({"counts": [2**31, 0]}, errors.ArgumentError, "counts holds 2147483648 tokens in all"),
+    ({"counts": [[1], [2, 3]]}, errors.ArrayTypeError, "counts cannot be read as an array"),
     ({"page_size": 2.0}, errors.ArgumentError, "page_size is 2.0"),
     ({"block_tables": [1, 2]}, errors.ShapeError, "block_tables has shape"),
     ({"block_tables": [[0.5]]}, errors.DTypeError, "block_tables has dtype float64"),
