@@ -33,13 +33,11 @@ def publish(pool: PagePool, index: PrefixIndex, seq: Sequence, page_size: int) -
         _move_tip(index, seq, node)
 
 
-def publish_again(pool: PagePool, index: PrefixIndex, seq: Sequence) -> None:
+def publish_again(pool: PagePool, seq: Sequence) -> None:
     """Let the full pages of a sequence be found that has other pages now."""
     node = seq._tip
     while node.parent is not None:
-        page = seq._pages[node.depth - 1]
-        if index.node_of(page) is None:
-            pool.publish(page, node)
+        pool.publish(seq._pages[node.depth - 1], node)
         node = node.parent
 
 

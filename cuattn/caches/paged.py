@@ -182,6 +182,8 @@ class PagedKVCache:
         ``k_pages`` and ``v_pages`` are views [num_pages, page_size, kv_heads, head_dim]; with them come ``kv_format``
         and the scales, if there are any.
         """
+        if not is_integer(layer) or not 0 <= layer < self.num_layers:
+            raise ArgumentError(f"layer is {layer!r}; 0 to {self.num_layers - 1} are allowed")
         return dict(self._storage.layers[layer])
 
     def block_tables(self, seqs: Iterable[Sequence]) -> tuple[np.ndarray, np.ndarray]:
@@ -357,7 +359,7 @@ class PagedKVCache:
         """
         with self._lock:
             seqs = check_sequences(self, "seqs", seqs, states=("swapped",))
-            swap_in(self._pool, self._index, self._host, self._storage, seqs)
+            swap_in(self._pool, self._host, self._storage, seqs)
 
     def stats(self) -> CacheStats:
         """How full the cache is, and what it has done so far."""

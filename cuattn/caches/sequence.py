@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,9 +86,11 @@ def check_sequences(
     """Several sequences, or one, as a list without repetitions; raises as `check_sequence`, or `ArgumentError`."""
     if isinstance(seqs, Sequence):
         seqs = [seqs]
-    elif not isinstance(seqs, Iterable):
-        raise ArgumentError(f"{name}: {type(seqs).__name__}; sequences of this cache are needed")
-    seqs = list(seqs)
+    else:
+        try:
+            seqs = list(seqs)
+        except Exception as error:  # iterators raise what they like
+            raise ArgumentError(f"{name}: {type(seqs).__name__}; sequences of this cache are needed") from error
     for i, seq in enumerate(seqs):
         check_sequence(cache, f"{name}[{i}]", seq, states=states, idle=idle)
     if len(set(seqs)) != len(seqs):
@@ -101,7 +102,7 @@ def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**
     """``batch`` numbers from 0 to ``most``, of a list or of one number for all."""
     if is_integer(counts):
         given = [counts] * batch
-    elif isinstance(counts, list | tuple | np.ndarray) and np.ndim(counts) == 1:
+    elif isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1):
         given = list(counts)
     else:
         raise ArgumentError(f"{name} is {counts!r}; an integer or a list of {batch} is needed")

@@ -233,7 +233,7 @@ class Step:
 
     def _check_rows(self, name: str, x: Any) -> None:
         shape = getattr(x, "shape", None)
-        if shape is not None and (len(shape) != 3 or shape[0] != self.num_tokens):
+        if isinstance(shape, tuple) and (len(shape) != 3 or shape[0] != self.num_tokens):
             raise ShapeError(f"{name} has shape {tuple(shape)}; [{self.num_tokens}, heads, head_dim] is needed")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence as Items
 from cuattn.caches import chains
 from cuattn.caches.host_pages import HostPages
 from cuattn.caches.pages import PagePool
-from cuattn.caches.prefix import PrefixIndex
 from cuattn.caches.sequence import Sequence
 from cuattn.caches.storage import PageStorage
 from cuattn.errors import OutOfPagesError
@@ -33,7 +32,7 @@ def swap_out(pool: PagePool, host: HostPages, storage: PageStorage, seqs: Items[
         del seq._pages[:]
 
 
-def swap_in(pool: PagePool, index: PrefixIndex, host: HostPages, storage: PageStorage, seqs: Items[Sequence]) -> None:
+def swap_in(pool: PagePool, host: HostPages, storage: PageStorage, seqs: Items[Sequence]) -> None:
     """Share the pages that still hold what was swapped out, and take others for the rest."""
     host_pages = list(dict.fromkeys(host_page for seq in seqs for host_page in seq._host_pages))
     page_of = {host_page: page for host_page in host_pages if (page := host.page_of(host_page)) is not None}
@@ -67,5 +66,5 @@ def swap_in(pool: PagePool, index: PrefixIndex, host: HostPages, storage: PageSt
             host.release(host_page)
         del seq._host_pages[:]
         seq._state = "live"
-        chains.publish_again(pool, index, seq)
+        chains.publish_again(pool, seq)
     pool.release_all(list(page_of.values()))

@@ -80,7 +80,7 @@ def cascade_attention(
     q : array [batch, seqlen_q, heads, head_dim]; float16, bfloat16, float32 or float64
     k_pages : array [num_pages, page_size, kv_heads, head_dim], dtype of ``q`` or as ``kv_format`` says
     v_pages : array [num_pages, page_size, kv_heads, head_dim_v], dtype of ``k_pages``
-    prefixes : SharedPrefix, or a sequence of them
+    prefixes : SharedPrefix, or a list or tuple of them
         What is shared, the longest-shared first: one level for a prompt that the whole batch has, more for a tree of
         prompts. A prefix of no keys is allowed, as is no prefix at all.
     block_tables : integers [batch, max_pages]
@@ -125,7 +125,7 @@ def cascade_attention(
     array([1.     , 1.66667], dtype=float32)
     """
     check_flag("return_lse", return_lse)
-    if causal == "top_left":
+    if isinstance(causal, str) and causal == "top_left":
         raise ArgumentError("causal is 'top_left', which is no position behind a prefix; True and False are allowed")
     formats = {"kv_format": kv_format, "k_scale": k_scale, "v_scale": v_scale}
     shared = {"scale": scale, "softcap": softcap, **formats}
@@ -135,6 +135,8 @@ def cascade_attention(
     )
     if own.options.window_right == 0:
         _check_own_keys(own)
+    if not isinstance(prefixes, SharedPrefix | list | tuple):
+        raise ArgumentError(f"prefixes is {prefixes!r}; a cuattn.SharedPrefix, or a list or tuple of them, is needed")
     levels = [prefixes] if isinstance(prefixes, SharedPrefix) else list(prefixes)
     problems = [own, *(_level(own, level, **shared) for level in levels)]
     for problem in problems:

@@ -403,6 +403,8 @@ def test_steps_out_of_order() -> None:
         made.append(2, rows, rows)
     with pytest.raises(errors.ShapeError, match="k has shape"):
         made.append(0, rows[:1], rows)
+    with pytest.raises(errors.ArrayTypeError):
+        made.append(0, np.ndarray, rows)
     with pytest.raises(errors.DTypeError):
         made.append(0, rows.astype(np.float16), rows.astype(np.float16))
     made.append(0, rows, rows)
@@ -448,6 +450,11 @@ def test_leaving_a_step_by_an_exception_aborts_it() -> None:
         (lambda c, s: c.reserve([s, s], 1), errors.ArgumentError, "twice"),
         (lambda c, s: c.reserve([3], 1), errors.ArgumentError, r"seqs\[0\]: int"),
         (lambda c, s: c.reserve(None, 1), errors.ArgumentError, "seqs: NoneType"),
+        (lambda c, s: c.reserve([s], ((1,), 2)), errors.ArgumentError, "counts has 2 numbers for 1"),
+        (lambda c, s: c.reserve([s], [(1,)]), errors.ArgumentError, "counts holds"),
+        (lambda c, s: c.swap_out(np.array(0.5)), errors.ArgumentError, "seqs: ndarray"),
+        (lambda c, s: c.block_tables([s, 1]), errors.ArgumentError, r"seqs\[1\]: int"),
+        (lambda c, s: c.layer_arrays(-1), errors.ArgumentError, "layer is -1; 0 to 0"),
         (lambda c, s: c.reserve([s], 2, [1]), errors.ArgumentError, "tokens has 1 numbers; 2"),
         (lambda c, s: c.reserve([s], 2, [[1]]), errors.ArgumentError, r"tokens\[0\] has 1 numbers"),
         (lambda c, s: c.reserve([s], 2, [[1, 2], None]), errors.ArgumentError, "tokens has 2 entries"),
