@@ -24,16 +24,23 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _LOC_FILE = re.compile(rb'^\s*\.file\s+(\d+)\s+"(?:[^"]*/)?([^"/]+)"', re.MULTILINE)
 _LOC = re.compile(rb"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s")
 
+FOLDERS = ("operations", "paging")
+
 # Kernel files to the tests of their family; the first pattern that fits counts.
 FAMILIES = (
     ("*softmax*", ("test_softmax*.py", "test_online_softmax*.py")),
     ("attention_standard", ("test_standard*.py",)),
     ("attention_backward*", ("test_attention_backward*.py",)),
+    ("attention_decode_reduce", ("test_decode_reduce*.py", "test_decode_properties*.py")),
+    ("attention_decode*", ("test_decode*.py", "test_paged*.py")),
     ("attention*", ("test_attention*.py", "test_compat*.py", "test_known_defects*.py")),
     ("rope*", ("test_rope*.py", "test_split_qkv*.py")),
     ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py")),
     ("padding*", ("test_padding*.py", "test_split_qkv*.py")),
     ("merge*", ("test_merge*.py",)),
+    ("append_kv*", ("test_append*.py", "test_kv_codes*.py")),
+    ("copy_pages*", ("test_copy_pages*.py",)),
+    ("slot_mapping*", ("test_slot_mapping*.py",)),
 )
 
 
@@ -79,7 +86,7 @@ def test_files(kernels: Iterable[str]) -> list[Path]:
     patterns: set[str] = set()
     for kernel in kernels:
         patterns |= set(next((globs for pattern, globs in FAMILIES if fnmatch.fnmatch(kernel, pattern)), ()))
-    found = {path for pattern in patterns for path in (ROOT / "tests/operations").glob(pattern)}
+    found = {path for pattern in patterns for folder in FOLDERS for path in (ROOT / "tests" / folder).glob(pattern)}
     of_backward = any("backward" in pattern for pattern in patterns)
     return sorted(path for path in found if of_backward or "backward" not in path.name)
 
