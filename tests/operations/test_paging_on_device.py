@@ -77,6 +77,8 @@ def test_what_lies_on_the_device_is_looked_at_only_on_request(cupy, monkeypatch)
     found = cuattn.slot_mapping(tables, lengths, 2, page_size=2)
     assert cupy.num_synchronizations == 0
     np.testing.assert_array_equal(found.get(), [1, -1, 1, -1])
+    found = cuattn.slot_mapping(tables, cupy.asarray(np.array([0, -1])), 2, page_size=2)
+    np.testing.assert_array_equal(found.get(), [0, 1, -1, 2])
     np.testing.assert_array_equal(pages[0].get().reshape(4, 8)[[0, 2, 3]], 0)
     np.testing.assert_array_equal(pages[0].get().reshape(4, 8)[1], normal(2, 1, 8)[1, 0])
     monkeypatch.setenv("CUATTN_CHECK", "1")

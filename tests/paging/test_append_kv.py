@@ -55,7 +55,7 @@ def problems(draw, rotate=False):
         dtype = draw(st.sampled_from(DTYPES)) if row.quantized else numpy_dtype(name)
     dims = [draw(st.sampled_from(DIMS)) for _ in "kv"]
     if not row.block_size and draw(st.booleans()):
-        dims[1] += 1
+        dims[1] -= 1
     num_pages, page_size = draw(st.sampled_from((1, 3, 7))), draw(st.sampled_from((1, 2, 3, 16)))
     tokens = draw(st.integers(1, min(num_pages * page_size, 9)))
     heads = draw(st.sampled_from((1, 2, 3)))

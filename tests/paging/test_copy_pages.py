@@ -14,7 +14,7 @@ from cuattn.paging import copy as copying
 from cuattn.testing.arrays import Guarded, Layout, place
 from cuattn.testing.strategies import examples
 
-DTYPES = (np.float16, np.int8, np.float32, np.complex128, np.bool_, ml_dtypes.bfloat16, np.int64)
+DTYPES = (np.float16, np.int8, np.float32, np.complex128, np.uint8, ml_dtypes.bfloat16, np.int64)
 
 
 def anything(shape, dtype, seed=0):
@@ -114,6 +114,14 @@ def test_pages_that_nobody_has_looked_at(executor, monkeypatch):
     cuattn.copy_pages(guarded.array, [0, 4, -1, 2**40, 1, 0], [3, 2, 2, 2, -(2**62), 4])
     guarded.check()
     np.testing.assert_array_equal(as_bytes(executor.numpy(guarded.array)), as_bytes(copied(values, [0], [3])))
+
+
+def test_lists_with_strides(executor):
+    values = anything((6, 3, 8), np.float32)
+    pages = executor.array(values.copy())
+    src, dst = executor.array(np.array([0, 9, 2, 9, 4, 9])), executor.array(np.array([5, 9, 3, 9, 1], np.int32))
+    cuattn.copy_pages(pages, src[::2], dst[::2])
+    np.testing.assert_array_equal(as_bytes(executor.numpy(pages)), as_bytes(copied(values, [0, 2, 4], [5, 3, 1])))
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((0, 3), 0), ((3, 0), 0), ((0, 3), 1)])

@@ -41,6 +41,23 @@ def test_one_count_for_all():
     assert cuattn.slot_mapping(np.zeros((0, 3), np.int32), [], 2, 4).shape == (0,)
 
 
+def test_tables_and_lengths_with_strides(executor):
+    tables = np.array([[4, 1, 7], [0, 2, 3]], np.int32)
+    padded = np.full((2, 9), -1, np.int32)
+    padded[:, 1::3] = tables
+    lengths = np.array([3, -1, 1, -1])
+    wanted = cuattn.slot_mapping(tables, [3, 1], [2, 4], 2)
+    found = cuattn.slot_mapping(executor.array(padded)[:, 1::3], executor.array(lengths)[::2], [2, 4], 2)
+    np.testing.assert_array_equal(executor.numpy(found), wanted)
+    np.testing.assert_array_equal(executor.numpy(found), [3, 14, 1, 4, 5, 6])
+
+
+def test_more_tokens_than_one_launch_has_threads(executor, monkeypatch):
+    monkeypatch.setattr("cuattn.paging.slots.MAX_GRID", (2, 1, 1))
+    found = cuattn.slot_mapping(executor.array(np.array([[1, 0]], np.int32)), [100], [700], 400)
+    np.testing.assert_array_equal(executor.numpy(found), np.r_[500:800, 0:400])
+
+
 def test_slots_beyond_32_bits():
     slots = cuattn.slot_mapping(np.array([[2**31 - 1]], np.int32), np.array([7], np.int32), 1, 256)
     assert slots.tolist() == [(2**31 - 1) * 256 + 7]
