@@ -127,18 +127,7 @@ __device__ __forceinline__ void mask_scores(Scores& scores, const Band& band, La
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int query = lane.query + t * MMA_M + half * 8;
-            // Counted from this lane's first column, so that the comparisons below are with constants.
-            const int begin = band.begin(query) - lane.key, end = band.end(query) - lane.key;
-#pragma unroll
-            for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int key = n * MMA_N + i;
-                    if (key >= end || (BOUND_LEFT && key < begin)) {
-                        scores[t][n][2 * half + i] = negative_infinity<float>();
-                    }
-                }
-            }
+            mask_row<BOUND_LEFT>(scores[t], half, band.begin(query) - lane.key, band.end(query) - lane.key);
         }
     }
 }

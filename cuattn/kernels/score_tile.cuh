@@ -39,7 +39,44 @@ __device__ __forceinline__ void cap_scores(float (&scores)[ROW_TILES][COL_TILES]
     }
 }
 
-// scores become probabilities relative to the running maximum; the accumulated output follows when the maximum rises.
+// The scores of one row become probabilities relative to the running maximum, which the tile may raise: `half` says
+// which elements of an accumulator belong to the row. Returns the factor for what has been accumulated so far.
+template <int COL_TILES>
+__device__ __forceinline__ float softmax_row(SoftmaxRow& row, float (&scores)[COL_TILES][4], int half,
+                                             float scale_log2) {
+    float tile_max = negative_infinity<float>();
+#pragma unroll
+    for (int n = 0; n < COL_TILES; n++) {
+        tile_max = fmaxf(tile_max, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    }
+    tile_max = quad_max(tile_max);
+    const float correction = exp2_approx(row.raise_max(NATURAL_LOGITS ? tile_max : tile_max * scale_log2));
+    const float reference = row.reference();
+    row.sum *= correction;  // of this lane's columns only: summed over the quad after the last tile
+#pragma unroll
+    for (int n = 0; n < COL_TILES; n++) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; i++) {
+            const float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[n][i] - reference)
+                                                  : fmaf(scores[n][i], scale_log2, -reference);
+            scores[n][i] = exp2_approx(exponent);
+            row.sum += scores[n][i];
+        }
+    }
+    return correction;
+}
+
+// The accumulated output of one row follows its maximum.
+template <int OUT_TILES>
+__device__ __forceinline__ void rescale_row(float (&acc_out)[OUT_TILES][4], int half, float correction) {
+#pragma unroll
+    for (int e = 0; e < OUT_TILES; e++) {
+        acc_out[e][2 * half] *= correction;
+        acc_out[e][2 * half + 1] *= correction;
+    }
+}
+
+// Both for every row of a warp's tile.
 template <int ROW_TILES, int COL_TILES, int OUT_TILES>
 __device__ __forceinline__ void softmax_step(float (&acc_out)[ROW_TILES][OUT_TILES][4],
                                              SoftmaxRow (&rows)[ROW_TILES][2],
@@ -48,30 +85,22 @@ __device__ __forceinline__ void softmax_step(float (&acc_out)[ROW_TILES][OUT_TIL
     for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            SoftmaxRow& row = rows[t][half];
-            float tile_max = negative_infinity<float>();
+            rescale_row(acc_out[t], half, softmax_row(rows[t][half], scores[t], half, scale_log2));
+        }
+    }
+}
+
+// -inf for the columns outside of [begin, end), counted from the lane's first column, so that the comparisons are with
+// constants.
+template <bool BOUND_BEGIN, int COL_TILES>
+__device__ __forceinline__ void mask_row(float (&scores)[COL_TILES][4], int half, int begin, int end) {
 #pragma unroll
-            for (int n = 0; n < COL_TILES; n++) {
-                tile_max = fmaxf(tile_max, fmaxf(scores[t][n][2 * half], scores[t][n][2 * half + 1]));
-            }
-            tile_max = quad_max(tile_max);
-            const float correction = exp2_approx(row.raise_max(NATURAL_LOGITS ? tile_max : tile_max * scale_log2));
-            const float reference = row.reference();
-            row.sum *= correction;  // of this lane's columns only: summed over the quad after the last tile
+    for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll
-            for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    const float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[t][n][i] - reference)
-                                                          : fmaf(scores[t][n][i], scale_log2, -reference);
-                    scores[t][n][i] = exp2_approx(exponent);
-                    row.sum += scores[t][n][i];
-                }
-            }
-#pragma unroll
-            for (int e = 0; e < OUT_TILES; e++) {
-                acc_out[t][e][2 * half] *= correction;
-                acc_out[t][e][2 * half + 1] *= correction;
+        for (int i = 0; i < 2; i++) {
+            const int column = n * MMA_N + i;
+            if (column >= end || (BOUND_BEGIN && column < begin)) {
+                scores[n][2 * half + i] = negative_infinity<float>();
             }
         }
     }

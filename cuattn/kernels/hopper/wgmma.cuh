@@ -1,0 +1,118 @@
+// wgmma: a warpgroup multiplies [64 x 16] by [16 x N] elements of 16 bits into fp32 accumulators, asynchronously.
+//
+// Warp w of the warpgroup holds rows 16 w to 16 w + 15 of the accumulator, in N / 8 tiles laid out as those of mma.sync
+// (frag_acc_row and frag_acc_col of mma.cuh). a comes from shared memory or, as fragments of mma.sync, from registers;
+// b comes from shared memory. Neither accumulators nor fragments may be touched between the issue and the wait.
+//
+// Tiles in shared memory are columns of SPAN_BYTES, written by bulk tensor copies with the 128-byte swizzle: row r of a
+// column begins at byte r * SPAN_BYTES, and its 16-byte units are permuted by r % 8. They start on multiples of 1024.
+#pragma once
+#include "hopper/ptx_sm90.cuh"
+
+constexpr int SPAN_BYTES = 128;
+constexpr int SWIZZLE_ROWS = 8;  // rows after which the permutation repeats
+constexpr int WARPGROUP_SIZE = 128;
+constexpr int WGMMA_M = 64;
+constexpr int WGMMA_K_BYTES = 32;
+
+// Descriptor of an operand in shared memory: start address, distance of neighbouring columns (MN-major operands only),
+// distance of groups of eight rows; all in bytes, kept in units of 16. A multiple of 16 bytes further on is
+// descriptor + bytes / 16.
+__device__ __forceinline__ unsigned long long wgmma_descriptor(unsigned s_tile, int column_bytes) {
+    constexpr unsigned long long SWIZZLE_128B = 1ull << 62;
+    constexpr unsigned long long GROUP_BYTES = SWIZZLE_ROWS * SPAN_BYTES;
+    const unsigned long long start = s_tile / 16, column = column_bytes / 16;
+    return SWIZZLE_128B | GROUP_BYTES / 16 << 32 | column << 16 | start;
+}
+
+// Orders register accesses before the wgmma that follow.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Ends the group of the wgmma issued since the last commit.
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most NUM_PENDING of the latest groups are still under way.
+template <int NUM_PENDING>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(NUM_PENDING) : "memory");
+}
+
+// --- one instruction for each N --------------------------------------------------------------------------------------
+
+// acc = a * b, plus acc where `accumulate` is not 0. TRANSPOSED: b is MN-major, keys by rows as they lie in memory.
+template <int N>
+struct Wgmma;
+
+// Operands: four accumulators of tile i, of 2, 4, ... tiles from i on; and how the assembly names them.
+#define WGMMA_ACC1(i) "+f"(acc[i][0]), "+f"(acc[i][1]), "+f"(acc[i][2]), "+f"(acc[i][3])
+#define WGMMA_ACC2(i) WGMMA_ACC1(i), WGMMA_ACC1(i + 1)
+#define WGMMA_ACC4(i) WGMMA_ACC2(i), WGMMA_ACC2(i + 2)
+#define WGMMA_ACC8(i) WGMMA_ACC4(i), WGMMA_ACC4(i + 4)
+#define WGMMA_ACC16(i) WGMMA_ACC8(i), WGMMA_ACC8(i + 8)
+#define WGMMA_NAMES8 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_NAMES10 WGMMA_NAMES8 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define WGMMA_NAMES12 WGMMA_NAMES10 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define WGMMA_NAMES14 WGMMA_NAMES12 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define WGMMA_NAMES16 WGMMA_NAMES14 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_NAMES18 WGMMA_NAMES16 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define WGMMA_NAMES20 WGMMA_NAMES18 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define WGMMA_NAMES22 WGMMA_NAMES20 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define WGMMA_NAMES24 WGMMA_NAMES22 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_NAMES32                                                       \
+    WGMMA_NAMES24 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+                  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+#define WGMMA_SS(N, TYPE, NAMES, ACC, I0, I1, I2, I3)                                                     \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %" #I2 ", 0;\n"                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" NAMES "}, %" #I0    \
+                 ", %" #I1 ", accumulate, 1, 1, 0, %" #I3 ";\n}\n"                                        \
+                 : ACC                                                                                    \
+                 : "l"(desc_a), "l"(desc_b), "r"(accumulate), "n"(static_cast<int>(TRANSPOSED)))
+#define WGMMA_RS(N, TYPE, NAMES, ACC, I0, I1, I2, I3, I4, I5, I6)                                         \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %" #I5 ", 0;\n"                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" NAMES "}, {%" #I0   \
+                 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 ", accumulate, 1, 1, %" #I6 ";\n}\n"            \
+                 : ACC                                                                                    \
+                 : "r"(frag_a[0]), "r"(frag_a[1]), "r"(frag_a[2]), "r"(frag_a[3]), "l"(desc_b),           \
+                   "r"(accumulate), "n"(static_cast<int>(TRANSPOSED)))
+
+// The numbers are those of the operands behind the N / 2 accumulators.
+#define WGMMA_SHAPE(N, NAMES, ACC, I0, I1, I2, I3, I4, I5, I6)                                            \
+    template <>                                                                                           \
+    struct Wgmma<N> {                                                                                     \
+        using Acc = float[N / 8][4];                                                                      \
+        template <bool TRANSPOSED>                                                                        \
+        static __device__ __forceinline__ void issue(__half, Acc& acc, unsigned long long desc_a,         \
+                                                     unsigned long long desc_b, int accumulate) {         \
+            WGMMA_SS(N, "f16", NAMES, WGMMA_LIST ACC, I0, I1, I2, I3);                                    \
+        }                                                                                                 \
+        template <bool TRANSPOSED>                                                                        \
+        static __device__ __forceinline__ void issue(__nv_bfloat16, Acc& acc, unsigned long long desc_a,  \
+                                                     unsigned long long desc_b, int accumulate) {         \
+            WGMMA_SS(N, "bf16", NAMES, WGMMA_LIST ACC, I0, I1, I2, I3);                                   \
+        }                                                                                                 \
+        template <bool TRANSPOSED>                                                                        \
+        static __device__ __forceinline__ void issue(__half, Acc& acc, const unsigned (&frag_a)[4],       \
+                                                     unsigned long long desc_b, int accumulate) {         \
+            WGMMA_RS(N, "f16", NAMES, WGMMA_LIST ACC, I0, I1, I2, I3, I4, I5, I6);                        \
+        }                                                                                                 \
+        template <bool TRANSPOSED>                                                                        \
+        static __device__ __forceinline__ void issue(__nv_bfloat16, Acc& acc, const unsigned (&frag_a)[4], \
+                                                     unsigned long long desc_b, int accumulate) {         \
+            WGMMA_RS(N, "bf16", NAMES, WGMMA_LIST ACC, I0, I1, I2, I3, I4, I5, I6);                       \
+        }                                                                                                 \
+    };
+#define WGMMA_LIST(...) __VA_ARGS__
+
+WGMMA_SHAPE(64, WGMMA_NAMES8, (WGMMA_ACC8(0)), 32, 33, 34, 35, 36, 37, 38)
+WGMMA_SHAPE(80, WGMMA_NAMES10, (WGMMA_ACC8(0), WGMMA_ACC2(8)), 40, 41, 42, 43, 44, 45, 46)
+WGMMA_SHAPE(96, WGMMA_NAMES12, (WGMMA_ACC8(0), WGMMA_ACC4(8)), 48, 49, 50, 51, 52, 53, 54)
+WGMMA_SHAPE(112, WGMMA_NAMES14, (WGMMA_ACC8(0), WGMMA_ACC4(8), WGMMA_ACC2(12)), 56, 57, 58, 59, 60, 61, 62)
+WGMMA_SHAPE(128, WGMMA_NAMES16, (WGMMA_ACC16(0)), 64, 65, 66, 67, 68, 69, 70)
+WGMMA_SHAPE(144, WGMMA_NAMES18, (WGMMA_ACC16(0), WGMMA_ACC2(16)), 72, 73, 74, 75, 76, 77, 78)
+WGMMA_SHAPE(160, WGMMA_NAMES20, (WGMMA_ACC16(0), WGMMA_ACC4(16)), 80, 81, 82, 83, 84, 85, 86)
+WGMMA_SHAPE(176, WGMMA_NAMES22, (WGMMA_ACC16(0), WGMMA_ACC4(16), WGMMA_ACC2(20)), 88, 89, 90, 91, 92, 93, 94)
+WGMMA_SHAPE(192, WGMMA_NAMES24, (WGMMA_ACC16(0), WGMMA_ACC8(16)), 96, 97, 98, 99, 100, 101, 102)
+WGMMA_SHAPE(256, WGMMA_NAMES32, (WGMMA_ACC16(0), WGMMA_ACC16(16)), 128, 129, 130, 131, 132, 133, 134)
+#undef WGMMA_SHAPE
