@@ -27,6 +27,7 @@ import numpy as np
 
 from cuattn import compile, dlpack, environment
 from cuattn.errors import ArrayTypeError, LaunchError
+from cuattn.tensor_map import TensorMap
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
@@ -85,7 +86,7 @@ class Executor(ABC):
     ) -> None:
         """Check the launch against the limits of the architecture, then start it.
 
-        ``args`` are arrays (passed as a pointer to their first element) and NumPy scalars (passed by value).
+        ``args`` are arrays (passed as a pointer to their first element), NumPy scalars and tensor maps (by value).
         Raises `LaunchError` before anything has started when grid, block or shared memory are not legal.
         """
         shape = (*grid, 0, *block, smem_bytes)
@@ -268,7 +269,18 @@ class CudaExecutor(Executor):
         self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], smem_bytes: int
     ) -> None:
         with self.on_device():
-            kernel.function(grid, block, args, shared_mem=smem_bytes)
+            kernel.function(grid, block, self._values(kernel, args), shared_mem=smem_bytes)
+
+    def _values(self, kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments as CuPy passes them: a tensor map as its bytes."""
+        values = []
+        for index, arg in enumerate(args):
+            if isinstance(arg, TensorMap) and isinstance(arg.array, np.ndarray):
+                raise LaunchError(
+                    f"{kernel.entry}: argument {index} is a tensor map of a NumPy array; the GPU needs its own"
+                )
+            values.append(arg.value if isinstance(arg, TensorMap) else arg)
+        return tuple(values)
 
     def _check(self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], smem_bytes: int) -> None:
         with self.on_device():  # the shared-memory attribute belongs to the device's function

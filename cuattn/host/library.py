@@ -40,7 +40,7 @@ class ReportStruct(ctypes.Structure):
         ("ctaid", ctypes.c_uint32 * 3),
         ("tid", ctypes.c_uint32 * 3),
         ("address", ctypes.c_uint64),
-        ("message", ctypes.c_char * 384),
+        ("message", ctypes.c_char * 1024),
     )
 
 
@@ -51,6 +51,7 @@ class LaunchStruct(ctypes.Structure):
         ("rows", ctypes.c_void_p),
         ("slots_init", ctypes.c_void_p),
         ("params", ctypes.c_void_p),
+        ("side", ctypes.c_void_p),
         ("regions", ctypes.c_void_p),
         ("count_rows", ctypes.c_void_p),
         ("count_lanes", ctypes.c_void_p),
@@ -61,11 +62,13 @@ class LaunchStruct(ctypes.Structure):
         ("reg_bytes", ctypes.c_int64),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
-        ("specials", ctypes.c_int32 * 32),
+        ("cluster", ctypes.c_uint32 * 3),
+        ("specials", ctypes.c_int32 * 48),
         ("static_smem_bytes", ctypes.c_uint32),
         ("smem_bytes", ctypes.c_uint32),
         ("local_bytes", ctypes.c_uint32),
         ("num_regions", ctypes.c_uint32),
+        ("entry_registers", ctypes.c_uint32),
         ("check_mem", ctypes.c_int32),
         ("check_init", ctypes.c_int32),
         ("check_race", ctypes.c_int32),
@@ -73,6 +76,7 @@ class LaunchStruct(ctypes.Structure):
         ("random_schedule", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
         ("smem_granule_log2", ctypes.c_int32),
+        ("explicit_cluster", ctypes.c_int32),
         ("stop", ctypes.c_int32),
         ("report", ReportStruct),
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import environment
 from ..errors import ArgumentError, LaunchError, UnsupportedPTXError
+from ..tensor_map import TensorMap
 from . import faults, library, profile, ptx
 from .memory import Regions
 from .ptx_module import Variable
@@ -23,6 +24,7 @@ DEFAULT_SMEM_BYTES = 48 * 1024
 SMEM_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
+MAX_CLUSTER = 16  # executor.h; 8 is portable
 
 _race_lock = threading.Lock()  # the order between CTAs is kept in one place of the library
 
@@ -124,7 +126,8 @@ class RawKernel:
     """A kernel on the host executor, called as a ``cupy.RawKernel`` is: ``kernel(grid, block, args, shared_mem=0)``.
 
     Arguments: NumPy arrays (a pointer to the first element), NumPy scalars (by their dtype), Python ``int`` (int64),
-    ``float`` (float64), ``bool``, ``numpy.void`` structs by value, and ``None`` for a null pointer.
+    ``float`` (float64), ``bool``, ``numpy.void`` structs and tensor maps (`cuattn.tensor_map`) by value, and ``None``
+    for a null pointer.
     """
 
     def __init__(self, module: RawModule, table: Table, target: str) -> None:
@@ -141,6 +144,7 @@ class RawKernel:
         lib = library.load()
         self._rows = np.ascontiguousarray(table.rows).copy()
         self._rows[:, 0] = [lib.ops[name] for name in table.op_names]
+        self._side = table.side.copy()
         self._init = table.slots_init.copy()
         self._variables = []
         for offset, symbol in table.relocations:
@@ -169,7 +173,7 @@ class RawKernel:
         checks = settings.checks
         regions = None
         if checks:
-            named = [*arrays, *((-1, v) for v in self._variables)]
+            named = [*arrays, *((-1, v) for v in (*self._variables, params))]  # parameters have addresses too
             regions = Regions(named, init="init" in checks, race="race" in checks, mem="mem" in checks)
             launch.regions, launch.num_regions = regions.address, regions.count
         counters = self._counters(launch) if profile.active() else None
@@ -191,6 +195,14 @@ class RawKernel:
                     raise LaunchError(f"{self.name}: {name}.{axis} is {extent}, allowed is 1 to {limit}")
         if grid[0] * grid[1] * grid[2] >= 1 << 32:
             raise LaunchError(f"{self.name}: a grid of {grid} has more CTAs than the host executor takes (2**32 - 1)")
+        cluster = self.table.cluster or (1, 1, 1)
+        for axis, extent, step in zip("xyz", grid, cluster, strict=True):
+            if extent % step:
+                raise LaunchError(
+                    f"{self.name}: grid.{axis} is {extent}, allowed are multiples of the cluster's {step}"
+                )
+        if cluster[0] * cluster[1] * cluster[2] > MAX_CLUSTER:
+            raise LaunchError(f"{self.name}: a cluster of {cluster}, allowed are at most {MAX_CLUSTER} CTAs")
         threads = block[0] * block[1] * block[2]
         if threads > min(1024, self.table.max_threads):
             raise LaunchError(f"{self.name}: {threads} threads a block, at most {min(1024, self.table.max_threads)}")
@@ -213,6 +225,11 @@ class RawKernel:
             if isinstance(arg, np.ndarray):
                 arrays.append((index, arg))
                 data = arg.__array_interface__["data"][0].to_bytes(8, "little")
+            elif isinstance(arg, TensorMap):
+                if not isinstance(arg.array, np.ndarray):
+                    raise LaunchError(f"{self.name}: argument {index} is a tensor map of an array on a GPU")
+                arrays.append((index, arg.array))
+                data = arg.value.tobytes()
             elif isinstance(arg, np.generic):
                 data = arg.tobytes()
             elif isinstance(arg, bool):
@@ -252,7 +269,10 @@ class RawKernel:
         launch.slots_init, launch.init_bytes = self._init.ctypes.data, self._init.nbytes
         launch.reg_bytes = table.reg_bytes
         launch.params = params.ctypes.data
-        launch.grid[:], launch.block[:] = grid, block
+        launch.side = self._side.ctypes.data
+        launch.grid[:], launch.block[:], launch.cluster[:] = grid, block, table.cluster or (1, 1, 1)
+        launch.explicit_cluster = table.cluster is not None
+        launch.entry_registers = table.entry_registers
         launch.specials[:] = table.specials.tolist()
         launch.static_smem_bytes = table.static_smem_bytes
         launch.smem_bytes = table.static_smem_bytes + shared_mem

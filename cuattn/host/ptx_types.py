@@ -113,7 +113,9 @@ Source: TypeAlias = Reg | Const | Special | Label | int
 class Row:
     """One row of the table: handler name, destinations, sources, plain numbers, in the order of ``Row.a`` in C.
 
-    A destination of ``None`` is a result that nobody wants; it gets a scratch slot.
+    A destination of ``None`` is a result that nobody wants; it gets a scratch slot. ``side`` holds registers that are
+    both read and written, too many for ``Row.a`` or used later than the row runs: they have slots of their own in the
+    whole kernel. Behind its numbers such a row has the index of the first in ``Launch.side``, and their count.
     """
 
     op: str
@@ -121,3 +123,4 @@ class Row:
     srcs: Sequence[Source] = ()
     numbers: Sequence[int] = ()
     flags: int = 0
+    side: Sequence[Reg] = ()

@@ -70,8 +70,10 @@ class _Liveness:
         self.writes: list[list[int]] = []
         index = self.index
         for lowered in rows:
-            reads = [index.setdefault(x, len(index)) for x in lowered.row.srcs if type(x) is Reg]
-            writes = [index.setdefault(x, len(index)) for x in lowered.row.dsts if x is not None]
+            row = lowered.row
+            side = [index.setdefault(x, len(index)) for x in row.side]
+            reads = [index.setdefault(x, len(index)) for x in row.srcs if type(x) is Reg] + side
+            writes = [index.setdefault(x, len(index)) for x in row.dsts if x is not None] + side
             if lowered.guard is not None:
                 reads.append(index.setdefault(lowered.guard, len(index)))
                 reads += writes  # a guarded write keeps the old value in some lanes
@@ -135,7 +137,14 @@ def allocate(rows: Sequence[LoweredRow], labels: dict[str, int], base: int) -> t
     active: list[tuple[int, int]] = []
     slots: dict[Reg, int] = {}
     top = base
+    own = {reg for lowered in rows for reg in lowered.row.side}
+    for name in liveness.index:
+        if name in own:
+            slots[name] = top
+            top += LANE_BYTES[name.wide]
     for reg in order:
+        if registers[reg] in own:
+            continue
         start, end = intervals[reg]
         while active and active[0][0] < start:  # a row's results never share a slot with its own sources
             done = registers[heapq.heappop(active)[1]]

@@ -15,14 +15,14 @@ from ..errors import UnsupportedPTXError
 from . import lowering  # noqa: F401  (the rules register themselves)
 from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
 from .lowering.rules import RULES
-from .lowering.targets import oldest_target
+from .lowering.targets import arch_specific_targets, oldest_target
 from .ptx_module import Entry, Module, Variable
 from .ptx_types import Address, Const, Instruction, Label, Operand, Reg, Row, Special, Symbol, Vector
 from .registers import LoweredRow, allocate
 
 MAX_OPERANDS = 20  # executor.h
-ROW_INTS = 4 + MAX_OPERANDS
-NUM_SPECIALS = 32
+ROW_INTS = 6 + MAX_OPERANDS
+NUM_SPECIALS = 48
 SPECIALS = {
     name: number
     for number, name in enumerate(
@@ -30,7 +30,9 @@ SPECIALS = {
             "%tid.x", "%tid.y", "%tid.z", "%ntid.x", "%ntid.y", "%ntid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z",
             "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%lanemask_eq",
             "%lanemask_le", "%lanemask_lt", "%lanemask_ge", "%lanemask_gt", "%clock", "%dynamic_smem_size",
-            "%total_smem_size",
+            "%total_smem_size", "%cluster_ctaid.x", "%cluster_ctaid.y", "%cluster_ctaid.z", "%cluster_nctaid.x",
+            "%cluster_nctaid.y", "%cluster_nctaid.z", "%clusterid.x", "%clusterid.y", "%clusterid.z", "%nclusterid.x",
+            "%nclusterid.y", "%nclusterid.z", "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster",
         )
     )
 }  # fmt: skip
@@ -42,6 +44,7 @@ class Table:
 
     name: str
     rows: np.ndarray
+    side: np.ndarray  # int32: register slots of the rows that have too many for their own operands
     slots_init: np.ndarray  # uint8: constants, then zeros for the special registers
     reg_bytes: int
     specials: np.ndarray  # int32 [NUM_SPECIALS]: slot of each special register, -1 unused
@@ -56,6 +59,8 @@ class Table:
     local_bytes: int
     smem_granule_log2: int
     max_threads: int
+    cluster: tuple[int, int, int] | None  # extents that the kernel was compiled for, in CTAs
+    entry_registers: int  # registers a thread starts with; 0 where the launch bounds do not tell
     module_variables: list[Variable] = field(default_factory=list)
 
 
@@ -65,18 +70,20 @@ def build_table(module: Module, entry: Entry) -> Table:
     local, local_bytes = _place_local(entry)
     variables = [v for v in module.variables if v.space in ("global", "const")]
     params = {p.name: p.offset for p in entry.params}
-    context = Context(params, shared, local, {v.name: v.space for v in variables})
+    max_threads = 1
+    for extent in entry.directives.get("maxntid", ()) or entry.directives.get("reqntid", ()) or (1024,):
+        max_threads *= extent
+    entry_registers = _entry_registers(entry, max_threads)
+    context = Context(params, shared, local, {v.name: v.space for v in variables}, entry_registers)
     rows, labels = _lower(module, entry, context)
     encoder = _Encoder()
     encoder.collect(rows)
     slots, top = allocate(rows, labels, encoder.top)
     table, reg_bytes = encoder.encode(rows, labels, slots, top)
-    max_threads = 1
-    for extent in entry.directives.get("maxntid", ()) or entry.directives.get("reqntid", ()) or (1024,):
-        max_threads *= extent
     return Table(
         name=entry.name,
         rows=table,
+        side=np.array(encoder.side, np.int32),
         slots_init=encoder.initial(),
         reg_bytes=reg_bytes,
         specials=encoder.specials,
@@ -91,8 +98,28 @@ def build_table(module: Module, entry: Entry) -> Table:
         local_bytes=local_bytes,
         smem_granule_log2=_shared_granule(rows),
         max_threads=max_threads,
+        cluster=_cluster(entry),
+        entry_registers=entry_registers,
         module_variables=variables,
     )
+
+
+def _cluster(entry: Entry) -> tuple[int, int, int] | None:
+    extents = entry.directives.get("reqnctapercluster")
+    return (*extents, 1, 1)[:3] if extents else None  # type: ignore[return-value]
+
+
+REGISTER_FILE, REGISTER_STEP, MAX_REGISTERS = 65536, 8, 255
+
+
+def _entry_registers(entry: Entry, max_threads: int) -> int:
+    """Registers a thread starts with when setmaxnreg is used: what the launch bounds leave, in steps of 8."""
+    ceiling = entry.directives.get("maxnreg", (MAX_REGISTERS,))[0]
+    if "maxntid" in entry.directives or "reqntid" in entry.directives:
+        ctas = entry.directives.get("minnctapersm", (1,))[0]
+        share = REGISTER_FILE // (max(1, ctas) * max_threads)
+        return min(ceiling, share) // REGISTER_STEP * REGISTER_STEP
+    return ceiling // REGISTER_STEP * REGISTER_STEP if "maxnreg" in entry.directives else 0
 
 
 class _Locations:
@@ -171,19 +198,14 @@ def _lower(module: Module, entry: Entry, context: Context) -> tuple[list[Lowered
     return rows, {label: starts[index] for label, index in entry.labels.items()}
 
 
-# The oldest target of instructions that are younger than sm_80. NVRTC passes inline assembly on unseen, and ptxas would
-# refuse it: so does the host executor.
-_YOUNGER = (
-    (("stmatrix",), 90), (("elect",), 90), (("setmaxnreg",), 90), (("griddepcontrol",), 90),
-    (("atom", "v2"), 90), (("red", "v2"), 90),
-)  # fmt: skip
-
-
 def _check_target(ins: Instruction, target: str) -> None:
-    younger = [oldest for parts, oldest in _YOUNGER if ins.parts[0] == parts[0] and set(parts) <= set(ins.parts)]
-    oldest = max([oldest_target(ins.parts), *younger])
+    """NVRTC passes inline assembly on unseen, and ptxas would refuse it: so does the host executor."""
+    oldest = oldest_target(ins.parts)
     if int(target[3:].rstrip("af")) < oldest:
         raise UnsupportedPTXError(f"{ins.text!r} needs sm_{oldest} or newer; the module is compiled for {target}")
+    only = arch_specific_targets(ins.parts)
+    if only and target not in only:
+        raise UnsupportedPTXError(f"{ins.text!r} needs {' or '.join(only)}; the module is compiled for {target}")
 
 
 def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entry) -> list[Row]:
@@ -221,6 +243,7 @@ class _Encoder:
         self.special_slots: dict[str, int] = {}
         self.specials = np.full(NUM_SPECIALS, -1, np.int32)
         self.relocations: list[tuple[int, str]] = []
+        self.side: list[int] = []
         self.top = 0
 
     def collect(self, rows: list[LoweredRow]) -> None:
@@ -253,6 +276,7 @@ class _Encoder:
         op_index = _op_index()
         sink = top  # results that nobody wants
         encoded: list[list[int]] = []
+        own = {reg for lowered in rows for reg in lowered.row.side}
         for lowered in rows:
             row = lowered.row
             operands: list[int] = []
@@ -270,14 +294,24 @@ class _Encoder:
                 else:
                     operands.append(x)
             operands += row.numbers
+            if row.side:
+                operands += (len(self.side), len(row.side))
+                self.side += [slots[reg] for reg in row.side]
             if len(operands) > MAX_OPERANDS or row.op not in op_index:
                 raise UnsupportedPTXError(f"no handler {row.op!r} for {lowered.text!r}")
             guard = -1 if lowered.guard is None else slots[lowered.guard]
             encoded.append(
-                [op_index[row.op], guard, int(lowered.guard_negated), row.flags, *operands]
+                [op_index[row.op], guard, int(lowered.guard_negated), row.flags, *_side_bits(row, own), *operands]
                 + [0] * (MAX_OPERANDS - len(operands))
             )
         return np.array(encoded, np.int32).reshape(-1, ROW_INTS), top + 256
+
+
+def _side_bits(row: Row, own: set[Reg]) -> tuple[int, int]:
+    """``Row.reads`` and ``Row.writes``: which operands are registers that some row has in its ``side``."""
+    writes = sum(1 << k for k, x in enumerate(row.dsts) if x in own)
+    reads = sum(1 << k for k, x in enumerate(row.srcs, len(row.dsts)) if x in own)
+    return reads, writes
 
 
 def _op_index() -> dict[str, int]:

@@ -1,13 +1,16 @@
 /* cp.async: copies that land when the schedule says so, as late as the program's own waits allow.
  *
  * A copy is queued with the lanes that issued it and the commit group of each. Until it lands its destination holds
- * poison, counts as never written, and belongs to the copy. Its source is read at landing. */
+ * poison, counts as never written, and belongs to the copy. Its source is read at landing. An arrival at an mbarrier
+ * (cp.async.mbarrier.arrive) is queued too and takes place when the earlier copies of its lane have landed. */
 #include <string.h>
+
+enum { CP_ASYNC_NOINC = 16 };
 
 typedef struct {
   const Row *row;
   u32 lanes;                /* still in flight */
-  u32 bytes;
+  u32 bytes;                /* 0: an arrival at the mbarrier at dst */
   u32 dst[WARP_SIZE];       /* byte of shared memory */
   u32 src_bytes[WARP_SIZE];
   u64 src[WARP_SIZE];
@@ -26,12 +29,25 @@ static void copy_now(Warp *warp, u32 dst, u64 src, u32 bytes, u32 src_bytes) {
   memset(to + src_bytes, 0, bytes - src_bytes);
 }
 
+/* A lane's copies have landed: it arrives at its mbarrier. */
+static int arrive_landed(Warp *warp, const Row *row, int lane, u32 offset) {
+  Cta *cta = warp->cta;
+  Mbarrier *mbarrier = mbarrier_find(cta, offset);
+  if (!mbarrier) return fail(warp, row, lane, FAULT_ASYNC, offset, "copies arrive at an mbarrier at byte %u of shared memory, where none lives", offset);
+  if (cta->races) race_mbarrier_arrive(warp, 1u << lane, cta, mbarrier);
+  return mbarrier_arrive(warp, row, lane, cta, mbarrier, 1, 0);
+}
+
 /* Land the given lanes of a queued copy. */
 static int land(Warp *warp, AsyncCopy *copy, u32 lanes) {
   Cta *cta = warp->cta;
   copy->lanes &= ~lanes;
   for (u32 rest = lanes; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
+    if (!copy->bytes) {
+      if (arrive_landed(warp, copy->row, lane, copy->dst[lane])) return FAILED;
+      continue;
+    }
     u32 src_bytes = copy->src_bytes[lane];
     Region *region = src_bytes && cta->races ? find_region(cta->launch, copy->src[lane], src_bytes) : NULL;
     if (region && race_global(warp, copy->row, lane, region, copy->src[lane], src_bytes, ACCESS_READ)) return FAILED;
@@ -42,14 +58,22 @@ static int land(Warp *warp, AsyncCopy *copy, u32 lanes) {
   return STEP;
 }
 
-static void drop_landed(AsyncQueue *queue) {
-  u32 kept = 0;
+/* After copies have landed: arrivals that are due take place, and the queue closes up. */
+static int settle(Warp *warp) {
+  AsyncQueue *queue = warp->async;
+  u32 kept = 0, busy = 0;
+  for (u32 i = 0; i < queue->count; i++) {
+    AsyncCopy *entry = &queue->copies[i];
+    if (!entry->bytes && entry->lanes & ~busy && land(warp, entry, entry->lanes & ~busy)) return FAILED;
+    if (entry->bytes) busy |= entry->lanes;
+  }
   for (u32 i = 0; i < queue->count; i++) {
     if (!queue->copies[i].lanes) continue;
     if (kept != i) queue->copies[kept] = queue->copies[i];
     kept++;
   }
   queue->count = kept;
+  return STEP;
 }
 
 /* In random mode some copies land before anybody waits for them. */
@@ -57,10 +81,28 @@ static int land_some(Warp *warp) {
   AsyncQueue *queue = warp->async;
   while (queue->count && next_random(&warp->cta->random) % 3 == 0) {
     AsyncCopy *copy = &queue->copies[next_random(&warp->cta->random) % queue->count];
-    if (land(warp, copy, copy->lanes)) return FAILED;
-    drop_landed(queue);
+    if (copy->bytes && land(warp, copy, copy->lanes)) return FAILED;
+    if (settle(warp)) return FAILED;
   }
   return STEP;
+}
+
+/* Nothing can run: land the copies that some arrival at an mbarrier waits for. Returns how many, or -1 after a fault. */
+static int async_land_stuck(Cta *cta) {
+  for (u32 w = 0; w < cta->num_warps; w++) {
+    Warp *warp = &cta->warps[w];
+    AsyncQueue *queue = warp->async;
+    for (u32 last = 0; last < queue->count; last++) {
+      u32 lanes = queue->copies[last].bytes ? 0 : queue->copies[last].lanes;
+      if (!lanes) continue;
+      for (u32 i = 0; i < last; i++) {
+        AsyncCopy *copy = &queue->copies[i];
+        if (copy->bytes && copy->lanes & lanes && land(warp, copy, copy->lanes & lanes)) return -1;
+      }
+      return settle(warp) ? -1 : 1;
+    }
+  }
+  return 0;
 }
 
 static AsyncCopy *new_copy(AsyncQueue *queue) {
@@ -142,12 +184,29 @@ static int op_cp_async_wait(Warp *warp, const Row *row) {
       u32 complete = row->flags & 1 ? UINT32_MAX : queue->committed[lane] < (u32)row->a[0] ? 0 : queue->committed[lane] - (u32)row->a[0];
       if (copy->group[lane] < complete) due |= 1u << lane;
     }
-    if (due && land(warp, copy, due)) return FAILED;
+    if (copy->bytes && due && land(warp, copy, due)) return FAILED;
   }
-  drop_landed(queue);
+  if (settle(warp)) return FAILED;
   return warp->cta->launch->async_mode == ASYNC_RANDOM ? land_some(warp) : STEP;
 }
 
+/* cp.async.mbarrier.arrive: a: address, offset. flags: MEM_WIDE_ADDRESS, 16: noinc (the count includes this arrival) */
+static int op_cp_async_arrive(Warp *warp, const Row *row) {
+  Cta *cta;
+  AsyncCopy entry = {.row = row, .lanes = warp->exec};
+  for (u32 rest = warp->exec; rest; rest &= rest - 1) {
+    int lane = __builtin_ctz(rest);
+    Mbarrier *mbarrier;
+    if (mbarrier_at(warp, row, lane, 0, &cta, &mbarrier)) return FAILED;
+    entry.dst[lane] = mbarrier->offset;
+    if (!(row->flags & CP_ASYNC_NOINC) && ++mbarrier->pending > MBARRIER_MAX)
+      return fail(warp, row, lane, FAULT_ASYNC, mbarrier->offset, "more than %d arrivals are pending at the mbarrier at byte %u", MBARRIER_MAX, mbarrier->offset);
+  }
+  *new_copy(warp->async) = entry;
+  return cta->launch->async_mode == ASYNC_EAGER ? settle(warp) : cta->launch->async_mode == ASYNC_RANDOM ? land_some(warp) : STEP;
+}
+
 static const OpEntry ops_async[] = {
+  {"cp_async_arrive", op_cp_async_arrive},
   {"cp_async", op_cp_async}, {"cp_async_commit", op_cp_async_commit}, {"cp_async_wait", op_cp_async_wait}, {0, 0},
 };

@@ -2,7 +2,8 @@
  *
  * Lanes of a warp may stand at different rows. The group with the lowest row runs until it blocks, exits, jumps, or
  * reaches a row where other lanes stand; rows are in program order, so that joins happen where the code joins. Lanes
- * held at a collective whose partners have not come are passed over until they do. */
+ * held at a collective whose partners have not come are passed over until they do; so are lanes whose wait (for an
+ * mbarrier, a wgmma, a cluster) has failed, until no other lane can run: then the whole warp waits. */
 
 static void park(Warp *warp, u32 lanes, s32 row) {
   for (u32 rest = lanes; rest; rest &= rest - 1) warp->pc[__builtin_ctz(rest)] = row;
@@ -25,16 +26,20 @@ static int hold_lanes(Warp *warp, const Row *row) {
     if (((warp)->exec & required) != required) return hold_lanes(warp, row);  \
   } while (0)
 
-/* Choose the group that runs next. Returns 0 when the warp has failed. */
+/* Choose the group that runs next. Returns STEP, BLOCKED when all lanes wait, or FAILED. */
 static int select_group(Warp *warp) {
-  u32 candidates = warp->live & ~warp->waiting;
+  u32 candidates = warp->live & ~warp->waiting & ~warp->stalled;
+  if (!candidates && warp->stalled) {
+    warp->state = 31 - __builtin_clz(warp->waits);
+    return BLOCKED;
+  }
   if (!candidates) {
     if (warp->tried_live == warp->live) {
       int lane = __builtin_ctz(warp->live);
       fail(warp, warp->cta->launch->rows + warp->pc[lane], lane, FAULT_DIVERGENCE, 0,
            "lanes %08x of warp %u wait at a warp-level or barrier instruction for lanes that never come "
            "(divergent code, or a member mask that names lanes which do not take part)", warp->waiting, warp->id);
-      return 0;
+      return FAILED;
     }
     warp->tried_live = warp->live; /* lanes may have exited since: try each once more */
     warp->waiting = 0;
@@ -50,7 +55,7 @@ static int select_group(Warp *warp) {
   for (u32 rest = warp->live; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
     s32 pc = warp->pc[lane];
-    if (pc == lowest) group |= 1u << lane;
+    if (pc == lowest && !(warp->stalled >> lane & 1)) group |= 1u << lane;
     else if (pc > lowest && pc < meet) meet = pc;
   }
   warp->active = group;
@@ -58,7 +63,32 @@ static int select_group(Warp *warp) {
   warp->next = lowest;
   warp->regroup = 0;
   warp->meet = meet == INT32_MAX ? NULL : warp->cta->launch->rows + meet;
-  return 1;
+  return STEP;
+}
+
+/* The executing lanes wait in `state` and execute `row` anew after a wake; what a handler that waits returns. */
+static int block_warp(Warp *warp, const Row *row, int state) {
+  s32 here = (s32)(row - warp->cta->launch->rows);
+  warp->waits |= 1u << state;
+  if (warp->exec == warp->live) {
+    warp->next = here;
+    warp->state = state;
+    return BLOCKED;
+  }
+  park(warp, warp->exec, here);
+  park(warp, warp->active & ~warp->exec, here + 1);
+  warp->stalled |= warp->exec;
+  warp->regroup = 1;
+  return JUMPED;
+}
+
+/* Let a warp that waits look again. */
+static void wake(Warp *warp) {
+  if (warp->state >= AT_MBARRIER) {
+    warp->state = RUNNABLE;
+    if (warp->stalled) warp->regroup = 1;
+  }
+  warp->stalled = warp->waits = 0;
 }
 
 /* Send the executing lanes to `target`; the others of the group fall through. */
@@ -90,9 +120,12 @@ static int op_brx(Warp *warp, const Row *row) {
   return JUMPED;
 }
 
+static void cluster_barrier_check(Cluster *cluster);
+
 static int op_exit(Warp *warp, const Row *row) {
   (void)row;
   warp->live &= ~warp->exec;
+  if (warp->cta->cluster->barrier_open) cluster_barrier_check(warp->cta->cluster);
   warp->active &= ~warp->exec;
   if (warp->active) return STEP;
   warp->regroup = 1;
@@ -115,11 +148,12 @@ enum { BARRIER_SYNC, BARRIER_ARRIVE, BARRIER_RED_POPC, BARRIER_RED_AND, BARRIER_
 
 static void barrier_release(Cta *cta, u32 id) {
   Barrier *barrier = &cta->barriers[id];
+  cta->cluster->timeouts = 0;
   if (!barrier->expected) cta->barrier_epoch++;
   for (u32 rest = barrier->warps; rest; rest &= rest - 1) {
     Warp *warp = &cta->warps[__builtin_ctz(rest)];
     warp->state = RUNNABLE;
-    if (cta->races) race_acquire_barrier(warp, barrier);
+    if (cta->races) race_acquire_barrier(warp, id);
     const Row *row = warp->barrier_row;
     if (row->flags >= BARRIER_RED_POPC) {
       u32 result = row->flags == BARRIER_RED_POPC ? barrier->popc : row->flags == BARRIER_RED_AND ? barrier->all : barrier->any;
@@ -128,6 +162,7 @@ static void barrier_release(Cta *cta, u32 id) {
     }
   }
   *barrier = (Barrier){.all = 1};
+  if (cta->races) race_reset_barrier(cta, id);
 }
 
 static int barrier_complete(const Cta *cta, const Barrier *barrier) {
@@ -158,7 +193,7 @@ static int op_bar(Warp *warp, const Row *row) {
       barrier->all &= x;
     }
   }
-  if (cta->races) race_release_barrier(warp, barrier);
+  if (cta->races) race_release_barrier(warp, id);
   barrier->threads += WARP_SIZE;
   barrier->num_arrived_warps++;
   s32 after = (s32)(row - cta->launch->rows) + 1;
@@ -191,19 +226,21 @@ static inline u32 predicate_bits(const u32 *pred) {
 }
 
 static const Handler *handlers; /* set by ops.c */
+static int wgmma_touch(Warp *warp, const Row *row);
 
 /* Run a warp until it blocks, yields, finishes or fails. Returns FAILED or STEP. */
 static int run_warp(Warp *warp) {
   Launch *launch = warp->cta->launch;
   const Row *rows = launch->rows;
   u64 *counts = launch->count_rows;
-  const Row *row = rows + warp->next;
   s64 budget = warp->budget;
+  if (warp->regroup && select_group(warp) == FAILED) return FAILED;
+  const Row *row = rows + warp->next;
   for (;;) {
     if (row == warp->meet || budget-- <= 0) {
       s32 here = (s32)(row - rows);
       park(warp, warp->active, here);
-      if (!select_group(warp)) return FAILED;
+      if (select_group(warp) == FAILED) return FAILED;
       if (budget < 0) return STEP;
       row = rows + warp->next;
     }
@@ -217,6 +254,7 @@ static int run_warp(Warp *warp) {
       }
     }
     set_exec(warp, lanes);
+    if ((row->reads | row->writes) && launch->check_race && wgmma_touch(warp, row) != STEP) return FAILED;
     if (counts) {
       __atomic_fetch_add(&counts[row - rows], 1, __ATOMIC_RELAXED);
       __atomic_fetch_add(&launch->count_lanes[row - rows], (u64)__builtin_popcount(lanes), __ATOMIC_RELAXED);
@@ -230,7 +268,10 @@ static int run_warp(Warp *warp) {
           warp_finished(warp);
           return STEP;
         }
-        if (warp->regroup && !select_group(warp)) return FAILED;
+        if (warp->regroup) {
+          int status = select_group(warp);
+          if (status != STEP) return status == FAILED ? FAILED : STEP;
+        }
         row = rows + warp->next;
         continue;
       case BLOCKED:

@@ -29,11 +29,14 @@ typedef struct {
   s32 pred;      /* offset of the guard predicate's slot, or -1 */
   s32 pred_neg;  /* 1 for @!p */
   s32 flags;     /* modifiers, bits defined beside the handlers that read them */
+  u32 reads;     /* bit k: a[k] is the slot of a register that some row has in its `side`, and is read */
+  u32 writes;    /* likewise written */
   s32 a[MAX_OPERANDS];
 } Row;
 
 typedef struct Warp Warp;
 typedef struct Cta Cta;
+typedef struct Cluster Cluster;
 
 /* What a handler tells the scheduler. */
 enum {
@@ -73,7 +76,7 @@ static inline u32 bits_f32(float x) { u32 bits; __builtin_memcpy(&bits, &x, 4); 
 static inline double as_f64(u64 bits) { double x; __builtin_memcpy(&x, &bits, 8); return x; }
 static inline u64 bits_f64(double x) { u64 bits; __builtin_memcpy(&bits, &x, 8); return bits; }
 
-enum { MAX_WARPS = 32, NUM_BARRIERS = 16, NUM_SPECIALS = 32 };
+enum { NUM_BARRIERS = 16, NUM_SPECIALS = 48 };
 
 /* The special registers that a kernel may read; `Launch.specials` gives the slot of each, or -1. Order as in table.py. */
 enum {
@@ -81,7 +84,12 @@ enum {
   SPECIAL_CTAID_X, SPECIAL_CTAID_Y, SPECIAL_CTAID_Z, SPECIAL_NCTAID_X, SPECIAL_NCTAID_Y, SPECIAL_NCTAID_Z,
   SPECIAL_LANEID, SPECIAL_WARPID, SPECIAL_NWARPID, SPECIAL_SMID, SPECIAL_NSMID,
   SPECIAL_LANEMASK_EQ, SPECIAL_LANEMASK_LE, SPECIAL_LANEMASK_LT, SPECIAL_LANEMASK_GE, SPECIAL_LANEMASK_GT,
-  SPECIAL_CLOCK, SPECIAL_DYNAMIC_SMEM_SIZE, SPECIAL_TOTAL_SMEM_SIZE
+  SPECIAL_CLOCK, SPECIAL_DYNAMIC_SMEM_SIZE, SPECIAL_TOTAL_SMEM_SIZE,
+  SPECIAL_CLUSTER_CTAID_X, SPECIAL_CLUSTER_CTAID_Y, SPECIAL_CLUSTER_CTAID_Z,
+  SPECIAL_CLUSTER_NCTAID_X, SPECIAL_CLUSTER_NCTAID_Y, SPECIAL_CLUSTER_NCTAID_Z,
+  SPECIAL_CLUSTERID_X, SPECIAL_CLUSTERID_Y, SPECIAL_CLUSTERID_Z,
+  SPECIAL_NCLUSTERID_X, SPECIAL_NCLUSTERID_Y, SPECIAL_NCLUSTERID_Z,
+  SPECIAL_CLUSTER_CTARANK, SPECIAL_CLUSTER_NCTARANK, SPECIAL_IS_EXPLICIT_CLUSTER
 };
 
 /* State of a byte of checked memory: a byte that belongs to no element is 0. */
@@ -107,7 +115,7 @@ typedef struct {
   s32 kind, row, other_row; /* other_row: the other access of a race, or -1 */
   u32 ctaid[3], tid[3];
   u64 address;
-  char message[384];
+  char message[1024];
 } Report;
 
 enum { ASYNC_EAGER, ASYNC_LATE, ASYNC_RANDOM };
@@ -117,22 +125,31 @@ typedef struct {
   const Row *rows;
   const u8 *slots_init;  /* constants and zeros for the special registers, one warp's worth */
   const u8 *params;
+  const s32 *side;       /* slots of rows with many registers: a[k] of such a row is an index into it */
   Region *regions;
   u64 *count_rows, *count_lanes, *count_bytes; /* per row, or NULL: counters are off */
   u64 seed;
   s64 num_rows, init_bytes, reg_bytes;
-  u32 grid[3], block[3];
+  u32 grid[3], block[3], cluster[3]; /* cluster: extents in CTAs; 1, 1, 1 without */
   s32 specials[NUM_SPECIALS];
   u32 static_smem_bytes, smem_bytes, local_bytes, num_regions;
-  s32 check_mem, check_init, check_race, async_mode, random_schedule, num_threads, smem_granule_log2;
+  u32 entry_registers;   /* registers a thread starts with; 0 where setmaxnreg has no say */
+  s32 check_mem, check_init, check_race, async_mode, random_schedule, num_threads, smem_granule_log2, explicit_cluster;
   volatile s32 stop;     /* set by the first fault, or from outside */
   Report report;
 } Launch;
 
 typedef struct AsyncQueue AsyncQueue; /* async.c */
-typedef struct CtaRaces CtaRaces;     /* race.c */
+typedef struct CtaRaces CtaRaces;     /* race_clocks.c */
+typedef struct WarpRaces WarpRaces;
+typedef struct BulkQueue BulkQueue;   /* bulk.c */
+typedef struct WgmmaQueue WgmmaQueue; /* wgmma.c */
 
-enum { RUNNABLE, AT_BARRIER, FINISHED };
+/* What a warp does. From AT_MBARRIER on it stands before an instruction that is executed anew after a wake. */
+enum { RUNNABLE, AT_BARRIER, FINISHED, AT_MBARRIER, AT_WGMMA, AT_CLUSTER_BARRIER, AT_REGISTERS };
+
+/* Why the scheduler asks for an asynchronous operation to land. */
+enum { LAND_STUCK, LAND_RANDOM };
 
 struct Warp {
   u8 *regs;                                               /* register file, 64-byte aligned */
@@ -145,6 +162,14 @@ struct Warp {
   u32 active;             /* the group of lanes that runs now */
   u32 waiting;            /* lanes held at a collective until the lanes it names arrive */
   u32 tried_live;         /* `live` when all lanes were last found waiting */
+  u32 stalled;            /* lanes whose wait failed while other lanes could run */
+  u32 waits;              /* bit s: some lanes wait in state s */
+  u32 timed_out;          /* nothing else can run: a try_wait returns false */
+  u32 cluster_arrived;    /* lanes that have arrived at the cluster barrier in progress */
+  u32 cluster_passed;     /* lanes whose cluster barrier is complete and that have not waited yet */
+  u32 registers;          /* a thread's share, as setmaxnreg left it */
+  u32 register_changes;   /* a digest of what it has executed, and the last of it */
+  const Row *register_row;
   s32 next;               /* row where the active group goes on */
   s32 regroup;            /* the group has split or moved: choose anew */
   s32 pc[WARP_SIZE];      /* where lanes outside the active group stand */
@@ -154,12 +179,9 @@ struct Warp {
   s32 barrier;            /* the barrier it waits at */
   const Row *barrier_row; /* for a reduction's result */
   AsyncQueue *async;
-  /* race checker */
-  u32 clock;              /* counts the warp's synchronisations; an access carries the clock of its time */
-  u32 full_sync;          /* clock of the last synchronisation of the whole warp */
-  u32 fence_clock;        /* clock at the last memory fence, 0 none */
-  u32 *vc;                /* vc[w]: accesses of warp w with a smaller clock happened before now */
-  u32 *pair;              /* [lane][lane] clock of their last common partial synchronisation, or NULL */
+  WgmmaQueue *wgmma;
+  u32 clock;              /* race checker: counts synchronisations; an access carries the clock of its time */
+  WarpRaces *races;       /* or NULL */
 };
 
 typedef struct {
@@ -168,14 +190,33 @@ typedef struct {
   u32 num_arrived_warps;
   u32 expected;           /* 0: all threads of the CTA */
   u32 popc, any, all;     /* of a reduction */
-  u32 vc[MAX_WARPS];
 } Barrier;
+
+/* An mbarrier object; its bytes of shared memory hold nothing (mbarrier.c). */
+typedef struct {
+  u32 offset;             /* byte of shared memory */
+  u32 live;               /* initialised, and not invalidated since */
+  u32 expected;           /* arrivals of a phase */
+  u32 pending;            /* arrivals that the current phase still needs */
+  u32 phase;              /* phases completed */
+  s64 tx_bytes;           /* bytes that the current phase still expects */
+  const Row *row;         /* where it was initialised */
+} Mbarrier;
+
+typedef struct {
+  u32 count, capacity;
+  Mbarrier *items;
+  u16 *at;                /* [smem_bytes / 8 + 1] index into items plus one, NULL until the first init */
+} MbarrierTable;
 
 struct Cta {
   Launch *launch;
+  Cluster *cluster;
+  u32 rank;               /* in the cluster */
   u32 index;              /* linear */
   u32 ctaid[3];
   u32 num_warps, num_live_warps, num_threads;
+  u32 free_registers;     /* given back by setmaxnreg.dec */
   u8 *smem;               /* byte 0 is shared address SHARED_BASE */
   u8 *smem_state;         /* or NULL */
   u8 *local;              /* [thread][local_bytes] */
@@ -184,12 +225,29 @@ struct Cta {
   u64 random;
   u32 barrier_epoch;      /* counts barriers of the whole CTA */
   CtaRaces *races;
+  MbarrierTable mbarriers;
   Barrier barriers[NUM_BARRIERS];
+};
+
+/* CTAs that run together on one thread of the host and reach each other's shared memory; usually a single one. */
+struct Cluster {
+  Launch *launch;
+  u32 index;              /* linear, in the grid of clusters */
+  u32 size;               /* CTAs */
+  u32 num_live_ctas;
+  u32 timeouts;           /* since anything last changed */
+  u32 barrier_open;       /* somebody has arrived at the cluster barrier */
+  Cta **ctas;
+  u64 random;
+  BulkQueue *bulk;
 };
 
 /* Shared addresses start here, so that a null pointer is no shared address; generic addresses carry their window. */
 #define SHARED_BASE 1024u
 #define LOCAL_BASE 64u
+/* A shared::cluster address: the rank of the CTA plus one in the top byte, or 0 for the own CTA. */
+#define CLUSTER_RANK_SHIFT 24
+#define CLUSTER_OFFSET_MASK 0xffffffu
 #define GENERIC_SHARED (1ull << 60)
 #define GENERIC_LOCAL (1ull << 61)
 

@@ -43,9 +43,28 @@ static int shared_pointer(Warp *warp, const Row *row, int lane, u64 address, u32
                 (unsigned long long)address, (long long)offset, launch->smem_bytes);
   if (address % bytes)
     return fail(warp, row, lane, FAULT_MEMORY, address, "misaligned %u-byte %s at shared byte %llu", bytes, access_name(access), (unsigned long long)offset);
+  if (launch->check_mem && cta->mbarriers.count && mbarrier_overlap(cta, (u32)offset, bytes))
+    return fail(warp, row, lane, FAULT_MEMORY, address, "%u-byte %s at shared byte %llu, where an mbarrier lives", bytes, access_name(access), (unsigned long long)offset);
   if (cta->smem_state && check_states(warp, row, lane, cta->smem_state + offset, offset, bytes, access, "shared")) return FAILED;
   if (cta->races && race_shared(warp, row, lane, (u32)offset, bytes, access)) return FAILED;
   *pointer = cta->smem + offset;
+  return STEP;
+}
+
+/* The shared memory of any CTA of the cluster. */
+static int cluster_pointer(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access, u8 **pointer) {
+  Cta *target;
+  u32 offset;
+  if (cluster_target(warp, row, lane, address, &target, &offset)) return FAILED;
+  if (target == warp->cta) return shared_pointer(warp, row, lane, offset + SHARED_BASE, bytes, access, pointer);
+  if (offset + bytes > target->launch->smem_bytes || offset % bytes)
+    return fail(warp, row, lane, FAULT_MEMORY, address, "%u-byte %s at byte %u of the shared memory of CTA %u: misaligned, or outside its %u bytes",
+                bytes, access_name(access), offset, target->rank, target->launch->smem_bytes);
+  if (target->launch->check_mem && mbarrier_overlap(target, offset, bytes))
+    return fail(warp, row, lane, FAULT_MEMORY, address, "%u-byte %s at byte %u of CTA %u, where an mbarrier lives", bytes, access_name(access), offset, target->rank);
+  if (target->smem_state && check_states(warp, row, lane, target->smem_state + offset, offset, bytes, access, "shared")) return FAILED;
+  if (target->races && race_distributed(warp, row, lane, target, offset, bytes, access)) return FAILED;
+  *pointer = target->smem + offset;
   return STEP;
 }
 
@@ -111,11 +130,13 @@ static int global_pointer(Warp *warp, const Row *row, int lane, u64 address, u32
 
 static int lane_pointer(Warp *warp, const Row *row, int lane, int space, u64 address, u32 bytes, Access access, u8 **pointer) {
   if (space == SPACE_GENERIC) {
-    if (address & GENERIC_SHARED) space = SPACE_SHARED, address &= ~GENERIC_SHARED;
+    if (address & GENERIC_SHARED) space = SPACE_CLUSTER, address &= ~GENERIC_SHARED;
     else if (address & GENERIC_LOCAL) space = SPACE_LOCAL, address &= ~GENERIC_LOCAL;
     else space = SPACE_GLOBAL;
   }
   if (space == SPACE_SHARED) return shared_pointer(warp, row, lane, (u32)address, bytes, access, pointer);
+  if (space == SPACE_CLUSTER) return address >> CLUSTER_RANK_SHIFT ? cluster_pointer(warp, row, lane, address, bytes, access, pointer)
+                                                                  : shared_pointer(warp, row, lane, (u32)address, bytes, access, pointer);
   if (space == SPACE_LOCAL) return local_pointer(warp, row, lane, (u32)address, bytes, access, pointer);
   return global_pointer(warp, row, lane, address, bytes, access, pointer);
 }
@@ -232,11 +253,13 @@ static int op_param_address(Warp *warp, const Row *row) {
   EACH_LANE(u64, (address + 0 * (u64)i));
 }
 
-/* isspacep: which window a generic address lies in. */
+/* isspacep: which window a generic address lies in. flags: SPACE_* */
 static int op_isspacep(Warp *warp, const Row *row) {
   const u64 *address = SLOT(u64, 1);
-  u64 window = row->flags == SPACE_SHARED ? GENERIC_SHARED : row->flags == SPACE_LOCAL ? GENERIC_LOCAL : 0;
-  EACH_LANE(u32, ((address[i] & (GENERIC_SHARED | GENERIC_LOCAL)) == window));
+  u64 window = row->flags == SPACE_SHARED || row->flags == SPACE_CLUSTER ? GENERIC_SHARED : row->flags == SPACE_LOCAL ? GENERIC_LOCAL : 0;
+  u64 mask = GENERIC_SHARED | GENERIC_LOCAL, own = (u64)(warp->cta->rank + 1) << CLUSTER_RANK_SHIFT;
+  u64 rank = row->flags == SPACE_SHARED ? 0xffull << CLUSTER_RANK_SHIFT : 0; /* the window of the own CTA only */
+  EACH_LANE(u32, ((address[i] & mask) == window && ((address[i] & rank) == 0 || (address[i] & rank) == own)));
 }
 
 static const OpEntry ops_memory[] = {

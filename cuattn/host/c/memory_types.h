@@ -4,7 +4,7 @@
 
 #include "executor.h"
 
-enum { SPACE_GENERIC, SPACE_GLOBAL, SPACE_SHARED, SPACE_LOCAL, SPACE_PARAM };
+enum { SPACE_GENERIC, SPACE_GLOBAL, SPACE_SHARED, SPACE_LOCAL, SPACE_PARAM, SPACE_CLUSTER };
 
 /* flags of a memory row */
 #define MEM_SPACE(flags) ((flags) & 7)

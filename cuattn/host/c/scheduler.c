@@ -1,17 +1,19 @@
-/* Threads of the host take CTAs from a queue; each runs the warps of its resident CTAs in turn.
+/* Threads of the host take clusters (mostly of one CTA) from a queue; each runs the warps of its resident clusters in
+ * turn. When no warp can run, asynchronous operations land; when there is none, waits that may time out do; then it is
+ * a deadlock.
  *
- * In random order the queue is permuted, several CTAs are resident at once, and a random warp runs for a random
+ * In random order the queue is permuted, several clusters are resident at once, and a random warp runs for a random
  * number of rows, all from the launch's seed. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { RANDOM_RESIDENTS = 2 };
+enum { RANDOM_RESIDENTS = 2, MAX_TIMEOUTS = 1000 };
 
 typedef struct {
   Launch *launch;
-  u64 next_cta;  /* position in the queue, shared by the threads */
-  u64 stride;    /* the queue visits start + k * stride modulo the number of CTAs */
+  u64 next;      /* position in the queue, shared by the threads */
+  u64 stride;    /* the queue visits start + k * stride modulo the number of clusters */
   u64 start;
 } Queue;
 
@@ -22,9 +24,11 @@ static void *zeroed(size_t bytes) {
   return memory;
 }
 
-static Cta *cta_new(Launch *launch) {
+static Cta *cta_new(Launch *launch, Cluster *cluster, u32 rank) {
   Cta *cta = zeroed(sizeof *cta);
   cta->launch = launch;
+  cta->cluster = cluster;
+  cta->rank = rank;
   cta->num_threads = launch->block[0] * launch->block[1] * launch->block[2];
   cta->num_warps = (cta->num_threads + WARP_SIZE - 1) / WARP_SIZE;
   cta->smem = zeroed(launch->smem_bytes + 1);
@@ -33,19 +37,15 @@ static Cta *cta_new(Launch *launch) {
   cta->local = zeroed(local + 1);
   if (launch->check_init && local) cta->local_state = zeroed(local);
   cta->warps = zeroed(cta->num_warps * sizeof *cta->warps);
-  if (launch->check_race) {
-    size_t granules = (launch->smem_bytes >> launch->smem_granule_log2) + 1;
-    cta->races = zeroed(sizeof *cta->races);
-    cta->races->writes = zeroed(granules * sizeof(Stamp));
-    cta->races->reads = zeroed(granules * cta->num_warps * sizeof(Stamp));
-  }
+  if (launch->check_race) cta->races = races_new(cta);
   for (u32 i = 0; i < cta->num_warps; i++) {
     Warp *warp = &cta->warps[i];
     warp->cta = cta;
     warp->id = i;
     warp->regs = zeroed((size_t)launch->reg_bytes + 64);
     warp->async = zeroed(sizeof *warp->async);
-    warp->vc = zeroed(cta->num_warps * sizeof *warp->vc);
+    warp->wgmma = wgmma_new(warp);
+    if (cta->races) warp->races = zeroed(sizeof *warp->races);
   }
   return cta;
 }
@@ -56,21 +56,33 @@ static void cta_free(Cta *cta) {
     free(warp->regs);
     free(warp->async->copies);
     free(warp->async);
-    free(warp->vc);
-    free(warp->pair);
+    wgmma_free(warp);
+    races_free_warp(warp);
   }
-  if (cta->races) {
-    races_reset_cta(cta);
-    free(cta->races->writes);
-    free(cta->races->reads);
-    free(cta->races);
-  }
+  races_free_cta(cta);
+  mbarriers_free(cta);
   free(cta->warps);
   free(cta->smem);
   free(cta->smem_state);
   free(cta->local);
   free(cta->local_state);
   free(cta);
+}
+
+static Cluster *cluster_new(Launch *launch) {
+  Cluster *cluster = zeroed(sizeof *cluster);
+  cluster->launch = launch;
+  cluster->size = launch->cluster[0] * launch->cluster[1] * launch->cluster[2];
+  cluster->ctas = zeroed(cluster->size * sizeof *cluster->ctas);
+  for (u32 i = 0; i < cluster->size; i++) cluster->ctas[i] = cta_new(launch, cluster, i);
+  return cluster;
+}
+
+static void cluster_free(Cluster *cluster) {
+  bulk_free(cluster);
+  for (u32 i = 0; i < cluster->size; i++) cta_free(cluster->ctas[i]);
+  free(cluster->ctas);
+  free(cluster);
 }
 
 /* ---- starting a CTA */
@@ -95,6 +107,17 @@ static u32 special_value(const Cta *cta, const Warp *warp, int special, u32 lane
     case SPECIAL_LANEMASK_GT: return ~((2u << lane) - 1);
     case SPECIAL_DYNAMIC_SMEM_SIZE: return launch->smem_bytes - launch->static_smem_bytes;
     case SPECIAL_TOTAL_SMEM_SIZE: return launch->smem_bytes;
+    case SPECIAL_CLUSTER_CTARANK: return cta->rank;
+    case SPECIAL_CLUSTER_NCTARANK: return cta->cluster->size;
+    case SPECIAL_IS_EXPLICIT_CLUSTER: return launch->explicit_cluster;
+    default: break;
+  }
+  u32 axis = (u32)(special - SPECIAL_CLUSTER_CTAID_X) % 3;
+  switch (special - (s32)axis) {
+    case SPECIAL_CLUSTER_CTAID_X: return cta->ctaid[axis] % launch->cluster[axis];
+    case SPECIAL_CLUSTER_NCTAID_X: return launch->cluster[axis];
+    case SPECIAL_CLUSTERID_X: return cta->ctaid[axis] / launch->cluster[axis];
+    case SPECIAL_NCLUSTERID_X: return launch->grid[axis] / launch->cluster[axis];
     default: return 0;
   }
 }
@@ -110,24 +133,35 @@ static void warp_start(Warp *warp) {
   }
   u32 threads = cta->num_threads - warp->id * WARP_SIZE;
   warp->live = warp->active = threads >= WARP_SIZE ? ALL_LANES : (1u << threads) - 1;
-  warp->waiting = warp->tried_live = 0;
+  warp->waiting = warp->tried_live = warp->stalled = warp->waits = warp->timed_out = 0;
+  warp->cluster_arrived = warp->cluster_passed = 0;
+  warp->registers = launch->entry_registers;
+  warp->register_changes = 0;
+  warp->register_row = NULL;
   warp->next = warp->regroup = 0;
   warp->meet = NULL;
   warp->state = RUNNABLE;
+  wgmma_reset(warp);
   warp->async->count = 0;
   memset(warp->async->committed, 0, sizeof warp->async->committed);
-  memset(warp->vc, 0, cta->num_warps * sizeof *warp->vc);
-  warp->clock = warp->vc[warp->id] = 1;
-  warp->full_sync = warp->fence_clock = 0;
-  if (warp->pair) memset(warp->pair, 0, WARP_SIZE * WARP_SIZE * sizeof *warp->pair);
+  races_reset_warp(warp);
 }
 
-static void cta_start(Cta *cta, u64 index) {
+static void cta_start(Cta *cta) {
   Launch *launch = cta->launch;
-  cta->index = (u32)index;
-  cta->ctaid[0] = (u32)(index % launch->grid[0]);
-  cta->ctaid[1] = (u32)(index / launch->grid[0] % launch->grid[1]);
-  cta->ctaid[2] = (u32)(index / launch->grid[0] / launch->grid[1]);
+  const u32 *extent = launch->cluster, *grid = launch->grid;
+  u32 cluster = cta->cluster->index, rank = cta->rank, place[3], inside[3];
+  place[0] = cluster % (grid[0] / extent[0]);
+  place[1] = cluster / (grid[0] / extent[0]) % (grid[1] / extent[1]);
+  place[2] = cluster / (grid[0] / extent[0]) / (grid[1] / extent[1]);
+  inside[0] = rank % extent[0];
+  inside[1] = rank / extent[0] % extent[1];
+  inside[2] = rank / extent[0] / extent[1];
+  for (int axis = 0; axis < 3; axis++) cta->ctaid[axis] = place[axis] * extent[axis] + inside[axis];
+  cta->index = (cta->ctaid[2] * grid[1] + cta->ctaid[1]) * grid[0] + cta->ctaid[0];
+  u64 index = cta->index;
+  cta->free_registers = 0;
+  mbarriers_reset(cta);
   cta->num_live_warps = cta->num_warps;
   cta->barrier_epoch = 0;
   cta->random = (launch->seed + 1) * 0x9e3779b97f4a7c15ull ^ (index + 1) * 0xd1342543de82ef95ull;
@@ -140,79 +174,105 @@ static void cta_start(Cta *cta, u64 index) {
   for (u32 i = 0; i < cta->num_warps; i++) warp_start(&cta->warps[i]);
 }
 
-/* ---- running */
-
-static void report_deadlock(Cta *cta) {
-  char text[256];
-  size_t used = 0;
-  Warp *first = NULL;
-  for (u32 i = 0; i < cta->num_warps; i++) {
-    Warp *warp = &cta->warps[i];
-    if (warp->state == AT_BARRIER) {
-      if (!first) first = warp;
-      if (used < sizeof text) used += (size_t)snprintf(text + used, sizeof text - used, " warp %u at barrier %d,", i, warp->barrier);
-    } else if (used < sizeof text) {
-      used += (size_t)snprintf(text + used, sizeof text - used, " warp %u has exited,", i);
-    }
-  }
-  text[used && used < sizeof text ? used - 1 : sizeof text - 1] = 0;
-  const Barrier *barrier = &cta->barriers[first->barrier];
-  fail(first, first->barrier_row, __builtin_ctz(first->live), FAULT_DEADLOCK, 0, "no warp can go on; barrier %d has %u of %u threads:%s",
-       first->barrier, barrier->threads, barrier->expected ? barrier->expected : cta->num_live_warps * WARP_SIZE, text);
+static void cluster_start(Cluster *cluster, u64 index) {
+  cluster->index = (u32)index;
+  cluster->num_live_ctas = cluster->size;
+  cluster->timeouts = cluster->barrier_open = 0;
+  cluster->random = (cluster->launch->seed + 1) * 0x9e3779b97f4a7c15ull ^ (index + 1) * 0xd1342543de82ef95ull;
+  bulk_reset(cluster);
+  for (u32 i = 0; i < cluster->size; i++) cta_start(cluster->ctas[i]);
 }
 
-/* Give every runnable warp of the CTA a turn. Returns whether the CTA is still alive. */
-static int cta_turn(Cta *cta) {
+/* ---- running */
+
+/* Give every runnable warp of the CTA a turn; counts those that ran, and those that ended or came to wait. */
+static int cta_turn(Cta *cta, u32 *ran, u32 *settled) {
   Launch *launch = cta->launch;
-  int ran = 0;
   u32 offset = launch->random_schedule ? next_random(&cta->random) % cta->num_warps : 0;
   for (u32 i = 0; i < cta->num_warps; i++) {
     Warp *warp = &cta->warps[(i + offset) % cta->num_warps];
     if (warp->state != RUNNABLE) continue;
-    if (launch->random_schedule && ran && next_random(&cta->random) % 2) continue;
+    if (launch->random_schedule && *ran && next_random(&cta->random) % 2) continue;
     warp->budget = launch->random_schedule ? 1 + next_random(&cta->random) % 400 : 1 << 20;
-    ran = 1;
-    if (run_warp(warp) == FAILED || launch->stop) return 0;
+    ++*ran;
+    if (run_warp(warp) == FAILED || launch->stop) return FAILED;
+    *settled += warp->state != RUNNABLE;
   }
-  if (cta->num_live_warps == 0) return 0;
-  if (!ran) {
-    report_deadlock(cta);
-    return 0;
+  if (cta->num_live_warps) return STEP;
+  cta->cluster->num_live_ctas--;
+  return bulk_check_exit(cta) || wgmma_check_exit(cta) || mbarriers_check_exit(cta) || registers_check_exit(cta) ? FAILED : STEP;
+}
+
+/* Let every wait that may time out do so. Returns 0 when that has not helped often enough. */
+static int expire_waits(Cluster *cluster) {
+  int any = 0;
+  if (cluster->timeouts++ >= MAX_TIMEOUTS) return 0;
+  for (u32 r = 0; r < cluster->size; r++)
+    for (u32 i = 0; i < cluster->ctas[r]->num_warps; i++) {
+      Warp *warp = &cluster->ctas[r]->warps[i];
+      if (!(warp->waits >> AT_MBARRIER & 1)) continue;
+      warp->timed_out = warp->stalled ? warp->stalled : warp->live;
+      wake(warp);
+      any = 1;
+    }
+  return any;
+}
+
+/* Run each warp of the cluster once. Returns whether the cluster is still alive. */
+static int cluster_turn(Cluster *cluster) {
+  Launch *launch = cluster->launch;
+  u32 ran = 0, settled = 0, offset = launch->random_schedule && cluster->size > 1 ? next_random(&cluster->random) % cluster->size : 0;
+  for (u32 i = 0; i < cluster->size; i++) {
+    Cta *cta = cluster->ctas[(i + offset) % cluster->size];
+    if (cta->num_live_warps && cta_turn(cta, &ran, &settled)) return 0;
   }
-  return 1;
+  if (!cluster->num_live_ctas) return 0;
+  int landed = launch->random_schedule ? bulk_land(cluster, LAND_RANDOM) : 0;
+  if (ran && (settled || launch->random_schedule)) return landed >= 0; /* else some may spin on what is still to land */
+  if (landed == 0) landed = bulk_land(cluster, LAND_STUCK);
+  for (u32 i = 0; i < cluster->size && landed == 0; i++) landed = async_land_stuck(cluster->ctas[i]);
+  if (landed < 0) return 0;
+  if (landed > 0) cluster->timeouts = 0;
+  if (ran || landed || expire_waits(cluster)) return 1;
+  report_deadlock(cluster);
+  return 0;
+}
+
+static u64 num_clusters(const Launch *launch) {
+  return num_ctas(launch) / (launch->cluster[0] * launch->cluster[1] * launch->cluster[2]);
 }
 
 static void *worker(void *argument) {
   Queue *queue = argument;
   Launch *launch = queue->launch;
-  u64 total = num_ctas(launch);
+  u64 total = num_clusters(launch);
   int residents = launch->random_schedule ? RANDOM_RESIDENTS : 1, alive = 0;
-  Cta *ctas[RANDOM_RESIDENTS] = {0};
+  Cluster *clusters[RANDOM_RESIDENTS] = {0};
   int busy[RANDOM_RESIDENTS] = {0};
   do {
     alive = 0;
     for (int i = 0; i < residents && !launch->stop; i++) {
       if (!busy[i]) {
-        u64 position = __atomic_fetch_add(&queue->next_cta, 1, __ATOMIC_RELAXED);
+        u64 position = __atomic_fetch_add(&queue->next, 1, __ATOMIC_RELAXED);
         if (position >= total) continue;
-        if (!ctas[i]) ctas[i] = cta_new(launch);
-        cta_start(ctas[i], (queue->start + position * queue->stride) % total);
+        if (!clusters[i]) clusters[i] = cluster_new(launch);
+        cluster_start(clusters[i], (queue->start + position * queue->stride) % total);
         busy[i] = 1;
       }
-      do busy[i] = cta_turn(ctas[i]);
+      do busy[i] = cluster_turn(clusters[i]);
       while (busy[i] && residents == 1);
       alive = 1;
     }
   } while (alive && !launch->stop);
   for (int i = 0; i < residents; i++)
-    if (ctas[i]) cta_free(ctas[i]);
+    if (clusters[i]) cluster_free(clusters[i]);
   return NULL;
 }
 
 static u64 greatest_divisor(u64 a, u64 b) { return b ? greatest_divisor(b, a % b) : a; }
 
 static void run_launch(Launch *launch) {
-  u64 total = num_ctas(launch);
+  u64 total = num_clusters(launch);
   Queue queue = {.launch = launch, .stride = 1};
   if (launch->random_schedule && total > 1) {
     u64 random = launch->seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;

@@ -27,7 +27,7 @@ def lower_trap(ins: Instruction, context: Context) -> Row:
     return Row("trap")
 
 
-@rule("nanosleep", "prefetch", "prefetchu", "griddepcontrol", "setmaxnreg", "applypriority", "discard")
+@rule("nanosleep", "prefetch", "prefetchu", "griddepcontrol", "applypriority", "discard")
 def lower_hint(ins: Instruction, context: Context) -> Row | None:
     """Hints about time and caches: no effect on what a kernel computes."""
     return None if ins.parts[0] == "discard" else Row("nop")
@@ -58,19 +58,42 @@ def _barrier_operands(operands: tuple[object, ...]) -> list[Source]:
     return [number, count]
 
 
+_PROXY_SPACES = ((), ("global",), ("shared::cta",), ("shared::cluster",))
+
+
 @rule("membar", "fence")
 def lower_fence(ins: Instruction, context: Context) -> Row | None:
+    parts = ins.parts[1:]
     if ins.parts[0] == "membar":
-        return Row("fence") if ins.parts[1:] in (("gl",), ("cta",), ("sys",)) else None
+        return Row("fence") if parts in (("gl",), ("cta",), ("sys",)) else None
+    if parts[:2] == ("proxy", "async"):
+        return Row("proxy_fence") if parts[2:] in _PROXY_SPACES else None
+    if parts[0] == "proxy":
+        # Between the generic proxy and tensor maps or virtual aliases: no effect on what is executed here.
+        return Row("nop") if parts[1] in ("alias", "tensormap::generic") else None
+    if parts == ("mbarrier_init", "release", "cluster"):
+        return Row("fence")
     orders, scopes = {"sc", "acq_rel", "acquire", "release"}, {"cta", "gpu", "sys", "cluster"}
-    if len(ins.parts) == 3 and ins.parts[1] in orders and ins.parts[2] in scopes:
+    if len(parts) == 2 and parts[0] in orders and parts[1] in scopes:
         return Row("fence")
     return None
 
 
+@rule("setmaxnreg")
+def lower_setmaxnreg(ins: Instruction, context: Context) -> Row | None:
+    count = ins.operands[0]
+    if len(ins.parts) != 5 or ins.parts[1] not in ("inc", "dec") or ins.parts[2:] != ("sync", "aligned", "u32"):
+        return None
+    if not isinstance(count, Imm) or not 24 <= count.value <= 256 or count.value % 8:
+        raise ValueError("the number of registers must be a multiple of 8 from 24 to 256")
+    if not context.entry_registers:
+        raise ValueError("without launch bounds (or .maxnreg) the kernel's registers are unknown and ptxas ignores it")
+    return Row("setmaxnreg", numbers=[count.value], flags=ins.parts[1] == "inc")
+
+
 @rule("isspacep")
 def lower_isspacep(ins: Instruction, context: Context) -> Row | None:
-    spaces = {"global": 1, "shared": 2, "shared::cta": 2, "local": 3}
+    spaces = {"global": 1, "shared": 2, "shared::cta": 2, "local": 3, "shared::cluster": 5}
     if ins.parts[1] not in spaces or isinstance(ins.operands[1], Imm):
         return None
     srcs = [source(ins.operands[1], "b64")]

@@ -7,13 +7,15 @@ from .context import GENERIC_LOCAL, GENERIC_SHARED, Context
 from .rules import destination, rule, source
 
 # c/memory_types.h
-SPACES = {"generic": 0, "global": 1, "shared": 2, "shared::cta": 2, "local": 3, "param": 4, "const": 1}
+SPACES = {"generic": 0, "global": 1, "shared": 2, "shared::cta": 2, "local": 3, "param": 4, "const": 1,
+          "shared::cluster": 5}  # fmt: skip
 WIDE_ADDRESS, SIGNED, WIDE_REGISTER = 8, 64, 128
 ACQUIRE, RELEASE, STRONG = 4096, 8192, 16384
 SIZE_LOG2 = {"8": 0, "16": 1, "32": 2, "64": 3}
 
 _CACHE_HINTS = {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "L1::evict_last", "L1::evict_first", "L1::no_allocate",
-                "L1::evict_normal", "L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B"}  # fmt: skip
+                "L1::evict_normal", "L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B",
+                "L2::cache_hint"}  # fmt: skip
 _SCOPES = {"cta", "cluster", "gpu", "sys"}
 
 
@@ -27,7 +29,7 @@ def address(operand: Operand, context: Context, space: int) -> tuple[Source, int
     if isinstance(base, Imm):
         return Const(base.value + operand.offset & (1 << 64) - 1, True), 0, WIDE_ADDRESS
     if isinstance(base, Symbol):
-        if base.name in context.shared and space in (0, 2):
+        if base.name in context.shared and space in (0, 2, 5):
             value = context.shared[base.name] + (0 if space else GENERIC_SHARED)
             return Const(value, True), operand.offset, WIDE_ADDRESS
         if base.name in context.local and space in (0, 3):
@@ -78,10 +80,10 @@ def lower_ld(ins: Instruction, context: Context) -> Row | list[Row] | None:
     wide = WIDE_REGISTER if True in widths else 0
     where = ins.operands[1]
     if space == SPACES["param"]:
-        offset = _param_offset(where, context)
-        if offset is None:
-            return None
-        return Row("ld_param", dsts, [offset], flags=flags | wide)
+        place = _param_offset(where, context)
+        if place is not None:
+            return Row("ld_param", dsts, [place], flags=flags | wide)
+        space = SPACES["global"]  # a computed address, of a parameter that is an array
     slot, offset, wide_address = address(where, context, space)
     return Row("ld", dsts, [slot, offset], flags=flags | wide | wide_address | space)
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 #: Handlers outside arithmetic.
 CORE_CLASSES = {
     "bra": "control", "brx": "control", "exit": "control", "trap": "control", "nop": "control",
-    "bar": "barrier", "fence": "barrier", "warp_sync": "barrier",
+    "bar": "barrier", "fence": "barrier", "warp_sync": "barrier", "proxy_fence": "barrier",
+    "cluster_arrive": "barrier", "cluster_wait": "barrier", "mapa": "memory", "getctarank": "memory",
+    "mbarrier_init": "barrier", "mbarrier_inval": "barrier", "mbarrier_arrive": "barrier", "mbarrier_wait": "barrier",
+    "mbarrier_pending_count": "barrier", "setmaxnreg": "control",
+    "wgmma": "mma", "wgmma_fence": "barrier", "wgmma_commit": "async", "wgmma_wait": "async",
     "ld": "memory", "st": "memory", "ld_param": "memory", "param_address": "memory", "isspacep": "memory",
     "atom": "atomic",
+    "bulk_load": "async", "bulk_copy": "async", "bulk_store": "async", "bulk_tensor_load": "async",
+    "bulk_tensor_store": "async", "bulk_prefetch_map": "async", "bulk_commit": "async", "bulk_wait": "async",
     "cp_async": "async", "cp_async_commit": "async", "cp_async_wait": "async",
+    "cp_async_arrive": "async",
     "shfl": "collective", "vote": "collective", "match": "collective", "redux": "collective",
     "activemask": "collective", "elect": "collective", "ldmatrix": "matrix", "stmatrix": "matrix",
 }  # fmt: skip

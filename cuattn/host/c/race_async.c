@@ -1,0 +1,78 @@
+/* Asynchronous operations in the race checker: accesses of an actor of their own, which are ordered by what completes
+ * the operation (a wait for the mbarrier, the bulk group, the wgmma) and not by what their issuer does next.
+ *
+ * At the issue everything earlier must be ordered before the issuing lane, and what ordinary stores have written must
+ * have been fenced for the asynchronous proxy. A write is marked as in flight until it lands. */
+
+static int report_unfenced(Warp *issuer, const Row *row, int lane, u64 address, const char *space, Stamp write, const char *what) {
+  char who[96];
+  describe_actor(issuer->cta, write, who, sizeof who);
+  return fail_pair(issuer, row, lane, FAULT_ASYNC, address, STAMP_ROW(write),
+                   "%s %s memory (address 0x%llx) that %s wrote with ordinary stores: no fence.proxy.async lies between the two", what,
+                   space, (unsigned long long)address, who);
+}
+
+static int check_async_source(Warp *issuer, const Row *row, int lane, u32 place, Stamp write, const char *access, const char *what) {
+  if (!write) return STEP;
+  if (write & STAMP_PENDING || !ordered(issuer, write, lane)) return report_shared(issuer, row, lane, place, write, access, "a write");
+  return fenced(issuer, write, lane) ? STEP : report_unfenced(issuer, row, lane, place, "shared", write, what);
+}
+
+/* An operation that will write: nothing may still use the place. */
+static int race_async_issue_write(Warp *issuer, const Row *row, int lane, Cta *target, u32 offset, u32 bytes, u32 actor) {
+  CtaRaces *races = target->races;
+  if (!races || !bytes) return STEP;
+  u32 shift = (u32)target->launch->smem_granule_log2, first = offset >> shift, last = (offset + bytes - 1) >> shift;
+  Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane) | STAMP_PENDING, passed = 0;
+  for (u32 reader = 0; reader < races->num_seen; reader++) {
+    Stamp *reads = reads_of(races, reader);
+    for (u32 granule = first; granule <= last; granule++) {
+      if (reads[granule] && reads[granule] != passed && !ordered(issuer, reads[granule], lane))
+        return report_shared(issuer, row, lane, granule << shift, reads[granule], "an asynchronous write", "a read");
+      passed = reads[granule];
+      reads[granule] = 0; /* whoever knows this write knows of the read */
+    }
+  }
+  for (u32 granule = first; granule <= last; granule++) {
+    Stamp write = races->writes[granule];
+    if (write != passed && check_async_source(issuer, row, lane, granule << shift, write, "an asynchronous write", "an asynchronous operation writes to"))
+      return FAILED;
+    passed = write;
+    races->writes[granule] = mine;
+  }
+  return STEP;
+}
+
+static int race_async_land_write(Cta *target, const Row *row, Warp *issuer, int lane, u32 offset, u32 bytes, u32 actor) {
+  (void)issuer;
+  CtaRaces *races = target->races;
+  if (!races || !bytes) return STEP;
+  u32 shift = (u32)target->launch->smem_granule_log2;
+  Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane);
+  for (u32 granule = offset >> shift; granule <= (offset + bytes - 1) >> shift; granule++) races->writes[granule] = mine;
+  return STEP;
+}
+
+/* Which of the records of readers an actor uses; actors of a kind share one, the latest read counts. */
+static u32 reader_of(const Cta *target, u32 actor) {
+  u32 local = actor % actors_per_cta(target), groups = target->num_warps + num_warpgroups(target);
+  if (actor / actors_per_cta(target) != target->rank) return target->races->num_readers - 1;
+  return local < groups ? local : local < groups + MBARRIER_ACTORS ? groups + 1 : groups;
+}
+
+/* An operation reads, from its issue until it completes. */
+static int race_async_read(Warp *issuer, const Row *row, int lane, Cta *target, u32 offset, u32 bytes, u32 actor) {
+  CtaRaces *races = target->races;
+  if (!races || !bytes) return STEP;
+  u32 shift = (u32)target->launch->smem_granule_log2, reader = reader_of(target, actor);
+  Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane), passed = 0, *reads = reads_of(races, reader);
+  races->num_seen = races->num_readers;
+  for (u32 granule = offset >> shift; granule <= (offset + bytes - 1) >> shift; granule++) {
+    Stamp write = races->writes[granule], *old = &reads[granule];
+    if (write != passed && check_async_source(issuer, row, lane, granule << shift, write, "an asynchronous read", "an asynchronous operation reads"))
+      return FAILED;
+    passed = write;
+    if (!*old || STAMP_ACTOR(*old) != actor || STAMP_CLOCK(*old) <= STAMP_CLOCK(mine)) *old = mine;
+  }
+  return STEP;
+}

@@ -1,0 +1,296 @@
+"""Tensor maps: what the Tensor Memory Accelerator (TMA) of compute capability 9.0 has to know about an array.
+
+A tensor map describes an array of up to five dimensions and the box of it that one ``cp.async.bulk.tensor``
+instruction copies. It is passed to a kernel by value, as ``const __grid_constant__ TensorMap map`` (128 bytes, aligned
+to 64). One function makes it for both executors, with the same checks: for CuPy arrays the driver encodes it
+(``cuTensorMapEncodeTiled``), for NumPy arrays the host executor has an encoding of its own.
+
+Dimensions are listed innermost first throughout, as the hardware counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, LaunchError, NotSupportedError, ShapeError
+
+#: Bytes of a tensor map, and what its address is a multiple of.
+MAP_BYTES, MAP_ALIGNMENT = 128, 64
+MAX_RANK = 5
+#: Width in bytes of the rows that each swizzle permutes; rows are as wide as the box is.
+SWIZZLE_BYTES = {"none": 0, "32B": 32, "64B": 64, "128B": 128}
+#: By name, the driver's ``CUtensorMapDataType``. Types that only differ in what they mean share a number: a copy does
+#: not look at values, and a reduction needs one of those that have their own.
+DATA_TYPES = {
+    "bool": 0, "uint8": 0, "int8": 0, "float8_e4m3fn": 0, "float8_e5m2": 0, "uint16": 1, "int16": 1, "uint32": 2,
+    "int32": 3, "uint64": 4, "int64": 5, "float16": 6, "float32": 7, "float64": 8, "bfloat16": 9,
+}  # fmt: skip
+FILLS = ("zeros", "nan")
+L2_PROMOTIONS = ("none", "64B", "128B", "256B")
+_MAX_EXTENT, _MAX_STRIDE, _MAX_BOX, _MAX_STEP = 1 << 32, 1 << 40, 256, 8
+_ADDRESS_UNIT = 16  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class TensorMap:
+    """A checked tensor map, made by `tensor_map`: a kernel argument on both executors. Keeps its array alive.
+
+    Attributes
+    ----------
+    array : array, the one that is described
+    dims, strides : tuple of int, extents in elements and strides in bytes, innermost first
+    box : tuple of int, elements that one copy spans, innermost first
+    element_strides : tuple of int, the steps within the box
+    swizzle, fill, l2_promotion : str
+    value : numpy.void, the 128 bytes that the kernel gets
+    """
+
+    array: Any = field(repr=False)
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    element_strides: tuple[int, ...]
+    swizzle: str
+    fill: str
+    l2_promotion: str
+    value: np.void = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        encode = _encode_host if isinstance(self.array, np.ndarray) else _encode_cuda
+        object.__setattr__(self, "value", encode(self))
+
+    @property
+    def box_bytes(self) -> int:
+        """Bytes of shared memory that a copy of the box fills, and by which it counts on its mbarrier."""
+        total = int(self.array.dtype.itemsize)
+        for extent, step in zip(self.box, self.element_strides, strict=True):
+            total *= -(-extent // step)
+        return total
+
+    @property
+    def data_type(self) -> int:
+        """The driver's number of the element type."""
+        return DATA_TYPES[self.array.dtype.name]
+
+
+def tensor_map(
+    array: Any,
+    box: Sequence[int],
+    *,
+    swizzle: str = "none",
+    interleave: str = "none",
+    l2_promotion: str = "128B",
+    fill: str = "zeros",
+    element_strides: Sequence[int] | None = None,
+    dims: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> TensorMap:
+    """Describe ``array`` to the TMA, and the box that one copy moves.
+
+    A box is named by the coordinates of its first element. Loads fill what lies outside the array, stores skip it.
+
+    Parameters
+    ----------
+    array : array, 1 to 5 dimensions, last axis contiguous
+        Integers of 8 to 64 bits, float16, bfloat16, float32, float64 or an 8-bit float. Its address is a multiple of 16
+        bytes, its other strides are too, not negative and below 2**40.
+    box : sequence of int
+        Elements in each dimension, **innermost first**, 1 to 256. The innermost takes a multiple of 16 bytes.
+    swizzle : {"none", "32B", "64B", "128B"}
+        How rows of that many bytes are permuted in 16-byte pieces in shared memory, so that a column of them is read
+        without bank conflicts. The innermost extent of the box is then exactly that many bytes.
+    interleave : {"none"}
+        Channel-interleaved layouts are not supported.
+    l2_promotion : {"none", "64B", "128B", "256B"}
+        Bytes that a miss brings into the L2 cache.
+    fill : {"zeros", "nan"}
+        What elements outside the array are loaded as; NaN for floating-point arrays only.
+    element_strides : sequence of int, optional
+        Steps within the box, 1 to 8, innermost first: only every such element is copied, ``ceil(box / step)`` of them.
+        The innermost step is 1.
+    dims, strides : sequence of int, optional
+        Another view of the same memory: extents in elements and strides in bytes, both innermost first, from the
+        array's first element on. The first stride is the item size. Default: the array's own.
+
+    Returns
+    -------
+    TensorMap
+
+    Raises
+    ------
+    ArrayTypeError
+        ``array`` is neither a NumPy nor a CuPy array.
+    DTypeError
+        Its dtype has no counterpart, or ``fill="nan"`` for integers.
+    ShapeError
+        The rank, an extent, the box or its steps are out of range, or the view is larger than the array.
+    ArgumentError
+        The address, a stride or an option is not one of those allowed.
+    NotSupportedError
+        An interleaved layout, a swizzled box narrower than the swizzle, or no ``cuda-bindings`` to ask the driver.
+    LaunchError
+        The driver refuses the map.
+
+    Notes
+    -----
+    The rules are the driver's for ``cuTensorMapEncodeTiled`` (CUDA Driver API, "Tensor Map Object Management"; PTX ISA,
+    "Tensors").
+
+    Examples
+    --------
+    Tiles of 64 keys by 64 columns of a bfloat16 array [batch, seqlen, num_heads, head_dim]:
+
+    >>> import ml_dtypes, numpy as np
+    >>> from cuattn import host
+    >>> from cuattn.tensor_map import tensor_map
+    >>> k = host.empty((2, 512, 8, 128), ml_dtypes.bfloat16)
+    >>> keys = tensor_map(k.transpose(0, 2, 1, 3), (64, 64, 1, 1), swizzle="128B")
+    >>> keys.dims, keys.box_bytes
+    ((128, 512, 8, 2), 8192)
+    """
+    _check_array(array)
+    for name, value, allowed in (
+        ("swizzle", swizzle, tuple(SWIZZLE_BYTES)),
+        ("fill", fill, FILLS),
+        ("l2_promotion", l2_promotion, L2_PROMOTIONS),
+    ):
+        if value not in allowed:
+            raise ArgumentError(f"tensor_map: {name} is {value!r}; allowed are {', '.join(allowed)}")
+    if interleave != "none":
+        raise NotSupportedError(f"tensor_map: interleave is {interleave!r}; only 'none' is supported")
+    if fill == "nan" and not array.dtype.name.startswith(("float16", "float32", "float64", "bfloat16")):
+        raise DTypeError(
+            f"tensor_map: fill='nan' for {array.dtype}; only float16, bfloat16, float32 and float64 have it"
+        )
+    extents, byte_strides = _view(array, dims, strides)
+    steps = (1,) * len(extents) if element_strides is None else tuple(int(x) for x in element_strides)
+    extents_of_box = tuple(int(x) for x in box)
+    _check_box(array.dtype.itemsize, extents, extents_of_box, steps, swizzle)
+    return TensorMap(array, extents, byte_strides, extents_of_box, steps, swizzle, fill, l2_promotion)
+
+
+def _check_array(array: Any) -> None:
+    if not isinstance(array, np.ndarray) and not hasattr(array, "__cuda_array_interface__"):
+        raise ArrayTypeError(f"tensor_map: array is a {type(array).__name__}; a NumPy or a CuPy array is needed")
+    if array.dtype.name not in DATA_TYPES or not array.dtype.isnative:
+        raise DTypeError(f"tensor_map: array has dtype {array.dtype}; allowed are {', '.join(DATA_TYPES)}")
+    if _address(array) % _ADDRESS_UNIT:
+        raise ArgumentError(
+            f"tensor_map: the array's address is {_address(array):#x}, not a multiple of {_ADDRESS_UNIT} bytes"
+        )
+
+
+def _view(
+    array: Any, dims: Sequence[int] | None, strides: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Extents and byte strides, innermost first, checked."""
+    if (dims is None) != (strides is None):
+        raise ArgumentError("tensor_map: dims and strides are given together or not at all")
+    itemsize = int(array.dtype.itemsize)
+    extents = tuple(int(x) for x in (reversed(array.shape) if dims is None else dims))
+    steps = [int(x) for x in (reversed(array.strides) if strides is None else strides)]
+    if not 1 <= len(extents) <= MAX_RANK:
+        raise ShapeError(f"tensor_map: {len(extents)} dimensions; 1 to {MAX_RANK} are allowed")
+    if len(steps) != len(extents):
+        raise ShapeError(f"tensor_map: {len(steps)} strides for {len(extents)} dims; they must be as many")
+    for index, extent in enumerate(extents):
+        if not 1 <= extent <= _MAX_EXTENT:
+            raise ShapeError(f"tensor_map: dims[{index}] is {extent}; allowed is 1 to 2**32 (dims, innermost first)")
+    for index, extent in enumerate(extents):
+        if extent == 1:  # never stepped over: whatever NumPy says there, use what a packed array would have
+            packed = steps[index - 1] * extents[index - 1] if index else itemsize
+            steps[index] = -(-packed // _ADDRESS_UNIT) * _ADDRESS_UNIT if index else itemsize
+    if steps[0] != itemsize:
+        raise ArgumentError(
+            f"tensor_map: strides[0], the innermost, is {steps[0]} bytes; it must be the item size, {itemsize}"
+        )
+    for index, step in enumerate(steps[1:], 1):
+        if step % _ADDRESS_UNIT or not 0 <= step < _MAX_STRIDE:
+            raise ArgumentError(
+                f"tensor_map: strides[{index}] is {step} bytes; a multiple of {_ADDRESS_UNIT} from 0 to below 2**40 "
+                "is allowed (strides, innermost first)"
+            )
+    last = sum((extent - 1) * step for extent, step in zip(extents, steps, strict=True)) + itemsize
+    if last > _bytes_after_start(array):
+        raise ShapeError(
+            f"tensor_map: dims {extents} with strides {tuple(steps)} reach to byte {last}; "
+            f"the array has {_bytes_after_start(array)}"
+        )
+    return extents, tuple(steps)
+
+
+def _check_box(
+    itemsize: int, extents: tuple[int, ...], box: tuple[int, ...], steps: tuple[int, ...], swizzle: str
+) -> None:
+    for name, values, most in (("box", box, _MAX_BOX), ("element_strides", steps, _MAX_STEP)):
+        if len(values) != len(extents):
+            raise ShapeError(f"tensor_map: {name} has {len(values)} entries for {len(extents)} dimensions")
+        for index, value in enumerate(values):
+            if not 1 <= value <= most:
+                raise ShapeError(f"tensor_map: {name}[{index}] is {value}; allowed is 1 to {most} (innermost first)")
+    if steps[0] != 1:
+        raise ShapeError(f"tensor_map: element_strides[0], the innermost, is {steps[0]}; only 1 is allowed")
+    inner = box[0] * itemsize
+    if inner % _ADDRESS_UNIT:
+        raise ShapeError(
+            f"tensor_map: box[0] is {box[0]} elements, {inner} bytes; it must be a multiple of {_ADDRESS_UNIT} bytes"
+        )
+    width = SWIZZLE_BYTES[swizzle]
+    if width and inner > width:
+        raise ShapeError(f"tensor_map: box[0] is {box[0]} elements, {inner} bytes; swizzle {swizzle!r} allows {width}")
+    if width and inner < width:
+        raise NotSupportedError(
+            f"tensor_map: box[0] is {box[0]} elements, {inner} bytes; with swizzle {swizzle!r} it must be {width} "
+            "(the layout of narrower rows is not documented)"
+        )
+
+
+def _address(array: Any) -> int:
+    if isinstance(array, np.ndarray):
+        return int(array.__array_interface__["data"][0])
+    return int(array.data.ptr)
+
+
+def _bytes_after_start(array: Any) -> int:
+    """Bytes from the first element to the end of the last that lies behind it; 0 for an empty array."""
+    if 0 in array.shape:
+        return 0
+    behind = ((extent - 1) * max(step, 0) for extent, step in zip(array.shape, array.strides, strict=True))
+    return int(sum(behind)) + int(array.dtype.itemsize)
+
+
+def _encode_host(described: TensorMap) -> np.void:
+    from cuattn.host.tensor_map import encode
+
+    return encode(described, _address(described.array))
+
+
+def _encode_cuda(described: TensorMap) -> np.void:
+    """Ask the driver, which alone knows the encoding of the hardware."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise NotSupportedError(
+            f"tensor_map: a tensor map for a GPU needs cuda-bindings (pip install cuattn[cuda12]): {error}"
+        ) from error
+    status, encoded = driver.cuTensorMapEncodeTiled(
+        driver.CUtensorMapDataType(described.data_type),
+        len(described.dims),
+        _address(described.array),
+        [driver.cuuint64_t(x) for x in described.dims],
+        [driver.cuuint64_t(x) for x in described.strides[1:]],
+        [driver.cuuint32_t(x) for x in described.box],
+        [driver.cuuint32_t(x) for x in described.element_strides],
+        driver.CUtensorMapInterleave(0),
+        driver.CUtensorMapSwizzle(tuple(SWIZZLE_BYTES).index(described.swizzle)),
+        driver.CUtensorMapL2promotion(L2_PROMOTIONS.index(described.l2_promotion)),
+        driver.CUtensorMapFloatOOBfill(FILLS.index(described.fill)),
+    )
+    if int(status):
+        raise LaunchError(f"tensor_map: the driver refuses {described}: {status}")
+    words = np.array([int(word) for word in encoded.opaque], np.uint64)
+    return np.void(words.tobytes())
