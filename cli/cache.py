@@ -17,8 +17,10 @@ from cuattn import compile, environment
 from cuattn.benchmark import machine, tables
 from cuattn.compile import arch as archs
 from cuattn.compile import cache as store
-from cuattn.config import BUCKETS, select
+from cuattn.config import BUCKETS, FEW_QUERIES, select
 from cuattn.forward_options import PLAIN, ForwardOptions
+from cuattn.hopper import config as hopper
+from cuattn.hopper import select as hopper_select
 from cuattn.softmax_config import variants
 
 from .run import problem_options
@@ -141,6 +143,10 @@ def wanted(
                 row = select(np.dtype(dtype), bucket, bucket, seqlen_q=seqlen, smem_limit_bytes=limit)
                 for options in (PLAIN, ForwardOptions(bound_right=True)):
                     yield row.source, row.constants(dtype, bucket, bucket, options)
+                    if target.arch == hopper.ARCH and dtype in hopper_select.DTYPES:
+                        size = hopper.BUCKETS[head_dim]
+                        large = hopper_select.select_row(size, size, min(seqlen, FEW_QUERIES + 1), options, limit)
+                        yield large.source, large.constants(dtype, size, size, options)
     if softmax:
         yield from variants()
 

@@ -9,6 +9,7 @@ import cuattn
 from .cache import cache
 from .group import Group
 from .info import info, show
+from .inspection import inspect
 from .listing import list_
 from .run import report_of, run
 
@@ -27,6 +28,7 @@ def main(context: click.Context) -> None:
       cuattn-bench run attention --seqlen 1024        one suite, one sequence length
       cuattn-bench run figures --json figures.json    all that can be measured without a GPU
       cuattn-bench list rows                          the kernel shapes that can be chosen
+      cuattn-bench inspect attention_forward          instructions of a kernel, and the bound that follows from them
       cuattn-bench cache warmup --head-dim 64         compile ahead of time
     """
     if context.invoked_subcommand is None:
@@ -37,4 +39,5 @@ def main(context: click.Context) -> None:
 main.add_command(info)
 main.add_command(list_)
 main.add_command(run)
+main.add_command(inspect)
 main.add_command(cache)

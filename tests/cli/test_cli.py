@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cuattn
+from cli.cache import wanted
 from cli.main import main
-from cuattn import benchmark
+from cuattn import benchmark, compile
 from cuattn.backward.config import FLASH_BWD_CONFIGS
 from cuattn.benchmark import from_json, machine, variants
 from cuattn.benchmark.operations import case_steps
@@ -72,7 +73,7 @@ def test_help(run: Run, path: tuple[str, ...]) -> None:
 
 
 def test_commands_are_those_that_are_promised() -> None:
-    assert {path[0] for path in commands() if path} == {"info", "list", "run", "cache"}
+    assert {path[0] for path in commands() if path} == {"info", "list", "run", "inspect", "cache"}
     assert {path[1] for path in commands() if len(path) == 2} == {"ls", "clear", "warmup"}
 
 
@@ -198,6 +199,9 @@ def test_a_failing_suite_gives_its_reason_and_exit_code_1(run: Run, monkeypatch:
         (["list", "nothing"], "'nothing' is not one of 'suites'"),
         (["cache", "warmup", "--arch", "sm_75"], "'sm_75' is not one of 'sm_80'"),
         (["cache", "burn"], "No such command 'burn'"),
+        (["inspect", "rope", "--arch", "sm_75"], "'sm_75' is not one of 'sm_80'"),
+        (["inspect", "rope", "--clock", "0"], "0.0 is not in the range"),
+        (["inspect", "rope", "--sms", "0"], "0 is not in the range"),
     ],
 )
 def test_usage_errors(run: Run, arguments: list[str], words: str) -> None:
@@ -261,6 +265,79 @@ def test_warnings_are_lines_of_their_own(run: Run, monkeypatch: pytest.MonkeyPat
     result = run("cache", "ls", "--json")
     assert result.stdout.strip() == "[]"
     assert result.stderr.strip() == "Warning: a damaged entry"
+
+
+def test_inspect_lists_what_can_be_named(run: Run) -> None:
+    result = run("inspect")
+    assert result.exit_code == 0
+    for kernel in cuattn.compile.kernel_names():
+        assert f"{kernel}/" in result.stdout
+    names = json.loads(run("inspect", "--json").stdout)
+    assert "rope/default" in names and len(names) == len(set(names))
+
+
+def test_inspect_shows_one_kernel_in_full(run: Run) -> None:
+    name = "attention_forward/float16_d64_128x64_w4_s2_plain"
+    result = run("inspect", name)
+    assert result.exit_code == 0, result.output
+    for words in (
+        *(name, "0 bytes of spills", "0 loads and stores of local memory", "no remarks on speed"),
+        *(
+            "132 multiprocessors of compute capability 9.0 at 1.83 GHz; not measured",
+            "HMMA.16816.F32",
+            "exp2 (special)",
+        ),
+        *("limited by", "TFLOP/s at most", "TFLOP/s without overlap"),
+    ):
+        assert words in result.stdout
+    (kernel,) = json.loads(run("inspect", name, "--clock", "0.915", "--json").stdout)["kernels"]
+    assert (kernel["name"], kernel["entry"], kernel["arch"]) == (name, "cuattn_attention_forward", "sm_90a")
+    assert (kernel["constants"]["BLOCK_N"], kernel["work"], kernel["looped"]) == (64, "matrix products", True)
+    (half,) = kernel["loops"]
+    assert f"{2 * half['bound']['tflop_per_s']:.0f}" in result.stdout
+    assert f"{2 * half['bound']['tflop_per_s_alone']:.0f}" in result.stdout
+
+
+def test_inspect_gives_several_kernels_a_line_each(run: Run) -> None:
+    result = run("inspect", "padding_*", "copy_pages/default")
+    assert result.exit_code == 0, result.output
+    words = [word.strip() for line in result.stdout.splitlines() for word in line.split("│")]
+    assert [words.count(entry) for entry in ("padding_count", "padding_scan", "remove_padding", "restore_padding")] == [
+        1
+    ] * 4
+    assert "TB/s" in result.stdout and "alone ┃" not in result.stdout  # a column that would be empty
+
+
+def test_inspect_for_other_architectures(run: Run) -> None:
+    result = run("inspect", "copy_pages", "--arch", "sm_80")
+    assert "rates are known for compute capability 9.0 only" in result.stdout
+    assert "limited by" not in result.stdout
+    result = run("inspect", "attention_forward_hopper", "--arch", "sm_100a")
+    assert is_one_line_error(result)
+    assert "is for sm_90a and cannot be compiled for sm_100a" in result.stderr
+
+
+def test_inspect_without_a_disassembler_or_with_an_unknown_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuattn.compile.sass import nvdisasm
+
+    result = run("inspect", "speed")
+    assert is_one_line_error(result)
+    assert "no kernel is called 'speed': kernels are append_kv, " in result.stderr
+    monkeypatch.setattr(nvdisasm, "_candidates", lambda: iter(()))
+    result = run("inspect", "copy_pages")
+    assert is_one_line_error(result)
+    assert "pip install nvidia-cuda-nvdisasm" in result.stderr
+
+
+def test_warmup_for_hopper_has_both_kernels_that_a_call_may_take() -> None:
+    target = compile.Target("sm_90a", "cubin")
+    cases = ("bfloat16", {"attention_forward", "attention_forward_hopper"}), ("float32", {"attention_forward_f32"})
+    for dtype, sources in cases:
+        found = list(wanted(target, (dtype,), (1, 4096), (64,), False))
+        assert {source for source, _ in found} == sources
+        assert {constants["BOUND_RIGHT"] for _, constants in found} == {False, True}
+    tiles = {constants["BLOCK_M"] for _, constants in wanted(target, ("float16",), (1, 99), (64,), False)}
+    assert tiles == {64, 128, 192}  # few queries, the portable row, the row for Hopper
 
 
 def test_cache_from_empty_to_empty(run: Run, empty_cache: Path) -> None:
