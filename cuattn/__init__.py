@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cuattn.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.decode.plan import DecodePlan, plan_decode
     from cuattn.dropout import dropout_mask
+    from cuattn.forward_path import ForwardPath, forward_path
     from cuattn.merge import merge_states
     from cuattn.online_softmax import OnlineSoftmax
     from cuattn.padding import PaddingPlan, padding_plan, remove_padding, restore_padding
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from cuattn.softmax import log_softmax, logsumexp, softmax
     from cuattn.split_qkv import split_qkv
     from cuattn.standard import standard_attention
+    from cuattn.tune import TunedRow, tune
     from cuattn.varlen import attention_varlen
 
 __version__ = "0.1.0"
@@ -51,6 +53,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionGrads",
     "DecodePlan",
+    "ForwardPath",
     "KVCache",
     "OnlineSoftmax",
     "PaddingPlan",
@@ -58,6 +61,7 @@ __all__ = [
     "Rotary",
     "SharedPrefix",
     "StreamingKVCache",
+    "TunedRow",
     "append_kv",
     "attention",
     "attention_backward",
@@ -73,6 +77,7 @@ __all__ = [
     "decode_attention",
     "dropout_mask",
     "errors",
+    "forward_path",
     "host",
     "log_softmax",
     "logsumexp",
@@ -91,12 +96,14 @@ __all__ = [
     "split_qkv",
     "standard_attention",
     "testing",
+    "tune",
 ]
 
 # The public functions and the module each lives in.
 _FUNCTIONS = {
     "AttentionGrads": "cuattn.backward.dense",
     "DecodePlan": "cuattn.decode.plan",
+    "ForwardPath": "cuattn.forward_path",
     "KVCache": "cuattn.caches.contiguous",
     "OnlineSoftmax": "cuattn.online_softmax",
     "PaddingPlan": "cuattn.padding",
@@ -104,6 +111,7 @@ _FUNCTIONS = {
     "Rotary": "cuattn.rope",
     "SharedPrefix": "cuattn.decode.cascade",
     "StreamingKVCache": "cuattn.caches.streaming",
+    "TunedRow": "cuattn.tune",
     "append_kv": "cuattn.paging.append",
     "attention": "cuattn.attention",
     "attention_backward": "cuattn.backward.dense",
@@ -116,6 +124,7 @@ _FUNCTIONS = {
     "csr_from_block_tables": "cuattn.decode.csr",
     "decode_attention": "cuattn.decode.dense",
     "dropout_mask": "cuattn.dropout",
+    "forward_path": "cuattn.forward_path",
     "log_softmax": "cuattn.softmax",
     "logsumexp": "cuattn.softmax",
     "merge_states": "cuattn.merge",
@@ -131,6 +140,7 @@ _FUNCTIONS = {
     "softmax": "cuattn.softmax",
     "split_qkv": "cuattn.split_qkv",
     "standard_attention": "cuattn.standard",
+    "tune": "cuattn.tune",
 }
 _SUBMODULES = frozenset({"benchmark", "compat", "compile", "environment", "errors", "host", "reference", "testing"})
 

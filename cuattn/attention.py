@@ -14,6 +14,7 @@ from typing import Any
 from cuattn import attention_arguments as arguments
 from cuattn.config import FlashFwdConfig, PlainFwdConfig
 from cuattn.forward import forward
+from cuattn.hopper.config import HopperFwdConfig
 from cuattn.metadata import check_flag
 from cuattn.slow_calls import warn_if_slow
 
@@ -86,8 +87,10 @@ def attention(
         dropout.
     dropout_seed, dropout_offset : int, below 2^64 and 2^32
         What is kept is a function of them and of (batch, head, i, j) alone: `cuattn.dropout_mask`.
-    precision : {None, "ieee", "tf32"}
-        "tf32" rounds float32 operands of the two products to 10 bits of mantissa, for tensor cores.
+    precision : {None, "ieee", "tf32", "fp8"}
+        "tf32" rounds float32 operands of the two products to 10 bits of mantissa, for tensor cores. "fp8" lets
+        probabilities of float8_e4m3fn arrays be rounded to that type as well, to within 1/16, which Hopper needs to
+        multiply them as fast as such arrays can be; elsewhere, and without it, they are rounded to float16.
     q_descale, k_descale, v_descale : float array [batch, kv_heads], optional
         Factors of 8-bit floats: logits are scale * q_descale * k_descale * (q . k), and the result is out * v_descale.
     fp8_format : {None, "e4m3fn", "e5m2"}
@@ -186,7 +189,7 @@ def evaluate(
     causal: bool | str = False,
     out: Any = None,
     return_lse: bool = False,
-    config: FlashFwdConfig | PlainFwdConfig | None = None,
+    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
     **options: Any,
 ) -> Any:
     """`attention` with a kernel shape of one's own choice."""

@@ -48,6 +48,7 @@ class Options:
     sinks: Any = None  # [heads], likewise
     dropout: Dropout | None = None
     tf32: bool = False
+    fp8: bool = False  # probabilities may be rounded to the 8-bit type of q, k and v
     q_descale: Any = None  # float32 [batch, kv_heads]
     k_descale: Any = None
     v_descale: Any = None
@@ -123,7 +124,8 @@ def check_options(
         dropout = check_dropout(dropout_p, dropout_seed, dropout_offset)
         options.dropout = dropout if dropout.threshold < _MAX_WORD else None
     if precision is not None:
-        options.tf32 = _check_precision(precision, dtype)
+        _check_precision(precision, dtype)
+        options.tf32, options.fp8 = precision == "tf32", precision == "fp8"
     for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
         if value is not None:
             if dtype.itemsize != 1:
@@ -186,12 +188,16 @@ def _check_softcap(softcap: Any, accumulator: np.dtype[Any]) -> float:
     return value
 
 
-def _check_precision(precision: Any, dtype: np.dtype[Any]) -> bool:
-    if not isinstance(precision, str) or precision not in ("ieee", "tf32"):
-        raise ArgumentError(f"precision is {precision!r}; allowed are None, 'ieee' and 'tf32'")
-    if precision == "tf32" and dtype != np.float32:
-        raise DTypeError(f"precision='tf32' is for float32; q has dtype {dtype}")
-    return precision == "tf32"
+#: What a precision is for.
+_PRECISION_DTYPES = {"tf32": "float32", "fp8": "float8_e4m3fn"}
+
+
+def _check_precision(precision: Any, dtype: np.dtype[Any]) -> None:
+    if not isinstance(precision, str) or precision not in ("ieee", *_PRECISION_DTYPES):
+        raise ArgumentError(f"precision is {precision!r}; allowed are None, 'ieee', 'tf32' and 'fp8'")
+    needed = _PRECISION_DTYPES.get(precision)
+    if needed is not None and dtype.name != needed:
+        raise DTypeError(f"precision={precision!r} is for {needed}; q has dtype {dtype}")
 
 
 def _check_logit_array(

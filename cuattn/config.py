@@ -94,6 +94,15 @@ class FlashFwdConfig:
     def num_threads(self) -> int:
         return self.num_warps * WARP_SIZE
 
+    def serves(self, products: str, itemsize: int, head_dim: int, head_dim_v: int, on_scores: bool) -> bool:
+        """Whether the row is meant for such products, buckets of head dims, and options that scores go through."""
+        return (
+            self.products == products
+            and self.itemsize == itemsize
+            and max(head_dim, head_dim_v) <= self.max_head_dim
+            and self.score_options >= on_scores
+        )
+
     def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
         """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: ``sizeof(Smem)`` of the kernel."""
         qk_row = head_dim * self.itemsize + ROW_PADDING_BYTES
@@ -209,6 +218,12 @@ FLASH_FWD_CONFIGS = (
 )
 
 
+def products_of(dtype: np.dtype[Any], tf32: bool) -> tuple[str, int]:
+    """Who multiplies elements of a dtype, "mma" or "fma", and their bytes on chip, where 8-bit ones have 16 bits."""
+    itemsize = max(dtype.itemsize, 2)
+    return "mma" if itemsize == 2 or tf32 else "fma", itemsize
+
+
 def select(
     dtype: np.dtype[Any],
     head_dim: int,
@@ -242,8 +257,7 @@ def select(
         No row fits into the shared memory.
     """
     few = FEW_QUERIES if seqlen_q <= FEW_QUERIES else 0
-    itemsize = max(dtype.itemsize, 2)  # 8-bit elements are 16-bit ones on chip
-    products = "mma" if itemsize == 2 or tf32 else "fma"
+    products, itemsize = products_of(dtype, tf32)
     return _select(products, itemsize, head_dim, head_dim_v, few, options.on_scores, smem_limit_bytes)
 
 
@@ -253,11 +267,8 @@ def _select(
 ) -> FlashFwdConfig:
     for row in FLASH_FWD_CONFIGS:
         if (
-            row.products == products
-            and row.itemsize == itemsize
-            and max(head_dim, head_dim_v) <= row.max_head_dim
+            row.serves(products, itemsize, head_dim, head_dim_v, on_scores)
             and row.max_seqlen_q in (0, few)
-            and row.score_options >= on_scores
             and row.is_legal(head_dim, head_dim_v, smem_limit_bytes)
         ):
             return row

@@ -65,6 +65,14 @@ class NVRTCNotFoundError(CuattnError, RuntimeError):
     """No usable NVRTC library, or no CUDA headers, were found."""
 
 
+class NvdisasmNotFoundError(CuattnError, RuntimeError):
+    """There is no nvdisasm, which inspecting the machine code of a kernel needs; no other call does."""
+
+
+class DisassemblyError(CuattnError, RuntimeError):
+    """nvdisasm cannot be run, or refuses a CUBIN."""
+
+
 class CompileError(CuattnError, RuntimeError):
     """NVRTC refused a kernel.
 
@@ -178,7 +186,11 @@ class DivergenceError(KernelFault):
 
 
 class AsyncCopyError(KernelFault):
-    """The result of an asynchronous copy was used, or its source changed, before the copy was waited for."""
+    """An asynchronous operation was used wrongly.
+
+    Its result was used, or its source changed, before it was waited for; a fence or a wait is missing; an mbarrier was
+    misused; or a CTA ended with something outstanding.
+    """
 
 
 # --- key/value caches -----------------------------------------------------------------------------------------------

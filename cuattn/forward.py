@@ -13,59 +13,77 @@ from cuattn import attention_params, tile_classes
 from cuattn.attention_arguments import LOG2_E, Operand, Problem
 from cuattn.attention_options import LogitArray
 from cuattn.attention_params import UNBOUNDED
-from cuattn.config import BUCKETS, FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.config import BUCKETS, FlashFwdConfig, PlainFwdConfig, select
 from cuattn.forward_options import ForwardOptions
+from cuattn.hopper import launch as hopper_launch
+from cuattn.hopper.config import HopperFwdConfig
+from cuattn.hopper.select import hopper_row, longest_seqlen_q
 from cuattn.launch import Executor, Kernel
 from cuattn.packed import Packed
+from cuattn.tuned_rows import tuned_row
 
-__all__ = ["forward", "pack_params"]
+__all__ = ["forward", "pack_params", "portable_row"]
 
 
 def forward(
     problem: Problem,
     *,
     return_lse: bool,
-    config: FlashFwdConfig | PlainFwdConfig | None = None,
+    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
     packed: Packed | None = None,
 ) -> Any:
     """Launch the kernel of a problem: out, or (out, lse)."""
-    executor, extents, options, accumulator = (
-        problem.executor,
-        problem.extents,
-        problem.options,
-        problem.accumulator,
-    )
+    executor, extents = problem.executor, problem.extents
+    if config is None:
+        config = tuned_row(problem, packed)
+    hopper = hopper_row(problem, packed, config)
     output = problem.output()
-    lse = executor.empty(extents.lse_shape, accumulator) if return_lse else None
+    lse = executor.empty(extents.lse_shape, problem.accumulator) if return_lse else None
     if output.array.size:
         q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
-        buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
-        max_seqlen_q = extents.seqlen_q
-        if packed is not None and packed.max_seqlen_q is not None:
-            max_seqlen_q = packed.max_seqlen_q
-        aligned = q.aligned and k.aligned and v.aligned
-        few_queries = max_seqlen_q <= FEW_QUERIES
-        compiled = options.kernel_options
-        plan = _plan(executor, problem.dtype, *buckets, compiled, options.tf32, aligned, few_queries, config)
-        work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
-        num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
-        classes = None
-        if (tiles := tile_classes.shape(options, plan.block_m, plan.block_n)) is not None:
-            classes = tile_classes.find(executor, options, plan.block_m, plan.block_n, executor.empty(tiles, np.uint8))
-        args = (
-            *(q.array, k.array, v.array, output.array, lse),
-            *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
-            *(options.alibi_slopes, options.sinks),
-            *(options.q_descale, options.k_descale, options.v_descale, options.diagonal_offsets),
-            *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
-            pack_params(problem, q, k, v, output, classes, packed),
-        )
-        executor.launch(plan.kernel, (extents.num_heads * num_blocks,), (plan.num_threads,), args, plan.smem_bytes)
+        operands = q, k, v, output
+        if hopper is not None:
+            params = pack_params(problem, *operands, packed=packed)
+            hopper_launch.launch(problem, hopper, operands, lse, params, packed)
+        else:
+            assert not isinstance(config, HopperFwdConfig)
+            _launch(problem, operands, lse, packed, config)
     out = problem.deliver(output)
     if lse is None:
         return out
     executor.finish(lse)
     return out, lse
+
+
+def _launch(
+    problem: Problem,
+    operands: tuple[Operand, Operand, Operand, Operand],
+    lse: Any,
+    packed: Packed | None,
+    config: FlashFwdConfig | PlainFwdConfig | None,
+) -> None:
+    """Launch a portable kernel. ``operands`` are q, k, v and out."""
+    executor, extents, options = problem.executor, problem.extents, problem.options
+    q, k, v, output = operands
+    buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+    aligned = q.aligned and k.aligned and v.aligned
+    if config is None:
+        config = portable_row(problem, packed, executor.smem_limit_bytes)
+    plan = _plan(executor, problem.dtype.name, *buckets, options.kernel_options, aligned, config)
+    work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
+    num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
+    classes = None
+    if (tiles := tile_classes.shape(options, plan.block_m, plan.block_n)) is not None:
+        classes = tile_classes.find(executor, options, plan.block_m, plan.block_n, executor.empty(tiles, np.uint8))
+    args = (
+        *(q.array, k.array, v.array, output.array, lse),
+        *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
+        *(options.alibi_slopes, options.sinks),
+        *(options.q_descale, options.k_descale, options.v_descale, options.diagonal_offsets),
+        *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
+        pack_params(problem, q, k, v, output, classes, packed),
+    )
+    executor.launch(plan.kernel, (extents.num_heads * num_blocks,), (plan.num_threads,), args, plan.smem_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +98,32 @@ class _Plan:
 @cache
 def _plan(
     executor: Executor,
-    dtype: np.dtype[Any],
+    dtype_name: str,
     head_dim: int,
     head_dim_v: int,
     options: ForwardOptions,
-    tf32: bool,
     aligned: bool,
-    few_queries: bool,
-    config: FlashFwdConfig | PlainFwdConfig | None,
+    config: FlashFwdConfig | PlainFwdConfig,
 ) -> _Plan:
-    """The loaded kernel of a config, or of the one that is selected, for two buckets of head dims."""
-    if config is None:
-        config = select(
-            dtype,
-            head_dim,
-            head_dim_v,
-            seqlen_q=FEW_QUERIES if few_queries else FEW_QUERIES + 1,
-            smem_limit_bytes=executor.smem_limit_bytes,
-            options=options,
-            tf32=tf32,
-        )
-    constants = config.constants(dtype.name, head_dim, head_dim_v, options, aligned=aligned)
+    """The loaded kernel of a config, for two buckets of head dims."""
+    constants = config.constants(dtype_name, head_dim, head_dim_v, options, aligned=aligned)
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
     return _Plan(kernel, config.block_m, config.block_n, config.num_threads, smem_bytes)
+
+
+def portable_row(problem: Problem, packed: Packed | None, smem_limit_bytes: int) -> FlashFwdConfig:
+    """The shape in which the portable kernels take a call. Raises `LaunchError` where none fits."""
+    extents, options = problem.extents, problem.options
+    return select(
+        problem.dtype,
+        BUCKETS[extents.head_dim],
+        BUCKETS[extents.head_dim_v],
+        seqlen_q=longest_seqlen_q(problem, packed),
+        smem_limit_bytes=smem_limit_bytes,
+        options=options.kernel_options,
+        tf32=options.tf32,
+    )
 
 
 _NO_STRIDES = 0, 0, 0, 0

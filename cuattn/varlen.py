@@ -15,6 +15,7 @@ from cuattn.attention_arguments import Problem
 from cuattn.attention_options import check_options
 from cuattn.config import FlashFwdConfig, PlainFwdConfig
 from cuattn.forward import forward
+from cuattn.hopper.config import HopperFwdConfig
 from cuattn.metadata import check_flag
 from cuattn.packed import Packed, check_packed
 from cuattn.slow_calls import warn_if_slow
@@ -138,7 +139,7 @@ def attention_varlen(
 def evaluate(
     *arrays: Any,
     return_lse: bool = False,
-    config: FlashFwdConfig | PlainFwdConfig | None = None,
+    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
     schedule_on_device: bool = False,
     **options: Any,
 ) -> Any:

@@ -33,6 +33,7 @@ FAMILIES = (
     ("attention_backward*", ("test_attention_backward*.py",)),
     ("attention_decode_reduce", ("test_decode_reduce*.py", "test_decode_properties*.py")),
     ("attention_decode*", ("test_decode*.py", "test_paged*.py")),
+    ("attention_forward_hopper", ("test_attention_hopper*.py",)),
     ("attention*", ("test_attention*.py", "test_compat*.py", "test_known_defects*.py")),
     ("rope*", ("test_rope*.py", "test_split_qkv*.py")),
     ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py")),

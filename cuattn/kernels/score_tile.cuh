@@ -40,8 +40,9 @@ __device__ __forceinline__ void cap_scores(float (&scores)[ROW_TILES][COL_TILES]
 }
 
 // The scores of one row become probabilities relative to the running maximum, which the tile may raise: `half` says
-// which elements of an accumulator belong to the row. Returns the factor for what has been accumulated so far.
-template <int COL_TILES>
+// which elements of an accumulator belong to the row. Returns the factor for what has been accumulated so far. All of
+// them, and so their sum, are 2^LOG2_FACTOR times as large as they would be.
+template <int LOG2_FACTOR = 0, int COL_TILES>
 __device__ __forceinline__ float softmax_row(SoftmaxRow& row, float (&scores)[COL_TILES][4], int half,
                                              float scale_log2) {
     float tile_max = negative_infinity<float>();
@@ -51,14 +52,15 @@ __device__ __forceinline__ float softmax_row(SoftmaxRow& row, float (&scores)[CO
     }
     tile_max = quad_max(tile_max);
     const float correction = exp2_approx(row.raise_max(NATURAL_LOGITS ? tile_max : tile_max * scale_log2));
-    const float reference = row.reference();
+    const float reference = NATURAL_LOGITS ? row.reference() : row.reference() - LOG2_FACTOR;
     row.sum *= correction;  // of this lane's columns only: summed over the quad after the last tile
 #pragma unroll
     for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; i++) {
-            const float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[n][i] - reference)
-                                                  : fmaf(scores[n][i], scale_log2, -reference);
+            float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[n][i] - reference)
+                                            : fmaf(scores[n][i], scale_log2, -reference);
+            if (NATURAL_LOGITS && LOG2_FACTOR != 0) exponent += LOG2_FACTOR;
             scores[n][i] = exp2_approx(exponent);
             row.sum += scores[n][i];
         }

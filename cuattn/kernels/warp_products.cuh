@@ -11,7 +11,7 @@
 
 constexpr bool TF32 = sizeof(Element) == 4;
 
-static_assert(sizeof(Element) == 2 || sizeof(Element) == 4, "fragments hold 16-bit elements or tf32");
+static_assert(sizeof(Element) <= 4, "fragments hold 16-bit elements or tf32; 8-bit ones are for hopper/ alone");
 
 // Elements from row to row of a tile of COLS columns.
 template <int COLS>

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from cuattn.dropout import dropout_mask
 from cuattn.reference.logits import heads_first, logits, per_head
-from cuattn.reference.narrow import decode, output_dtype, probability_dtype, round_to_tf32
+from cuattn.reference.narrow import decode, output_dtype, probability_dtype, round_to_e4m3, round_to_tf32
 from cuattn.reference.softmax import Array, logsumexp, softmax
 
 __all__ = ["attention", "attention_naive", "probabilities"]
@@ -109,8 +109,8 @@ def attention_naive(
 
     float32 arithmetic (float64 for float64 inputs), probabilities rounded to the dtype of `v` (float16 for float8
     inputs), out rounded to the dtype of `q` (bfloat16 for float8). With `precision` "tf32", q, k, v and the
-    probabilities are rounded to 10 bits of mantissa. Not an oracle: its distance from one is the yardstick of
-    :mod:`cuattn.testing.tolerance`.
+    probabilities are rounded to 10 bits of mantissa; with "fp8", probabilities to e4m3. Not an oracle: its distance from
+    one is the yardstick of :mod:`cuattn.testing.tolerance`.
     """
     queries, keys, values = (decode(x, fp8_format) for x in (q, k, v))
     dtype = np.float64 if queries.dtype == np.float64 else np.float32
@@ -121,7 +121,12 @@ def attention_naive(
         queries, keys, values = (round_to_tf32(x) for x in (queries, keys, values))
     of_logits, of_dropout = split_options(options)
     p, lse = _softmax_with_sink(logits(queries, keys, dtype=dtype, **of_logits), sinks)
-    rounded = round_to_tf32(p) if tf32 else p.astype(narrow).astype(dtype)
+    if tf32:
+        rounded = round_to_tf32(p)
+    elif precision == "fp8":
+        rounded = round_to_e4m3(p)
+    else:
+        rounded = p.astype(narrow).astype(dtype)
     num_heads = p.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):
         out = dropped_out(rounded, **of_dropout) @ heads_first(values, num_heads, dtype)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from cuattn.errors import ArgumentError
 from cuattn.reference.softmax import Array
 
-__all__ = ["FP8_FORMATS", "decode", "output_dtype", "probability_dtype", "round_to_tf32"]
+__all__ = ["FP8_FORMATS", "P_FACTOR", "decode", "output_dtype", "probability_dtype", "round_to_e4m3", "round_to_tf32"]
 
 #: Names of the 8-bit formats that a uint8 array may hold, and their dtypes.
 FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}
@@ -41,6 +41,20 @@ def output_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 def probability_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """What probabilities are rounded to for inputs of `dtype`: float16 for 8-bit ones, which it holds exactly."""
     return np.dtype(np.float16) if np.dtype(dtype) in FP8_FORMATS.values() else np.dtype(dtype)
+
+
+#: What probabilities are multiplied with before they are rounded to e4m3, whose numbers end at 448 and at 2^-9.
+P_FACTOR = 256
+
+
+def round_to_e4m3(p: ArrayLike) -> Array:
+    """Probabilities `p` with 3 bits of mantissa, those below 2^-14 to multiples of 2^-17; their dtype stays.
+
+    >>> round_to_e4m3([1.0, 0.55, 2.0**-17, 2.0**-19]).tolist()
+    [1.0, 0.5625, 7.62939453125e-06, 0.0]
+    """
+    values = np.asarray(p)
+    return np.asarray((values * P_FACTOR).astype(ml_dtypes.float8_e4m3fn).astype(values.dtype) / P_FACTOR)
 
 
 def round_to_tf32(x: ArrayLike) -> Array:

@@ -22,6 +22,9 @@ With dropout, P stands for P Z in all of this, where Z is 0 or 1 / (1 - p). Floa
 the descales; q, k and v are exact in float16, out is bfloat16. With ``precision="tf32"`` the rule is looser, because
 q, k and v themselves are rounded to 10 bits, which no accumulation makes good: ``r`` grows by the most that this can
 move a logit, ``2 u_tf32 scale (|q| |k|)``, and ``u_P`` is twice ``u_tf32 = 2^-11``, once for P and once for V.
+With ``precision="fp8"``, P is rounded to e4m3, 2^8 times as large: ``u_P = 2^-4`` and ``t = 2^-18``. And Hopper's
+tensor cores are reported to keep 14 bits of a sum of 8-bit products: ``e`` grows by ``2^-13`` of the sum so far for
+every eight products, and ``u_P`` by as much for every 32 keys.
 
 Rows that see nothing must be exactly 0. NaN and infinities must stand in exactly the same places.
 """
@@ -38,7 +41,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from cuattn import reference
 from cuattn.errors import ArgumentError
 from cuattn.reference.logits import heads_first, per_head
-from cuattn.reference.narrow import decode, output_dtype, probability_dtype
+from cuattn.reference.narrow import P_FACTOR, decode, output_dtype, probability_dtype
 from cuattn.reference.varlen import sequences
 from cuattn.testing.rounding import accumulation_dtype, to_numpy, ulp, unit_roundoff
 
@@ -46,6 +49,8 @@ Array = NDArray[Any]
 
 #: The unit roundoff of float32 with 10 bits of mantissa.
 U_TF32 = 2.0**-11
+#: What tensor cores lose of a sum of 8-bit products when they add to it: 14 bits are kept, and the rest is cut.
+U_FP8_SUM = 2.0**-13
 
 __all__ = [
     "ToleranceError",
@@ -135,7 +140,7 @@ def logit_errors(
 ) -> tuple[Array, Array]:
     """The logits [B, H, N, M], and ``4 (1 + |s|) + e`` of each in units of `u`, the unit roundoff of the accumulation.
 
-    With tf32, also what rounding q and k costs.
+    With tf32, also what rounding q and k costs; with fp8, what tensor cores cut.
     """
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     q, k = q.astype(np.float64), k.astype(np.float64)
@@ -153,6 +158,8 @@ def logit_errors(
         if precision == "tf32":
             rounding = 2 * U_TF32 / unit_roundoff(np.float32)
             error = error + rounding * abs(scale) * reference.logits(np.abs(q), np.abs(k), scale=1)
+        elif precision == "fp8":
+            error = error + U_FP8_SUM / unit_roundoff(np.float32) * abs(scale) * dot_product_error(q, k) / 8
     return logits, error
 
 
@@ -217,7 +224,7 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
     Arrays and options as :func:`cuattn.reference.attention`; out and its bound are [B, N, H, E], the others [B, H, N].
     """
     given = decode(to_numpy(q), options.get("fp8_format")).dtype
-    oracle, narrow = oracle_dtype(given), probability_dtype(given)
+    oracle, narrow, precision = oracle_dtype(given), probability_dtype(given), options.get("precision")
     naive, _ = reference.attention_naive(to_numpy(q), to_numpy(k), to_numpy(v), **options)
     row = lse_bound(q, k, **options)
     values = _values(v, options.get("v_descale"), options.get("fp8_format"))
@@ -228,12 +235,14 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
     with np.errstate(invalid="ignore", over="ignore"):
         naive_error = np.abs(naive.astype(oracle) - out)
         naive_max = float(np.max(naive_error, where=np.isfinite(naive_error), initial=0.0))
-        u_p = 2 * U_TF32 if options.get("precision") == "tf32" else unit_roundoff(narrow)
+        u_p = 2 * U_TF32 if precision == "tf32" else unit_roundoff(narrow)
+        if precision == "fp8":
+            u_p = unit_roundoff(ml_dtypes.float8_e4m3fn) + math.ceil(keys.shape[1] / 32) * U_FP8_SUM
         bound = 2 * naive_max + 2 * ulp(out, output_dtype(given))
         bound = bound + (u_p + np.expm1(np.minimum(row, 700).swapaxes(1, 2)[..., None])) * spread
     p = reference.probabilities(queries, keys, **options)
     rescale = 1 / (1 - options.get("dropout_p", 0))
-    bound = bound + smallest_probability(given) * rescale * sum_of_kept(p, magnitudes)
+    bound = bound + smallest_probability(given, precision) * rescale * sum_of_kept(p, magnitudes)
     if rescale > 1:  # what the sum loses where it is subnormal, before it is divided by 1 - p
         subnormal = float(np.finfo(accumulation_dtype(given)).smallest_subnormal)
         bound = bound + (2 + math.sqrt(keys.shape[1])) * subnormal * rescale
@@ -242,8 +251,10 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
     return out, np.where(p_sum == 0, 0.0, bound), lse, row
 
 
-def smallest_probability(dtype: DTypeLike) -> float:
+def smallest_probability(dtype: DTypeLike, precision: str | None = None) -> float:
     """The ``t`` of the rule, for inputs of `dtype`."""
+    if precision == "fp8":
+        return float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).smallest_subnormal) / P_FACTOR / 2
     half = float(ml_dtypes.finfo(probability_dtype(dtype)).smallest_subnormal) / 2
     return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
 

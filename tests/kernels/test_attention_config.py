@@ -151,3 +151,13 @@ def test_compiles_for_the_other_architectures(arch):
     row = select(FLOAT16, 128, 128, seqlen_q=1024, smem_limit_bytes=limit)
     constants = row.constants("bfloat16", 128, 128, CAUSAL)
     assert compile.build(row.source, constants, arch=arch, kind="cubin").resources[row.entry].registers <= 255
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ("sm_100a", "sm_120a"))
+@pytest.mark.parametrize("row", FLASH_FWD_CONFIGS, ids=str)
+def test_every_row_compiles_for_blackwell(row, arch):
+    """There, the portable kernels serve every call."""
+    limit = compile.smem_limit_bytes(arch)
+    head_dim = max(size for size in HEAD_DIM_BUCKETS if size <= row.max_head_dim and row.is_legal(size, size, limit))
+    assert_no_spills(row, head_dim, arch, PLAIN)

@@ -1,7 +1,7 @@
 """A tiled flash forward in NumPy, in a kernel's precision, right or with one planted fault.
 
 The subject of the tests of the tolerance rule. It rounds where a kernel rounds: probabilities, not yet normalised, to
-the dtype of v (float16 for float8); everything else to float32, or float64 for float64. Its order is not that of the
+the dtype of v (float16 for float8, e4m3 with precision "fp8"); everything else to float32, or float64 for float64. Its order is not that of the
 naive computation, and the scale is folded into a base-2 exponent.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 import cuattn
 from cuattn import reference
-from cuattn.reference.narrow import output_dtype, probability_dtype
+from cuattn.reference.narrow import output_dtype, probability_dtype, round_to_e4m3
 
 FAULTS = (
     "dropped_key",
@@ -57,7 +57,8 @@ def tiled_attention(q, k, v, *, block_n, sequential=False, fault=None, rng=None,
     """(out, lse) like :func:`cuattn.reference.attention`, tile by tile of `block_n` keys; `fault` is one of FAULTS."""
     real = np.float64 if q.dtype == np.float64 else np.float32
     narrow, out_dtype = probability_dtype(q.dtype), output_dtype(q.dtype) if out_dtype is None else out_dtype
-    tf32 = options.pop("precision", None) == "tf32"
+    precision = options.pop("precision", None)
+    tf32 = precision == "tf32"
     if tf32:
         q, k, v = (reference.round_to_tf32(x) for x in (q, k, v))
     descales = [options.pop(f"{name}_descale", None) for name in "qkv"]
@@ -140,7 +141,10 @@ def tiled_attention(q, k, v, *, block_n, sequential=False, fault=None, rng=None,
         summed = p * kept[..., tile] * rescale_kept if fault == "dropout_in_row_sum" else p
         row_sum = row_sum * (1 if fault == "unscaled_row_sum" else rescale) + summed.sum(axis=-1, keepdims=True)
         acc = acc * (1 if fault == "missing_rescale" else rescale)
-        p = reference.round_to_tf32(p) if tf32 else p.astype(narrow).astype(real)
+        if precision == "fp8":
+            p = round_to_e4m3(p)
+        else:
+            p = reference.round_to_tf32(p) if tf32 else p.astype(narrow).astype(real)
         p = p if fault == "unmasked_tail" else p * kept[..., tile]
         acc = acc + _matmul(p, tile_values, sequential)
         row_max = row_max if fault == "block_max_only" and start else new_max

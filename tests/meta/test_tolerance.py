@@ -31,6 +31,7 @@ FORMATS = {
     "tf32": (np.dtype(np.float32), {"precision": "tf32"}),
     "float8_e4m3fn": (np.dtype(ml_dtypes.float8_e4m3fn), {}),
     "float8_e5m2": (np.dtype(ml_dtypes.float8_e5m2), {}),
+    "fp8": (np.dtype(ml_dtypes.float8_e4m3fn), {"precision": "fp8"}),
 }
 formats = pytest.mark.parametrize("form", FORMATS)
 
@@ -132,6 +133,8 @@ def test_faults_in_an_option_fail(form, fault):
         options = {name: value if not isinstance(value, str) else drawn[name, value]
                    for name, value in OPTION_FAULTS[fault].items()}  # fmt: skip
         options |= precision
+        if form == "fp8" and fault == "dropout_not_rescaled":
+            options["dropout_p"] = 0.5  # a tenth is less than e4m3 may lose
         if fault == "dropout_in_row_sum":
             options["dropout_seed"] = number
         with np.errstate(all="ignore"):
@@ -185,6 +188,15 @@ def test_ieee_does_not_pass_for_tf32_errors():
             assert_attention_close(out, q, k, v, precision=precision)
         with pytest.raises(ToleranceError, match=r"lse\["):
             assert_lse_close(lse, q, k, precision=precision)
+
+
+def test_rounded_to_8_bits_only_where_asked_for():
+    rng = np.random.default_rng(6)
+    q, k, v = (fill((1, 40, 2, 32), ml_dtypes.float8_e4m3fn, "normal", rng) for _ in "qkv")
+    out, lse = tiled_attention(q, k, v, block_n=8, precision="fp8")
+    assert_attention_close(out, q, k, v, lse=lse, precision="fp8")
+    with pytest.raises(ToleranceError, match=r"out\["):
+        assert_attention_close(out, q, k, v)
 
 
 def test_packed_sequences_are_checked_one_by_one():

@@ -39,6 +39,18 @@ def assert_right(executor, q, k, v, **options):
     return out, lse
 
 
+def same_kernel(executor, *calls):
+    """Whether one kernel computes all of them, each an (arrays, options) pair of a forward.
+
+    On compute capability 9.0 that depends on options and strides; results of two kernels differ by rounding.
+    """
+    kernels = set()
+    for (q, k, v, *starts), options in calls:
+        arrays, options = prepare(executor, (q, k, v), options)
+        kernels.add(cuattn.forward_path(*arrays, *starts, **options).kernel)
+    return len(kernels) == 1
+
+
 def call_varlen(executor, q, k, v, cu_seqlens_q, cu_seqlens_k, **options):
     """(out, lse) of `cuattn.attention_varlen` as NumPy arrays, from NumPy arrays in any layout."""
     arrays, options = prepare(executor, (q, k, v), options)

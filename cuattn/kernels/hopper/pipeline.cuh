@@ -8,9 +8,10 @@ template <int NUM_STAGES>
 struct RingBarriers {
     unsigned long long full[NUM_STAGES], empty[NUM_STAGES];
 
-    __device__ __forceinline__ void init(int num_consumers) const {
+    // `num_producers`: threads that arrive on `full`, beside what bytes they announce.
+    __device__ __forceinline__ void init(int num_consumers, int num_producers = 1) const {
         for (int stage = 0; stage < NUM_STAGES; stage++) {
-            mbarrier_init(smem_address(&full[stage]), 1);
+            mbarrier_init(smem_address(&full[stage]), num_producers);
             mbarrier_init(smem_address(&empty[stage]), num_consumers);
         }
     }

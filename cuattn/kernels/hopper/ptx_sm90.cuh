@@ -72,6 +72,29 @@ __device__ __forceinline__ void tma_prefetch_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+// --- 8-bit tiles -----------------------------------------------------------------------------------------------------
+
+// Four 8x8 matrices of 16-bit elements to shared memory; lanes 8i..8i+7 give the addresses of the rows of matrix i.
+__device__ __forceinline__ void stmatrix_x4(unsigned s_row, const unsigned (&frag)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(s_row), "r"(frag[0]),
+                 "r"(frag[1]), "r"(frag[2]), "r"(frag[3])
+                 : "memory");
+}
+
+// Four floats rounded to e4m3, `x0` in the lowest byte.
+__device__ __forceinline__ unsigned pack_e4m3(float x0, float x1, float x2, float x3) {
+    unsigned packed;
+    asm("{\n"
+        ".reg .b16 low, high;\n"
+        "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+        "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+        "mov.b32 %0, {low, high};\n"
+        "}\n"
+        : "=r"(packed)
+        : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
+    return packed;
+}
+
 // --- warpgroups ------------------------------------------------------------------------------------------------------
 
 // Shared memory that this thread has written becomes visible to copies and wgmma that are issued later.

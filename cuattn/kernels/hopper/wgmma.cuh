@@ -1,4 +1,5 @@
-// wgmma: a warpgroup multiplies [64 x 16] by [16 x N] elements of 16 bits into fp32 accumulators, asynchronously.
+// wgmma: a warpgroup multiplies [64 x 16] by [16 x N] elements of 16 bits, or [64 x 32] by [32 x N] of 8 bits, into
+// fp32 accumulators, asynchronously.
 //
 // Warp w of the warpgroup holds rows 16 w to 16 w + 15 of the accumulator, in N / 8 tiles laid out as those of mma.sync
 // (frag_acc_row and frag_acc_col of mma.cuh). a comes from shared memory or, as fragments of mma.sync, from registers;
@@ -7,6 +8,7 @@
 // Tiles in shared memory are columns of SPAN_BYTES, written by bulk tensor copies with the 128-byte swizzle: row r of a
 // column begins at byte r * SPAN_BYTES, and its 16-byte units are permuted by r % 8. They start on multiples of 1024.
 #pragma once
+#include "float8.cuh"
 #include "hopper/ptx_sm90.cuh"
 
 constexpr int SPAN_BYTES = 128;
@@ -59,9 +61,10 @@ struct Wgmma;
 #define WGMMA_NAMES20 WGMMA_NAMES18 ", %72, %73, %74, %75, %76, %77, %78, %79"
 #define WGMMA_NAMES22 WGMMA_NAMES20 ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define WGMMA_NAMES24 WGMMA_NAMES22 ", %88, %89, %90, %91, %92, %93, %94, %95"
-#define WGMMA_NAMES32                                                       \
-    WGMMA_NAMES24 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-                  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define WGMMA_NAMES28 WGMMA_NAMES24 ", %96, %97, %98, %99, %100, %101, %102, %103, " \
+                                    "%104, %105, %106, %107, %108, %109, %110, %111"
+#define WGMMA_NAMES32 WGMMA_NAMES28 ", %112, %113, %114, %115, %116, %117, %118, %119, " \
+                                    "%120, %121, %122, %123, %124, %125, %126, %127"
 
 #define WGMMA_SS(N, TYPE, NAMES, ACC, I0, I1, I2, I3)                                                     \
     asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %" #I2 ", 0;\n"                      \
@@ -76,6 +79,21 @@ struct Wgmma;
                  : ACC                                                                                    \
                  : "r"(frag_a[0]), "r"(frag_a[1]), "r"(frag_a[2]), "r"(frag_a[3]), "l"(desc_b),           \
                    "r"(accumulate), "n"(static_cast<int>(TRANSPOSED)))
+
+// Of 8 bits: 32 of them a step, and b is K-major, the summed index side by side.
+#define WGMMA_SS8(N, TYPE, NAMES, ACC, I0, I1, I2)                                                        \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %" #I2 ", 0;\n"                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32." TYPE "." TYPE " {" NAMES "}, %" #I0    \
+                 ", %" #I1 ", accumulate, 1, 1;\n}\n"                                                     \
+                 : ACC                                                                                    \
+                 : "l"(desc_a), "l"(desc_b), "r"(accumulate))
+#define WGMMA_RS8(N, TYPE, NAMES, ACC, I0, I1, I2, I3, I4, I5)                                            \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %" #I5 ", 0;\n"                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32." TYPE "." TYPE " {" NAMES "}, {%" #I0   \
+                 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 ", accumulate, 1, 1;\n}\n"                      \
+                 : ACC                                                                                    \
+                 : "r"(frag_a[0]), "r"(frag_a[1]), "r"(frag_a[2]), "r"(frag_a[3]), "l"(desc_b),           \
+                   "r"(accumulate))
 
 // The numbers are those of the operands behind the N / 2 accumulators.
 #define WGMMA_SHAPE(N, NAMES, ACC, I0, I1, I2, I3, I4, I5, I6)                                            \
@@ -102,6 +120,17 @@ struct Wgmma;
                                                      unsigned long long desc_b, int accumulate) {         \
             WGMMA_RS(N, "bf16", NAMES, WGMMA_LIST ACC, I0, I1, I2, I3, I4, I5, I6);                       \
         }                                                                                                 \
+        template <bool TRANSPOSED>                                                                        \
+        static __device__ __forceinline__ void issue(Float8E4M3, Acc& acc, unsigned long long desc_a,     \
+                                                     unsigned long long desc_b, int accumulate) {         \
+            WGMMA_SS8(N, "e4m3", NAMES, WGMMA_LIST ACC, I0, I1, I2);                                      \
+        }                                                                                                 \
+        template <bool TRANSPOSED>                                                                        \
+        static __device__ __forceinline__ void issue(Float8E4M3, Acc& acc, const unsigned (&frag_a)[4],   \
+                                                     unsigned long long desc_b, int accumulate) {         \
+            static_assert(!TRANSPOSED, "8-bit operands are K-major");                                     \
+            WGMMA_RS8(N, "e4m3", NAMES, WGMMA_LIST ACC, I0, I1, I2, I3, I4, I5);                          \
+        }                                                                                                 \
     };
 #define WGMMA_LIST(...) __VA_ARGS__
 
@@ -114,5 +143,6 @@ WGMMA_SHAPE(144, WGMMA_NAMES18, (WGMMA_ACC16(0), WGMMA_ACC2(16)), 72, 73, 74, 75
 WGMMA_SHAPE(160, WGMMA_NAMES20, (WGMMA_ACC16(0), WGMMA_ACC4(16)), 80, 81, 82, 83, 84, 85, 86)
 WGMMA_SHAPE(176, WGMMA_NAMES22, (WGMMA_ACC16(0), WGMMA_ACC4(16), WGMMA_ACC2(20)), 88, 89, 90, 91, 92, 93, 94)
 WGMMA_SHAPE(192, WGMMA_NAMES24, (WGMMA_ACC16(0), WGMMA_ACC8(16)), 96, 97, 98, 99, 100, 101, 102)
+WGMMA_SHAPE(224, WGMMA_NAMES28, (WGMMA_ACC16(0), WGMMA_ACC8(16), WGMMA_ACC4(24)), 112, 113, 114, 115, 116, 117, 118)
 WGMMA_SHAPE(256, WGMMA_NAMES32, (WGMMA_ACC16(0), WGMMA_ACC16(16)), 128, 129, 130, 131, 132, 133, 134)
 #undef WGMMA_SHAPE

@@ -1,0 +1,119 @@
+"""From a checked attention problem to the launch of the Hopper kernel: tensor maps, schedule, arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cuattn.attention_arguments import Extents, Operand, Problem
+from cuattn.decode.cost import machine_of
+from cuattn.forward_options import ForwardOptions
+from cuattn.hopper.config import ARCH, BUCKETS, SPAN_BYTES, HopperFwdConfig
+from cuattn.hopper.schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
+from cuattn.hopper.select import kernel_options, longest_seqlen_q
+from cuattn.launch import Executor, Kernel, host_executor
+from cuattn.packed import Packed
+from cuattn.tensor_map import TensorMap, tensor_map
+
+__all__ = ["HOST_CTAS", "L2_BYTES", "launch"]
+
+#: Persistent CTAs on the host executor: few, so that each computes several tiles even of a small problem.
+HOST_CTAS = 4
+#: Of the second-level cache, for keys and values. An H100 has 50 MB, and queries and results pass through it as well.
+L2_BYTES = 32 << 20
+
+
+def launch(
+    problem: Problem,
+    row: HopperFwdConfig,
+    operands: tuple[Operand, Operand, Operand, Operand],
+    lse: Any,
+    params: np.void,
+    packed: Packed | None,
+) -> None:
+    """Launch the kernel in the shape ``row``. ``operands`` are q, k, v and out, ``params`` the problem's numbers."""
+    extents, options = problem.extents, problem.options
+    q, k, v, output = operands
+    executor = problem.executor if problem.executor.arch == ARCH else host_executor(ARCH)
+    pack = pack_heads(longest_seqlen_q(problem, packed), extents.heads_per_kv_head, row.block_m)
+    plan = _plan(
+        executor,
+        row,
+        problem.dtype.name,
+        BUCKETS[extents.head_dim],
+        BUCKETS[extents.head_dim_v],
+        kernel_options(options),
+        packed is not None,
+    )
+    queries = row.block_m // pack
+    work = None if packed is None else packed.work(executor, extents.seqlen_q, queries, options)
+    schedule = _schedule(extents, row.block_m, pack, problem.dtype.itemsize, work)
+    maps = (
+        _query_map(q, extents, pack, queries),
+        _key_map(k, extents, row.block_n),
+        _key_map(v, extents, row.block_n),
+    )
+    args = (
+        *maps,
+        *(output.array, lse, options.alibi_slopes, options.sinks),
+        *(options.q_descale, options.k_descale, options.v_descale, options.diagonal_offsets),
+        *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
+        *(params, schedule.argument()),
+    )
+    grid = min(schedule.num_tiles, HOST_CTAS if executor.name == "host" else machine_of(executor)[1])
+    executor.launch(plan.kernel, (grid,), (row.num_threads,), args, plan.smem_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    kernel: Kernel
+    smem_bytes: int
+
+
+@cache
+def _plan(
+    executor: Executor,
+    row: HopperFwdConfig,
+    dtype_name: str,
+    head_dim: int,
+    head_dim_v: int,
+    options: ForwardOptions,
+    packed: bool,
+) -> _Plan:
+    constants = row.constants(dtype_name, head_dim, head_dim_v, options, packed=packed)
+    return _Plan(executor.kernel(row.source, constants, row.entry), row.smem_bytes(head_dim, head_dim_v))
+
+
+def _schedule(extents: Extents, block_m: int, pack: int, itemsize: int, work: Any) -> HopperSchedule:
+    if work is not None:
+        return packed_schedule(extents, pack=pack, num_work=int(work.shape[0]))
+    return dense_schedule(extents, pack=pack, block_m=block_m, itemsize=itemsize, l2_bytes=L2_BYTES)
+
+
+def _query_map(q: Operand, extents: Extents, pack: int, queries: int) -> TensorMap:
+    """q as [batch, packs of heads, seqlen, pack, head_dim]: a box is a tile, its rows query by query."""
+    batch, seq, head = q.strides
+    sizes = pack, extents.seqlen_q, extents.num_heads // pack, 1 if extents.packed else extents.batch
+    return _map(q, sizes, (head, seq, pack * head, batch), (pack, queries, 1, 1))
+
+
+def _key_map(x: Operand, extents: Extents, block_n: int) -> TensorMap:
+    """k or v as [batch, heads, seqlen, head dim]: a box is a tile of keys of one head."""
+    batch, seq, head = x.strides
+    sizes = extents.seqlen_k, extents.num_kv_heads, 1 if extents.packed else extents.batch
+    return _map(x, sizes, (seq, head, batch), (block_n, 1, 1))
+
+
+def _map(x: Operand, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
+    """Sizes, element strides and box of the axes beyond the columns, innermost first."""
+    itemsize = x.array.dtype.itemsize
+    return tensor_map(
+        x.array,
+        (SPAN_BYTES // itemsize, *box),
+        swizzle="128B",
+        dims=(x.array.shape[-1], *sizes),
+        strides=(itemsize, *(stride * itemsize for stride in strides)),
+    )

@@ -1,0 +1,288 @@
+// A consuming warpgroup of attention_forward_hopper.cu: 64 rows from scores to out and lse.
+#pragma once
+#include "hopper/forward_tile.cuh"
+#include "hopper/quad_store.cuh"
+#include "hopper/transpose_e4m3.cuh"
+
+// A row of the tile: a query of a head.
+struct Row {
+    int query, head_idx;
+    bool in_range;
+
+    __device__ __forceinline__ Row(const WorkTile& tile, int pack, int row_idx) {
+        const int query_idx = pack == 1 ? row_idx : row_idx / pack;
+        query = tile.block.first_query + query_idx;
+        in_range = query_idx < tile.num_queries;
+        head_idx = tile.block.head_idx + (pack == 1 || !in_range ? 0 : row_idx - query_idx * pack);
+    }
+};
+
+// What the logits of a thread's two rows go through, `half` 0 and 1: rows eight apart, as in mma.cuh. Keys are counted
+// from the first column of this thread.
+struct RowOptions {
+    int key_begin[2], key_end[2];  // visible keys
+    long long diagonal[2];         // the key that ALiBi measures distances from
+    float slope[2];
+};
+
+__device__ __forceinline__ RowOptions row_options(const WorkTile& tile, const Params& params, int pack, int first_row,
+                                                  int first_key, const float* g_alibi_slopes) {
+    RowOptions options;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const Row row(tile, pack, first_row + half * 8);
+        options.key_begin[half] = tile.band.begin(row.query) - first_key;
+        options.key_end[half] = tile.band.end(row.query) - first_key;
+        options.diagonal[half] = static_cast<long long>(row.query) + tile.block.diagonal_offset - first_key;
+        options.slope[half] = 0.0f;
+        if (ALIBI && g_alibi_slopes != nullptr) {
+            options.slope[half] = g_alibi_slopes[tile.block.batch_idx * params.alibi_batch + row.head_idx];
+        }
+    }
+    return options;
+}
+
+// Where the descales of the tile's key/value head are.
+__device__ __forceinline__ int descale_idx(const WorkTile& tile, const Params& params) {
+    return tile.block.batch_idx * (params.num_heads / params.heads_per_kv_head) + tile.block.kv_head_idx;
+}
+
+// Factors of scores: 8-bit elements bring some of their own.
+struct TileScales {
+    float scale, scale_log2;
+};
+
+__device__ __forceinline__ TileScales tile_scales(const WorkTile& tile, const Params& params, const float* g_q_descale,
+                                                  const float* g_k_descale) {
+    TileScales scales = {params.scale, params.scale_log2};
+    if (sizeof(Element) == 1) {
+        const int kv_idx = descale_idx(tile, params);
+        const float descale = (g_q_descale == nullptr ? 1.0f : g_q_descale[kv_idx]) *
+                              (g_k_descale == nullptr ? 1.0f : g_k_descale[kv_idx]);
+        scales.scale *= descale;
+        scales.scale_log2 *= descale;
+    }
+    return scales;
+}
+
+// What a consumer carries from key tile to key tile.
+struct ConsumerState {
+    OutputTile acc_out;
+    SoftmaxRow rows[1][2];
+};
+
+// Issues scores = q k^T of this warpgroup's rows.
+__device__ __forceinline__ void issue_scores(Scores& scores, unsigned long long desc_q, unsigned long long desc_k) {
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < HEAD_DIM / MMA_K; step++) {
+        const int column = step % SPAN_STEPS * WGMMA_K_BYTES / 16, span = step / SPAN_STEPS;
+        Wgmma<BLOCK_N>::template issue<false>(
+            Element(), scores[0], desc_q + span * (BLOCK_M * SPAN_BYTES / 16) + column,
+            desc_k + span * (BLOCK_N * SPAN_BYTES / 16) + column, step > 0);
+    }
+    wgmma_commit();
+}
+
+// Issues acc_out += probabilities v.
+__device__ __forceinline__ void issue_output(OutputTile& acc_out, const Probabilities& probabilities,
+                                             unsigned long long desc_v) {
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < BLOCK_N / MMA_K; step++) {
+        const int offset = TRANSPOSE_V ? step / SPAN_STEPS * HEAD_DIM_V * SPAN_BYTES + step % SPAN_STEPS * WGMMA_K_BYTES
+                                       : step * MMA_K * SPAN_BYTES;
+        Wgmma<HEAD_DIM_V>::template issue<!TRANSPOSE_V>(Element(), acc_out[0], probabilities[step],
+                                                        desc_v + offset / 16, 1);
+    }
+    wgmma_commit();
+}
+
+// Accumulators of MMA_K keys as an a fragment.
+template <typename Rounded>
+__device__ __forceinline__ void probability_fragment(Rounded, unsigned (&frag_a)[4], const float (*acc)[4]) {
+    frag_a_from_acc<Rounded>(frag_a, acc[0], acc[1]);
+}
+__device__ __forceinline__ void probability_fragment(Float8E4M3, unsigned (&frag_a)[4], const float (*acc)[4]) {
+    frag_a_from_acc(frag_a, acc);
+}
+
+__device__ __forceinline__ void round_probabilities(Probabilities& probabilities, const Scores& scores) {
+#pragma unroll
+    for (int step = 0; step < BLOCK_N / MMA_K; step++) {
+        probability_fragment(Element(), probabilities[step], scores[0] + step * (MMA_K / MMA_N));
+    }
+}
+
+// Scores become logits in the base of the softmax, up to a positive factor: scale, softcap, ALiBi; then -inf where a
+// key is not visible by its position.
+__device__ __forceinline__ void score_logits(Scores& scores, const Params& params, const TileScales& scales,
+                                             const RowOptions& options, int tile_key, bool masked) {
+    if (NATURAL_LOGITS) {
+        multiply_scores(scores, scales.scale);
+        if (SOFTCAP && params.softcap != 0.0f) cap_scores(scores, params.softcap);
+        if (ALIBI) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float position = static_cast<float>(options.diagonal[i / 2] - (tile_key + i % 2));
+#pragma unroll
+                for (int n = 0; n < BLOCK_N / MMA_N; n++) {
+                    scores[0][n][i] -= options.slope[i / 2] * fabsf(position - static_cast<float>(n * MMA_N));
+                }
+            }
+        }
+    } else if (scales.scale_log2 <= 0.0f) {
+        multiply_scores(scores, scales.scale_log2 < 0.0f ? -1.0f : 0.0f);
+    }
+    if (masked) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            mask_row<BOUND_LEFT>(scores[0], half, options.key_begin[half] - tile_key,
+                                 options.key_end[half] - tile_key);
+        }
+    }
+}
+
+// Warpgroups take turns in issuing products: each waits for its own turn, and gives the turn to the next.
+struct Turns {
+    int consumer_idx;
+
+    static constexpr bool ON = PING_PONG && NUM_CONSUMERS > 1;
+    static constexpr int FIRST_BARRIER = 1;
+
+    // The last one gives the first turn.
+    __device__ __forceinline__ void start() const {
+        if (ON && consumer_idx == NUM_CONSUMERS - 1) pass();
+    }
+    __device__ __forceinline__ void take() const {
+        if (ON) named_barrier_sync(FIRST_BARRIER + consumer_idx, 2 * WARPGROUP_SIZE);
+    }
+    __device__ __forceinline__ void pass() const {
+        if (ON) named_barrier_arrive(FIRST_BARRIER + (consumer_idx + 1) % NUM_CONSUMERS, 2 * WARPGROUP_SIZE);
+    }
+    // What the last one passed last.
+    __device__ __forceinline__ void finish() const {
+        if (ON && consumer_idx == 0) take();
+    }
+};
+
+// All key tiles of a work tile, of which there is at least one: on return acc_out holds the sums of e^(logit - max) v,
+// and each row its lane's share of the sum. Tiles are taken from the last to the first, so that the masked ones come
+// first.
+__device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const WorkTile& tile, const Params& params,
+                                        const TileScales& scales, int pack, const RowOptions& options,
+                                        const Turns& turns, int thread_idx, RingPositions& rings) {
+    const float scale_log2 = positive_scale_log2(scales.scale_log2);
+    const bool releases = thread_idx == 0;  // one thread speaks for the warpgroup: wgmma is done for all of it or none
+    const int first_row = turns.consumer_idx * WGMMA_M;
+    const unsigned long long desc_q = wgmma_descriptor(smem_address(smem.q[0][first_row]), SPAN_BYTES);
+    const unsigned long long desc_k = wgmma_descriptor(smem_address(smem.k), SPAN_BYTES);
+    const unsigned long long desc_v = wgmma_descriptor(smem_address(smem.values.operand()), BLOCK_N * SPAN_BYTES);
+    // Tiles that every row of this warpgroup sees in whole.
+    const int first_query = tile.block.first_query + first_row / pack;
+    const int last_query = tile.block.first_query + min(tile.num_queries - 1, (first_row + WGMMA_M - 1) / pack);
+    const KeyTiles whole(tile.band, BLOCK_N, min(first_query, last_query), last_query);
+
+    Scores scores;
+    Probabilities probabilities;
+    float corrections[2];
+    auto issue_next_scores = [&] {
+        rings.k.wait_full(smem.k_ring);
+        issue_scores(scores, desc_q, desc_k + rings.k.stage * (sizeof(smem.k[0]) / 16));
+    };
+    auto issue_next_output = [&] {
+        rings.v.wait_full(smem.v_ring);
+        issue_output(state.acc_out, probabilities, desc_v + rings.v.stage * (sizeof(smem.values.operand()[0]) / 16));
+    };
+    auto release_keys = [&] {
+        if (releases) rings.k.release(smem.k_ring);
+        rings.k.advance();
+    };
+    auto release_values = [&] {
+        if (releases) rings.v.release(smem.v_ring);
+        rings.v.advance();
+    };
+    auto exponentiate = [&](int key_tile, bool masked) {
+        score_logits(scores, params, scales, options, key_tile * BLOCK_N, masked);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            corrections[half] = softmax_row<LOG2_P_FACTOR>(state.rows[0][half], scores[0], half, scale_log2);
+        }
+    };
+
+    int key_tile = tile.key_end - 1;
+    rings.q.wait_full(smem.q_ring);
+    turns.take();
+    issue_next_scores();
+    turns.pass();
+    wgmma_wait<0>();
+    release_keys();
+    exponentiate(key_tile, true);
+    round_probabilities(probabilities, scores);
+
+    // Scores of the next tile and output of this one are multiplied at the same time.
+    auto step = [&](bool masked) {
+        turns.take();
+        issue_next_scores();
+        issue_next_output();
+        turns.pass();
+        wgmma_wait<1>();
+        release_keys();
+        exponentiate(key_tile, masked);
+        wgmma_wait<0>();
+        release_values();
+        round_probabilities(probabilities, scores);
+#pragma unroll
+        for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[half]);
+    };
+    key_tile--;
+    if (BOUND_RIGHT) {
+        for (const int stop = max(tile.key_begin, whole.full_end); key_tile >= stop; key_tile--) step(true);
+    }
+    for (const int stop = BOUND_LEFT ? max(tile.key_begin, whole.full_begin) : 0; key_tile >= stop; key_tile--) {
+        step(false);
+    }
+    if (BOUND_LEFT) {
+        for (; key_tile >= tile.key_begin; key_tile--) step(true);
+    }
+    if (releases) rings.q.release(smem.q_ring);
+    rings.q.advance();
+    issue_next_output();
+    wgmma_wait<0>();
+    release_values();
+}
+
+// Completes the row sums over the quad, takes the sink in as one more term, and writes out and lse.
+__device__ __forceinline__ void write_rows(ConsumerState& state, const WorkTile& tile, const Params& params,
+                                           int pack, int first_row, const float* g_sinks, const float* g_v_descale,
+                                           Output* g_out, float* g_lse, bool vectors, int lane_idx) {
+    float out_factor = INVERSE_P_FACTOR;
+    if (sizeof(Element) == 1 && g_v_descale != nullptr) out_factor *= g_v_descale[descale_idx(tile, params)];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        SoftmaxRow& sums = state.rows[0][half];
+        const Row row(tile, pack, first_row + half * 8);
+        const long long query = static_cast<long long>(tile.block.q_start) + row.query;
+        sums.sum = quad_sum(sums.sum) * INVERSE_P_FACTOR;
+        float correction = 1.0f;
+        if (g_sinks != nullptr) {
+            float term;
+            sums.sink_exponents(g_sinks[row.head_idx], correction, term);
+            correction = exp2_approx(correction);
+            sums.sum = sums.sum * correction + exp2_approx(term);
+        }
+        const float factor = sums.inverse_sum() * correction * out_factor;
+        unsigned pairs[HEAD_DIM_V / MMA_N];
+#pragma unroll
+        for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
+            pairs[e] = pack_pair(Output(), state.acc_out[0][e][2 * half] * factor,
+                                 state.acc_out[0][e][2 * half + 1] * factor);
+        }
+        Output* g_row = g_out + tile.block.batch_idx * params.out.batch + row.head_idx * params.out.head +
+                        query * params.out.seq;
+        store_quad_row(g_row, pairs, params.head_dim_v, vectors, row.in_range, lane_idx);
+        if (g_lse != nullptr && row.in_range && lane_idx % 4 == 0) {
+            g_lse[tile.block.batch_idx * params.lse_batch + row.head_idx * params.lse_head + query] = sums.lse();
+        }
+    }
+}

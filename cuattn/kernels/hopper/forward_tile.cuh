@@ -1,0 +1,93 @@
+// What producer and consumers of attention_forward_hopper.cu agree on: shared memory, work tiles, rings.
+//
+// Constants: those of attention_forward_hopper.cu.
+#pragma once
+#include "hopper/pipeline.cuh"
+#include "hopper/query_tile.cuh"
+#include "hopper/wgmma.cuh"
+#include "mask.cuh"
+#include "score_tile.cuh"
+
+constexpr int NUM_THREADS = (1 + NUM_CONSUMERS) * WARPGROUP_SIZE;
+constexpr int SPAN = SPAN_BYTES / sizeof(Element);  // columns of a tile that lie side by side
+constexpr int QK_SPANS = (HEAD_DIM + SPAN - 1) / SPAN;
+constexpr int V_SPANS = (HEAD_DIM_V + SPAN - 1) / SPAN;
+constexpr int MMA_K = WGMMA_K_BYTES / sizeof(Element);
+constexpr int SPAN_STEPS = SPAN / MMA_K;
+
+constexpr bool TRANSPOSE_V = sizeof(Element) == 1;
+constexpr int NUM_TRANSPOSERS = WARPGROUP_SIZE / WARP_SIZE - 1;  // warps
+constexpr int LOG2_P_FACTOR = TRANSPOSE_V ? 8 : 0;               // of probabilities, and of their sum
+constexpr float INVERSE_P_FACTOR = 1.0f / (1 << LOG2_P_FACTOR);
+
+// Values as they land, key by key; and as wgmma reads them, the same or column by column.
+template <bool TRANSPOSED>
+struct ValueTiles {
+    Element rows[NUM_STAGES][V_SPANS][BLOCK_N][SPAN];
+    __device__ __forceinline__ auto& operand() { return rows; }
+};
+template <>
+struct ValueTiles<true> {
+    Element rows[NUM_STAGES][V_SPANS][BLOCK_N][SPAN];
+    Element columns[NUM_STAGES][(BLOCK_N + SPAN - 1) / SPAN][HEAD_DIM_V][SPAN];
+    __device__ __forceinline__ auto& operand() { return columns; }
+};
+
+// Shared memory of a CTA. Tiles are columns of SPAN elements: see wgmma.cuh.
+struct alignas(1024) Smem {
+    Element q[QK_SPANS][BLOCK_M][SPAN];
+    Element k[NUM_STAGES][QK_SPANS][BLOCK_N][SPAN];
+    ValueTiles<TRANSPOSE_V> values;
+    RingBarriers<1> q_ring;
+    RingBarriers<NUM_STAGES> k_ring, v_ring;
+    RingBarriers<NUM_STAGES> rows_ring;  // of values that are yet to be transposed
+    unsigned long long v_tail;  // packed sequences: the last tile of values has landed and may be cut
+};
+
+static_assert(BLOCK_M == WGMMA_M * NUM_CONSUMERS, "a consumer owns the rows of one wgmma");
+static_assert(BLOCK_N % MMA_K == 0 && BLOCK_N <= 256, "keys come in steps of the second product");
+static_assert(BLOCK_N * SPAN_BYTES % 1024 == 0, "every tile starts where the swizzle begins anew");
+static_assert(sizeof(Smem) <= SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
+static_assert(PRODUCER_REGISTERS % 8 == 0 && CONSUMER_REGISTERS % 8 == 0, "setmaxnreg counts in eights");
+static_assert(PRODUCER_REGISTERS + NUM_CONSUMERS * CONSUMER_REGISTERS <=
+                  65536 / NUM_THREADS / 8 * 8 * (1 + NUM_CONSUMERS),
+              "all that warpgroups divide is what they start with");
+static_assert(!BIAS && !MASK && !DROPOUT, "these take the portable kernel");
+
+using Params = AttentionParams<float>;
+using KeyBand = Band<BOUND_LEFT, BOUND_RIGHT>;
+using Scores = float[1][BLOCK_N / MMA_N][4];
+using OutputTile = float[1][HEAD_DIM_V / MMA_N][4];
+using Probabilities = unsigned[BLOCK_N / MMA_K][4];
+
+// A work item as both roles see it.
+struct WorkTile {
+    QueryBlock block;
+    KeyBand band;
+    int num_queries;  // of the sequence, in this tile
+    int key_begin, key_end;  // tiles of keys to visit
+};
+
+__device__ __forceinline__ WorkTile work_tile(const Params& params, const HopperSchedule& schedule, int tile_idx,
+                                              const int* g_work, const int* g_cu_seqlens_q, const int* g_cu_seqlens_k,
+                                              const int* g_diagonal_offsets) {
+    WorkTile tile;
+    tile.block = query_tile<BLOCK_M, BOUND_RIGHT>(params, schedule, tile_idx, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
+                                                  g_diagonal_offsets);
+    tile.num_queries = 0;
+    tile.key_begin = tile.key_end = 0;
+    if (tile.block.has_work()) {
+        tile.num_queries = min(BLOCK_M / schedule.pack, tile.block.seqlen_q - tile.block.first_query);
+        tile.band = KeyBand(tile.block.seqlen_k, tile.block.diagonal_offset, params.window_left, params.window_right);
+        const KeyTiles keys(tile.band, BLOCK_N, tile.block.first_query, tile.block.first_query + tile.num_queries - 1);
+        tile.key_begin = keys.begin;
+        tile.key_end = max(keys.begin, keys.end);
+    }
+    return tile;
+}
+
+// Where a warpgroup stands in the rings.
+struct RingPositions {
+    RingPosition<1> q;
+    RingPosition<NUM_STAGES> k, v;
+};
