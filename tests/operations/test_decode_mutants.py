@@ -1,6 +1,6 @@
 """What the mutants of the decode kernels asked for (docs/mutants.md): every path of each kernel, in few variants.
 
-The smallest head dims, which compile quickly, and for each form the same problems: single tokens in splits, a packed
+The smallest head dims, which compile quickly, and for each form the same problems: a few tokens in splits, a packed
 batch with windows, every option at once, a prompt, and rows at any address.
 """
 
@@ -42,15 +42,15 @@ def rng_of(seed=0):
 
 
 @pytest.mark.parametrize("num_splits", (1, 3, None))
-@pytest.mark.parametrize("heads", ((6, 2), (17, 1)), ids=str)
-def test_single_tokens(executor, form, heads, num_splits):
+@pytest.mark.parametrize("heads", ((6, 2), (16, 2), (17, 1)), ids=str)
+def test_tokens_in_splits(executor, form, heads, num_splits):
     problem = cached_problem(
         rng_of(), lengths=LENGTHS, seqlens_q=2, heads=heads, page_size=16, sinks=make_sinks(rng_of(1), heads[0]), **form
     )
     assert_right(executor, problem, num_splits=num_splits)
 
 
-@pytest.mark.parametrize("window", [(30, 2), (5, 0), (0, 0), (70, None), (None, 1)], ids=str)
+@pytest.mark.parametrize("window", [(30, 2), (0, 0), (70, None)], ids=str)
 def test_windows_of_packed_queries(executor, form, window):
     problem = cached_problem(
         rng_of(2), lengths=[130, 40, 7, 0, 66], seqlens_q=[7, 1, 0, 2, 3], heads=(6, 2), page_size=16, window=window,
@@ -73,8 +73,8 @@ def test_everything(executor, form, scale):
 
 
 def test_a_prompt(executor, form):
-    """More rows than a block has, and blocks whose rows are not all there."""
-    problem = cached_problem(rng_of(4), lengths=(130, 75), seqlens_q=27, heads=(6, 2), page_size=16, **form)
+    """Blocks that are full of rows, and blocks whose rows are not all there."""
+    problem = cached_problem(rng_of(4), lengths=(130, 75), seqlens_q=35, heads=(4, 2), page_size=16, **form)
     for num_splits in (1, 2):
         assert_right(executor, problem, num_splits=num_splits)
 
