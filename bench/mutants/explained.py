@@ -118,4 +118,10 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"key >= num_keys.*return \{(1, 0|0, 1), false\}",
         "where a key is that does not exist: nothing is read there",
     ),
+    (
+        "cached_tiles.cuh",
+        r"multiply_pair\(Element\(\), scale, elements",
+        "a product is commutative, bit for bit",
+    ),
+    ("copy_pages.cu", r"UNITS_PER_THREAD = [1-9]", _SPEED + ", or less: how much a thread has under way at once"),
 )
