@@ -18,12 +18,14 @@ import click
 
 from cuattn import compile
 from cuattn.benchmark import Options, cuda_calls, gradients, machine, operations, option_costs, start
+from cuattn.benchmark import decode as decoding
 from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import Record, scrub, write_text
 from cuattn.benchmark.suite import Step as SuiteStep
 from cuattn.benchmark.suite import failure, run_steps
 from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
+from cuattn.testing.decode_cases import DecodeCase
 from cuattn.testing.executors import ExecutorUnderTest
 
 
@@ -102,7 +104,7 @@ def smoke(run: Run) -> None:
     """Small problems of every dtype under the strict rule of the tests."""
     executor = ExecutorUnderTest(run.executor)
     seqlen = 70 if run.is_tiny else 333
-    cases: list[AttentionCase | SoftmaxCase | BackwardCase] = [
+    cases: list[AttentionCase | SoftmaxCase | BackwardCase | DecodeCase] = [
         AttentionCase(2, seqlen, 4, 64, num_kv_heads=2, dtype=dtype, causal=causal)
         for dtype in ("float16", "bfloat16", "float32", "float64")
         for causal in (False, True)
@@ -114,6 +116,12 @@ def smoke(run: Run) -> None:
         for dtype in ("float16", "bfloat16", "float32", "float64")
     ]
     cases += [BackwardCase(AttentionCase(1, seqlen, 2, 256)), SoftmaxCase(3, 70000)]
+    cases += [
+        DecodeCase(2, seqlen, 4, 2, 64, dtype, page_size=page_size, num_splits=3)
+        for dtype in ("float16", "bfloat16", "float32", "float64")
+        for page_size in (16, 0)
+    ]
+    cases += [DecodeCase(2, seqlen, 8, 2, 128, kv_format=name, seqlen_q=4) for name in ("e4m3fn", "int8", "nvfp4")]
     verdicts = run.detail["cases"] = {}
     for case in cases[:: 4 if run.is_tiny else 1]:
         try:
@@ -164,6 +172,12 @@ def backward(run: Run) -> None:
     chosen = _options(run)
     cases = gradients.backward_cases(chosen, run.executor)
     run.measure(operations.case_steps("backward", cases[:2] if run.is_tiny else cases, chosen))
+
+
+def decode(run: Run) -> None:
+    """Decoding over caches of many lengths and formats; plans; generations, contiguous and paged."""
+    steps = decoding.decode_steps(_options(run))
+    run.measure(steps[:2] if run.is_tiny else steps)
 
 
 def softmax(run: Run) -> None:
@@ -228,6 +242,7 @@ STEPS = (
     Step(tests, 150, 15),
     Step(attention, 90, 15),
     Step(backward, 110, 15),
+    Step(decode, 70, 15),
     Step(options, 40, 10),
     Step(seed, 25, 10),
     Step(layout, 25, 10),

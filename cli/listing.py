@@ -17,6 +17,7 @@ from cuattn.benchmark import SUITES, tables, variants
 from cuattn.compile import cache
 from cuattn.compile.expand import KERNELS
 from cuattn.config import FLASH_FWD_CONFIGS
+from cuattn.decode.config import FLASH_DECODE_CONFIGS
 from cuattn.forward_options import compiled_options
 
 SOFTMAX_ROWS = (
@@ -126,6 +127,23 @@ def backward_rows() -> list[dict[str, Any]]:
     ]
 
 
+def decode_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "kernel": row.source.removeprefix("attention_"),
+            "math": row.products,
+            "bytes": row.itemsize,
+            "D up to": row.max_head_dim,
+            "block_m": row.block_m,
+            "block_n": row.block_n,
+            "warps": f"{row.warps_m}x{row.warps_n}",
+            "stages": row.num_stages,
+            "rows up to": row.max_rows or "",
+        }
+        for row in FLASH_DECODE_CONFIGS
+    ]
+
+
 def resources() -> list[dict[str, Any]]:
     """A line for each attention kernel and architecture."""
     wanted = [
@@ -198,6 +216,7 @@ LISTS = {
     "rows": {
         "attention rows": attention_rows,
         "attention backward rows": backward_rows,
+        "attention decode rows": decode_rows,
         "attention options": attention_options,
         "softmax rows": softmax_rows,
     },

@@ -131,7 +131,7 @@ _ALL = (
         "0",
         _flag,
         "0 or 1",
-        "1: synchronize after a launch to check what only the device knows (page indices, sequence lengths).",
+        "1: wait for the GPU to check what only it knows: lengths, page indices, slots, positions.",
     ),
     Variable(
         "CUATTN_CC",
@@ -228,7 +228,7 @@ def cache_dir() -> Path:
 
 
 def check() -> bool:
-    """``CUATTN_CHECK``: whether launches are synchronized and checked."""
+    """``CUATTN_CHECK``: whether a call waits for the GPU to check lengths and indices that lie there."""
     value: bool = read("CUATTN_CHECK")
     return value
 

@@ -108,4 +108,20 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "a product is commutative, bit for bit",
     ),
     ("attention_forward_f32.cu", r"sizeof\(Element\)\) & 14\) == 0", "no float lies at an odd address"),
+    (
+        "attention_decode_reduce.cu",
+        r"num_rows < 0xffffffffLL",
+        _SPEED + ": 2^32 - 1 rows are divided in 64 bits",
+    ),
+    (
+        "cached_keys.cuh",
+        r"key >= num_keys.*return \{(1, 0|0, 1), false\}",
+        "where a key is that does not exist: nothing is read there",
+    ),
+    (
+        "cached_tiles.cuh",
+        r"multiply_pair\(Element\(\), scale, elements",
+        "a product is commutative, bit for bit",
+    ),
+    ("copy_pages.cu", r"UNITS_PER_THREAD = [1-9]", _SPEED + ", or less: how much a thread has under way at once"),
 )

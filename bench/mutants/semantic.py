@@ -42,6 +42,7 @@ def table() -> list[Semantic]:
     """All of them."""
     from bench.mutants.semantic_attention import ATTENTION
     from bench.mutants.semantic_backward import BACKWARD
+    from bench.mutants.semantic_decode import DECODE
     from bench.mutants.semantic_softmax import SOFTMAX
 
-    return [*SOFTMAX, *ATTENTION, *BACKWARD]
+    return [*SOFTMAX, *ATTENTION, *BACKWARD, *DECODE]

@@ -8,6 +8,7 @@ import numpy as np
 
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase
 from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
+from cuattn.testing.decode_cases import DecodeCase
 
 
 def make(case: Case, executor: str, seed: int) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def make(case: Case, executor: str, seed: int) -> dict[str, Any]:
         return case.with_results(make(case.forward, executor, seed), seed, cupy)
     if isinstance(case, SoftmaxCase):
         shapes: dict[str, tuple[int, ...]] = {"x": (case.rows, case.columns)}
-    elif isinstance(case, AttentionCase | VarlenCase):
+    elif isinstance(case, AttentionCase | VarlenCase) or (isinstance(case, DecodeCase) and case.kv_format is None):
         shapes = dict(case.shapes)
     else:
         return case.make_inputs(seed, cupy)
@@ -32,7 +33,9 @@ def make(case: Case, executor: str, seed: int) -> dict[str, Any]:
         }
     except (ImportError, TypeError, ValueError):  # no cuRAND, or no conversion to this dtype: seconds slower
         return case.make_inputs(seed, cupy)
-    if not isinstance(case, SoftmaxCase):
+    if isinstance(case, DecodeCase):
+        arrays |= case.host_inputs(np.random.default_rng(seed))
+    elif not isinstance(case, SoftmaxCase):
         options = case.option_inputs(np.random.default_rng(seed))
         arrays |= {name: cupy.asarray(x) for name, x in options.items()}
     return arrays

@@ -21,7 +21,9 @@ from cuattn.benchmark.timing import significant
 from cuattn.compile import occupancy
 from cuattn.compile.resources import Resources
 from cuattn.config import BUCKETS, FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS, FlashFwdConfig
+from cuattn.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.kv_formats import KV_FORMATS
 
 ARCHS = ("sm_80", "sm_90a")
 CAUSAL = ForwardOptions(bound_right=True)
@@ -127,11 +129,49 @@ def bias_variants() -> Iterator[Variant]:
             )
 
 
+def decode_variants() -> Iterator[Variant]:
+    """Every row of decoding over pages: plain, causal, and with every option; also on numbers of 4 bits, where the row
+    serves them. The options of a decode kernel are its bounds, softcap with ALiBi, and RoPE.
+    """
+    for row in FLASH_DECODE_CONFIGS:
+        dtype = DTYPE[row.itemsize]
+        yield from (decode_variant(row, dtype, options) for options in ("plain", "causal", "everything"))
+        yield decode_variant(row, dtype, "everything", aligned=False)
+        if row.itemsize < 8:
+            yield decode_variant(row, "nvfp4", "everything")
+        if row.products == "mma":
+            yield decode_variant(row, "int8", "everything", slot_scales=True)
+
+
+def decode_variant(
+    row: FlashDecodeConfig, format_name: str, options: str, *, aligned: bool = True, slot_scales: bool = False
+) -> Variant:
+    """A row compiled with some options and for a format of the cache, at the largest head dim that it is meant for."""
+    kv_format, head_dim, everything = KV_FORMATS[format_name], row.max_head_dim, options == "everything"
+    flags: dict[str, Any] = {
+        **{"ALIGNED": aligned, "PAGED": True, "SLOT_SCALES": slot_scales},
+        **{"BOUND_LEFT": everything, "BOUND_RIGHT": options != "plain"},
+        **{"ROTATE": everything, "INTERLEAVED": False, "TABLES": False, "Table": "float"},
+        **{"SOFTCAP": everything, "ALIBI": everything, "BIAS": False, "MASK": False, "BiasElement": "float"},
+    }
+    marks = "_slotscales" * slot_scales + "_unaligned" * (not aligned)
+    return Variant(
+        f"{row.source}_{format_name}_d{head_dim}_{row.block_m}x{row.block_n}_w{row.warps_m}x{row.warps_n}"
+        f"_{options}{marks}",
+        row.source,
+        row.constants(DTYPE[row.itemsize], kv_format, head_dim, head_dim, flags),
+        row.num_threads,
+        row.smem_bytes(head_dim, head_dim, kv_format),
+        1000 if head_dim <= 128 and not everything else None,
+    )
+
+
 def all_attention() -> Iterator[Variant]:
-    """Forward, backward, and the gradient of a bias."""
+    """Forward, backward, the gradient of a bias, and decoding."""
     yield from attention_variants()
     yield from backward_variants()
     yield from bias_variants()
+    yield from decode_variants()
 
 
 def largest_head_dim(row: FlashFwdConfig | FlashBwdConfig | BiasBwdConfig) -> int:
@@ -149,8 +189,8 @@ def softmax_variants() -> Iterator[Variant]:
 
 
 def compile_steps(options: Options) -> list[Step]:
-    """The attention rows, forward and backward, then the sample of softmax; on each architecture, and as PTX for the
-    host; of the many of the backward, those whose time has a limit.
+    """The attention rows, forward, backward and decoding, then the sample of softmax; on each architecture, and as PTX
+    for the host; of the many of the backward and of decoding, those whose time has a limit.
     """
     steps = [
         Step("compile", f"{variant.label} {arch}", 0.7, partial(cubin_records, variant, arch))

@@ -85,22 +85,35 @@ class DecodeCase:
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
         """The arguments of the call by name; lengths and tables stay on the host, which knows them."""
         rng = np.random.default_rng(seed)
-        kind = "pages" if self.page_size else "cache"
-        slots = (self.num_pages, self.page_size or self.context, self.num_kv_heads)
-        q_shape = self.batch, self.seqlen_q, self.num_heads, self.head_dim
-        inputs: dict[str, Any] = {"q": xp.asarray(normal(rng, q_shape, self.dtype))}
-        for name in "kv":
-            if self.kv_format is None:
-                values = normal(rng, (*slots, self.head_dim), self.dtype)
+        inputs: dict[str, Any] = {}
+        for name, shape in self.shapes.items():
+            if name == "q" or self.kv_format is None:
+                values = normal(rng, shape, self.dtype)
             else:
-                values = fill_codes((*slots, self.head_dim), self.kv_format, rng)
-            inputs[f"{name}_{kind}"] = xp.asarray(_bytes(values))
+                values = fill_codes(shape, self.kv_format, rng)
+            inputs[name] = xp.asarray(_bytes(values))
         if self.kv_format is not None:
+            slots = self.shapes["k_pages" if self.page_size else "k_cache"][:3]
             scales = make_scales(rng, self.kv_format, "slot", slots, (self.head_dim, self.head_dim))
             inputs |= {name: xp.asarray(_bytes(x)) if np.ndim(x) else x for name, x in scales.items()}
+        return inputs | self.host_inputs(rng)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the queries and the cache, one number an item, by name."""
+        kind = "pages" if self.page_size else "cache"
+        slots = self.num_pages, self.page_size or self.context, self.num_kv_heads, self.head_dim
+        return {
+            "q": (self.batch, self.seqlen_q, self.num_heads, self.head_dim),
+            f"k_{kind}": slots,
+            f"v_{kind}": slots,
+        }
+
+    def host_inputs(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Lengths and tables, which stay on the host."""
+        inputs: dict[str, Any] = {"seqlens_k": np.full(self.batch, self.context, np.int32)}
         if self.page_size:
             inputs["block_tables"] = rng.permutation(self.num_pages).reshape(self.batch, -1).astype(np.int32)
-        inputs["seqlens_k"] = np.full(self.batch, self.context, np.int32)
         return inputs
 
     def plan(self, array_module: Any = np) -> cuattn.DecodePlan:

@@ -77,7 +77,7 @@ def test_dry_run(tmp_path: Path, machine_paths) -> None:
     assert all(row["different"] == row["refused"] == 0 for row in steps["instructions"]["detail"]["families"].values())
     report = from_json((out / "results.json").read_text())
     assert {record.suite for record in report.records} == {
-        *("attention", "backward", "options", "seed", "layout", "softmax", "latency"),
+        *("attention", "backward", "decode", "options", "seed", "layout", "softmax", "latency"),
     }
     assert report.environment["numpy"]
     for name in ("gpu_check.json", "results.json"):

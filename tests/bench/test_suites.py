@@ -124,6 +124,22 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     assert {f"{label} sm_90a" for label in backward | bias} <= set(planned)
 
 
+def test_compile_covers_every_row_of_decoding() -> None:
+    found = list(variants.decode_variants())
+    rows = cuattn.decode.config.FLASH_DECODE_CONFIGS
+    on_tensor_cores = sum(row.products == "mma" for row in rows)
+    assert len({variant.label for variant in found}) == len(found)
+    assert len(found) == 4 * len(rows) + sum(row.itemsize < 8 for row in rows) + on_tensor_cores
+    for options in ("plain", "causal", "everything"):
+        assert sum(variant.label.endswith(f"_{options}") for variant in found) >= len(rows)
+    planned = {step.label for step in SUITES["compile"].plan(TINY)}
+    for variant in found:
+        assert f"{variant.label} sm_90a" in planned
+        limits = "sm_80", "sm_90a"
+        fits = [arch for arch in limits if variant.smem_bytes <= cuattn.compile.smem_limit_bytes(arch)]
+        assert {f"{variant.label} {arch}" for arch in fits} <= planned
+
+
 def test_cold_means_cold() -> None:
     variant = next(variants.attention_variants())
     constants = variant.constants

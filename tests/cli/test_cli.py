@@ -21,6 +21,7 @@ from cuattn.backward.config import FLASH_BWD_CONFIGS
 from cuattn.benchmark import from_json, machine, variants
 from cuattn.benchmark.operations import case_steps
 from cuattn.benchmark.suite import Step, Suite
+from cuattn.decode.config import FLASH_DECODE_CONFIGS
 from cuattn.testing.cases import AttentionCase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,13 +129,14 @@ def test_list(run: Run, topic: str) -> None:
 def test_list_json(run: Run) -> None:
     data = json.loads(run("list", "--json").stdout)
     assert set(data) == {
-        *("suites", "kernels", "attention rows", "attention backward rows", "attention options", "softmax rows"),
-        "variants",
+        *("suites", "kernels", "attention rows", "attention backward rows", "attention decode rows"),
+        *("attention options", "softmax rows", "variants"),
     }
     assert {kernel["name"] for kernel in data["kernels"]} == set(cuattn.compile.kernel_names())
     assert all(kernel["entries"] for kernel in data["kernels"])
     assert len(data["attention rows"]) == len(cuattn.config.FLASH_FWD_CONFIGS)
     assert len(data["attention backward rows"]) == len(FLASH_BWD_CONFIGS)
+    assert len(data["attention decode rows"]) == len(FLASH_DECODE_CONFIGS)
     options = {row["options"]: row["compiled in"] for row in data["attention options"]}
     assert (options["plain"], options["causal"]) == ("", "BOUND_RIGHT")
     assert options["everything_float32"].split() == [
@@ -145,9 +147,10 @@ def test_list_json(run: Run) -> None:
 def test_list_resources(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = next(variants.backward_variants())
     forward = next(variants.attention_variants())
-    monkeypatch.setattr(variants, "all_attention", lambda: [forward, backward])
+    decoding = next(variants.decode_variants())
+    monkeypatch.setattr(variants, "all_attention", lambda: [forward, backward, decoding])
     rows = json.loads(run("list", "resources", "--json").stdout)["resources"]
-    wanted = [(variant.label, arch) for variant in (forward, backward) for arch in ("sm_80", "sm_90a")]
+    wanted = [(variant.label, arch) for variant in (forward, backward, decoding) for arch in ("sm_80", "sm_90a")]
     assert [(row["kernel"], row["arch"]) for row in rows] == wanted
     for row in rows:
         assert row["spill_bytes"] == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("gguf", reason="the [examples] extra is not installed")
@@ -21,34 +20,10 @@ OPERATIONS = Path(__file__).resolve().parents[1] / "operations"
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch):
-    """`simulated_cupy` with arithmetic, which refuses NumPy arrays as CuPy does."""
+    """A stand-in for CuPy that computes."""
     monkeypatch.syspath_prepend(str(OPERATIONS))
     simulated = importlib.import_module("simulated_cupy")
-
-    class Array(np.lib.mixins.NDArrayOperatorsMixin, simulated.Array):
-        def __array_ufunc__(self, ufunc, method, *inputs, **options):
-            assert method == "__call__" and not options
-            if any(isinstance(x, np.ndarray) for x in inputs):
-                raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-            return self._cupy.wrap(ufunc(*map(self._cupy.unwrap, inputs)), self.device.id)
-
-        def __getitem__(self, index):
-            assert not isinstance(index, np.ndarray), "an index on the host"
-            return super().__getitem__(index)
-
-        def mean(self, axis, keepdims):
-            return self._cupy.wrap(self._array.mean(axis=axis, keepdims=keepdims), self.device.id)
-
-    class Cupy(simulated.SimulatedCupy):
-        def wrap(self, value, device_id=None):
-            return Array(value, self, simulated.Device.current if device_id is None else device_id)
-
-    monkeypatch.setattr(simulated, "SimulatedCupy", Cupy)
-    with simulated.installed(monkeypatch) as module:
-        waits: list[int] = []
-        stream = type("Stream", (), {"synchronize": lambda self: waits.append(1)})()
-        module.cuda.get_current_stream = lambda: stream
-        module.num_stream_waits = lambda: len(waits)
+    with simulated.installed(monkeypatch, simulated.ComputingCupy) as module:
         yield module
         turn_words.cache_clear()  # it holds arrays of this stand-in
 
@@ -63,7 +38,7 @@ def test_answers_on_a_device(cupy) -> None:
     rows = shown.greedy(PROMPTS)
     assert all(row.passed for row in rows)
     assert cupy.num_synchronizations == 5  # the logits of five steps
-    assert cupy.num_stream_waits() == 1 + 4  # for the angles of the rotation, and for the plan of each decode step
+    assert len(cupy.stream_waits) == 1 + 4  # for the angles of the rotation, and for the plan of each decode step
     assert {launch.device for launch in cupy.launches} == {0}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from cuattn import compile as cc
 from cuattn import host, launch
 
-__all__ = ["Exporter", "OnCpu", "SimulatedCupy", "installed"]
+__all__ = ["ComputingCupy", "Exporter", "OnCpu", "SimulatedCupy", "installed"]
 
 
 class Device:
@@ -226,10 +226,45 @@ class SimulatedCupy(ModuleType):
         return self.forward(getattr(np, name), None)
 
 
+class ComputingArray(np.lib.mixins.NDArrayOperatorsMixin, Array):
+    """`Array` with arithmetic, which refuses NumPy arrays as CuPy does."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        assert method == "__call__" and not options
+        if any(isinstance(x, np.ndarray) for x in inputs):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        return self._cupy.wrap(ufunc(*map(self._cupy.unwrap, inputs)), self.device.id)
+
+    def __getitem__(self, index):
+        assert not isinstance(index, np.ndarray), "an index on the host"
+        return super().__getitem__(index)
+
+    def mean(self, axis, keepdims):
+        return self._cupy.wrap(self._array.mean(axis=axis, keepdims=keepdims), self.device.id)
+
+
+class ComputingCupy(SimulatedCupy):
+    """The module with arrays that compute, and a stream that counts who waits for it in ``stream_waits``."""
+
+    def __init__(self):
+        super().__init__()
+        self.stream_waits = []
+        stream = type("Stream", (), {"synchronize": lambda _: self.stream_waits.append(1)})()
+        self.cuda = SimpleNamespace(Device=Device, get_current_stream=lambda: stream)
+
+    def wrap(self, value, device_id=None):
+        return ComputingArray(value, self, Device.current if device_id is None else device_id)
+
+    def __getattr__(self, name):
+        if name in {"arange", "maximum", "zeros_like"}:
+            return self.forward(getattr(np, name), None)
+        return super().__getattr__(name)
+
+
 @contextmanager
-def installed(monkeypatch) -> Iterator[SimulatedCupy]:
+def installed(monkeypatch, module=SimulatedCupy) -> Iterator[SimulatedCupy]:
     """The stand-in as the module ``cupy``, with executors of its own."""
-    cupy = SimulatedCupy()
+    cupy = module()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(launch.compile, "for_device", lambda device: cc.arch.Target("sm_80", "ptx"))
     launch.cuda_executor.cache_clear()

@@ -32,7 +32,10 @@ def test_no_variant_spills(arch):
             assert used.spill_stores == used.spill_loads == used.stack_bytes == 0, (constants, used)
 
 
-def merge(executor, seqlens_q, num_splits, *, packed, dtype=F32, listed=True, sinks=None, layout=None, seed=0):
+def merge(
+    executor, seqlens_q, num_splits, *, packed, dtype=F32, listed=True, sinks=None, layout=None, head_dim=HEAD_DIM,
+    seed=0,
+):  # fmt: skip
     """Random partial results of sequences, merged by the kernel: (out, lse, the parts of each sequence)."""
     rng = np.random.default_rng(seed)
     accumulator = F64 if dtype == F64 else F32
@@ -40,18 +43,18 @@ def merge(executor, seqlens_q, num_splits, *, packed, dtype=F32, listed=True, si
     parts, outs, lses, table = [], [], [], []
     for n, splits in zip(seqlens_q, num_splits, strict=True):
         part_lse = lses_of(rng, (splits, HEADS, n), accumulator, 3.0)
-        parts.append((outs_of(rng, part_lse, HEAD_DIM, accumulator), part_lse))
+        parts.append((outs_of(rng, part_lse, head_dim, accumulator), part_lse))
         table.append((splits, sum(len(x) for x in lses)))
         if splits > 1 or not listed:
-            outs.append(parts[-1][0].reshape(splits * n, HEADS, HEAD_DIM))
+            outs.append(parts[-1][0].reshape(splits * n, HEADS, head_dim))
             lses.append(part_lse.swapaxes(1, 2).reshape(splits * n, HEADS))
     num_partials = sum(len(x) for x in lses)
-    partial_out = np.concatenate([*outs, np.zeros((0, HEADS, HEAD_DIM), accumulator)])
+    partial_out = np.concatenate([*outs, np.zeros((0, HEADS, head_dim), accumulator)])
     partial_lse = np.concatenate([*lses, np.zeros((0, HEADS), accumulator)])
     rows = (total,) if packed else (batch, seqlens_q[0])
-    out = executor.guarded((*rows, HEADS, HEAD_DIM), dtype, layout)
+    out = executor.guarded((*rows, HEADS, head_dim), dtype, layout)
     lse = executor.guarded((HEADS, total) if packed else (batch, HEADS, seqlens_q[0]), accumulator)
-    extents = Extents(batch, total if packed else seqlens_q[0], 64, HEADS, HEADS, HEAD_DIM, HEAD_DIM, packed)
+    extents = Extents(batch, total if packed else seqlens_q[0], 64, HEADS, HEADS, head_dim, head_dim, packed)
     options = Options(sinks=None if sinks is None else executor.array(np.asarray(sinks, accumulator)))
     problem = SimpleNamespace(
         executor=executor_for(x=out.array), extents=extents, options=options, group=1, accumulator=accumulator.type,
@@ -93,10 +96,10 @@ def assert_merged(executor, merged, seqlens_q, num_splits, *, packed, sinks=None
 @pytest.mark.parametrize("packed", (False, True))
 @pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
 def test_splits_of_each_sequence(executor, dtype, packed):
-    """Of one, nothing is written: the kernel of the splits has done it."""
-    seqlens_q, num_splits = ([3, 0, 1, 17, 2] if packed else [2] * 5), [4, 3, 1, 2, 33]
-    merged = merge(executor, seqlens_q, num_splits, packed=packed, dtype=dtype, sinks=[0.5, -np.inf, 3])
-    assert_merged(executor, merged, seqlens_q, num_splits, packed=packed, sinks=[0.5, -np.inf, 3])
+    """Of one, nothing is written: the kernel of the splits has done it. One sink is far above all logits."""
+    seqlens_q, num_splits, sinks = ([3, 0, 1, 17, 2] if packed else [2] * 5), [4, 3, 1, 2, 33], [0.5, -np.inf, 120]
+    merged = merge(executor, seqlens_q, num_splits, packed=packed, dtype=dtype, sinks=sinks)
+    assert_merged(executor, merged, seqlens_q, num_splits, packed=packed, sinks=sinks)
 
 
 def test_a_sequence_of_one_split_is_left_alone(executor):
@@ -115,6 +118,16 @@ def test_as_many_splits_of_every_sequence(executor, num_splits, packed):
     every = [num_splits] * len(seqlens_q)
     merged = merge(executor, seqlens_q, every, packed=packed, listed=False)
     assert_merged(executor, merged, seqlens_q, every, packed=packed)
+
+
+@pytest.mark.parametrize("head_dim", (1, 200))
+def test_head_dims(executor, head_dim):
+    """A single column; and more columns than the lanes of a group take at once."""
+    merged = merge(executor, [2, 1], [12, 3], packed=True, head_dim=head_dim)
+    shape = merge_launch.block_shape(num_rows=9, num_parts=12, head_dim=head_dim, pack=4)
+    assert shape.groups > 1
+    assert (shape.lanes * 4 < head_dim) == (head_dim == 200)
+    assert_merged(executor, merged, [2, 1], [12, 3], packed=True)
 
 
 def test_rows_at_any_address(executor):
