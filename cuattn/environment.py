@@ -141,6 +141,13 @@ _ALL = (
         "C compiler for the host executor. Default: $CC, else the first of cc, gcc, clang.",
     ),
     Variable(
+        "CUATTN_HOPPER",
+        "auto",
+        _one_of("auto", "off"),
+        "auto or off",
+        "off: compute capability 9.0 takes the portable kernels, too, instead of those of its own instructions.",
+    ),
+    Variable(
         "CUATTN_HOST_ARCH",
         "sm_80",
         _one_of(*HOST_ARCHS),
@@ -236,6 +243,12 @@ def check() -> bool:
 def c_compiler() -> tuple[str, ...]:
     """``CUATTN_CC`` as an argument list; empty when not set."""
     value: tuple[str, ...] = read("CUATTN_CC")
+    return value
+
+
+def hopper() -> str:
+    """``CUATTN_HOPPER``: ``"auto"`` or ``"off"``."""
+    value: str = read("CUATTN_HOPPER")
     return value
 
 

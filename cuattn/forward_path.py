@@ -68,8 +68,8 @@ def forward_path(
     On compute capability 9.0, calls take the Hopper kernel unless one of these holds: the dtype is neither float16 nor
     bfloat16, nor float8_e4m3fn with ``precision="fp8"``; there is a bias, a mask or dropout; the base or a stride of q,
     k or v is no multiple of 16 bytes, or a stride of an axis longer than 1 is not positive or reaches 2^40 bytes; there
-    is nothing to compute. Those, and calls on other architectures, take the portable kernels. The result is right
-    either way.
+    is nothing to compute; ``CUATTN_HOPPER=off``. Those, and calls on other architectures, take the portable kernels.
+    The result is right either way.
 
     Parameters
     ----------
@@ -124,7 +124,8 @@ def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: 
     else:
         row = portable_row(problem, packed, smem_limit_bytes)
     if isinstance(row, HopperFwdConfig):
-        options, reason = hopper.kernel_options(problem.options), f"{arch} has wgmma, and nothing in the call is against it"
+        options = hopper.kernel_options(problem.options)
+        reason = f"{arch} has wgmma, and nothing in the call is against it"
     else:
         options = problem.options.kernel_options
         reason = "it was the fastest" if why_not is None else f"not the Hopper kernel: {why_not}"

@@ -7,6 +7,7 @@ _ANY_THREAD = "every thread of the row holds the same state, so any one of them 
 _SPEED = "the same result by another path, which only takes longer"
 _LN_2_REST = "moves the result by less than its own rounding: the high part of ln 2 does nearly all of the work"
 _NO_ROW = "dout and delta of a row that does not exist are 0, and so is its dS, whatever its probabilities are"
+_LAST_TURN = "a named barrier that keeps arrivals when the CTA ends: nobody waits at it any more"
 _AFTER_Q = "the sums take the place of q, which nobody reads after the barrier before the last products"
 
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
@@ -124,4 +125,6 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "a product is commutative, bit for bit",
     ),
     ("copy_pages.cu", r"UNITS_PER_THREAD = [1-9]", _SPEED + ", or less: how much a thread has under way at once"),
+    ("attention_forward_hopper.cu", r"turns\.finish\(\); => ;", _LAST_TURN),
+    ("hopper/forward_consumer.cuh", r"^if \(ON && consumer_idx == 0\) take\(\); => ", _LAST_TURN),
 )

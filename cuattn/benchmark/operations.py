@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import cuattn
 from cuattn.benchmark import ceilings, inputs, memory, peers, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step, failure
@@ -172,6 +173,15 @@ def output(case: Case, result: Any) -> Any:
     return result[0] if isinstance(case, AttentionCase | VarlenCase) and isinstance(result, tuple) else result
 
 
+def kernel_of(case: Case, arrays: dict[str, Any]) -> dict[str, Value]:
+    """Of a forward: the kernel that the call takes, and its tile. On a GPU that depends on the architecture."""
+    if not isinstance(case, AttentionCase | VarlenCase):
+        return {}
+    lengths = case.max_seqlens if isinstance(case, VarlenCase) else {}
+    path = cuattn.forward_path(**arrays, **lengths, **case.options)
+    return {"kernel": f"{path.kernel} {path.row.block_m}x{path.row.block_n}"}
+
+
 def workspace_bytes(case: BackwardCase | VarlenBackwardCase, arrays: dict[str, Any]) -> int:
     """What a call allocates at its peak, beside its results."""
     with memory.allocations() as allocated:
@@ -241,6 +251,8 @@ class CudaBench:
             metrics = {**timing.metrics(), **self._rates(case, timing), **errors[name]}
             if name == "cuattn" and isinstance(case, BackwardCase | VarlenBackwardCase):
                 metrics["workspace_bytes"] = workspace_bytes(case, arrays)
+            if name == "cuattn":
+                metrics |= kernel_of(case, arrays)
             if name == "cuattn" and best_peer is not None:
                 metrics["speed_over_best_peer"] = significant(best_peer / timing.median_us, 3)
             yield Record(self.suite, case.name, metrics, name, "cuda", CUDA_METHOD)

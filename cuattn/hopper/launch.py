@@ -10,6 +10,7 @@ import numpy as np
 
 from cuattn.attention_arguments import Extents, Operand, Problem
 from cuattn.decode.cost import machine_of
+from cuattn.extents import address
 from cuattn.forward_options import ForwardOptions
 from cuattn.hopper.config import ARCH, BUCKETS, SPAN_BYTES, HopperFwdConfig
 from cuattn.hopper.schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
@@ -93,27 +94,47 @@ def _schedule(extents: Extents, block_m: int, pack: int, itemsize: int, work: An
     return dense_schedule(extents, pack=pack, block_m=block_m, itemsize=itemsize, l2_bytes=L2_BYTES)
 
 
-def _query_map(q: Operand, extents: Extents, pack: int, queries: int) -> TensorMap:
+def _query_map(q: Operand, extents: Extents, pack: int, queries: int) -> TensorMap | np.void:
     """q as [batch, packs of heads, seqlen, pack, head_dim]: a box is a tile, its rows query by query."""
     batch, seq, head = q.strides
     sizes = pack, extents.seqlen_q, extents.num_heads // pack, 1 if extents.packed else extents.batch
-    return _map(q, sizes, (head, seq, pack * head, batch), (pack, queries, 1, 1))
+    return _map(q.array, sizes, (head, seq, pack * head, batch), (pack, queries, 1, 1))
 
 
-def _key_map(x: Operand, extents: Extents, block_n: int) -> TensorMap:
+def _key_map(x: Operand, extents: Extents, block_n: int) -> TensorMap | np.void:
     """k or v as [batch, heads, seqlen, head dim]: a box is a tile of keys of one head."""
     batch, seq, head = x.strides
     sizes = extents.seqlen_k, extents.num_kv_heads, 1 if extents.packed else extents.batch
-    return _map(x, sizes, (seq, head, batch), (block_n, 1, 1))
+    return _map(x.array, sizes, (seq, head, batch), (block_n, 1, 1))
 
 
-def _map(x: Operand, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
-    """Sizes, element strides and box of the axes beyond the columns, innermost first."""
-    itemsize = x.array.dtype.itemsize
+def _map(array: Any, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap | np.void:
+    """Sizes, element strides and box of the axes beyond the columns, innermost first.
+
+    On a GPU its bytes: they depend on nothing but the key below, and making them takes longer than the rest of a call.
+    The host executor has to know the array as well.
+    """
+    if isinstance(array, np.ndarray):
+        return _new_map(array, sizes, strides, box)
+    key = address(array), array.dtype, array.shape[-1], sizes, strides, box
+    value = _encoded.get(key)
+    if value is None:
+        if len(_encoded) >= _MAX_ENCODED:
+            _encoded.clear()
+        value = _encoded[key] = _new_map(array, sizes, strides, box).value
+    return value
+
+
+_encoded: dict[tuple[Any, ...], np.void] = {}
+_MAX_ENCODED = 4096
+
+
+def _new_map(array: Any, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
+    itemsize = array.dtype.itemsize
     return tensor_map(
-        x.array,
+        array,
         (SPAN_BYTES // itemsize, *box),
         swizzle="128B",
-        dims=(x.array.shape[-1], *sizes),
+        dims=(array.shape[-1], *sizes),
         strides=(itemsize, *(stride * itemsize for stride in strides)),
     )

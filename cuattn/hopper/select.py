@@ -11,7 +11,7 @@ import importlib.util
 from functools import cache
 from typing import Any
 
-from cuattn import compile
+from cuattn import compile, environment
 from cuattn.attention_arguments import Operand, Problem
 from cuattn.attention_options import Options
 from cuattn.attention_params import UNBOUNDED
@@ -36,6 +36,8 @@ def why_not(problem: Problem, arch: str) -> str | None:
     """Why the Hopper kernel, where kernels are compiled for ``arch``, does not take a call; None if it does."""
     if arch != ARCH:
         return f"kernels are compiled for {arch}, which has no wgmma instructions; {ARCH} has"
+    if environment.hopper() == "off":
+        return "CUATTN_HOPPER=off"
     options, extents = problem.options, problem.extents
     if problem.dtype.name not in DTYPES:
         return f"the elements are {problem.dtype.name}; {', '.join(DTYPES)} are multiplied by wgmma"
@@ -60,6 +62,8 @@ def why_not(problem: Problem, arch: str) -> str | None:
 def _unfit(name: str, x: Any) -> str | None:
     """Why no tensor map can be made of an array as the kernels would see it; None if one can."""
     itemsize = x.dtype.itemsize
+    if x.flags.c_contiguous and (address(x) | x.shape[-1] * itemsize) % _MAP_ALIGNMENT == 0:
+        return None  # what most calls have
     found = Operand(x)
     if not found.direct:  # it is copied, and the copy has no gaps
         row_bytes = x.shape[-1] * itemsize

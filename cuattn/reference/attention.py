@@ -109,8 +109,8 @@ def attention_naive(
 
     float32 arithmetic (float64 for float64 inputs), probabilities rounded to the dtype of `v` (float16 for float8
     inputs), out rounded to the dtype of `q` (bfloat16 for float8). With `precision` "tf32", q, k, v and the
-    probabilities are rounded to 10 bits of mantissa; with "fp8", probabilities to e4m3. Not an oracle: its distance from
-    one is the yardstick of :mod:`cuattn.testing.tolerance`.
+    probabilities are rounded to 10 bits of mantissa; with "fp8", probabilities to e4m3. Not an oracle: its distance
+    from one is the yardstick of :mod:`cuattn.testing.tolerance`.
     """
     queries, keys, values = (decode(x, fp8_format) for x in (q, k, v))
     dtype = np.float64 if queries.dtype == np.float64 else np.float32

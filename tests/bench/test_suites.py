@@ -225,6 +225,7 @@ def test_cuda_bench_compares_with_peers_that_are_right(cuda_bench: operations.Cu
     assert list(records) == ["cuattn", "right", "wrong", "refuses"]
     own = records["cuattn"].metrics
     assert own["speed_over_best_peer"] == 2.0
+    assert own["kernel"] == "attention_forward 64x64"  # which one it was depends on the device
     assert own["tflop_per_s"] == pytest.approx(case.flops / 50e-6 / 1e12, rel=1e-3)
     assert own["fraction_of_matmul"] == pytest.approx(own["tflop_per_s"] / 800, rel=1e-2)
     assert own["samples"] == 10  # two rounds
@@ -238,6 +239,7 @@ def test_cuda_bench_compares_with_peers_that_are_right(cuda_bench: operations.Cu
 def test_cuda_bench_without_peers(cuda_bench: operations.CudaBench) -> None:
     case = SoftmaxCase(64, 128)
     (record,) = cuda_bench.records(case)
+    assert "kernel" not in record.metrics
     assert "speed_over_best_peer" not in record.metrics
     assert record.metrics["bandwidth_gb_per_s"] == pytest.approx(case.num_bytes / 50 / 1e3, rel=1e-3)
     assert record.metrics["fraction_of_copy"] == pytest.approx(case.num_bytes / 50 / 1e3 / 4000, rel=1e-2)

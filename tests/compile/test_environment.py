@@ -27,6 +27,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
     assert environment.cache_dir() == Path("/home/someone/.cache/cuattn")
+    assert environment.hopper() == "auto"
     assert environment.host_arch() == "sm_80"
     assert environment.host_threads() == len(os.sched_getaffinity(0))
     assert environment.host_check() == frozenset()
@@ -45,6 +46,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CUATTN_CHECK", " 0 ", False),
         ("CUATTN_CHECK", "", False),
         ("CUATTN_CC", "gcc-12 '-I/a b'", ("gcc-12", "-I/a b")),
+        ("CUATTN_HOPPER", "off", "off"),
         ("CUATTN_HOST_ARCH", "sm_90a", "sm_90a"),
         ("CUATTN_HOST_THREADS", "3", 3),
         ("CUATTN_HOST_CHECK", "all", frozenset({"mem", "init", "race"})),

@@ -1,8 +1,8 @@
 """A tiled flash forward in NumPy, in a kernel's precision, right or with one planted fault.
 
 The subject of the tests of the tolerance rule. It rounds where a kernel rounds: probabilities, not yet normalised, to
-the dtype of v (float16 for float8, e4m3 with precision "fp8"); everything else to float32, or float64 for float64. Its order is not that of the
-naive computation, and the scale is folded into a base-2 exponent.
+the dtype of v (float16 for float8, e4m3 with precision "fp8"); everything else to float32, or float64 for float64. Its
+order is not that of the naive computation, and the scale is folded into a base-2 exponent.
 """
 
 from __future__ import annotations

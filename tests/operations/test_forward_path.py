@@ -10,7 +10,7 @@ import cuattn
 from cuattn import forward, launch
 from cuattn.attention import evaluate
 from cuattn.config import FLASH_FWD_CONFIGS
-from cuattn.errors import ArgumentError, LaunchError, NotSupportedError
+from cuattn.errors import ArgumentError, EnvironmentVariableError, LaunchError, NotSupportedError
 from cuattn.forward_options import PLAIN
 from cuattn.hopper import launch as hopper_launch
 from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
@@ -115,6 +115,19 @@ def test_other_architectures_keep_the_portable_kernels():
         assert (found.kernel, found.arch, found.options) == ("attention_forward", arch, PLAIN)
         assert f"compiled for {arch}, which has no wgmma" in found.reason
     assert cuattn.forward_path(*arrays()).arch == "sm_80"
+
+
+def test_a_variable_switches_it_off(monkeypatch):
+    monkeypatch.setenv("CUATTN_HOPPER", "off")
+    found = path(*arrays())
+    assert (found.kernel, found.reason) == ("attention_forward", "not the Hopper kernel: CUATTN_HOPPER=off")
+    with pytest.raises(NotSupportedError, match="CUATTN_HOPPER=off"):
+        evaluate(*arrays(), config=HOPPER_FWD_CONFIGS[0])
+    monkeypatch.setenv("CUATTN_HOPPER", "auto")
+    assert path(*arrays()).kernel == HOPPER
+    monkeypatch.setenv("CUATTN_HOPPER", "on")
+    with pytest.raises(EnvironmentVariableError, match="auto or off"):
+        path(*arrays())
 
 
 def test_packed_sequences():

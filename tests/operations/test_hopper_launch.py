@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from simulated_cupy import installed
 
 from cuattn import launch
 from cuattn.attention import evaluate
+from cuattn.attention_arguments import Operand, check
 from cuattn.attention_params import UNBOUNDED
 from cuattn.hopper import launch as hopper_launch
 from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
@@ -176,3 +178,26 @@ def test_the_table_is_used_where_no_config_is_given(launches, monkeypatch):
     told = one(launches, evaluate, q, k, v, config=None)
     row = next(row for row in HOPPER_FWD_CONFIGS if row.max_head_dim == 128 and row.max_seqlen_q == 0)
     assert told.map_q.box[2] == row.block_m and told.map_k.box[1] == row.block_n
+
+
+def test_maps_of_an_array_on_a_gpu_are_made_once(monkeypatch):
+    """For the driver takes its time; they are the bytes that the kernel gets, and hold no array."""
+    made = []
+
+    def make(array, box, **view):
+        made.append(view)
+        return SimpleNamespace(value=(box, *view.values()))
+
+    monkeypatch.setattr(hopper_launch, "tensor_map", make)
+    monkeypatch.setattr(hopper_launch, "_encoded", {})
+    monkeypatch.setattr(hopper_launch, "_MAX_ENCODED", 3)
+    with installed(monkeypatch) as cupy:
+        q, k, v = (cupy.wrap(x) for x in arrays())
+        problem = check(q, k, v, scale=None, causal=False, out=None)
+        first = [hopper_launch._key_map(Operand(x), problem.extents, 64) for x in (k, v)]
+        again = [hopper_launch._key_map(Operand(x), problem.extents, 64) for x in (k, v)]
+        assert first == again and first[0] is again[0] and len(made) == 2
+        others = [hopper_launch._key_map(Operand(k), problem.extents, block_n) for block_n in (64, 128)]
+        assert others[0] is first[0] and others[1] != first[0] and len(made) == 3
+        hopper_launch._query_map(Operand(q), problem.extents, 1, 64)  # there is room for three
+        assert len(made) == 4 and len(hopper_launch._encoded) == 1

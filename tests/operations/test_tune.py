@@ -37,7 +37,7 @@ class Gpu:
         monkeypatch.setattr(launch.compile, "for_device", lambda device: archs.Target(arch, "ptx"))
         monkeypatch.setattr(launch.CudaExecutor, "kernel", lambda _, source, constants, entry: (source, constants))
         monkeypatch.setattr(launch.CudaExecutor, "launch", lambda _, kernel, *rest: self.launched.append(kernel))
-        monkeypatch.setattr(hopper_launch, "tensor_map", lambda array, box, **view: box)
+        monkeypatch.setattr(hopper_launch, "tensor_map", lambda array, box, **view: SimpleNamespace(value=box))
         monkeypatch.setattr(hopper_select, "_can_make_maps", lambda: True)
         monkeypatch.setattr(importlib.import_module("cuattn.tune"), "CudaTimer", lambda: self)
 

@@ -44,13 +44,14 @@ def test_the_page_of_the_forward_kernel_shows_the_table_of_shapes() -> None:
 def test_the_page_of_the_hopper_kernel_shows_the_table_of_shapes() -> None:
     page = (ROOT / "docs/kernels/attention-forward-hopper.md").read_text(encoding="utf-8")
     rows = [
-        f"| {row.max_head_dim}, {row.max_head_dim_v} | {f'up to {row.max_seqlen_q}' if row.max_seqlen_q else 'any'} "
-        f"| {'any' if row.score_options else 'none'} | {row.block_m} × {row.block_n} | {row.num_consumers} "
-        f"| {row.producer_registers}, {row.consumer_registers} | {'yes' if row.ping_pong else 'no'} "
-        f"| {row.num_stages} | {row.smem_bytes(row.max_head_dim, row.max_head_dim_v):,} |"
+        f"| {row.itemsize} | {row.max_head_dim}, {row.max_head_dim_v} "
+        f"| {f'up to {row.max_seqlen_q}' if row.max_seqlen_q else 'any'} | {'any' if row.score_options else 'none'} "
+        f"| {row.block_m} × {row.block_n} | {row.num_consumers} | {row.producer_registers}, {row.consumer_registers} "
+        f"| {'yes' if row.ping_pong else 'no'} | {row.num_stages} "
+        f"| {row.smem_bytes(row.max_head_dim, row.max_head_dim_v):,} |"
         for row in HOPPER_FWD_CONFIGS
     ]
-    assert [line for line in page.splitlines() if re.match(r"\| \d+, \d+ ", line)] == rows
+    assert [line for line in page.splitlines() if re.match(r"\| \d \| \d+, \d+ ", line)] == rows
 
 
 def test_the_page_of_the_backward_kernel_shows_the_table_of_shapes() -> None:

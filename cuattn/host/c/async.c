@@ -192,11 +192,11 @@ static int op_cp_async_wait(Warp *warp, const Row *row) {
 
 /* cp.async.mbarrier.arrive: a: address, offset. flags: MEM_WIDE_ADDRESS, 16: noinc (the count includes this arrival) */
 static int op_cp_async_arrive(Warp *warp, const Row *row) {
-  Cta *cta;
+  Cta *cta = warp->cta;
   AsyncCopy entry = {.row = row, .lanes = warp->exec};
   for (u32 rest = warp->exec; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    Mbarrier *mbarrier;
+    Mbarrier *mbarrier = NULL;
     if (mbarrier_at(warp, row, lane, 0, &cta, &mbarrier)) return FAILED;
     entry.dst[lane] = mbarrier->offset;
     if (!(row->flags & CP_ASYNC_NOINC) && ++mbarrier->pending > MBARRIER_MAX)

@@ -41,8 +41,8 @@ static int op_getctarank(Warp *warp, const Row *row) {
   for (u32 rest = warp->exec; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
     u64 address = row->flags & 1 ? SLOT(u64, 1)[lane] : SLOT(u32, 1)[lane];
-    Cta *target;
-    u32 offset;
+    Cta *target = NULL;
+    u32 offset = 0;
     if (cluster_target(warp, row, lane, address, &target, &offset)) return FAILED;
     SLOT(u32, 0)[lane] = target->rank;
   }

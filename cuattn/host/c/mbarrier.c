@@ -60,7 +60,7 @@ static int mbarrier_place(Warp *warp, const Row *row, int lane, int at, Cta **ta
 }
 
 static int mbarrier_at(Warp *warp, const Row *row, int lane, int at, Cta **target, Mbarrier **mbarrier) {
-  u32 offset;
+  u32 offset = 0;
   if (mbarrier_place(warp, row, lane, at, target, &offset)) return FAILED;
   *mbarrier = mbarrier_find(*target, offset);
   if (!*mbarrier) return fail(warp, row, lane, FAULT_ASYNC, offset, "there is no mbarrier at byte %u of shared memory: it was not initialised", offset);
@@ -71,8 +71,8 @@ static int mbarrier_at(Warp *warp, const Row *row, int lane, int at, Cta **targe
 static int op_mbarrier_init(Warp *warp, const Row *row) {
   for (u32 rest = warp->exec; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    Cta *cta;
-    u32 offset, count = SLOT(u32, 2)[lane];
+    Cta *cta = NULL;
+    u32 offset = 0, count = SLOT(u32, 2)[lane];
     if (mbarrier_place(warp, row, lane, 0, &cta, &offset)) return FAILED;
     if (count < 1 || count > MBARRIER_MAX) return fail(warp, row, lane, FAULT_ASYNC, offset, "mbarrier.init with a count of %u: allowed is 1 to %d", count, MBARRIER_MAX);
     if (mbarrier_find(cta, offset)) return fail(warp, row, lane, FAULT_ASYNC, offset, "mbarrier.init at byte %u, where an mbarrier lives already (mbarrier.inval is missing)", offset);
@@ -97,8 +97,8 @@ static int op_mbarrier_init(Warp *warp, const Row *row) {
 static int op_mbarrier_inval(Warp *warp, const Row *row) {
   for (u32 rest = warp->exec; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    Cta *cta;
-    Mbarrier *mbarrier;
+    Cta *cta = NULL;
+    Mbarrier *mbarrier = NULL;
     if (mbarrier_at(warp, row, lane, 0, &cta, &mbarrier)) return FAILED;
     if (cta->races && race_shared(warp, row, lane, mbarrier->offset, 8, ACCESS_WRITE)) return FAILED;
     if (mbarrier->tx_bytes || mbarrier->pending != mbarrier->expected)
@@ -158,8 +158,8 @@ static int op_mbarrier_arrive(Warp *warp, const Row *row) {
   u32 released = flags & MBARRIER_ARRIVE && !(flags & MBARRIER_RELAXED) ? 0 : ALL_LANES;
   for (u32 rest = warp->exec; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    Cta *target;
-    Mbarrier *mbarrier;
+    Cta *target = NULL;
+    Mbarrier *mbarrier = NULL;
     if (mbarrier_at(warp, row, lane, at, &target, &mbarrier)) return FAILED;
     if (target->races && race_mbarrier_access(warp, row, lane, target, mbarrier)) return FAILED;
     if (target->races && !(released >> lane & 1)) {

@@ -53,8 +53,8 @@ static int shared_pointer(Warp *warp, const Row *row, int lane, u64 address, u32
 
 /* The shared memory of any CTA of the cluster. */
 static int cluster_pointer(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access, u8 **pointer) {
-  Cta *target;
-  u32 offset;
+  Cta *target = NULL;
+  u32 offset = 0;
   if (cluster_target(warp, row, lane, address, &target, &offset)) return FAILED;
   if (target == warp->cta) return shared_pointer(warp, row, lane, offset + SHARED_BASE, bytes, access, pointer);
   if (offset + bytes > target->launch->smem_bytes || offset % bytes)

@@ -103,10 +103,11 @@ static int report_shared(Warp *warp, const Row *row, int lane, u32 place, Stamp 
 
 static inline int race_in(Cta *cta, u32 reader, Warp *warp, const Row *row, int lane, u32 offset, u32 bytes, Access access) {
   CtaRaces *races = cta->races;
-  u32 shift = (u32)cta->launch->smem_granule_log2, num_seen = races->num_seen;
+  u32 shift = (u32)cta->launch->smem_granule_log2;
   u32 first = offset >> shift, last = (offset + bytes - 1) >> shift;
   int is_atomic = access_is_strong(access), is_write = access_writes(access);
   Stamp mine = make_stamp(warp, row, (u32)lane) | (is_atomic ? STAMP_ATOMIC : 0);
+  if (!is_write) races->seen |= 1ull << reader;
   for (u32 granule = first; granule <= last; granule++) {
     Stamp write = races->writes[granule];
     if (write && !(is_atomic && write & STAMP_ATOMIC) && (write & STAMP_PENDING || !ordered(warp, write, lane)))
@@ -117,8 +118,8 @@ static inline int race_in(Cta *cta, u32 reader, Warp *warp, const Row *row, int 
       reads[granule] = several ? (mine & ~63ull) | SEVERAL_LANES : mine;
       continue;
     }
-    for (u32 other = 0; other < num_seen; other++) {
-      Stamp read = reads_of(races, other)[granule];
+    for (u64 readers = races->seen; readers; readers &= readers - 1) {
+      Stamp read = reads_of(races, (u32)__builtin_ctzll(readers))[granule];
       if (read && !(is_atomic && read & STAMP_ATOMIC) && !ordered(warp, read, lane))
         return report_shared(warp, row, lane, granule << shift, read, "a write", "a read");
     }
@@ -134,7 +135,6 @@ static int race_shared(Warp *warp, const Row *row, int lane, u32 offset, u32 byt
 /* In the shared memory of any CTA of the cluster: readers of other CTAs share one record, the latest counts. */
 static int race_distributed(Warp *warp, const Row *row, int lane, Cta *cta, u32 offset, u32 bytes, Access access) {
   if (cta == warp->cta) return race_shared(warp, row, lane, offset, bytes, access);
-  cta->races->num_seen = cta->races->num_readers;
   return race_in(cta, cta->races->num_readers - 1, warp, row, lane, offset, bytes, access);
 }
 

@@ -24,8 +24,8 @@ static int race_async_issue_write(Warp *issuer, const Row *row, int lane, Cta *t
   if (!races || !bytes) return STEP;
   u32 shift = (u32)target->launch->smem_granule_log2, first = offset >> shift, last = (offset + bytes - 1) >> shift;
   Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane) | STAMP_PENDING, passed = 0;
-  for (u32 reader = 0; reader < races->num_seen; reader++) {
-    Stamp *reads = reads_of(races, reader);
+  for (u64 readers = races->seen; readers; readers &= readers - 1) {
+    Stamp *reads = reads_of(races, (u32)__builtin_ctzll(readers));
     for (u32 granule = first; granule <= last; granule++) {
       if (reads[granule] && reads[granule] != passed && !ordered(issuer, reads[granule], lane))
         return report_shared(issuer, row, lane, granule << shift, reads[granule], "an asynchronous write", "a read");
@@ -66,7 +66,7 @@ static int race_async_read(Warp *issuer, const Row *row, int lane, Cta *target, 
   if (!races || !bytes) return STEP;
   u32 shift = (u32)target->launch->smem_granule_log2, reader = reader_of(target, actor);
   Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane), passed = 0, *reads = reads_of(races, reader);
-  races->num_seen = races->num_readers;
+  races->seen |= 1ull << reader;
   for (u32 granule = offset >> shift; granule <= (offset + bytes - 1) >> shift; granule++) {
     Stamp write = races->writes[granule], *old = &reads[granule];
     if (write != passed && check_async_source(issuer, row, lane, granule << shift, write, "an asynchronous read", "an asynchronous operation reads"))

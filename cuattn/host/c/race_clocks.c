@@ -26,7 +26,7 @@ struct CtaRaces {
   u64 *reads;             /* [num_readers][granules] */
   u32 num_granules;
   u32 num_readers;        /* warps, warpgroups, and one each for bulk groups, mbarriers, other CTAs */
-  u32 num_seen;           /* of those: the ones behind have read nothing yet */
+  u64 seen;               /* bit r: reader r has read something */
   u32 *clocks;            /* [actors of the CTA] of those that are not warps */
   View barriers[NUM_BARRIERS];
   View cluster_arrived, cluster_passed; /* rank 0 only */

@@ -182,8 +182,9 @@ static void races_forget(const Cta *cta) {
 static void races_reset_cta(Cta *cta) {
   CtaRaces *races = cta->races;
   memset(races->writes, 0, races->num_granules * sizeof(Stamp));
-  memset(races->reads, 0, (size_t)races->num_granules * races->num_seen * sizeof(Stamp));
-  races->num_seen = cta->num_warps;
+  for (u64 readers = races->seen; readers; readers &= readers - 1)
+    memset(reads_of(races, (u32)__builtin_ctzll(readers)), 0, races->num_granules * sizeof(Stamp));
+  races->seen = 0;
   for (u32 i = 0; i < actors_per_cta(cta); i++) races->clocks[i] = 1;
   for (u32 i = 0; i < NUM_BARRIERS; i++) view_reset(cta, &races->barriers[i]);
   for (u32 i = 0; i < 2 * races->num_mbarriers; i++) view_reset(cta, &races->mbarriers[i]);
