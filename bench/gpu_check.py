@@ -57,6 +57,7 @@ class Plan:
     executor: str
     tests: tuple[str, ...]
     deadline: float  # time.monotonic()
+    environment: dict[str, str] = field(default_factory=dict)  # of the steps, beside that of this process
 
     @property
     def steps(self) -> Path:
@@ -79,7 +80,7 @@ def run_step(plan: Plan, step: gpu_steps.Step) -> tuple[Outcome, list[Record]]:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **plan.environment, "PYTHONPATH": path},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -173,14 +174,19 @@ def main(out: Path, executor: str, minutes: float, only: tuple[str, ...], tests:
     plan.steps.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     records: list[Record] = []
-    for step in gpu_steps.STEPS:
-        if only and step.name not in only:
-            continue
+    steps = [step for step in gpu_steps.STEPS if not only or step.name in only]
+    for step in steps:
+        if step.name in ("environment", "smoke") and any(other.name == "hopper" for other in steps):
+            plan.environment["CUATTN_HOPPER"] = "off"  # what is right without it is worth knowing first
+        elif step.name == "hopper":
+            plan.environment["CUATTN_HOPPER"] = "auto"
         console.print(f"{time.monotonic() - began:4.0f} s  {step.name}: {step.summary}")
         try:
             outcome, found = run_step(plan, step)
         except Exception:  # whatever it is: the other steps still have something to say
             outcome, found = Outcome(step.name, "crashed", traceback=scrub(traceback.format_exc())), []
+        if step.name == "hopper" and outcome.status != "ok":
+            plan.environment["CUATTN_HOPPER"] = "off"
         outcomes.append(outcome)
         records += found
         write(plan, outcomes, records, began)

@@ -11,22 +11,29 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import ml_dtypes
+import numpy as np
 
 from cuattn import compile
+from cuattn.attention import evaluate
 from cuattn.benchmark import Options, cuda_calls, gradients, machine, operations, option_costs, start
 from cuattn.benchmark import decode as decoding
 from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import Record, scrub, write_text
 from cuattn.benchmark.suite import Step as SuiteStep
 from cuattn.benchmark.suite import failure, run_steps
+from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.testing import assert_attention_close
 from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 from cuattn.testing.decode_cases import DecodeCase
 from cuattn.testing.executors import ExecutorUnderTest
+from cuattn.testing.strategies import fill
 
 
 @dataclass
@@ -101,7 +108,7 @@ def environment(run: Run) -> None:
 
 
 def smoke(run: Run) -> None:
-    """Small problems of every dtype under the strict rule of the tests."""
+    """Small problems of every dtype under the strict rule of the tests, on the portable kernels."""
     executor = ExecutorUnderTest(run.executor)
     seqlen = 70 if run.is_tiny else 333
     cases: list[AttentionCase | SoftmaxCase | BackwardCase | DecodeCase] = [
@@ -122,15 +129,55 @@ def smoke(run: Run) -> None:
         for page_size in (16, 0)
     ]
     cases += [DecodeCase(2, seqlen, 8, 2, 128, kv_format=name, seqlen_q=4) for name in ("e4m3fn", "int8", "nvfp4")]
+
+    def check(case: AttentionCase | SoftmaxCase | BackwardCase | DecodeCase) -> None:
+        inputs = case.make_inputs(0, executor.xp)
+        case.check(inputs, case.run(inputs))
+
+    chosen = cases[:: 4 if run.is_tiny else 1]
+    _try_all(run, executor, {case.name: partial(check, case) for case in chosen})
+
+
+def hopper(run: Run) -> None:
+    """Every row of the Hopper kernel under the same rule; unless all are right, later steps do without the kernel."""
+    executor = ExecutorUnderTest(run.executor)
+    if run.executor == "cuda" and executor.xp.cuda.Device().compute_capability != "90":
+        run.summary = "the GPU has another compute capability than 9.0"
+        return
+    rows = HOPPER_FWD_CONFIGS[:1] if run.is_tiny else HOPPER_FWD_CONFIGS
+
+    def check(row: HopperFwdConfig, causal: bool) -> None:
+        dtype = ml_dtypes.float8_e4m3fn if row.itemsize == 1 else ml_dtypes.bfloat16
+        precision = "fp8" if row.itemsize == 1 else None
+        seqlens = row.block_m + 9, 3 * row.block_n + 5, 3 * row.block_n + 5
+        head_dims = row.max_head_dim, row.max_head_dim, row.max_head_dim_v
+        rng = np.random.default_rng(0)
+        arrays = [fill((2, n, 2, d), dtype, "normal", rng) for n, d in zip(seqlens, head_dims, strict=True)]
+        moved = [executor.array(x) for x in arrays]
+        out, lse = evaluate(*moved, config=row, causal=causal, precision=precision, return_lse=True)
+        lse = executor.numpy(lse)
+        assert_attention_close(executor.numpy(out), *arrays, lse=lse, causal=causal, precision=precision)
+
+    checks = {
+        f"{row.block_m}x{row.block_n} d{row.max_head_dim} {8 * row.itemsize} bits" + " causal" * causal: partial(
+            check, row, causal
+        )
+        for row in rows
+        for causal in (False, True)
+    }
+    _try_all(run, executor, checks)
+
+
+def _try_all(run: Run, executor: ExecutorUnderTest, checks: dict[str, Callable[[], None]]) -> None:
+    """Run every check, whatever becomes of the others: which ones fail says what is wrong."""
     verdicts = run.detail["cases"] = {}
-    for case in cases[:: 4 if run.is_tiny else 1]:
+    for name, check in checks.items():
         try:
             with executor.active():
-                inputs = case.make_inputs(0, executor.xp)
-                case.check(inputs, case.run(inputs))
-            verdicts[case.name] = "ok"
-        except Exception as error:  # every case is tried: which ones fail says what is wrong
-            verdicts[case.name] = failure(error)
+                check()
+            verdicts[name] = "ok"
+        except Exception as error:
+            verdicts[name] = failure(error)
         run.save()
     wrong = [name for name, verdict in verdicts.items() if verdict != "ok"]
     run.failed = bool(wrong)
@@ -238,6 +285,7 @@ class Step:
 STEPS = (
     Step(environment, 40),
     Step(smoke, 60),
+    Step(hopper, 60),
     Step(instructions, 60),
     Step(tests, 150, 15),
     Step(attention, 90, 15),

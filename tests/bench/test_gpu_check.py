@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from bench import device_tests, gpu_check, gpu_steps, instruction_fixtures
-from cuattn.benchmark import from_json, machine
+from cuattn.benchmark import Record, from_json, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -205,3 +206,22 @@ def test_an_instruction_that_cannot_be_loaded_does_not_take_the_others_with_it(
     assert (
         json.loads((tmp_path / "instruction_answers.json").read_text())["integer_sm_80"]["opcodes"][1] == broken.opcode
     )
+
+
+@pytest.mark.parametrize("status, later", [("ok", "auto"), ("failed", "off"), ("timeout", "off")])
+def test_steps_do_without_a_hopper_kernel_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, later: str
+) -> None:
+    seen = {}
+
+    def run_step(plan: gpu_check.Plan, step: gpu_steps.Step) -> tuple[gpu_check.Outcome, list[Record]]:
+        seen[step.name] = plan.environment.get("CUATTN_HOPPER")
+        return gpu_check.Outcome(step.name, status if step.name == "hopper" else "ok"), []
+
+    monkeypatch.setattr(gpu_check, "run_step", run_step)
+    CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path), "--executor", "host"])
+    assert (seen["smoke"], seen["hopper"]) == ("off", "auto")
+    assert {seen[step.name] for step in gpu_steps.STEPS[3:]} == {later}
+    seen.clear()
+    CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path), "--executor", "host", "--only", "attention"])
+    assert seen == {"attention": None}
