@@ -144,8 +144,6 @@ def test_without_time_a_step_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_step_that_raises_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from click.testing import CliRunner
-
     def broken(run: gpu_steps.Run) -> None:
         run.detail["found"] = 1
         raise RuntimeError("half way")
