@@ -14,7 +14,7 @@ from cuattn.extents import address
 from cuattn.forward_options import ForwardOptions
 from cuattn.hopper.config import ARCH, BUCKETS, SPAN_BYTES, HopperFwdConfig
 from cuattn.hopper.schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
-from cuattn.hopper.select import kernel_options, longest_seqlen_q
+from cuattn.hopper.select import MAP_ALIGNMENT, kernel_options, longest_seqlen_q
 from cuattn.launch import Executor, Kernel, host_executor
 from cuattn.packed import Packed
 from cuattn.tensor_map import TensorMap, tensor_map
@@ -130,11 +130,15 @@ _MAX_ENCODED = 4096
 
 
 def _new_map(array: Any, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
-    itemsize = array.dtype.itemsize
+    itemsize, head_dim = array.dtype.itemsize, array.shape[-1]
+    # The stride of an axis with one place leads nowhere, and may be anything: a map wants a multiple of 16 bytes, and
+    # whether it may be 0 is not documented.
+    nowhere = -(-head_dim * itemsize // MAP_ALIGNMENT) * MAP_ALIGNMENT
+    steps = (stride * itemsize if size > 1 else nowhere for size, stride in zip(sizes, strides, strict=True))
     return tensor_map(
         array,
         (SPAN_BYTES // itemsize, *box),
         swizzle="128B",
-        dims=(array.shape[-1], *sizes),
-        strides=(itemsize, *(stride * itemsize for stride in strides)),
+        dims=(head_dim, *sizes),
+        strides=(itemsize, *steps),
     )

@@ -22,11 +22,20 @@ from cuattn.forward_options import ForwardOptions
 from cuattn.hopper.config import ARCH, BUCKETS, HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.packed import Packed
 
-__all__ = ["DTYPES", "hopper_row", "kernel_options", "longest_seqlen_q", "select", "select_row", "why_not"]
+__all__ = [
+    "DTYPES",
+    "MAP_ALIGNMENT",
+    "hopper_row",
+    "kernel_options",
+    "longest_seqlen_q",
+    "select",
+    "select_row",
+    "why_not",
+]
 
 #: What wgmma multiplies here, by name.
 DTYPES = ("float16", "bfloat16", "float8_e4m3fn")
-_MAP_ALIGNMENT = 16  # bytes: of the bases and strides that a tensor map holds
+MAP_ALIGNMENT = 16  # bytes: of the bases and strides that a tensor map holds
 _MAX_MAP_STRIDE = 1 << 40  # bytes, exclusive
 _MAX_TILES = 2**31 - 1
 _AXES = ("batch", "sequence", "head")
@@ -62,26 +71,26 @@ def why_not(problem: Problem, arch: str) -> str | None:
 def _unfit(name: str, x: Any) -> str | None:
     """Why no tensor map can be made of an array as the kernels would see it; None if one can."""
     itemsize = x.dtype.itemsize
-    if x.flags.c_contiguous and (address(x) | x.shape[-1] * itemsize) % _MAP_ALIGNMENT == 0:
+    if x.flags.c_contiguous and (address(x) | x.shape[-1] * itemsize) % MAP_ALIGNMENT == 0:
         return None  # what most calls have
     found = Operand(x)
     if not found.direct:  # it is copied, and the copy has no gaps
         row_bytes = x.shape[-1] * itemsize
-        return None if row_bytes % _MAP_ALIGNMENT == 0 else _misaligned(f"the rows of a copy of {name}", row_bytes)
-    if address(x) % _MAP_ALIGNMENT:
-        return f"{name} begins at an address that is no multiple of {_MAP_ALIGNMENT} bytes"
+        return None if row_bytes % MAP_ALIGNMENT == 0 else _misaligned(f"the rows of a copy of {name}", row_bytes)
+    if address(x) % MAP_ALIGNMENT:
+        return f"{name} begins at an address that is no multiple of {MAP_ALIGNMENT} bytes"
     extents = (1, *x.shape[:-1])[-3:]
     for axis, extent, stride in zip(_AXES, extents, found.strides, strict=True):
         stride_bytes = stride * itemsize
         if extent > 1 and not (0 < stride_bytes < _MAX_MAP_STRIDE):
             return f"the {axis} stride of {name} is {stride_bytes} bytes; tensor maps take 1 to 2^40 - 1"
-        if extent > 1 and stride_bytes % _MAP_ALIGNMENT:
+        if extent > 1 and stride_bytes % MAP_ALIGNMENT:
             return _misaligned(f"the {axis} stride of {name}", stride_bytes)
     return None
 
 
 def _misaligned(what: str, num_bytes: int) -> str:
-    return f"{what} is {num_bytes} bytes, no multiple of {_MAP_ALIGNMENT}"
+    return f"{what} is {num_bytes} bytes, no multiple of {MAP_ALIGNMENT}"
 
 
 @cache

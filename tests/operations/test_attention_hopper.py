@@ -470,3 +470,11 @@ def test_every_row_on_a_large_problem(row, causal):
     out, lse = evaluate(*(inputs[name] for name in "qkv"), config=row, return_lse=True, **case.options)
     assert BUCKETS[case.head_dim] == row.max_head_dim
     case.check({name: x.get() for name, x in inputs.items()}, (out.get(), lse.get()))
+
+
+def test_strides_of_axes_with_one_place_may_be_anything(executor):
+    q, k, v = (
+        np.lib.stride_tricks.as_strided(x, x.shape, (6, x.strides[1], 10, x.strides[3]))
+        for x in make((70, 140), seed=11)
+    )
+    assert_right(executor, q, k, v)
