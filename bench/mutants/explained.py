@@ -127,4 +127,14 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("copy_pages.cu", r"UNITS_PER_THREAD = [1-9]", _SPEED + ", or less: how much a thread has under way at once"),
     ("attention_forward_hopper.cu", r"turns\.finish\(\); => ;", _LAST_TURN),
     ("hopper/forward_consumer.cuh", r"^if \(ON && consumer_idx == 0\) take\(\); => ", _LAST_TURN),
+    (
+        "slot_mapping.cu",
+        r"last = layout\.num_sequences - 0;",
+        "no token starts at or behind the last start, which is the number of tokens: the search never ends there",
+    ),
+    (
+        "kv_decode.cuh",
+        r"NUMBERS = 5, DISTANCE = 1",
+        "how far apart the words of a run are: eight numbers of a byte and more are widened by kv_pairs.cuh",
+    ),
 )

@@ -77,6 +77,13 @@ def test_everything(executor, form, scale):
         assert_right(executor, problem, num_splits=num_splits)
 
 
+@pytest.mark.parametrize("scale", (-0.5, 0.0))
+def test_scales_alone(executor, form, scale):
+    """Without other options the scale is multiplied with what is masked too: it must not make NaN of -inf."""
+    problem = cached_problem(rng_of(11), lengths=LENGTHS, seqlens_q=3, heads=(4, 2), page_size=16, scale=scale, **form)
+    assert_right(executor, problem, num_splits=2)
+
+
 def test_a_prompt(executor, form):
     """Blocks that are full of rows, and blocks whose rows are not all there."""
     problem = cached_problem(rng_of(4), lengths=(130, 75), seqlens_q=35, heads=(4, 2), page_size=16, **form)
