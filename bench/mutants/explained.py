@@ -126,6 +126,16 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     ("copy_pages.cu", r"UNITS_PER_THREAD = [1-9]", _SPEED + ", or less: how much a thread has under way at once"),
     ("attention_forward_hopper.cu", r"turns\.finish\(\); => ;", _LAST_TURN),
+    (
+        "attention_forward_hopper.cu",
+        r"tma_prefetch_map\(map_[qkv]\); => ;",
+        _SPEED + ": the copies fetch their maps themselves",
+    ),
+    (
+        "append_kv.cu",
+        r"i = lane_idx \* PACK; i < side\.head_dim - 1;",
+        "rows that go in runs are whole runs of two elements and more: the last one begins before the last element",
+    ),
     ("hopper/forward_consumer.cuh", r"^if \(ON && consumer_idx == 0\) take\(\); => ", _LAST_TURN),
     (
         "slot_mapping.cu",

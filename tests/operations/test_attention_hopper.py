@@ -478,3 +478,15 @@ def test_strides_of_axes_with_one_place_may_be_anything(executor):
         for x in make((70, 140), seed=11)
     )
     assert_right(executor, q, k, v)
+
+
+@pytest.mark.parametrize("head_dim_v", [12, 24, 8])
+def test_rows_of_out_end_where_they_end(executor, head_dim_v):
+    """Rows begin at multiples of 16 bytes and have gaps between them, which keep their poison."""
+    arrays = make((70, 140), head_dims=(64, head_dim_v), seed=head_dim_v)
+    arrays[2] = place(arrays[2], Layout(pad=(0, 1, 0, -head_dim_v % 8))).array
+    target = executor.guarded((1, 70, 1, head_dim_v), F16, Layout(pad=(0, 1, 0, 16 - head_dim_v % 8)))
+    moved, _ = prepare(executor, arrays, {})
+    evaluate(*moved, config=SMALL, out=target.array)
+    target.check()
+    assert_attention_close(executor.numpy(target.array), *arrays)
