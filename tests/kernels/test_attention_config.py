@@ -105,19 +105,20 @@ def assert_no_spills(row, head_dim, arch, options, aligned=True, dtype_name=None
     ("row", "head_dim"), [pair for pair in selected() if pair[0].itemsize == 2 or pair[1] in (64, 128, 256)], ids=str
 )
 def test_no_row_spills(row, head_dim, arch):
-    """ptxas accepts every row on both architectures, and keeps everything in registers: without options, causal, and
-    with everything; the element-wise load path on one of the architectures."""
+    """ptxas accepts every row on both architectures, and keeps everything in registers: with everything, and on one of
+    them without options, causal, and with the element-wise load path. `cuattn-bench run compile` looks at all."""
     most = EVERYTHING if row.score_options else ForwardOptions(bound_left=True, bound_right=True)
-    for options in (PLAIN, CAUSAL, most):
-        assert_no_spills(row, head_dim, arch, options)
+    assert_no_spills(row, head_dim, arch, most)
     if arch == "sm_90a":
+        for options in (PLAIN, CAUSAL):
+            assert_no_spills(row, head_dim, arch, options)
         assert_no_spills(row, head_dim, arch, most, aligned=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", compiled_options(), ids=lambda options: options.label)
+@pytest.mark.parametrize("options", compiled_options(("float32",)), ids=lambda options: options.label)
 def test_no_option_spills(options):
-    """Each kernel of the table of options, with bounds and types of a bias."""
+    """Each kernel of the table of options, with bounds, for one type of a bias."""
     row = select(FLOAT16, 128, 128, seqlen_q=1000, smem_limit_bytes=163 * KIB, options=options)
     assert_no_spills(row, 128, "sm_90a", options)
 
