@@ -13,7 +13,7 @@ from cuattn import attention_params, tile_classes
 from cuattn.attention_arguments import LOG2_E, Operand, Problem
 from cuattn.attention_options import LogitArray
 from cuattn.attention_params import UNBOUNDED
-from cuattn.config import BUCKETS, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.config import BUCKETS, FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
 from cuattn.forward_options import ForwardOptions
 from cuattn.hopper import launch as hopper_launch
 from cuattn.hopper.config import HopperFwdConfig
@@ -22,7 +22,7 @@ from cuattn.launch import Executor, Kernel
 from cuattn.packed import Packed
 from cuattn.tuned_rows import tuned_row
 
-__all__ = ["forward", "pack_params", "portable_row"]
+__all__ = ["forward", "pack_params"]
 
 
 def forward(
@@ -67,9 +67,8 @@ def _launch(
     q, k, v, output = operands
     buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
     aligned = q.aligned and k.aligned and v.aligned
-    if config is None:
-        config = portable_row(problem, packed, executor.smem_limit_bytes)
-    plan = _plan(executor, problem.dtype.name, *buckets, options.kernel_options, aligned, config)
+    few_queries = longest_seqlen_q(problem, packed) <= FEW_QUERIES
+    plan = _plan(executor, problem.dtype, *buckets, options.kernel_options, options.tf32, aligned, few_queries, config)
     work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
     num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
     classes = None
@@ -98,32 +97,30 @@ class _Plan:
 @cache
 def _plan(
     executor: Executor,
-    dtype_name: str,
+    dtype: np.dtype[Any],
     head_dim: int,
     head_dim_v: int,
     options: ForwardOptions,
+    tf32: bool,
     aligned: bool,
-    config: FlashFwdConfig | PlainFwdConfig,
+    few_queries: bool,
+    config: FlashFwdConfig | PlainFwdConfig | None,
 ) -> _Plan:
-    """The loaded kernel of a config, for two buckets of head dims."""
-    constants = config.constants(dtype_name, head_dim, head_dim_v, options, aligned=aligned)
+    """The loaded kernel of a config, or of the one that is selected, for two buckets of head dims."""
+    if config is None:
+        config = select(
+            dtype,
+            head_dim,
+            head_dim_v,
+            seqlen_q=FEW_QUERIES if few_queries else FEW_QUERIES + 1,
+            smem_limit_bytes=executor.smem_limit_bytes,
+            options=options,
+            tf32=tf32,
+        )
+    constants = config.constants(dtype.name, head_dim, head_dim_v, options, aligned=aligned)
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
     return _Plan(kernel, config.block_m, config.block_n, config.num_threads, smem_bytes)
-
-
-def portable_row(problem: Problem, packed: Packed | None, smem_limit_bytes: int) -> FlashFwdConfig:
-    """The shape in which the portable kernels take a call. Raises `LaunchError` where none fits."""
-    extents, options = problem.extents, problem.options
-    return select(
-        problem.dtype,
-        BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
-        seqlen_q=longest_seqlen_q(problem, packed),
-        smem_limit_bytes=smem_limit_bytes,
-        options=options.kernel_options,
-        tf32=options.tf32,
-    )
 
 
 _NO_STRIDES = 0, 0, 0, 0

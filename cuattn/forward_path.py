@@ -8,8 +8,8 @@ from typing import Any
 from cuattn import attention_arguments as arguments
 from cuattn import compile, varlen
 from cuattn.attention_arguments import Problem
+from cuattn.config import BUCKETS, FlashFwdConfig, select
 from cuattn.errors import ArgumentError
-from cuattn.forward import portable_row
 from cuattn.forward_options import ForwardOptions
 from cuattn.hopper import select as hopper
 from cuattn.hopper.config import HopperFwdConfig
@@ -122,7 +122,7 @@ def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: 
     elif why_not is None:
         row = hopper.select(problem, packed, smem_limit_bytes)
     else:
-        row = portable_row(problem, packed, smem_limit_bytes)
+        row = _portable_row(problem, packed, smem_limit_bytes)
     if isinstance(row, HopperFwdConfig):
         options = hopper.kernel_options(problem.options)
         reason = f"{arch} has wgmma, and nothing in the call is against it"
@@ -130,6 +130,20 @@ def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: 
         options = problem.options.kernel_options
         reason = "it was the fastest" if why_not is None else f"not the Hopper kernel: {why_not}"
     return ForwardPath(row.source, row, options, arch, reason, tuned is not None)
+
+
+def _portable_row(problem: Problem, packed: Packed | None, smem_limit_bytes: int) -> FlashFwdConfig:
+    """The shape in which the portable kernels take a call. Raises `LaunchError` where none fits."""
+    extents, options = problem.extents, problem.options
+    return select(
+        problem.dtype,
+        BUCKETS[extents.head_dim],
+        BUCKETS[extents.head_dim_v],
+        seqlen_q=hopper.longest_seqlen_q(problem, packed),
+        smem_limit_bytes=smem_limit_bytes,
+        options=options.kernel_options,
+        tf32=options.tf32,
+    )
 
 
 def check_call(
