@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class RowStats:
         return self.waste / (self.sequences * self.capacity) if self.sequences else 0.0
 
 
-class RowCache:
+class RowCache(ABC):
     """Rows that sequences take and give back. Steps, and what fits in a row, are the business of derived classes."""
 
     _keeps_tokens = True
@@ -251,20 +252,21 @@ class RowCache:
     # What derived classes say.
 
     @property
+    @abstractmethod
     def _capacity(self) -> int:
         """Tokens that a sequence can see."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_room(self, index: int, seq: RowSequence, count: int) -> None:
         """Raise `CacheFullError` unless the sequence ``seqs[index]`` can have so many more tokens in one step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _num_cached(self, seq: RowSequence) -> int:
         """The tokens of a sequence that the cache holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _step(self, seqs: list[Any], counts: list[int], tokens: list[list[int]]) -> Step:
-        raise NotImplementedError
+        """A step with checked arguments."""
 
     def _truncate(self, seq: RowSequence, length: int) -> None:
         """Truncate to a length that the sequence has had."""

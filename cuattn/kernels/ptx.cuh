@@ -1,5 +1,5 @@
 // PTX instructions that CUDA C has no word for, one function each. Inline assembly stands here, and for Hopper's own
-// instructions in hopper/ptx_sm90.cuh and hopper/wgmma.cuh; nowhere else.
+// instructions in hopper/ptx_sm90.cuh and hopper/ptx_wgmma.cuh; nowhere else.
 //
 // Asynchronous copies and waits carry a "memory" clobber, so that the compiler keeps them in program order with the
 // plain loads and stores around them. ldmatrix carries one as well: it reads shared memory that cp.async wrote behind

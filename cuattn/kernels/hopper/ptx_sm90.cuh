@@ -1,5 +1,5 @@
 // PTX instructions of Hopper (sm_90a), one function each: asynchronous barriers, bulk tensor copies, and what a
-// warp-specialised kernel needs besides. wgmma has a file of its own.
+// warp-specialised kernel needs besides. wgmma has a file of its own, ptx_wgmma.cuh.
 //
 // Like those of ptx.cuh, asynchronous operations and waits carry a "memory" clobber, so that the compiler keeps them in
 // program order with the plain loads and stores around them.
