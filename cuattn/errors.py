@@ -98,6 +98,13 @@ class LaunchError(CuattnError, ValueError):
     """A kernel launch was refused before it started: grid, block, shared memory or arguments are not legal."""
 
 
+class DeclarationError(CuattnError, RuntimeError):
+    """Python and a kernel disagree about a struct or an argument, by name, kind or size: a fault of this package.
+
+    Nothing was launched.
+    """
+
+
 # --- host executor --------------------------------------------------------------------------------------------------
 
 

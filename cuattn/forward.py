@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn import attention_params, tile_classes
-from cuattn.attention_arguments import LOG2_E, Operand, Problem
-from cuattn.attention_options import LogitArray
-from cuattn.attention_params import UNBOUNDED
+from cuattn import tile_classes
+from cuattn.attention_arguments import Operand, Problem
+from cuattn.attention_params import forward_fields, forward_layout
 from cuattn.config import BUCKETS, FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
 from cuattn.forward_options import ForwardOptions
 from cuattn.hopper import launch as hopper_launch
@@ -22,7 +21,7 @@ from cuattn.launch import Executor, Kernel
 from cuattn.packed import Packed
 from cuattn.tuned_rows import tuned_row
 
-__all__ = ["forward", "pack_params"]
+__all__ = ["forward"]
 
 
 def forward(
@@ -43,7 +42,7 @@ def forward(
         q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
         operands = q, k, v, output
         if hopper is not None:
-            params = pack_params(problem, *operands, packed=packed)
+            params = forward_layout(problem.accumulator).pack(**forward_fields(problem, *operands, packed=packed))
             hopper_launch.launch(problem, hopper, operands, lse, params, packed)
         else:
             assert not isinstance(config, HopperFwdConfig)
@@ -74,14 +73,27 @@ def _launch(
     classes = None
     if (tiles := tile_classes.shape(options, plan.block_m, plan.block_n)) is not None:
         classes = tile_classes.find(executor, options, plan.block_m, plan.block_n, executor.empty(tiles, np.uint8))
-    args = (
-        *(q.array, k.array, v.array, output.array, lse),
-        *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
-        *(options.alibi_slopes, options.sinks),
-        *(options.q_descale, options.k_descale, options.v_descale, options.diagonal_offsets),
-        *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
-        pack_params(problem, q, k, v, output, classes, packed),
-    )
+    fields = forward_fields(problem, q, k, v, output, classes, packed)
+    args = {
+        "g_q": q.array,
+        "g_k": k.array,
+        "g_v": v.array,
+        "g_out": output.array,
+        "g_lse": lse,
+        "g_bias": None if options.bias is None else options.bias.array,
+        "g_mask": None if options.mask is None else options.mask.array,
+        "g_tile_class": None if classes is None else classes.array,
+        "g_alibi_slopes": options.alibi_slopes,
+        "g_sinks": options.sinks,
+        "g_q_descale": options.q_descale,
+        "g_k_descale": options.k_descale,
+        "g_v_descale": options.v_descale,
+        "g_diagonal_offsets": options.diagonal_offsets,
+        "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+        "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+        "g_work": work,
+        "params": forward_layout(problem.accumulator).pack(**fields),
+    }
     executor.launch(plan.kernel, (extents.num_heads * num_blocks,), (plan.num_threads,), args, plan.smem_bytes)
 
 
@@ -121,51 +133,3 @@ def _plan(
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
     return _Plan(kernel, config.block_m, config.block_n, config.num_threads, smem_bytes)
-
-
-_NO_STRIDES = 0, 0, 0, 0
-
-
-def pack_params(
-    problem: Problem,
-    q: Operand,
-    k: Operand,
-    v: Operand,
-    output: Operand,
-    classes: LogitArray | None = None,
-    packed: Packed | None = None,
-) -> np.void:
-    """The scalars and strides of the problem, in the order of kernels/attention_params.cuh."""
-    extents, options = problem.extents, problem.options
-    slopes, dropout = options.alibi_slopes, options.dropout
-    return attention_params.pack(
-        problem.accumulator,
-        strides=(
-            *(*q.strides, *k.strides, *v.strides, *output.strides),
-            *(_NO_STRIDES if options.bias is None else options.bias.strides),
-            *(_NO_STRIDES if options.mask is None else options.mask.strides),
-            *(_NO_STRIDES if classes is None else classes.strides),
-            *extents.lse_strides,
-            extents.num_heads if slopes is not None and slopes.shape[0] > 1 else 0,
-        ),
-        integers=(
-            *(extents.num_heads, extents.heads_per_kv_head, extents.seqlen_q, extents.seqlen_k),
-            *_max_seqlens(packed),
-            *(extents.head_dim, extents.head_dim_v, options.diagonal_offset, options.diagonal_from_end),
-            *(options.window_left, options.window_right, int(dropout is not None)),
-        ),
-        dropout=(0, 0, 0, 0)
-        if dropout is None
-        else (dropout.seed_low, dropout.seed_high, dropout.offset, dropout.threshold),
-        reals=(
-            1.0 if dropout is None else dropout.rescale,
-            problem.scale,
-            problem.scale * LOG2_E,
-            options.softcap,
-        ),
-    )
-
-
-def _max_seqlens(packed: Packed | None) -> tuple[int, int]:
-    limits = (None, None) if packed is None else (packed.max_seqlen_q, packed.max_seqlen_k)
-    return tuple(UNBOUNDED if limit is None else limit for limit in limits)  # type: ignore[return-value]

@@ -27,6 +27,7 @@ import numpy as np
 
 from cuattn import compile, dlpack, environment
 from cuattn.errors import ArrayTypeError, LaunchError
+from cuattn.runtime.signature import Signature
 from cuattn.tensor_map import TensorMap
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -45,6 +46,7 @@ class Kernel:
     entry: str
     function: Any
     static_smem_bytes: int
+    signature: Signature
     dynamic_smem_bytes: int = field(init=False)  # what the function has been allowed so far
     checked: set[tuple[Any, ...]] = field(default_factory=set)  # launch shapes that passed the checks
 
@@ -82,12 +84,14 @@ class Executor(ABC):
         return kernel
 
     def launch(
-        self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], smem_bytes: int = 0
+        self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], args: Mapping[str, Any], smem_bytes: int = 0
     ) -> None:
         """Check the launch against the limits of the architecture, then start it.
 
-        ``args`` are arrays (passed as a pointer to their first element), NumPy scalars and tensor maps (by value).
-        Raises `LaunchError` before anything has started when grid, block or shared memory are not legal.
+        ``args``, by the names of the kernel's parameters, are arrays (passed as a pointer to their first element; None
+        is a null pointer), NumPy scalars, packed structs and tensor maps (by value). Before anything starts, raises
+        `LaunchError` when grid, block, shared memory or the kind of an argument are not legal, and `DeclarationError`
+        when a name is missing or unknown.
         """
         shape = (*grid, 0, *block, smem_bytes)
         if shape not in kernel.checked:
@@ -95,12 +99,7 @@ class Executor(ABC):
             if len(kernel.checked) >= 4096:  # a server sees ever new shapes: the memo must not grow for ever
                 kernel.checked.clear()
             kernel.checked.add(shape)
-        for index, arg in enumerate(args):
-            if isinstance(arg, (int, float)) and not isinstance(arg, np.generic):
-                raise LaunchError(
-                    f"{kernel.entry}: argument {index} is a Python number; its width must be stated (np.int32(...))"
-                )
-        self._start(kernel, tuple(grid), tuple(block), tuple(args), smem_bytes)
+        self._start(kernel, tuple(grid), tuple(block), kernel.signature.bind(args), smem_bytes)
 
     def on_device(self) -> AbstractContextManager[Any]:
         """Context in which array operations work on the executor's device, whichever is current outside."""
@@ -201,7 +200,9 @@ class HostExecutor(Executor):
 
         binary = compile.build(source_name, constants, arch=self.arch, kind="ptx")
         function = host.RawModule(path=str(binary.path)).get_function(entry)
-        return Kernel(source_name, entry, function, int(function.shared_size_bytes))
+        signature = Signature(source_name, constants, entry)
+        signature.check_sizes([size for _, size in function.table.params])
+        return Kernel(source_name, entry, function, int(function.shared_size_bytes), signature)
 
 
 class CudaExecutor(Executor):
@@ -263,7 +264,8 @@ class CudaExecutor(Executor):
         binary = compile.build(source_name, constants, arch=self.arch, kind=self._image_kind)
         with self.on_device():
             function = self._cupy.RawModule(path=str(binary.path)).get_function(entry)
-            return Kernel(source_name, entry, function, int(function.shared_size_bytes))
+            signature = Signature(source_name, constants, entry)
+            return Kernel(source_name, entry, function, int(function.shared_size_bytes), signature)
 
     def _start(
         self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], smem_bytes: int

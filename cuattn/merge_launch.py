@@ -18,6 +18,7 @@ import numpy as np
 
 from cuattn.extents import address
 from cuattn.launch import Executor
+from cuattn.runtime.structs import struct_layout
 from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
 
 NUM_THREADS = 256
@@ -27,26 +28,6 @@ MAX_GRID_X = 2**31 - 1
 MAX_GROUPS = 8
 MIN_PARTS_PER_GROUP = 4
 ENOUGH_THREADS = 1 << 16  # rows times lanes that fill a GPU of 100 and more SMs without several groups a row
-
-# struct MergeLayout of kernels/merge_states.cu; Strides are (batch, seq, head).
-_STRIDES = np.dtype((np.int64, 3))
-LAYOUT = np.dtype(
-    [
-        ("num_rows", np.int64),
-        ("first_out", _STRIDES),
-        ("rest_out", _STRIDES),
-        ("out", _STRIDES),
-        ("first_lse", _STRIDES),
-        ("rest_lse", _STRIDES),
-        ("lse", _STRIDES),
-        ("rest_out_part_stride", np.int64),
-        ("rest_lse_part_stride", np.int64),
-        ("seqlen", np.uint32),
-        ("num_heads", np.uint32),
-        ("num_parts", np.uint32),
-        ("head_dim", np.uint32),
-    ]
-)
 
 
 class BlockShape(NamedTuple):
@@ -115,8 +96,13 @@ def launch(
     kernel = executor.kernel("merge_states", constants(element.name, target.name, vectorized), "cuattn_merge_states")
     shape = block_shape(num_rows=num_rows, num_parts=num_parts, head_dim=head_dim, pack=pack)
     grid = min(-(-num_rows // shape.rows), MAX_GRID_X)
-    null = np.uint64(0)
-    args = (*first, *rest, null if sinks is None else sinks, *result, packed)
+    args = {
+        **dict(zip(("g_first_out", "g_first_lse"), first, strict=True)),
+        **dict(zip(("g_rest_out", "g_rest_lse"), rest, strict=True)),
+        "g_sinks": sinks,
+        **dict(zip(("g_out", "g_lse"), result, strict=True)),
+        "layout": packed,
+    }
     executor.launch(kernel, (grid,), tuple(shape), args)
 
 
@@ -152,15 +138,18 @@ def _layout(
     def of_lse(strides: Sequence[int]) -> tuple[int, int, int]:
         return (strides[-3] if len(shape) == 4 else 0), strides[-1], strides[-2]
 
-    fields = (
-        num_rows,
-        *(of_out(strides) for strides in (first_out, rest_out, out)),
-        *(of_lse(strides) for strides in (first_lse, rest_lse, lse)),
-        rest_out[0],
-        rest_lse[0],
-        seqlen,
-        num_heads,
-        num_parts,
-        head_dim,
+    return struct_layout("merge_states", "MergeLayout").pack(
+        num_rows=num_rows,
+        first_out=of_out(first_out),
+        rest_out=of_out(rest_out),
+        out=of_out(out),
+        first_lse=of_lse(first_lse),
+        rest_lse=of_lse(rest_lse),
+        lse=of_lse(lse),
+        rest_out_part_stride=rest_out[0],
+        rest_lse_part_stride=rest_lse[0],
+        seqlen=seqlen,
+        num_heads=num_heads,
+        num_parts=num_parts,
+        head_dim=head_dim,
     )
-    return np.void(np.array([fields], LAYOUT).tobytes())

@@ -124,13 +124,15 @@ class OnlineSoftmax:
         block, grid_rows = (config.num_threads,), min(config.row_groups(layout.num_rows), config.max_ctas)
         if config.path == "stream":
             update = executor.kernel("online_softmax_state", constants, "cuattn_online_softmax_update")
-            executor.launch(update, (grid_rows,), block, (x, self._states, layout.pack(layout.num_cols)))
+            args = {"g_x": x, "g_states": self._states, "layout": layout.pack(layout.num_cols)}
+            executor.launch(update, (grid_rows,), block, args)
             return
         chunk_cols = config.chunk_cols(layout.num_cols)
         num_chunks = -(-layout.num_cols // chunk_cols)
         partial = executor.kernel("softmax_split", _with_output(constants), "cuattn_softmax_partial")
         states = executor.empty((layout.num_rows, num_chunks, 2), self._states.dtype)
-        executor.launch(partial, (num_chunks, grid_rows), block, (x, states, layout.pack(chunk_cols)))
+        args = {"g_x": x, "g_states": states, "layout": layout.pack(chunk_cols)}
+        executor.launch(partial, (num_chunks, grid_rows), block, args)
         self._merge(executor, states, num_chunks)
 
     def merge(self, other: OnlineSoftmax) -> None:
@@ -180,7 +182,8 @@ class OnlineSoftmax:
         if lse.size:
             kernel = self._state_kernel(executor, "cuattn_online_softmax_logsumexp")
             grid = min(-(-lse.size // STREAM_SHORT.num_threads), MAX_GRID_X)
-            executor.launch(kernel, (grid,), (STREAM_SHORT.num_threads,), (states, lse, np.int64(lse.size)))
+            args = {"g_states": states, "g_lse": lse, "num_rows": np.int64(lse.size)}
+            executor.launch(kernel, (grid,), (STREAM_SHORT.num_threads,), args)
         executor.finish(lse)
         return lse
 
@@ -215,7 +218,8 @@ class OnlineSoftmax:
             grid = (-(-layout.num_cols // chunk_cols), min(config.row_groups(layout.num_rows), MAX_GRID_Y))
             constants = _with_output(self._constants(config, layout))
             kernel = executor.kernel("softmax_split", constants, "cuattn_softmax_finish")
-            args = (x, states, out, np.uint32(1), layout.pack(chunk_cols))
+            args = {"g_x": x, "g_states": states, "g_out": out, "num_states": np.uint32(1)}
+            args["layout"] = layout.pack(chunk_cols)
             executor.launch(kernel, grid, (config.num_threads,), args)
         executor.finish(out)
         return out
@@ -250,7 +254,12 @@ class OnlineSoftmax:
         kernel = self._state_kernel(executor, "cuattn_online_softmax_merge")
         num_rows = self._states.size // 2
         grid = min(STREAM_SHORT.row_groups(num_rows), STREAM_SHORT.max_ctas)
-        args = (self._states, others, np.int64(num_rows), np.uint32(num_others))
+        args = {
+            "g_states": self._states,
+            "g_others": others,
+            "num_rows": np.int64(num_rows),
+            "num_others": np.uint32(num_others),
+        }
         executor.launch(kernel, (grid,), (STREAM_SHORT.num_threads,), args)
 
     def _state_kernel(self, executor: Executor, entry: str) -> Kernel:

@@ -68,7 +68,15 @@ def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int
     capacity = total // block + min(batch, total)
     first_work, work = executor.empty(batch + 1, np.int32), executor.empty((capacity, 2), np.int32)
     limit = UNBOUNDED if max_seqlen is None else max_seqlen
-    args = cu_seqlens, first_work, work, *(np.int32(x) for x in (batch, total, limit, capacity))
+    args = {
+        "g_cu_seqlens_q": cu_seqlens,
+        "g_first_work": first_work,
+        "g_work": work,
+        "num_sequences": np.int32(batch),
+        "total": np.int32(total),
+        "max_seqlen": np.int32(limit),
+        "capacity": np.int32(capacity),
+    }
     executor.launch(_schedule_kernel(executor, block), (1,), (_SCHEDULE_THREADS,), args)
     executor.finish(first_work, work)
     return work

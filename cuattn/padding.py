@@ -7,7 +7,7 @@ variable-length inputs", 2022 (arXiv:2210.03052).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,7 @@ def remove_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
         return result
 
     def launch(source: Any, target: Any) -> bool:
-        arrays = source, indices, target
+        arrays = {"g_padded": source, "g_tokens": indices, "g_packed": target}
         return _launch(executor, "cuattn_remove_padding", arrays, fold(source, target), plan.num_tokens)
 
     return _deliver(executor, launch, x, result, out)
@@ -243,7 +243,7 @@ def restore_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
         return result
 
     def launch(source: Any, target: Any) -> bool:
-        arrays = source, indices, padding, target
+        arrays = {"g_packed": source, "g_tokens": indices, "g_padding": padding, "g_padded": target}
         return _launch(executor, "cuattn_restore_padding", arrays, fold(target, source), plan.batch * plan.seqlen)
 
     return _deliver(executor, launch, x, result, out)
@@ -326,12 +326,14 @@ def _result(executor: Executor, x: Any, out: Any, shape: tuple[int, ...], *plan:
     return out
 
 
-def _launch(executor: Executor, entry: str, arrays: Sequence[Any], movement: Movement | None, num_rows: int) -> bool:
+def _launch(
+    executor: Executor, entry: str, arrays: Mapping[str, Any], movement: Movement | None, num_rows: int
+) -> bool:
     """Whether the arrays lie in a way that a kernel can take; if so, it has been launched."""
     if movement is None:
         return False
     kernel = executor.kernel("padding_rows", {"NUM_THREADS": NUM_THREADS}, entry)
-    executor.launch(kernel, movement.grid(num_rows), movement.block, (*arrays, movement.layout))
+    executor.launch(kernel, movement.grid(num_rows), movement.block, {**arrays, "layout": movement.layout})
     return True
 
 

@@ -11,27 +11,11 @@ from typing import Any
 import numpy as np
 
 from cuattn.extents import address
+from cuattn.runtime.structs import struct_layout
 
 NUM_THREADS = 256
 MAX_UNIT_BYTES = 16
 MAX_GRID_Y = 65535
-
-# struct RowsLayout of kernels/padding_rows.cu.
-_LAYOUT = np.dtype(
-    [
-        ("batch_stride", np.int64),
-        ("seq_stride", np.int64),
-        ("padded_segment_stride", np.int64),
-        ("token_stride", np.int64),
-        ("packed_segment_stride", np.int64),
-        ("num_segments", np.int64),
-        ("segment_units", np.int64),
-        ("unit_bytes", np.uint32),
-        ("seqlen", np.uint32),
-        ("num_slots", np.uint32),
-        ("num_tokens", np.uint32),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +68,20 @@ def _fold(
     segment_units = segment_bytes // unit_bytes
     num_passes = -(-segment_units // NUM_THREADS)
     block_x = -(-segment_units // num_passes)
-    counts = unit_bytes, shape[1], shape[0] * shape[1], num_tokens
-    layout = np.array([(*strides, num_segments, segment_units, *counts)], _LAYOUT)
-    return Movement(unit_bytes, (block_x, NUM_THREADS // block_x), num_segments, np.void(layout.tobytes()))
+    layout = struct_layout("padding_rows", "RowsLayout").pack(
+        batch_stride=batch_stride,
+        seq_stride=seq_stride,
+        padded_segment_stride=segment_strides[0],
+        token_stride=token_stride,
+        packed_segment_stride=segment_strides[1],
+        num_segments=num_segments,
+        segment_units=segment_units,
+        unit_bytes=unit_bytes,
+        seqlen=shape[1],
+        num_slots=shape[0] * shape[1],
+        num_tokens=num_tokens,
+    )
+    return Movement(unit_bytes, (block_x, NUM_THREADS // block_x), num_segments, layout)
 
 
 def _segments(

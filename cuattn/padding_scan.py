@@ -9,22 +9,11 @@ import numpy as np
 from cuattn import rows
 from cuattn.extents import address
 from cuattn.launch import Executor
+from cuattn.runtime.structs import struct_layout
 
 NUM_THREADS = 256
 MAX_CHUNKS = 1024  # every CTA of the scan adds up the counts of all chunks
 MIN_CHUNK_SLOTS = 1024
-
-# struct MaskLayout of kernels/padding_plan.cu.
-_MASK_LAYOUT = np.dtype(
-    [
-        ("batch_stride", np.int64),
-        ("seq_stride", np.int64),
-        ("item_bytes", np.uint32),
-        ("seqlen", np.uint32),
-        ("num_slots", np.uint32),
-        ("chunk_slots", np.uint32),
-    ]
-)
 
 
 def scan(executor: Executor, mask: Any) -> tuple[Any, Any]:
@@ -39,15 +28,24 @@ def scan(executor: Executor, mask: Any) -> tuple[Any, Any]:
     chunk_slots = max(MIN_CHUNK_SLOTS, -(-num_slots // MAX_CHUNKS))
     chunk_slots = -(-chunk_slots // NUM_THREADS) * NUM_THREADS
     num_chunks = -(-num_slots // chunk_slots)
-    layout = np.array([(*mask.strides, itemsize, seqlen, num_slots, chunk_slots)], _MASK_LAYOUT)
-    packed = np.void(layout.tobytes())
+    batch_stride, seq_stride = mask.strides
+    layout = struct_layout("padding_plan", "MaskLayout").pack(
+        batch_stride=batch_stride,
+        seq_stride=seq_stride,
+        item_bytes=itemsize,
+        seqlen=seqlen,
+        num_slots=num_slots,
+        chunk_slots=chunk_slots,
+    )
     counts = executor.empty(num_chunks, np.int32)
     order, cu_seqlens = executor.empty(num_slots, np.int32), executor.empty(batch + 1, np.int32)
     count, place = (
         executor.kernel("padding_plan", {"NUM_THREADS": NUM_THREADS}, f"cuattn_padding_{name}")
         for name in ("count", "scan")
     )
-    executor.launch(count, (num_chunks,), (NUM_THREADS,), (mask, counts, packed))
-    executor.launch(place, (num_chunks,), (NUM_THREADS,), (mask, counts, order, cu_seqlens, packed))
+    args = {"g_mask": mask, "g_counts": counts, "layout": layout}
+    executor.launch(count, (num_chunks,), (NUM_THREADS,), args)
+    args |= {"g_order": order, "g_cu_seqlens": cu_seqlens}
+    executor.launch(place, (num_chunks,), (NUM_THREADS,), args)
     executor.finish(order, cu_seqlens)
     return order, cu_seqlens

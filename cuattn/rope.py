@@ -17,20 +17,9 @@ from cuattn.errors import ArgumentError, ShapeError
 from cuattn.extents import address
 from cuattn.launch import MAX_GRID, Executor, executor_for
 from cuattn.rotary_arguments import DEFAULT_BASE, NUM_THREADS, Angles, Positions, Rotary
+from cuattn.runtime.structs import struct_layout
 
 __all__ = ["Rotary", "rope"]
-
-# struct RopeLayout of kernels/rope.cu.
-_LAYOUT = np.dtype(
-    [
-        *((name, np.int64) for name in ("num_tokens", "seqlen")),
-        *((name, np.int64, 3) for name in ("x_strides", "out_strides")),
-        ("positions_strides", np.int64, 2),
-        *((name, np.int32) for name in ("num_heads", "num_groups", "num_pairs", "num_units")),
-        *((name, np.int32) for name in ("positions_are_64_bit", "inverse", "vectorized", "unused")),
-        ("tables", arguments.TABLE_LAYOUT),
-    ]
-)
 
 
 def rope(
@@ -170,17 +159,34 @@ def _launch(executor: Executor, x: Operand, out: Operand, positions: Positions, 
     if address(x.array) == address(out.array):  # in place: what is not turned is there already
         num_units = turned
     num_groups = arguments.num_groups(num_heads)
-    layout = np.array(
-        [
-            (
-                *(batch * seqlen, seqlen, x.strides, out.strides, (positions.batch_stride, positions.seq_stride)),
-                *(num_heads, num_groups, angles.num_pairs, num_units),
-                *(positions.are_64_bit, inverse, vectorized, 0, angles.table_layout),
-            )
-        ],
-        _LAYOUT,
+    (x_batch, x_seq, x_head), (out_batch, out_seq, out_head) = x.strides, out.strides
+    layout = struct_layout("rope", "RopeLayout").pack(
+        num_tokens=batch * seqlen,
+        seqlen=seqlen,
+        x_batch_stride=x_batch,
+        x_seq_stride=x_seq,
+        x_head_stride=x_head,
+        out_batch_stride=out_batch,
+        out_seq_stride=out_seq,
+        out_head_stride=out_head,
+        positions_batch_stride=positions.batch_stride,
+        positions_seq_stride=positions.seq_stride,
+        num_heads=num_heads,
+        num_groups=num_groups,
+        num_pairs=angles.num_pairs,
+        num_units=num_units,
+        positions_are_64_bit=positions.are_64_bit,
+        inverse=inverse,
+        vectorized=vectorized,
+        tables=angles.table_layout,
     )
     kernel = executor.kernel("rope", angles.constants(dtype), "cuattn_rope")
     grid = min(-(-batch * seqlen * num_units * num_groups // NUM_THREADS), MAX_GRID[0])
-    args = (x.array, out.array, positions.array, *angles.arrays, np.void(layout.tobytes()))
+    args = {
+        "g_x": x.array,
+        "g_out": out.array,
+        "g_positions": positions.array,
+        **angles.arrays,
+        "layout": layout,
+    }
     executor.launch(kernel, (grid,), (NUM_THREADS,), args)

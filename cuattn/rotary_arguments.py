@@ -31,8 +31,8 @@ DEFAULT_BASE = 10000.0
 
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
 
-#: struct TableLayout of kernels/rope.cuh.
-TABLE_LAYOUT = np.dtype([("cos_stride", np.int64), ("sin_stride", np.int64), ("num_positions", np.int64)])
+#: Arguments of a kernel that turns nothing.
+NO_ANGLES: dict[str, Any] = {"g_turns": None, "g_cos": None, "g_sin": None}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,13 +80,13 @@ class Angles:
     sin: Any = None
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any]:
+    def arrays(self) -> dict[str, Any]:
         """Arguments of a kernel; None is a null pointer."""
-        return self.turns, self.cos, self.sin
+        return {"g_turns": self.turns, "g_cos": self.cos, "g_sin": self.sin}
 
     @property
     def table_layout(self) -> tuple[int, int, int]:
-        """The values of `TABLE_LAYOUT`."""
+        """The fields of the struct TableLayout of kernels/rope.cuh: strides of cosines and sines, positions."""
         if self.cos is None:
             return 0, 0, 0
         cos_stride, sin_stride = (table.strides[0] // table.dtype.itemsize for table in (self.cos, self.sin))

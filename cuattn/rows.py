@@ -19,25 +19,12 @@ import numpy as np
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor
+from cuattn.runtime.structs import struct_layout
 from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
 
 MAX_EXTENT = 2**31 - 1
 MAX_OUTER_DIMS = 4
 MIN_ADJACENT_ROWS = 8  # fewer neighbouring rows than this do not pay for giving each lane a row
-
-# struct RowLayout of kernels/softmax_rows.cuh.
-_LAYOUT = np.dtype(
-    [
-        ("num_rows", np.int64),
-        ("extent", np.int64, MAX_OUTER_DIMS),
-        ("x_row_stride", np.int64, MAX_OUTER_DIMS),
-        ("out_row_stride", np.int64, MAX_OUTER_DIMS),
-        ("x_col_stride", np.int64),
-        ("out_col_stride", np.int64),
-        ("num_cols", np.uint32),
-        ("chunk_cols", np.uint32),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +53,16 @@ class Rows:
         """The struct that a kernel takes by value."""
         padded = [(1, 0, 0)] * (MAX_OUTER_DIMS - len(self.outer)) + list(self.outer)
         extent, x_stride, out_stride = zip(*padded, strict=True)
-        fields = (self.num_rows, extent, x_stride, out_stride, self.x_col_stride, self.out_col_stride)
-        layout = np.array([(*fields, self.num_cols, chunk_cols)], _LAYOUT)
-        return np.void(layout.tobytes())
+        return struct_layout("softmax", "RowLayout").pack(
+            num_rows=self.num_rows,
+            extent=extent,
+            x_row_stride=x_stride,
+            out_row_stride=out_stride,
+            x_col_stride=self.x_col_stride,
+            out_col_stride=self.out_col_stride,
+            num_cols=self.num_cols,
+            chunk_cols=chunk_cols,
+        )
 
 
 def fold(x: Any, out: Any, axis: int) -> Rows | None:

@@ -231,13 +231,14 @@ def _launch(
     plan = _plan(layout, rows.check_dtype("x", x.dtype), output, algorithm, config)
     if not plan.num_chunks:
         kernel = executor.kernel(plan.source, plan.constants, f"cuattn_{plan.source}")
-        executor.launch(kernel, (plan.grid_rows,), plan.block, (x, out, plan.layout))
+        executor.launch(kernel, (plan.grid_rows,), plan.block, {"g_x": x, "g_out": out, "layout": plan.layout})
         return
     partial = executor.kernel(plan.source, plan.constants, "cuattn_softmax_partial")
     finish = executor.kernel(plan.source, plan.constants, "cuattn_softmax_finish")
     states = executor.empty((layout.num_rows, plan.num_chunks, 2), accumulator(x.dtype))
-    executor.launch(partial, (plan.num_chunks, plan.grid_rows), plan.block, (x, states, plan.layout))
-    args = (x, states, out, np.uint32(plan.num_chunks), plan.finish_layout)
+    args = {"g_x": x, "g_states": states, "layout": plan.layout}
+    executor.launch(partial, (plan.num_chunks, plan.grid_rows), plan.block, args)
+    args |= {"g_out": out, "num_states": np.uint32(plan.num_chunks), "layout": plan.finish_layout}
     executor.launch(finish, (plan.finish_chunks, plan.grid_rows), plan.block, args)
 
 

@@ -9,29 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cuattn import rows
 from cuattn.attention_arguments import Operand
 from cuattn.extents import address
 from cuattn.launch import MAX_GRID, Executor
 from cuattn.padding import PaddingPlan
-from cuattn.rotary_arguments import NUM_THREADS, TABLE_LAYOUT, Angles, Rotary, num_groups
+from cuattn.rotary_arguments import NUM_THREADS, Angles, Rotary, num_groups
+from cuattn.runtime.structs import struct_layout
 from cuattn.split_qkv_arguments import Problem, check
 
 __all__ = ["split_qkv"]
-
-# struct SplitLayout of kernels/split_qkv.cu.
-_LAYOUT = np.dtype(
-    [
-        *((name, np.int64) for name in ("num_rows", "num_tokens", "seqlen", "qkv_stride")),
-        *((name, np.int64, 3) for name in ("batch_stride", "seq_stride", "head_stride")),
-        ("positions_stride", np.int64),
-        *((name, np.int32) for name in ("num_heads", "num_kv_heads", "head_dim", "num_groups", "num_pairs")),
-        *((name, np.int32) for name in ("num_units", "num_sequences", "positions_are_64_bit", "vectorized", "unused")),
-        ("tables", TABLE_LAYOUT),
-    ]
-)
 
 
 def split_qkv(
@@ -151,29 +138,44 @@ def _launch(problem: Problem, outs: list[Operand]) -> None:
     num_tokens, num_rows = qkv.shape[0], outs[0].array.shape[0] * outs[0].array.shape[1]
     groups = num_groups(problem.num_heads + 2 * problem.num_kv_heads)
     positions = problem.positions
-    layout = np.array(
-        [
-            (
-                *(num_rows, num_tokens, outs[0].array.shape[1], qkv.strides[0] // dtype.itemsize),
-                *zip(*(x.strides for x in outs), strict=True),
-                0 if positions is None else positions.seq_stride,
-                *(problem.num_heads, problem.num_kv_heads, problem.head_dim, groups, angles.num_pairs),
-                *(num_units, 0 if problem.cu_seqlens is None else problem.cu_seqlens.shape[0] - 1),
-                *(positions is not None and positions.are_64_bit, vectorized, 0, angles.table_layout),
-            )
-        ],
-        _LAYOUT,
+    batch_strides, seq_strides, head_strides = zip(*(x.strides for x in outs), strict=True)
+    layout = struct_layout("split_qkv", "SplitLayout").pack(
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        seqlen=outs[0].array.shape[1],
+        qkv_stride=qkv.strides[0] // dtype.itemsize,
+        batch_stride=batch_strides,
+        seq_stride=seq_strides,
+        head_stride=head_strides,
+        positions_stride=0 if positions is None else positions.seq_stride,
+        num_heads=problem.num_heads,
+        num_kv_heads=problem.num_kv_heads,
+        head_dim=problem.head_dim,
+        num_groups=groups,
+        num_pairs=angles.num_pairs,
+        num_units=num_units,
+        num_sequences=0 if problem.cu_seqlens is None else problem.cu_seqlens.shape[0] - 1,
+        positions_are_64_bit=positions is not None and positions.are_64_bit,
+        vectorized=vectorized,
+        tables=angles.table_layout,
     )
     constants = {**angles.constants(dtype), "ROTATE": problem.angles is not None}
     kernel = executor.kernel("split_qkv", constants, "cuattn_split_qkv")
     grid = min(-(-num_rows * num_units * groups // NUM_THREADS), MAX_GRID[0])
-    padding = (None, None) if plan is None else (problem.indices, problem.padding)
-    args = (
-        *(qkv, bias, *(x.array for x in outs), *padding, problem.cu_seqlens),
-        None if positions is None else positions.array,
-        *angles.arrays,
-        np.void(layout.tobytes()),
-    )
+    g_q, g_k, g_v = (x.array for x in outs)
+    args = {
+        "g_qkv": qkv,
+        "g_bias": bias,
+        "g_q": g_q,
+        "g_k": g_k,
+        "g_v": g_v,
+        "g_indices": None if plan is None else problem.indices,
+        "g_padding": None if plan is None else problem.padding,
+        "g_cu_seqlens": problem.cu_seqlens,
+        "g_positions": None if positions is None else positions.array,
+        **angles.arrays,
+        "layout": layout,
+    }
     executor.launch(kernel, (grid,), (NUM_THREADS,), args)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from cuattn import attention_arguments as arguments
 from cuattn.attention_arguments import Problem
+from cuattn.attention_params import forward_fields, forward_layout
 from cuattn.config import ELEMENTS, WARP_SIZE, PlainFwdConfig
-from cuattn.forward import pack_params
 from cuattn.launch import Kernel
 from cuattn.metadata import check_flag
 
@@ -119,21 +119,43 @@ def standard_attention(
     probabilities = executor.empty(shape, probability) if both else None
     output = problem.output()
     queries, keys, values = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
-    params = pack_params(problem, queries, keys, values, output)
+    fields = forward_fields(problem, queries, keys, values, output)
+    params = forward_layout(problem.accumulator).pack(**fields)
     row_tiles = batch * num_heads * -(-seqlen_q // _TILE)
-    args: tuple[Any, ...]
     if scores.size:
-        bias_and_mask = (None if x is None else x.array for x in (options.bias, options.mask))
-        descales = options.q_descale, options.k_descale
-        args = (queries.array, keys.array, scores, *bias_and_mask, options.alibi_slopes, *descales)
-        args = (*args, options.diagonal_offsets, params)
+        args = {
+            "g_q": queries.array,
+            "g_k": keys.array,
+            "g_scores": scores,
+            "g_bias": None if options.bias is None else options.bias.array,
+            "g_mask": None if options.mask is None else options.mask.array,
+            "g_alibi_slopes": options.alibi_slopes,
+            "g_q_descale": options.q_descale,
+            "g_k_descale": options.k_descale,
+            "g_diagonal_offsets": options.diagonal_offsets,
+            "params": params,
+        }
         grid = (row_tiles * -(-seqlen_k // _TILE),)
         executor.launch(_kernel(problem, probability, "scores"), grid, (_TILE, _TILE), args)
     if lse.size:
-        args = (scores, probabilities, weights, lse, options.sinks, np.int64(lse.size), params)
+        args = {
+            "g_scores": scores,
+            "g_probabilities": probabilities,
+            "g_weights": weights,
+            "g_lse": lse,
+            "g_sinks": options.sinks,
+            "num_rows": np.int64(lse.size),
+            "params": params,
+        }
         grid = (-(-lse.size // _NUM_WARPS),)
         executor.launch(_kernel(problem, probability, "probabilities"), grid, (_NUM_WARPS * WARP_SIZE,), args)
-        args = (weights, values.array, output.array, options.v_descale, params)
+        args = {
+            "g_weights": weights,
+            "g_v": values.array,
+            "g_out": output.array,
+            "g_v_descale": options.v_descale,
+            "params": params,
+        }
         grid = (row_tiles * -(-extents.head_dim_v // _TILE),)
         executor.launch(_kernel(problem, probability, "output"), grid, (_TILE, _TILE), args)
 

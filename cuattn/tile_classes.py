@@ -12,6 +12,7 @@ from cuattn.attention_options import LogitArray, Options
 from cuattn.config import WARP_SIZE
 from cuattn.forward_options import EVERYTHING
 from cuattn.launch import Executor, Kernel
+from cuattn.runtime.structs import struct_layout
 
 __all__ = ["find", "shape"]
 
@@ -33,15 +34,20 @@ def shape(options: Options, block_m: int, block_n: int) -> tuple[int, int, int, 
 def find(executor: Executor, options: Options, block_m: int, block_n: int, classes: Any) -> LogitArray:
     """Fill ``classes``, a uint8 array of `shape`, and say how it is broadcast."""
     if classes.size:
-        args = (
-            *(None if x is None else x.array for x in (options.bias, options.mask)),
-            classes,
-            *(
-                np.void(np.array(_NO_STRIDES if x is None else x.strides, np.int64).tobytes())
-                for x in (options.bias, options.mask)
-            ),
-            *(np.int32(x) for x in (*_extents(options), block_m, block_n)),
-        )
+        given = {"bias": options.bias, "mask": options.mask}
+        batch, heads, seqlen_q, seqlen_k = (np.int32(extent) for extent in _extents(options))
+        strides_of = struct_layout("attention_mask_tiles", "LogitStrides")
+        args = {
+            **{f"g_{name}": None if x is None else x.array for name, x in given.items()},
+            "g_tile_class": classes,
+            **{name: strides_of.pack(**_by_axis(x)) for name, x in given.items()},
+            "num_batch": batch,
+            "num_heads": heads,
+            "seqlen_q": seqlen_q,
+            "seqlen_k": seqlen_k,
+            "block_m": np.int32(block_m),
+            "block_n": np.int32(block_n),
+        }
         kernel = _kernel(executor, "float32" if options.bias is None else options.bias.array.dtype.name)
         executor.launch(kernel, (-(-classes.size // _NUM_WARPS),), (_NUM_WARPS * WARP_SIZE,), args)
     executor.finish(classes)
@@ -51,6 +57,10 @@ def find(executor: Executor, options: Options, block_m: int, block_n: int, class
         classes,
         tuple(stride if extent > 1 else 0 for stride, extent in zip(strides, classes.shape, strict=True)),  # type: ignore[arg-type]
     )
+
+
+def _by_axis(x: LogitArray | None) -> dict[str, int]:
+    return dict(zip(("batch", "head", "query", "key"), _NO_STRIDES if x is None else x.strides, strict=True))
 
 
 def _extents(options: Options) -> list[int]:

@@ -8,17 +8,18 @@ depends on the shapes alone, so the same problem is always summed in the same or
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cuattn.attention_params import REALS
 from cuattn.backward.bias_config import BiasBwdConfig, select
 from cuattn.config import BUCKETS, WARP_SIZE
 from cuattn.forward_options import BIAS_ELEMENTS
 from cuattn.launch import Executor, Kernel
+from cuattn.runtime.structs import struct_layout
 
 if TYPE_CHECKING:
     from cuattn.backward.arguments import BackwardProblem
@@ -29,10 +30,6 @@ __all__ = ["launch_dbias", "launch_dsinks", "partial_nbytes"]
 ENOUGH_CTAS = 256  # with fewer tiles than this their sums are cut into parts
 _SUM_THREADS = 256
 _SINK_WARPS = 32
-
-# struct BiasSums of kernels/bias_sums.cuh; the trailing "0q" completes it to a multiple of its alignment.
-_SUMS = struct.Struct("@5q5i0q")
-_REALS: dict[type[np.floating[Any]], str] = {np.float32: "float", np.float64: "double"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +46,16 @@ class _Plan:
         return math.prod(self.shape)
 
     def pack(self) -> np.void:
-        strides = [0 if self.shape[axis] == 1 else math.prod(self.shape[axis + 1 :]) for axis in range(4)]
-        return np.void(_SUMS.pack(*strides, self.num_elements, *self.logits_shape, self.num_parts))
+        num_batch, num_heads, seqlen_q, seqlen_k = self.logits_shape
+        return struct_layout("attention_backward_bias", "BiasSums").pack(
+            strides=[0 if self.shape[axis] == 1 else math.prod(self.shape[axis + 1 :]) for axis in range(4)],
+            num_elements=self.num_elements,
+            num_batch=num_batch,
+            num_heads=num_heads,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            num_parts=self.num_parts,
+        )
 
 
 @cache
@@ -99,17 +104,27 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
     dbias = executor.empty(plan.shape, bias.array.dtype)
     if dbias.size:
         partial = prepared.workspace["dbias"] if plan.num_parts > 1 else None
-        operands = prepared.dout, prepared.q, prepared.k, prepared.v
         constants = config.constants(
             forward.dtype.name, head_dim, head_dim_v, options.kernel_options, aligned=prepared.aligned
         )
-        args = (
-            *(x.array for x in operands),
-            *(prepared.lse, prepared.delta, dbias, partial, bias.array),
-            *(None if options.mask is None else options.mask.array, options.alibi_slopes, options.diagonal_offsets),
-            *((None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k)),
-            *(plan.pack(), prepared.params()),
-        )
+        args = {
+            "g_dout": prepared.dout.array,
+            "g_q": prepared.q.array,
+            "g_k": prepared.k.array,
+            "g_v": prepared.v.array,
+            "g_lse": prepared.lse,
+            "g_delta": prepared.delta,
+            "g_dbias": dbias,
+            "g_partial": partial,
+            "g_bias": bias.array,
+            "g_mask": None if options.mask is None else options.mask.array,
+            "g_alibi_slopes": options.alibi_slopes,
+            "g_diagonal_offsets": options.diagonal_offsets,
+            "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+            "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+            "sums": plan.pack(),
+            "params": prepared.params(),
+        }
         executor.launch(
             executor.kernel(config.source, constants, config.entry),
             (plan.num_tiles * plan.num_parts,),
@@ -118,8 +133,13 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
             config.smem_bytes(head_dim, head_dim_v),
         )
         if partial is not None:
-            kernel = _sum_kernel(executor, _REALS[forward.accumulator], bias.array.dtype.name)
-            args = (partial, dbias, np.int64(plan.num_elements), np.int32(plan.num_parts))
+            kernel = _sum_kernel(executor, REALS[forward.accumulator], bias.array.dtype.name)
+            args = {
+                "g_partial": partial,
+                "g_dbias": dbias,
+                "num_elements": np.int64(plan.num_elements),
+                "num_parts": np.int32(plan.num_parts),
+            }
             executor.launch(kernel, (-(-plan.num_elements // _SUM_THREADS),), (_SUM_THREADS,), args)
     executor.finish(dbias)
     return dbias.reshape(problem.bias_shape)
@@ -141,14 +161,19 @@ def launch_dsinks(problem: BackwardProblem, prepared: Prepared) -> Any:
     extents, accumulator = forward.extents, forward.accumulator
     dsinks = executor.empty(extents.num_heads, accumulator)
     if dsinks.size:
-        constants: dict[str, Any] = {"Real": _REALS[accumulator], "NUM_WARPS": _SINK_WARPS}
+        constants: dict[str, Any] = {"Real": REALS[accumulator], "NUM_WARPS": _SINK_WARPS}
         kernel = executor.kernel("attention_backward_sinks", constants, "cuattn_attention_backward_sinks")
         batch_stride, head_stride = extents.lse_strides
-        args = (
-            *(forward.options.sinks, problem.lse, prepared.delta, dsinks),
-            *(np.int64(batch_stride), np.int64(head_stride)),
-            *(np.int32(1 if extents.packed else extents.batch), np.int32(extents.seqlen_q)),
-        )
+        args = {
+            "g_sinks": forward.options.sinks,
+            "g_lse": problem.lse,
+            "g_delta": prepared.delta,
+            "g_dsinks": dsinks,
+            "batch_stride": np.int64(batch_stride),
+            "head_stride": np.int64(head_stride),
+            "num_batch": np.uint32(1 if extents.packed else extents.batch),
+            "seqlen": np.uint32(extents.seqlen_q),
+        }
         executor.launch(kernel, (extents.num_heads,), (_SINK_WARPS * WARP_SIZE,), args)
     executor.finish(dsinks)
     return dsinks

@@ -10,6 +10,7 @@ import numpy as np
 from cuattn.attention_arguments import Extents, Operand
 from cuattn.config import ELEMENTS, WARP_SIZE
 from cuattn.launch import Executor, Kernel
+from cuattn.runtime.structs import struct_layout
 
 if TYPE_CHECKING:
     from cuattn.backward.arguments import BackwardProblem
@@ -45,7 +46,7 @@ class DqSums:
         threads = _NUM_WARPS * WARP_SIZE
         kernel = _kernel(executor, "float32", "cuattn_attention_backward_dq_clear")
         grid = min(-(-num_vectors // threads), _MAX_CTAS)
-        executor.launch(kernel, (grid,), (threads,), (self.array, np.int64(num_vectors)))
+        executor.launch(kernel, (grid,), (threads,), {"g_sums": self.array, "num_vectors": np.int64(num_vectors)})
 
     def round_to(self, dq: Operand, params: np.void, problem: BackwardProblem) -> None:
         """Launch the kernel that makes ``dq`` of the sums. ``params`` has its strides."""
@@ -56,11 +57,16 @@ class DqSums:
         if packed is not None:
             work = packed.work(executor, extents.seqlen_q, _ROWS, problem.forward.options)
         num_blocks = extents.batch * -(-extents.seqlen_q // _ROWS) if work is None else work.shape[0]
-        args = (
-            *(self.array, dq.array),
-            *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
-            *(np.void(np.array(self.strides, np.int64).tobytes()), params),
-        )
+        batch, seq, head = self.strides
+        args = {
+            "g_sums": self.array,
+            "g_dq": dq.array,
+            "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+            "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+            "g_work": work,
+            "sums": struct_layout("attention_backward_dq", "RowStrides").pack(batch=batch, seq=seq, head=head),
+            "params": params,
+        }
         kernel = _kernel(executor, dq.array.dtype.name, "cuattn_attention_backward_dq")
         executor.launch(kernel, (extents.num_heads * num_blocks,), (_NUM_WARPS * WARP_SIZE,), args)
 

@@ -6,22 +6,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from cuattn import attention_arguments as arguments
-from cuattn import attention_params, tile_classes
+from cuattn import tile_classes
 from cuattn.attention_arguments import LOG2_E, Operand
 from cuattn.attention_options import LogitArray
+from cuattn.attention_params import backward_layout, forward_fields
 from cuattn.backward.arguments import AttentionGrads, BackwardProblem
 from cuattn.backward.bias_launch import launch_dbias, launch_dsinks
 from cuattn.backward.config import SIDES, FlashBwdConfig, Launch, Side, select
 from cuattn.backward.dq_sums import DqSums
 from cuattn.backward.workspace import allocate, classes_name, order_free
 from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
-from cuattn.forward import pack_params
 from cuattn.forward_options import ForwardOptions
 from cuattn.launch import Executor, Kernel
 
@@ -44,7 +43,7 @@ class Prepared:
     lse: Any  # ready for the kernels: see attention_backward_rows.cu
     delta: Any
     workspace: dict[str, Any]
-    forward_params: np.void  # the struct of kernels/attention_params.cuh, without classes
+    forward: dict[str, Any]  # the fields of kernels/attention_params.cuh, without classes
 
     @property
     def aligned(self) -> bool:
@@ -59,13 +58,14 @@ class Prepared:
         classes: LogitArray | None = None,
     ) -> np.void:
         """The struct of kernels/attention_backward_params.cuh."""
-        forward = self.forward_params
-        if classes is not None:
-            forward = pack_params(
-                self.problem.forward, self.q, self.k, self.v, self.out, classes, packed=self.problem.packed
-            )
-        strides = (_NO_STRIDES if x is None else x.strides for x in (dq, dk, dv))
-        return attention_params.pack_backward(forward, (*self.dout.strides, *chain.from_iterable(strides)))
+        fields = self.forward if classes is None else {**self.forward, "tile_class": classes.strides}
+        return backward_layout(self.problem.forward.accumulator).pack(
+            **fields,
+            dout=self.dout.strides,
+            dq=_NO_STRIDES if dq is None else dq.strides,
+            dk=_NO_STRIDES if dk is None else dk.strides,
+            dv=_NO_STRIDES if dv is None else dv.strides,
+        )
 
 
 def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | None = None) -> AttentionGrads:
@@ -140,15 +140,22 @@ def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
     q, k, v, dout, out = (
         arguments.operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out)
     )
-    params = pack_params(forward, q, k, v, out, packed=problem.packed)
-    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, params)
+    fields = forward_fields(forward, q, k, v, out, packed=problem.packed)
+    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, fields)
     num_rows = problem.lse.size
     if num_rows:
         factor = 1.0 if forward.options.kernel_options.natural_logits else LOG2_E
-        args = (
-            *(dout.array, out.array, problem.lse, problem.dlse, prepared.lse, prepared.delta),
-            *(forward.accumulator(factor), np.int64(num_rows), prepared.params()),
-        )
+        args = {
+            "g_dout": dout.array,
+            "g_out": out.array,
+            "g_lse": problem.lse,
+            "g_dlse": problem.dlse,
+            "g_ready_lse": prepared.lse,
+            "g_delta": prepared.delta,
+            "lse_factor": forward.accumulator(factor),
+            "num_rows": np.int64(num_rows),
+            "params": prepared.params(),
+        }
         kernel = _rows_kernel(executor, forward.dtype)
         executor.launch(kernel, (-(-num_rows // _ROWS_WARPS),), (_ROWS_WARPS * WARP_SIZE,), args)
     return prepared
@@ -191,15 +198,26 @@ def _launch_side(
         dq: Operand | DqSums | None = sums if launch.add_dq else None if of_keys else targets["dq"]
         dk = targets["dk"] if of_keys and launch.grad_qk else None
         dv = targets["dv"] if launch.grad_v else None
-        args = (
-            *(prepared.dout.array, prepared.q.array, prepared.k.array, prepared.v.array),
-            *(prepared.lse, prepared.delta),
-            *(None if x is None else x.array for x in (dq, dk, dv)),
-            *(None if x is None else x.array for x in (options.bias, options.mask, classes)),
-            *(options.alibi_slopes, options.diagonal_offsets),
-            *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
-            prepared.params(dq, dk, dv, classes),
-        )
+        args = {
+            "g_dout": prepared.dout.array,
+            "g_q": prepared.q.array,
+            "g_k": prepared.k.array,
+            "g_v": prepared.v.array,
+            "g_lse": prepared.lse,
+            "g_delta": prepared.delta,
+            "g_dq": None if dq is None else dq.array,
+            "g_dk": None if dk is None else dk.array,
+            "g_dv": None if dv is None else dv.array,
+            "g_bias": None if options.bias is None else options.bias.array,
+            "g_mask": None if options.mask is None else options.mask.array,
+            "g_tile_class": None if classes is None else classes.array,
+            "g_alibi_slopes": options.alibi_slopes,
+            "g_diagonal_offsets": options.diagonal_offsets,
+            "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+            "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+            "g_work": work,
+            "params": prepared.params(dq, dk, dv, classes),
+        }
         kernel = _kernel(
             executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
         )

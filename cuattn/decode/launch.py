@@ -16,6 +16,7 @@ from cuattn.decode.workspace import partials
 from cuattn.extents import address
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor, Kernel
+from cuattn.rotary_arguments import NO_ANGLES
 from cuattn.softmax_config import ELEMENT_TYPES
 
 if TYPE_CHECKING:
@@ -74,13 +75,28 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
     partial_out, partial_lse = partials(problem, plan.num_partials)
     params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=_turns_vectors(problem))
     k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
-    args = (
-        *(q.array, k.array, v.array, output.array, lse, partial_out, partial_lse),
-        *(problem.seqlens_k, problem.block_tables, plan.cu_seqlens_q),
-        *(k_scale, v_scale, problem.k_blocks, problem.v_blocks, options.alibi_slopes, options.sinks),
-        *((None, None, None) if problem.rotary is None else problem.rotary.arrays),
-        *(plan.work, plan.splits, params),
-    )
+    args = {
+        "g_q": q.array,
+        "g_k": k.array,
+        "g_v": v.array,
+        "g_out": output.array,
+        "g_lse": lse,
+        "g_partial_out": partial_out,
+        "g_partial_lse": partial_lse,
+        "g_seqlens_k": problem.seqlens_k,
+        "g_block_tables": problem.block_tables,
+        "g_cu_seqlens_q": plan.cu_seqlens_q,
+        "g_k_scale": k_scale,
+        "g_v_scale": v_scale,
+        "g_k_block_scales": problem.k_blocks,
+        "g_v_block_scales": problem.v_blocks,
+        "g_alibi_slopes": options.alibi_slopes,
+        "g_sinks": options.sinks,
+        **(NO_ANGLES if problem.rotary is None else problem.rotary.arrays),
+        "g_work": plan.work,
+        "g_splits": plan.splits,
+        "params": params,
+    }
     heads = extents.num_kv_heads * config.head_blocks(problem.group)
     smem_bytes = config.smem_bytes(BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v], problem.kv_format)
     executor.launch(kernel, (plan.num_items * heads,), (config.num_threads,), args, smem_bytes)

@@ -63,10 +63,16 @@ def launch_reduce(
     kernel = executor.kernel("attention_decode_reduce", compiled, ENTRY)
     shape = block_shape(num_rows=num_rows, num_parts=schedule.max_splits, head_dim=extents.head_dim_v, pack=pack)
     grid = min(-(-num_rows // shape.rows), MAX_GRID_X)
-    args = (
-        *(partial_out, partial_lse, problem.options.sinks, result, lse),
-        *(schedule.cu_seqlens_q, schedule.splits, params),
-    )
+    args = {
+        "g_partial_out": partial_out,
+        "g_partial_lse": partial_lse,
+        "g_sinks": problem.options.sinks,
+        "g_out": result,
+        "g_lse": lse,
+        "g_cu_seqlens_q": schedule.cu_seqlens_q,
+        "g_splits": schedule.splits,
+        "params": params,
+    }
     executor.launch(kernel, (grid,), tuple(shape), args)
 
 

@@ -52,18 +52,24 @@ def launch(
     queries = row.block_m // pack
     work = None if packed is None else packed.work(executor, extents.seqlen_q, queries, options)
     schedule = _schedule(extents, row.block_m, pack, problem.dtype.itemsize, work)
-    maps = (
-        _query_map(q, extents, pack, queries),
-        _key_map(k, extents, row.block_n),
-        _key_map(v, extents, row.block_n),
-    )
-    args = (
-        *maps,
-        *(output.array, lse, options.alibi_slopes, options.sinks),
-        *(options.q_descale, options.k_descale, options.v_descale, options.diagonal_offsets),
-        *((None, None, None) if packed is None else (packed.cu_seqlens_q, packed.cu_seqlens_k, work)),
-        *(params, schedule.argument()),
-    )
+    args = {
+        "map_q": _query_map(q, extents, pack, queries),
+        "map_k": _key_map(k, extents, row.block_n),
+        "map_v": _key_map(v, extents, row.block_n),
+        "g_out": output.array,
+        "g_lse": lse,
+        "g_alibi_slopes": options.alibi_slopes,
+        "g_sinks": options.sinks,
+        "g_q_descale": options.q_descale,
+        "g_k_descale": options.k_descale,
+        "g_v_descale": options.v_descale,
+        "g_diagonal_offsets": options.diagonal_offsets,
+        "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+        "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+        "g_work": work,
+        "params": params,
+        "schedule": schedule.argument(),
+    }
     grid = min(schedule.num_tiles, HOST_CTAS if executor.name == "host" else machine_of(executor)[1])
     executor.launch(plan.kernel, (grid,), (row.num_threads,), args, plan.smem_bytes)
 

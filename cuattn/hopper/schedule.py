@@ -12,23 +12,22 @@ HopperSchedule(num_tiles=1024, num_blocks=32, heads_at_once=8, pack=1)
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from cuattn.attention_arguments import Extents
+from cuattn.runtime.structs import struct_layout
 
 __all__ = ["HopperSchedule", "dense_schedule", "pack_heads", "packed_schedule"]
 
 #: Heads are packed where tiles are so much fuller for it. Where they are not, packing costs and gains nothing.
 _FULLER = 1.1
-_STRUCT = struct.Struct("@4i")
 
 
 @dataclass(frozen=True, slots=True)
 class HopperSchedule:
-    """The twin of the struct of the kernel.
+    """How the tiles of a call are ordered: the fields of the struct of the kernel.
 
     Attributes
     ----------
@@ -48,7 +47,9 @@ class HopperSchedule:
 
     def argument(self) -> np.void:
         """As a scalar that both executors pass by value."""
-        return np.void(_STRUCT.pack(self.num_tiles, self.num_blocks, self.heads_at_once, self.pack))
+        return struct_layout("attention_forward_hopper", "HopperSchedule").pack(
+            num_tiles=self.num_tiles, num_blocks=self.num_blocks, heads_at_once=self.heads_at_once, pack=self.pack
+        )
 
 
 def pack_heads(seqlen_q: int, heads_per_kv_head: int, block_m: int) -> int:

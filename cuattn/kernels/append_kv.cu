@@ -35,7 +35,7 @@ struct Strides {
     long long page, slot, head;
 };
 
-// Of k, or of v. Passed by value with AppendLayout; the same fields in the same order are packed by Python.
+// Of k, or of v. Passed by value with AppendLayout.
 struct Side {
     long long token_stride, head_stride;  // of what is appended
     Strides cache;
@@ -48,7 +48,6 @@ struct Side {
     int wide_loads;   // every 16 bytes of a head lie at a multiple of 16
     int wide_stores;  // the same of the cache, or for codes every 4 bytes at a multiple of 4
     int slot_scales;  // scales are made here, one a slot and head, not read
-    int unused;
 };
 
 struct AppendLayout {

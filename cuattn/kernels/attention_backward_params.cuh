@@ -1,5 +1,4 @@
-// What a kernel of the backward pass is told about a problem: what the forward was told, and where gradients lie. Its
-// Python twin is in cuattn/attention_params.py.
+// What a kernel of the backward pass is told about a problem: what the forward was told, and where gradients lie.
 #pragma once
 #include "attention_params.cuh"
 

@@ -1,5 +1,4 @@
-// What a decode kernel is told besides its arrays. Its Python twin, with the same fields in the same order, is in
-// cuattn/decode/params.py.
+// What a decode kernel is told besides its arrays; packed by cuattn/decode/params.py.
 //
 // Of the fields of a forward pass: `k` and `v` are strides of cached rows, their `batch` the stride from page to page
 // (or from batch entry to batch entry of a contiguous cache), in stored items, two numbers each where a format packs

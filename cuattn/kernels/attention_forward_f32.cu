@@ -185,9 +185,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
     const Element* __restrict__ g_alibi_slopes,     // [batch or 1, num_heads]
     const Element* __restrict__ g_sinks,            // [num_heads]
-    const Element* __restrict__,                    // descales of q, k and v, for 8-bit elements: not used here
-    const Element* __restrict__,
-    const Element* __restrict__,
+    const Element* __restrict__ g_q_descale,        // for 8-bit elements: not used here
+    const Element* __restrict__ g_k_descale,        // likewise
+    const Element* __restrict__ g_v_descale,        // likewise
     const int* __restrict__ g_diagonal_offsets,     // [batch]
     const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
     const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]

@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     Accumulator* __restrict__ g_lse,     // [batch, num_heads, seqlen_q], last axis contiguous; this and below: or null
     const BiasElement* __restrict__ g_bias,        // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
     const unsigned char* __restrict__ g_mask,      // likewise; 0 hides a key
-    const unsigned char* __restrict__,             // the classes of tiles: there are no tiles here
+    const unsigned char* __restrict__ g_tile_class, // not used: there are no tiles here
     const Accumulator* __restrict__ g_alibi_slopes,  // [batch or 1, num_heads]
     const Accumulator* __restrict__ g_sinks,       // [num_heads]
     const Accumulator* __restrict__ g_q_descale,   // [batch, num_kv_heads]

@@ -19,7 +19,7 @@
 #include "query_block.cuh"
 #include "tiles.cuh"
 
-// Its Python twin, with the same fields in the same order, is in cuattn/backward/bias_launch.py.
+// Passed by value.
 struct BiasSums {
     LogitStrides strides;    // of the gradient; 0: the axis is summed
     long long num_elements;  // of the gradient; parts lie so far apart in the workspace

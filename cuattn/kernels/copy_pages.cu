@@ -14,7 +14,7 @@
 constexpr int NUM_AXES = 4;
 constexpr int UNITS_PER_THREAD = 4;
 
-// Passed by value; the same fields in the same order are packed by Python. Strides are in units.
+// Passed by value. Strides are in units.
 struct PagesLayout {
     long long num_pages;
     long long page_stride;

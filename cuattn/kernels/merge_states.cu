@@ -19,7 +19,7 @@ struct Strides {
     long long head;
 };
 
-// Passed by value; the same fields in the same order are packed by Python. Strides are in elements.
+// Passed by value. Strides are in elements.
 struct MergeLayout {
     long long num_rows;  // batch * num_heads * seqlen
     Strides first_out;

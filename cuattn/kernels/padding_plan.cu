@@ -18,7 +18,7 @@ constexpr int NUM_WARPS = NUM_THREADS / WARP_SIZE;
 constexpr unsigned FULL_WARP = 0xffffffffu;
 static_assert(NUM_THREADS % WARP_SIZE == 0 && NUM_THREADS <= 1024, "a CTA is whole warps");
 
-// Passed by value; the same fields in the same order are packed by Python.
+// Passed by value.
 struct MaskLayout {
     long long batch_stride;  // bytes
     long long seq_stride;

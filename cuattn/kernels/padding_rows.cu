@@ -10,7 +10,7 @@
 // Grid:  x the groups of blockDim.y rows, exactly; y any number: CTA (c, y) takes the segments y, y + gridDim.y, ...
 // Block: x neighbouring units of a row, y rows; at most NUM_THREADS in all.
 
-// Passed by value; the same fields in the same order are packed by Python. Strides are in bytes.
+// Passed by value. Strides are in bytes.
 struct RowsLayout {
     long long batch_stride;  // of the padded array, [batch, seqlen, row]
     long long seq_stride;

@@ -15,7 +15,7 @@
 
 using Real = RealOf<Element>::type;
 
-// Passed by value; the same fields in the same order are packed by Python. Strides are in elements.
+// Passed by value. Strides are in elements.
 struct RopeLayout {
     long long num_tokens;  // batch * seqlen
     long long seqlen;
@@ -29,7 +29,6 @@ struct RopeLayout {
     int positions_are_64_bit;
     int inverse;
     int vectorized;  // every run of PACK elements starts at a multiple of 16 bytes
-    int unused;
     TableLayout tables;  // with TABLES
 };
 

@@ -9,13 +9,12 @@
 // Constants: NUM_THREADS.
 #include "integers.cuh"
 
-// Passed by value; the same fields in the same order are packed by Python. Strides are in elements.
+// Passed by value. Strides are in elements.
 struct SlotsLayout {
     long long num_tokens, max_pages, page_size;
     long long table_stride, entry_stride, lengths_stride;
     int num_sequences;
     int tables_are_64_bit, lengths_are_64_bit;
-    int unused;
 };
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)

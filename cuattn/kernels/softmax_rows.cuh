@@ -33,7 +33,7 @@ static_assert(!(LANES_SPAN_ROWS && VECTORIZED), "a pack lies along the row, and 
 constexpr int MAX_OUTER_DIMS = 4;
 
 // The two arrays as rows. Row r has the index (i0, i1, i2, i3) over `extent`, last fastest; strides are in elements.
-// Passed by value; the same fields in the same order are packed by Python.
+// Passed by value.
 struct RowLayout {
     long long num_rows;
     long long extent[MAX_OUTER_DIMS];

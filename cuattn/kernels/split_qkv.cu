@@ -15,7 +15,7 @@
 
 using Real = RealOf<Element>::type;
 
-// Passed by value; the same fields in the same order are packed by Python. Strides are in elements.
+// Passed by value. Strides are in elements.
 struct SplitLayout {
     long long num_rows;    // tokens and padding: batch * seqlen of the outputs
     long long num_tokens;
@@ -32,7 +32,6 @@ struct SplitLayout {
     int num_sequences;    // cu_seqlens has one element more
     int positions_are_64_bit;
     int vectorized;       // every run of PACK elements starts at a multiple of 16 bytes
-    int unused;
     TableLayout tables;  // with TABLES
 };
 

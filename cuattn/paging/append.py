@@ -19,36 +19,14 @@ from cuattn.extents import address
 from cuattn.kv_formats import KV_FORMATS, KVFormat
 from cuattn.launch import MAX_GRID
 from cuattn.paging.arguments import Problem, Side, check
-from cuattn.rotary_arguments import TABLE_LAYOUT, Angles, Rotary
+from cuattn.rotary_arguments import NO_ANGLES, Angles, Rotary
+from cuattn.runtime.structs import struct_layout
 
 __all__ = ["append_kv"]
 
 NUM_WARPS = 4
 
 _STRIDES = (np.int64, 3)
-
-# struct Side and struct AppendLayout of kernels/append_kv.cu.
-_SIDE = np.dtype(
-    [
-        *((name, np.int64) for name in ("token_stride", "head_stride")),
-        ("cache", *_STRIDES),
-        ("item_stride", np.int64),
-        ("scales", *_STRIDES),
-        ("blocks", *_STRIDES),
-        ("block_stride", np.int64),
-        ("scale", np.float32),
-        *((name, np.int32) for name in ("head_dim", "wide_loads", "wide_stores", "slot_scales", "unused")),
-    ]
-)
-_LAYOUT = np.dtype(
-    [
-        ("k", _SIDE),
-        ("v", _SIDE),
-        *((name, np.int64) for name in ("num_tokens", "num_slots", "page_size", "slots_stride", "positions_stride")),
-        *((name, np.int32) for name in ("num_heads", "num_pairs", "slots_are_64_bit", "positions_are_64_bit")),
-        ("tables", TABLE_LAYOUT),
-    ]
-)
 
 
 def append_kv(
@@ -160,35 +138,43 @@ def evaluate(
     if not num_tokens * num_heads * problem.k.pages.shape[0]:
         return
     angles, positions = problem.angles, problem.positions
-    layout = np.array(
-        [
-            (
-                *(_side(problem, side) for side in (problem.k, problem.v)),
-                *(num_tokens, problem.k.pages.shape[0] * problem.k.pages.shape[1], problem.k.pages.shape[1]),
-                problem.slots.strides[0] // problem.slots.dtype.itemsize,
-                0 if positions is None else positions.seq_stride,
-                *(num_heads, 0 if angles is None else angles.num_pairs, problem.slots.dtype.itemsize == 8),
-                positions is not None and positions.are_64_bit,
-                (0, 0, 0) if angles is None else angles.table_layout,
-            )
-        ],
-        _LAYOUT,
+    num_pages, page_size = problem.k.pages.shape[:2]
+    layout = struct_layout("append_kv", "AppendLayout").pack(
+        k=_side(problem, problem.k),
+        v=_side(problem, problem.v),
+        num_tokens=num_tokens,
+        num_slots=num_pages * page_size,
+        page_size=page_size,
+        slots_stride=problem.slots.strides[0] // problem.slots.dtype.itemsize,
+        positions_stride=0 if positions is None else positions.seq_stride,
+        num_heads=num_heads,
+        num_pairs=0 if angles is None else angles.num_pairs,
+        slots_are_64_bit=problem.slots.dtype.itemsize == 8,
+        positions_are_64_bit=positions is not None and positions.are_64_bit,
+        tables=(0, 0, 0) if angles is None else angles.table_layout,
     )
     executor = problem.executor
     kernel = executor.kernel("append_kv", constants(problem.dtype, problem.kv_format, angles), "cuattn_append_kv")
-    args = (
-        *(problem.k.new, problem.v.new, problem.k.pages, problem.v.pages, problem.slots),
-        *(problem.k.scale.array, problem.v.scale.array, problem.k.blocks, problem.v.blocks),
-        None if positions is None else positions.array,
-        *((None, None, None) if angles is None else angles.arrays),
-        np.void(layout.tobytes()),
-    )
+    args = {
+        "g_k": problem.k.new,
+        "g_v": problem.v.new,
+        "g_k_cache": problem.k.pages,
+        "g_v_cache": problem.v.pages,
+        "g_slots": problem.slots,
+        "g_k_scales": problem.k.scale.array,
+        "g_v_scales": problem.v.scale.array,
+        "g_k_blocks": problem.k.blocks,
+        "g_v_blocks": problem.v.blocks,
+        "g_positions": None if positions is None else positions.array,
+        **(NO_ANGLES if angles is None else angles.arrays),
+        "layout": layout,
+    }
     grid = min(-(-2 * num_tokens * num_heads // NUM_WARPS), MAX_GRID[0])
     executor.launch(kernel, (grid,), (NUM_WARPS * WARP_SIZE,), args)
 
 
-def _side(problem: Problem, side: Side) -> tuple[Any, ...]:
-    """The values of `_SIDE`."""
+def _side(problem: Problem, side: Side) -> dict[str, Any]:
+    """The fields of the struct Side of kernels/append_kv.cu."""
     itemsize = problem.dtype.itemsize
     token, head, _ = side.new.strides
     *outer, item_bytes = side.pages.strides
@@ -196,20 +182,20 @@ def _side(problem: Problem, side: Side) -> tuple[Any, ...]:
     word_bytes = 4 if problem.kv_format.quantized else 16
     whole_words = problem.kv_format.quantized or side.head_dim * itemsize % word_bytes == 0
     *blocks, block = (0, 0, 0, 0) if side.blocks is None else side.blocks.strides
-    return (
-        *(token // itemsize, head // itemsize),
-        tuple(stride // side.pages.dtype.itemsize for stride in outer),
-        item_bytes // side.pages.dtype.itemsize,
-        side.scale.strides,
-        tuple(blocks),
-        block,
-        side.scale.value,
-        side.head_dim,
-        side.head_dim * itemsize % 16 == 0 and (address(side.new) | token | head) % 16 == 0,
-        contiguous and whole_words and not any(x % word_bytes for x in (address(side.pages), *outer)),
-        side.scale.per_slot,
-        0,
-    )
+    return {
+        "token_stride": token // itemsize,
+        "head_stride": head // itemsize,
+        "cache": tuple(stride // side.pages.dtype.itemsize for stride in outer),
+        "item_stride": item_bytes // side.pages.dtype.itemsize,
+        "scales": side.scale.strides,
+        "blocks": tuple(blocks),
+        "block_stride": block,
+        "scale": side.scale.value,
+        "head_dim": side.head_dim,
+        "wide_loads": side.head_dim * itemsize % 16 == 0 and (address(side.new) | token | head) % 16 == 0,
+        "wide_stores": contiguous and whole_words and not any(x % word_bytes for x in (address(side.pages), *outer)),
+        "slot_scales": side.scale.per_slot,
+    }
 
 
 def constants(dtype: np.dtype[Any], kv_format: KVFormat, angles: Angles | None) -> dict[str, Constant]:

@@ -15,6 +15,7 @@ from cuattn.errors import ArgumentError, ArrayTypeError, OverlapError, ShapeErro
 from cuattn.extents import address, overlaps_itself, share_elements
 from cuattn.launch import MAX_GRID, Executor, executor_for
 from cuattn.rows import MAX_EXTENT, check_axis
+from cuattn.runtime.structs import struct_layout
 
 __all__ = ["copy_pages"]
 
@@ -23,18 +24,6 @@ NUM_AXES = 4
 UNITS_PER_THREAD = 4
 #: What a thread moves at once, by its bytes.
 UNITS = {16: "uint4", 8: "uint2", 4: "unsigned", 2: "unsigned short", 1: "unsigned char"}
-
-# struct PagesLayout of kernels/copy_pages.cu.
-_LAYOUT = np.dtype(
-    [
-        ("num_pages", np.int64),
-        ("page_stride", np.int64),
-        ("strides", np.int64, NUM_AXES),
-        ("extents", np.uint32, NUM_AXES),
-        *((name, np.int64) for name in ("num_runs", "run_units", "src_stride", "dst_stride")),
-        *((name, np.int32) for name in ("src_is_64_bit", "dst_is_64_bit")),
-    ]
-)
 
 
 def copy_pages(pages: Any, src: Any, dst: Any, *, axis: int = 0) -> None:
@@ -181,18 +170,17 @@ def _parts(pages: Any, axis: int) -> Iterator[tuple[Any, Runs]]:
 def _launch(executor: Executor, pages: Any, runs: Runs, src: Any, dst: Any) -> None:
     run_units = runs.run_bytes // runs.unit_bytes
     axes = [(1, 0)] * (NUM_AXES - len(runs.axes)) + list(runs.axes)
-    layout = np.array(
-        [
-            (
-                *(runs.num_pages, runs.page_stride // runs.unit_bytes),
-                [stride // runs.unit_bytes for _, stride in axes],
-                [extent for extent, _ in axes],
-                *(runs.num_runs, run_units),
-                *(x.strides[0] // x.dtype.itemsize for x in (src, dst)),
-                *(x.dtype.itemsize == 8 for x in (src, dst)),
-            )
-        ],
-        _LAYOUT,
+    layout = struct_layout("copy_pages", "PagesLayout").pack(
+        num_pages=runs.num_pages,
+        page_stride=runs.page_stride // runs.unit_bytes,
+        strides=[stride // runs.unit_bytes for _, stride in axes],
+        extents=[extent for extent, _ in axes],
+        num_runs=runs.num_runs,
+        run_units=run_units,
+        src_stride=src.strides[0] // src.dtype.itemsize,
+        dst_stride=dst.strides[0] // dst.dtype.itemsize,
+        src_is_64_bit=src.dtype.itemsize == 8,
+        dst_is_64_bit=dst.dtype.itemsize == 8,
     )
     block_x = min(NUM_THREADS, 1 << (-(-run_units // UNITS_PER_THREAD) - 1).bit_length())
     block_y = NUM_THREADS // block_x
@@ -202,7 +190,8 @@ def _launch(executor: Executor, pages: Any, runs: Runs, src: Any, dst: Any) -> N
         min(-(-runs.num_runs // block_y), MAX_GRID[2]),
     )
     kernel = executor.kernel("copy_pages", constants(runs.unit_bytes), "cuattn_copy_pages")
-    executor.launch(kernel, grid, (block_x, block_y), (pages, src, dst, np.void(layout.tobytes())))
+    args = {"g_pages": pages, "g_src": src, "g_dst": dst, "layout": layout}
+    executor.launch(kernel, grid, (block_x, block_y), args)
 
 
 def constants(unit_bytes: int) -> dict[str, Constant]:

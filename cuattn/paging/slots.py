@@ -10,19 +10,11 @@ from cuattn import rotary_arguments
 from cuattn.errors import ArgumentError, ArrayTypeError, ShapeError
 from cuattn.launch import MAX_GRID, Executor, executor_for
 from cuattn.rows import MAX_EXTENT
+from cuattn.runtime.structs import struct_layout
 
 __all__ = ["slot_mapping"]
 
 NUM_THREADS = 128
-
-# struct SlotsLayout of kernels/slot_mapping.cu.
-_LAYOUT = np.dtype(
-    [
-        *((name, np.int64) for name in ("num_tokens", "max_pages", "page_size")),
-        *((name, np.int64) for name in ("table_stride", "entry_stride", "lengths_stride")),
-        *((name, np.int32) for name in ("num_sequences", "tables_are_64_bit", "lengths_are_64_bit", "unused")),
-    ]
-)
 
 
 def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -> Any:
@@ -138,18 +130,25 @@ def _slots(executor: Executor, tables: Any, lengths: Any, counts: np.ndarray[Any
     slots = executor.empty((num_tokens,), np.int64)
     if num_tokens:
         table_stride, entry_stride = (stride // tables.dtype.itemsize for stride in tables.strides)
-        layout = np.array(
-            [
-                (
-                    *(num_tokens, tables.shape[1], page_size, table_stride, entry_stride),
-                    *(lengths.strides[0] // lengths.dtype.itemsize, counts.size),
-                    *(tables.dtype.itemsize == 8, lengths.dtype.itemsize == 8, 0),
-                )
-            ],
-            _LAYOUT,
+        layout = struct_layout("slot_mapping", "SlotsLayout").pack(
+            num_tokens=num_tokens,
+            max_pages=tables.shape[1],
+            page_size=page_size,
+            table_stride=table_stride,
+            entry_stride=entry_stride,
+            lengths_stride=lengths.strides[0] // lengths.dtype.itemsize,
+            num_sequences=counts.size,
+            tables_are_64_bit=tables.dtype.itemsize == 8,
+            lengths_are_64_bit=lengths.dtype.itemsize == 8,
         )
         kernel = executor.kernel("slot_mapping", {"NUM_THREADS": NUM_THREADS}, "cuattn_slot_mapping")
-        args = (tables, lengths, executor.put(starts, np.int64), slots, np.void(layout.tobytes()))
+        args = {
+            "g_block_tables": tables,
+            "g_lengths": lengths,
+            "g_starts": executor.put(starts, np.int64),
+            "g_slots": slots,
+            "layout": layout,
+        }
         executor.launch(kernel, (min(-(-num_tokens // NUM_THREADS), MAX_GRID[0]),), (NUM_THREADS,), args)
     executor.finish(slots)
     return slots

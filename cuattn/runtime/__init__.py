@@ -1,0 +1,1 @@
+"""What stands between an operation and the executor that runs its kernel."""
