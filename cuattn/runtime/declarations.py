@@ -1,13 +1,13 @@
 """C declarations of the kernels, read from their sources: structs that are passed by value, and parameters of entries.
 
-The source is the only declaration of either. What is read here is a small part of C: a struct of scalars, arrays of
-constant length and other structs, with at most one base; an entry that is declared ``extern "C" __global__``. Anything
-else raises.
+The source is the only declaration of either. What is read here is a small part of C: a struct of scalars, of arrays of
+them and of other structs, with at most one base; an entry that is declared ``extern "C" __global__``. Anything else
+raises.
 
->>> source = "struct Pair { int first, second; }; struct Line { Pair ends[2]; float width; };"
+>>> source = "struct Pair { int first, second; }; struct Line { Pair ends; float width[2]; };"
 >>> struct = Declarations(source).struct("Line")
 >>> [(member.name, member.type, member.length) for member in struct.members]
-[('ends', 'Pair', 2), ('width', 'float', None)]
+[('ends', 'Pair', None), ('width', 'float', 2)]
 """
 
 from __future__ import annotations

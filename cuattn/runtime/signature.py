@@ -79,9 +79,7 @@ class Signature:
         if parameter.argument is not None:
             argument = self._actual(parameter.argument)
             arguments = (argument,) if argument in SCALARS else ("float", "double")
-        return tuple(
-            struct_layout(self.source_name, parameter.type, argument).dtype.itemsize for argument in arguments
-        )
+        return tuple(struct_layout(self.source_name, parameter.type, argument).dtype.itemsize for argument in arguments)
 
     def _actual(self, type_name: str) -> str:
         return self._types.get(type_name, type_name)

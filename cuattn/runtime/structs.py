@@ -109,6 +109,8 @@ def lay_out(declarations: Declarations, name: str, argument: str | None = None) 
         end, alignment = base.dtype.itemsize, max(alignment, base.alignment)
     for member in declared.members:
         dtype, aligned_to = _member_type(declarations, member, actual)
+        if dtype.names and member.length is not None:
+            raise DeclarationError(f"struct {name}: {member.name} is an array of structs, which nothing here packs")
         end = -(-end // aligned_to) * aligned_to
         names.append(member.name)
         formats.append(dtype if member.length is None else np.dtype((dtype, (member.length,))))
