@@ -167,16 +167,17 @@ __device__ __forceinline__ void mask_scores(Scores& scores, const LaneRow (&rows
 }
 
 // Leaves the state of a warp in shared memory: maximum and sum of its rows, and the output that they belong to.
-__device__ __forceinline__ void stage_state(WarpState& state, Smem& smem, int part, int first_row, int lane_idx) {
+__device__ __forceinline__ void stage_state(WarpState& state, Smem& smem, int part, int first_row, float scale,
+                                            float scale_log2, int lane_idx) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx);
-            const float sum = quad_sum(state.rows[t][half].sum);
+            finish_softmax(state.rows[t][half], scale, scale_log2);
             if (lane_idx % 4 == 0) {
                 smem.parts.row_max[part][row] = state.rows[t][half].max_logit;
-                smem.parts.row_sum[part][row] = sum;
+                smem.parts.row_sum[part][row] = state.rows[t][half].sum;
             }
 #pragma unroll
             for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
@@ -288,13 +289,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
                                      g_k_block_scales, params.k_blocks, block.kv_head_idx);
     const CachedRows<Storage> v_rows(g_v, params.v, SLOT_SCALES ? g_v_scale : nullptr, params.v_scale,
                                      g_v_block_scales, params.v_blocks, block.kv_head_idx);
-    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = 1.0f;
+    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = INVERSE_P_FACTOR;
     if (!SLOT_SCALES && g_k_scale != nullptr) {
         const float k_scale = g_k_scale[block.kv_head_idx * params.k_scale.head];
         scale *= k_scale;
         scale_log2 *= k_scale;
     }
-    if (!SLOT_SCALES && g_v_scale != nullptr) out_factor = g_v_scale[block.kv_head_idx * params.v_scale.head];
+    if (!SLOT_SCALES && g_v_scale != nullptr) out_factor *= g_v_scale[block.kv_head_idx * params.v_scale.head];
 
     const bool packed = g_cu_seqlens_q != nullptr;
     g_q += packed ? block.q_start * params.q.seq : block.batch_idx * params.q.batch;
@@ -410,7 +411,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
 
     // SYNC: every warp is done with q, keys and values, whose place the states take.
     __syncthreads();
-    stage_state(state, smem, part, first_row, lane_idx);
+    stage_state(state, smem, part, first_row, scale, scale_log2, lane_idx);
     // SYNC: the states of all warps are in shared memory before rows are put together.
     __syncthreads();
     const bool pairs = ((reinterpret_cast<unsigned long long>(g_out) | params.out.seq * sizeof(Output) |

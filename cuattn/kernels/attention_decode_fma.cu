@@ -36,7 +36,7 @@ constexpr int NUM_THREADS = WARPS_M * WARPS_N * WARP_SIZE;
 
 using Real = Accumulator;
 using Params = DecodeParams<Real>;
-using SoftmaxRow = OnlineSoftmaxRow<Real, !NATURAL_LOGITS>;
+using SoftmaxRow = OnlineSoftmaxRow<Real>;
 using KeyColumns = LaneColumns<Storage, HEAD_DIM, ROTATE && !INTERLEAVED>;
 using ValueColumns = LaneColumns<Storage, HEAD_DIM_V, false>;
 using KeyRow = Real[KeyColumns::PER_LANE];
@@ -72,7 +72,7 @@ __device__ __forceinline__ Real capped(Real score, Real softcap) {
 // The row whose logits a lane computes, and what turns dot products into them.
 struct LogitRow {
     int begin, end;  // keys that it sees
-    Real scale;      // natural or base 2, with that of the keys
+    Real scale;      // with that of the keys
     Real softcap;    // 0: none
     Real slope, position;  // of ALiBi: the key that the query is aligned with
 };
@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         const int token = query.exists ? query.token : block.first_token;
         own_row.begin = band.begin(token);
         own_row.end = min(keys_end, band.end(token));
-        own_row.scale = NATURAL_LOGITS ? params.scale : params.scale_log2;
+        own_row.scale = params.scale;
         if (!SLOT_SCALES && g_k_scale != nullptr) {
             own_row.scale *= g_k_scale[block.kv_head_idx * params.k_scale.head];
         }

@@ -154,11 +154,12 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
 }
 
 // Completes the row sums over the quad, and takes the sink in as one more term.
-__device__ __forceinline__ void finish_rows(WarpState& state, const float* g_sinks, int head_idx) {
+__device__ __forceinline__ void finish_rows(WarpState& state, float scale, float scale_log2, const float* g_sinks,
+                                            int head_idx) {
 #pragma unroll
     for (int i = 0; i < 2 * ROW_TILES; i++) {
         SoftmaxRow& row = state.rows[i / 2][i % 2];
-        row.sum = quad_sum(row.sum);
+        finish_softmax(row, scale, scale_log2);
         if (g_sinks != nullptr) {
             float correction, term;
             row.sink_exponents(g_sinks[head_idx], correction, term);
@@ -233,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const ScoreOptions<float> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
                                       block.head_idx, first_query / BLOCK_M);
 
-    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = params.keep_scale;
+    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = params.keep_scale * INVERSE_P_FACTOR;
     if constexpr (sizeof(Storage) == 1) {
         const int kv_idx = block.batch_idx * (params.num_heads / params.heads_per_kv_head) + block.kv_head_idx;
         const float descale = (g_q_descale == nullptr ? 1.0f : g_q_descale[kv_idx]) *
@@ -319,7 +320,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     // SYNC: every warp is done with q, k and v, whose place the output tile takes.
     __syncthreads();
-    finish_rows(state, g_sinks, block.head_idx);
+    finish_rows(state, scale, scale_log2, g_sinks, block.head_idx);
     Output(*s_out)[V_STRIDE] = smem.out + warp_idx * WARP_M;
     stage_output(state, s_out, out_factor, lane_idx);
     // SYNC: the warp's output rows are in shared memory; only the warp that wrote them reads them.

@@ -49,7 +49,7 @@ static_assert(HEAD_DIM % DOT_BLOCK == 0, "head dims come in buckets");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionParams<Element>;
-using SoftmaxRow = OnlineSoftmaxRow<Element, !NATURAL_LOGITS>;
+using SoftmaxRow = OnlineSoftmaxRow<Element>;
 
 // What a lane carries from tile to tile.
 struct LaneState {
@@ -62,10 +62,9 @@ struct LanePosition {
     int query, key;
 };
 
-// Scores become logits, natural or base 2: scale, softcap, ALiBi.
+// Scores become logits: scale, softcap, ALiBi.
 __device__ __forceinline__ void scale_scores(Weights& scores, const Params& params, Element slope, int diagonal_offset,
                                              LanePosition lane) {
-    const Element scale = NATURAL_LOGITS ? params.scale : params.scale_log2;
     const Element inverse_softcap = Element(1) / params.softcap;
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
@@ -73,7 +72,7 @@ __device__ __forceinline__ void scale_scores(Weights& scores, const Params& para
 #pragma unroll
         for (int j = 0; j < LANE_N; j++) {
             Element& score = scores[i][j];
-            score *= scale;
+            score *= params.scale;
             if (SOFTCAP && params.softcap != Element(0)) score = soft_cap(score, params.softcap, inverse_softcap);
             if (ALIBI) score -= slope * fabs(position - static_cast<Element>(j * LANES_PER_ROW));
         }

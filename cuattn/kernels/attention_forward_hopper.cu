@@ -108,8 +108,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
                                                        g_alibi_slopes);
                 consume(state, smem, tile, params, scales, schedule.pack, options, turns, thread_idx, rings);
             }
-            write_rows(state, tile, params, schedule.pack, first_row, g_sinks, g_v_descale, g_out, g_lse, vectors,
-                       lane_idx);
+            write_rows(state, tile, params, scales, schedule.pack, first_row, g_sinks, g_v_descale, g_out, g_lse,
+                       vectors, lane_idx);
         }
         turns.finish();
     }

@@ -25,7 +25,7 @@ constexpr int MAX_HEAD_DIM = 256;
 constexpr int MAX_PER_LANE = MAX_HEAD_DIM / WARP_SIZE;  // elements of a row that one lane holds
 
 using Params = AttentionParams<Accumulator>;
-using SoftmaxRow = OnlineSoftmaxRow<Accumulator, !NATURAL_LOGITS>;
+using SoftmaxRow = OnlineSoftmaxRow<Accumulator>;
 
 static_assert(BOUND_LEFT && BOUND_RIGHT && SOFTCAP && ALIBI && BIAS && MASK && DROPOUT, "every option is compiled in");
 

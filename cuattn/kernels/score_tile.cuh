@@ -2,10 +2,13 @@
 // an online softmax. The accumulators of rows t * MMA_M + frag_acc_row and eight below it belong to rows[t][0] and [1].
 #pragma once
 #include "online_softmax.cuh"
+#include "probability_factor.cuh"
 #include "score_options.cuh"
 #include "warp_products.cuh"
 
-using SoftmaxRow = OnlineSoftmaxRow<float, !NATURAL_LOGITS>;
+// Until the last tile max_logit is in the units of the scores, which are products q k^T where NATURAL_LOGITS is false,
+// and sums are 2^LOG2_P_FACTOR times as large as they will be: finish_softmax.
+using SoftmaxRow = OnlineSoftmaxRow<float>;
 
 // What the softmax multiplies scores with. It takes the maximum before it multiplies, and masks with -inf, so its
 // factor must be positive: a negative scale leaves its sign, and 0 leaves the whole factor, in the scores
@@ -39,33 +42,90 @@ __device__ __forceinline__ void cap_scores(float (&scores)[ROW_TILES][COL_TILES]
     }
 }
 
-// The scores of one row become probabilities relative to the running maximum, which the tile may raise: `half` says
-// which elements of an accumulator belong to the row. Returns the factor for what has been accumulated so far. All of
-// them, and so their sum, are 2^LOG2_FACTOR times as large as they would be.
-template <int LOG2_FACTOR = 0, int COL_TILES>
-__device__ __forceinline__ float softmax_row(SoftmaxRow& row, float (&scores)[COL_TILES][4], int half,
-                                             float scale_log2) {
-    float tile_max = negative_infinity<float>();
+// From here on the rounding of a maximum, once it is multiplied with its factor, would be felt in an exponent: it is
+// 2^-10 at most below.
+constexpr float LARGE_SHIFT = 16384.0f;
+
+// Scores of which the maximum is known become differences from it.
+template <int COL_TILES>
+__device__ __forceinline__ void subtract_from_row(float (&scores)[COL_TILES][4], int half, float reference) {
 #pragma unroll
     for (int n = 0; n < COL_TILES; n++) {
-        tile_max = fmaxf(tile_max, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+        scores[n][2 * half] -= reference;
+        scores[n][2 * half + 1] -= reference;
     }
-    tile_max = quad_max(tile_max);
-    const float correction = exp2_approx(row.raise_max(NATURAL_LOGITS ? tile_max : tile_max * scale_log2));
-    const float reference = NATURAL_LOGITS ? row.reference() : row.reference() - LOG2_FACTOR;
-    row.sum *= correction;  // of this lane's columns only: summed over the quad after the last tile
+}
+
+// The scores of a warp's tile become probabilities relative to the running maximum of their row, which the tile may
+// raise, times 2^LOG2_P_FACTOR. `corrections` are the factors for what has been accumulated so far.
+//
+// A score s becomes exp2(s c - m c) with the maximum m and the factor c = scale_log2: one fused multiply-add, from which
+// the rounded product m c is subtracted. It is rounded up, so that no exponent is above 0; but of a product of 10^9 the
+// rounding is 64, and every probability would be 0. Where a product is large, in any row of the warp, the tile takes
+// the differences s - m first, which are exact beside their own size.
+template <int ROW_TILES, int COL_TILES>
+__device__ __forceinline__ void softmax_tile(float (&corrections)[ROW_TILES][2], SoftmaxRow (&rows)[ROW_TILES][2],
+                                             float (&scores)[ROW_TILES][COL_TILES][4], float scale_log2) {
+    constexpr float LOG2_FACTOR = LOG2_P_FACTOR;
+    float old_max[ROW_TILES][2], shifts[ROW_TILES][2];
+    bool large = false;
 #pragma unroll
-    for (int n = 0; n < COL_TILES; n++) {
+    for (int i = 0; i < 2 * ROW_TILES; i++) {
+        const int t = i / 2, half = i % 2;
+        SoftmaxRow& row = rows[t][half];
+        float tile_max = negative_infinity<float>();
 #pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; i++) {
-            float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[n][i] - reference)
-                                            : fmaf(scores[n][i], scale_log2, -reference);
-            if (NATURAL_LOGITS && LOG2_FACTOR != 0) exponent += LOG2_FACTOR;
-            scores[n][i] = exp2_approx(exponent);
-            row.sum += scores[n][i];
+        for (int n = 0; n < COL_TILES; n++) {
+            tile_max = fmaxf(tile_max, fmaxf(scores[t][n][2 * half], scores[t][n][2 * half + 1]));
+        }
+        tile_max = quad_max(tile_max);
+        if (NATURAL_LOGITS) {
+            corrections[t][half] = row.raise_max(tile_max);
+            shifts[t][half] = row.reference();
+        } else {
+            old_max[t][half] = row.max_logit;
+            row.max_logit = fmaxf(row.max_logit, tile_max);
+            shifts[t][half] = __fmaf_ru(row.reference(), scale_log2, -LOG2_FACTOR);
+            corrections[t][half] = __fmaf_ru(old_max[t][half], scale_log2, -LOG2_FACTOR) - shifts[t][half];
+            large |= fabsf(shifts[t][half]) >= LARGE_SHIFT;
         }
     }
-    return correction;
+    if (!NATURAL_LOGITS && __any_sync(0xffffffff, large)) {
+#pragma unroll
+        for (int i = 0; i < 2 * ROW_TILES; i++) {
+            const int t = i / 2, half = i % 2;
+            const float reference = rows[t][half].reference();
+            subtract_from_row(scores[t], half, reference);
+            shifts[t][half] = -LOG2_FACTOR;
+            corrections[t][half] = (old_max[t][half] - reference) * scale_log2;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * ROW_TILES; i++) {
+        const int t = i / 2, half = i % 2;
+        SoftmaxRow& row = rows[t][half];
+        corrections[t][half] = exp2_approx(corrections[t][half]);
+        row.sum *= corrections[t][half];  // of this lane's columns only: summed over the quad after the last tile
+#pragma unroll
+        for (int n = 0; n < COL_TILES; n++) {
+#pragma unroll
+            for (int j = 2 * half; j < 2 * half + 2; j++) {
+                float& score = scores[t][n][j];
+                float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(score - shifts[t][half])
+                                                : fmaf(score, scale_log2, -shifts[t][half]);
+                if (NATURAL_LOGITS && LOG2_P_FACTOR != 0) exponent += LOG2_FACTOR;
+                score = exp2_approx(exponent);
+                row.sum += score;
+            }
+        }
+    }
+}
+
+// After the last tile: the sum over the quad and without its factor, and a natural maximum. scale and scale_log2: those
+// of the scores.
+__device__ __forceinline__ void finish_softmax(SoftmaxRow& row, float scale, float scale_log2) {
+    row.sum = quad_sum(row.sum) * INVERSE_P_FACTOR;
+    if (!NATURAL_LOGITS) row.max_logit *= scale_log2 == 0.0f ? 1.0f : fabsf(scale);
 }
 
 // The accumulated output of one row follows its maximum.
@@ -83,12 +143,12 @@ template <int ROW_TILES, int COL_TILES, int OUT_TILES>
 __device__ __forceinline__ void softmax_step(float (&acc_out)[ROW_TILES][OUT_TILES][4],
                                              SoftmaxRow (&rows)[ROW_TILES][2],
                                              float (&scores)[ROW_TILES][COL_TILES][4], float scale_log2) {
+    float corrections[ROW_TILES][2];
+    softmax_tile(corrections, rows, scores, scale_log2);
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            rescale_row(acc_out[t], half, softmax_row(rows[t][half], scores[t], half, scale_log2));
-        }
+        for (int half = 0; half < 2; half++) rescale_row(acc_out[t], half, corrections[t][half]);
     }
 }
 

@@ -185,7 +185,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
 
     Scores scores;
     Probabilities probabilities;
-    float corrections[2];
+    float corrections[1][2];
     auto issue_next_scores = [&] {
         rings.k.wait_full(smem.k_ring);
         issue_scores(scores, desc_q, desc_k + rings.k.stage * (sizeof(smem.k[0]) / 16));
@@ -204,10 +204,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
     };
     auto exponentiate = [&](int key_tile, bool masked) {
         score_logits(scores, params, scales, options, key_tile * BLOCK_N, masked);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            corrections[half] = softmax_row<LOG2_P_FACTOR>(state.rows[0][half], scores[0], half, scale_log2);
-        }
+        softmax_tile(corrections, state.rows, scores, scale_log2);
     };
 
     int key_tile = tile.key_end - 1;
@@ -233,7 +230,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         release_values();
         round_probabilities(probabilities, scores);
 #pragma unroll
-        for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[half]);
+        for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[0][half]);
     };
     key_tile--;
     if (BOUND_RIGHT) {
@@ -254,8 +251,9 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
 
 // Completes the row sums over the quad, takes the sink in as one more term, and writes out and lse.
 __device__ __forceinline__ void write_rows(ConsumerState& state, const WorkTile& tile, const Params& params,
-                                           int pack, int first_row, const float* g_sinks, const float* g_v_descale,
-                                           Output* g_out, float* g_lse, bool vectors, int lane_idx) {
+                                           const TileScales& scales, int pack, int first_row, const float* g_sinks,
+                                           const float* g_v_descale, Output* g_out, float* g_lse, bool vectors,
+                                           int lane_idx) {
     float out_factor = INVERSE_P_FACTOR;
     if (sizeof(Element) == 1 && g_v_descale != nullptr) out_factor *= g_v_descale[descale_idx(tile, params)];
 #pragma unroll
@@ -263,7 +261,7 @@ __device__ __forceinline__ void write_rows(ConsumerState& state, const WorkTile&
         SoftmaxRow& sums = state.rows[0][half];
         const Row row(tile, pack, first_row + half * 8);
         const long long query = static_cast<long long>(tile.block.q_start) + row.query;
-        sums.sum = quad_sum(sums.sum) * INVERSE_P_FACTOR;
+        finish_softmax(sums, scales.scale, scales.scale_log2);
         float correction = 1.0f;
         if (g_sinks != nullptr) {
             float term;
