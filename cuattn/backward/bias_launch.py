@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuattn.backward.bias_config import BiasBwdConfig, select
-from cuattn.config import BUCKETS, WARP_SIZE
+from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
 from cuattn.forward_options import BIAS_ELEMENTS
 from cuattn.launch import Executor, Kernel
 
@@ -141,7 +141,8 @@ def launch_dsinks(problem: BackwardProblem, prepared: Prepared) -> Any:
     extents, accumulator = forward.extents, forward.accumulator
     dsinks = executor.empty(extents.num_heads, accumulator)
     if dsinks.size:
-        constants: dict[str, Any] = {"Real": _REALS[accumulator], "NUM_WARPS": _SINK_WARPS}
+        element = ELEMENTS[forward.dtype.name][0]
+        constants: dict[str, Any] = {"Real": _REALS[accumulator], "Element": element, "NUM_WARPS": _SINK_WARPS}
         kernel = executor.kernel("attention_backward_sinks", constants, "cuattn_attention_backward_sinks")
         batch_stride, head_stride = extents.lse_strides
         args = (

@@ -13,7 +13,7 @@ import numpy as np
 
 from cuattn import attention_arguments as arguments
 from cuattn import attention_params, tile_classes
-from cuattn.attention_arguments import LOG2_E, Operand
+from cuattn.attention_arguments import Operand
 from cuattn.attention_options import LogitArray
 from cuattn.backward.arguments import AttentionGrads, BackwardProblem
 from cuattn.backward.bias_launch import launch_dbias, launch_dsinks
@@ -144,10 +144,11 @@ def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
     prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, params)
     num_rows = problem.lse.size
     if num_rows:
-        factor = 1.0 if forward.options.kernel_options.natural_logits else LOG2_E
+        on_tensor_cores = forward.dtype.itemsize == 2 or forward.options.tf32
+        base_2 = on_tensor_cores and not forward.options.kernel_options.natural_logits
         args = (
             *(dout.array, out.array, problem.lse, problem.dlse, prepared.lse, prepared.delta),
-            *(forward.accumulator(factor), np.int64(num_rows), prepared.params()),
+            *(np.int32(base_2), np.int64(num_rows), prepared.params()),
         )
         kernel = _rows_kernel(executor, forward.dtype)
         executor.launch(kernel, (-(-num_rows // _ROWS_WARPS),), (_ROWS_WARPS * WARP_SIZE,), args)

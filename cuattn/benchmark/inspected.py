@@ -36,7 +36,7 @@ _SINGLE: Mapping[str, Mapping[str, Any]] = {
     "attention_backward_bias_sum": {"Real": "float", "BiasElement": "float", "NUM_THREADS": 256},
     "attention_backward_dq": {"Element": "__half", "NUM_WARPS": 4},
     "attention_backward_rows": {"Element": "__half", "Accumulator": "float", "NUM_WARPS": 4},
-    "attention_backward_sinks": {"Real": "float", "NUM_WARPS": 32},
+    "attention_backward_sinks": {"Real": "float", "Element": "__half", "NUM_WARPS": 32},
     "attention_mask_tiles": {
         **{name: True for name in ("SOFTCAP", "ALIBI", "BIAS", "MASK")},
         "BiasElement": "__half",
