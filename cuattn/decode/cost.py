@@ -133,7 +133,7 @@ def cost_model(
         block_n=config.block_n,
         cta_cost=CTA_BYTES / tile_bytes,
         reduce_cost=REDUCE_BYTES / tile_bytes,
-        partial_cost=2 * rows * (head_dim_v + 1) * itemsize / tile_bytes,  # written, and read
+        partial_cost=2 * rows * (head_dim_v + 2) * itemsize / tile_bytes,  # written, and read
         top_speed=min(1.0, max(config.num_stages - 1, 1) * tile_bytes / SATURATING_BYTES),
     )
 

@@ -71,11 +71,11 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         options=bool(options.softcap) or options.alibi_slopes is not None,
     )
     plan = schedule(problem, config)
-    partial_out, partial_lse = partials(problem, plan.num_partials)
+    partial_out, partial_state = partials(problem, plan.num_partials)
     params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=_turns_vectors(problem))
     k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
     args = (
-        *(q.array, k.array, v.array, output.array, lse, partial_out, partial_lse),
+        *(q.array, k.array, v.array, output.array, lse, partial_out, partial_state),
         *(problem.seqlens_k, problem.block_tables, plan.cu_seqlens_q),
         *(k_scale, v_scale, problem.k_blocks, problem.v_blocks, options.alibi_slopes, options.sinks),
         *((None, None, None) if problem.rotary is None else problem.rotary.arrays),
@@ -85,7 +85,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
     smem_bytes = config.smem_bytes(BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v], problem.kv_format)
     executor.launch(kernel, (plan.num_items * heads,), (config.num_threads,), args, smem_bytes)
     if plan.num_partials:
-        launch_reduce(problem, plan, partial_out, partial_lse, output, lse, params)
+        launch_reduce(problem, plan, partial_out, partial_state, output, lse, params)
 
 
 def _aligned(problem: DecodeProblem, config: FlashDecodeConfig, q: Operand, k: Operand, v: Operand) -> bool:

@@ -42,7 +42,7 @@ def launch_reduce(
     problem: DecodeProblem,
     schedule: Schedule,
     partial_out: Any,
-    partial_lse: Any,
+    partial_state: Any,
     output: Operand,
     lse: Any,
     params: np.void,
@@ -64,7 +64,7 @@ def launch_reduce(
     shape = block_shape(num_rows=num_rows, num_parts=schedule.max_splits, head_dim=extents.head_dim_v, pack=pack)
     grid = min(-(-num_rows // shape.rows), MAX_GRID_X)
     args = (
-        *(partial_out, partial_lse, problem.options.sinks, result, lse),
+        *(partial_out, partial_state, problem.options.sinks, result, lse),
         *(schedule.cu_seqlens_q, schedule.splits, params),
     )
     executor.launch(kernel, (grid,), tuple(shape), args)

@@ -251,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     Output* __restrict__ g_out,              // [batch, seqlen_q, num_heads, head_dim_v]
     float* __restrict__ g_lse,               // [batch, num_heads, seqlen_q], contiguous
     float* __restrict__ g_partial_out,       // [num_partials, num_heads, head_dim_v], contiguous: decode_block.cuh
-    float* __restrict__ g_partial_lse,       // [num_partials, num_heads]
+    float* __restrict__ g_partial_state,     // [num_partials, num_heads, 2]: maximum and sum, merge.cuh
     const int* __restrict__ g_seqlens_k,     // [batch]
     const int* __restrict__ g_block_tables,  // [batch, max_pages]; entries beyond a sequence's length are not read
     const int* __restrict__ g_cu_seqlens_q,  // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
@@ -284,7 +284,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const KeyTiles tiles(band, BLOCK_N, block.first_token, last_token);
     const SplitTiles split(tiles, block);
 
-    const CachedKeys<PAGED> keys(params, g_block_tables, block.batch_idx, block.seqlen_k);
+    // Keys behind the last one that a query of the block sees are not read, whatever they hold.
+    const CachedKeys<PAGED> keys(params, g_block_tables, block.batch_idx, band.end(last_token));
     const CachedRows<Storage> k_rows(g_k, params.k, SLOT_SCALES ? g_k_scale : nullptr, params.k_scale,
                                      g_k_block_scales, params.k_blocks, block.kv_head_idx);
     const CachedRows<Storage> v_rows(g_v, params.v, SLOT_SCALES ? g_v_scale : nullptr, params.v_scale,
@@ -432,7 +433,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
             const long long partial = block.partial_row(query.token) * params.num_heads + query.head;
             store_row(g_partial_out + partial * params.head_dim_v, smem, merged, row, out_factor, params.head_dim_v,
                       params.head_dim_v % 2 == 0, lane_idx);
-            if (lane_idx == 0) g_partial_lse[partial] = merged.total.lse();
+            if (lane_idx == 0) {
+                g_partial_state[2 * partial] = merged.total.max_logit;
+                g_partial_state[2 * partial + 1] = merged.total.sum;
+            }
         }
     }
 }

@@ -206,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     Output* __restrict__ g_out,              // [batch, seqlen_q, num_heads, head_dim_v]
     Real* __restrict__ g_lse,                // [batch, num_heads, seqlen_q], contiguous
     Real* __restrict__ g_partial_out,        // [num_partials, num_heads, head_dim_v], contiguous: decode_block.cuh
-    Real* __restrict__ g_partial_lse,        // [num_partials, num_heads]
+    Real* __restrict__ g_partial_state,      // [num_partials, num_heads, 2]: maximum and sum, merge.cuh
     const int* __restrict__ g_seqlens_k,     // [batch]
     const int* __restrict__ g_block_tables,  // [batch, max_pages]; entries beyond a sequence's length are not read
     const int* __restrict__ g_cu_seqlens_q,  // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
@@ -404,7 +404,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         } else {
             const long long partial = block.partial_row(query.token) * params.num_heads + query.head;
             g_partial_out[partial * params.head_dim_v + col] = result.value * out_factor;
-            if (col == 0) g_partial_lse[partial] = result.row.lse();
+            if (col == 0) {
+                g_partial_state[2 * partial] = result.row.max_logit;
+                g_partial_state[2 * partial + 1] = result.row.sum;
+            }
         }
     }
 }

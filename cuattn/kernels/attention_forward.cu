@@ -231,6 +231,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
                                              params.window_right);
     const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
+    const int keys_end = band.end(first_query + num_queries - 1);  // keys behind are not read, whatever they hold
     const ScoreOptions<float> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
                                       block.head_idx, first_query / BLOCK_M);
 
@@ -262,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     auto load_keys = [&](int tile_idx, int stage) {
         const int first_key = tile_idx * BLOCK_N;
-        const int num_keys = block.seqlen_k - first_key;
+        const int num_keys = keys_end - first_key;
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k + first_key * params.k.seq,
                                                            params.k.seq, num_keys, params.head_dim);
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * params.v.seq,

@@ -213,6 +213,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
                                              params.window_right);
     const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
+    const int keys_end = band.end(first_query + num_queries - 1);  // keys behind are not read, whatever they hold
     const ScoreOptions<Element> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
                                         block.head_idx, first_query / BLOCK_M);
     const int warp_query = first_query + threadIdx.x / WARP_SIZE * WARP_M;
@@ -229,13 +230,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     auto load_k = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[0], g_k + first_key * params.k.seq, params.k.seq,
-                                                           block.seqlen_k - first_key, params.head_dim);
+                                                           keys_end - first_key, params.head_dim);
         cp_async_commit();
     };
     auto load_v = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[0], g_v + first_key * params.v.seq, params.v.seq,
-                                                             block.seqlen_k - first_key, params.head_dim_v);
+                                                             keys_end - first_key, params.head_dim_v);
         cp_async_commit();
     };
 
