@@ -122,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     const int num_other = OWN_KEYS ? block.seqlen_q : block.seqlen_k;
     if (block.batch_idx < 0 || block.first_row >= num_own) return;
     const int last_row = min(block.first_row + BLOCK_OWN, num_own) - 1;
-    const bool own_whole = block.first_row + BLOCK_OWN <= num_own;
+    const bool own_whole = !OWN_KEYS || block.first_row + BLOCK_OWN <= num_own;  // every owned key exists
     const int kv_head_idx = OWN_KEYS ? block.head_idx : block.head_idx / params.heads_per_kv_head;
     const int first_head = OWN_KEYS ? block.head_idx * params.heads_per_kv_head : block.head_idx;
     const int num_heads = OWN_KEYS ? params.heads_per_kv_head : 1;

@@ -180,8 +180,9 @@ __device__ __forceinline__ void probabilities_from_logits(Tile& scores, const Qu
     }
 }
 
-// 0 where query and key do not see each other by their positions, and in rows that do not exist: they are rows of
-// zeros, whose probabilities e^(0 - lse) have no bound. `band` is that of the owned side, of num_own rows.
+// 0 where query and key do not see each other by their positions, and for keys that do not exist: they are rows of
+// zeros, whose probabilities e^(0 - lse) have no bound. (A query that does not exist has lse +inf.) `band` is that of the
+// owned side, of num_own rows.
 template <typename Band>
 __device__ __forceinline__ void hide_outside_band(Tile& probabilities, const Band& band, TilePosition lane,
                                                   int num_own) {
@@ -192,7 +193,7 @@ __device__ __forceinline__ void hide_outside_band(Tile& probabilities, const Ban
             const int row = lane.own + t * MMA_M + half * 8;
             // Counted from this lane's first column, so that the comparisons below are with constants.
             const int begin = band.begin(row) - lane.other;
-            const int end = row < num_own ? band.end(row) - lane.other : 0;
+            const int end = !OWN_KEYS || row < num_own ? band.end(row) - lane.other : 0;
 #pragma unroll
             for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll

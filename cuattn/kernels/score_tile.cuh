@@ -56,66 +56,60 @@ __device__ __forceinline__ void subtract_from_row(float (&scores)[COL_TILES][4],
     }
 }
 
-// The scores of a warp's tile become probabilities relative to the running maximum of their row, which the tile may
-// raise, times 2^LOG2_P_FACTOR. `corrections` are the factors for what has been accumulated so far.
+// The scores of MMA_M rows become probabilities relative to the running maximum of their row, which the tile may raise,
+// times 2^LOG2_P_FACTOR. `corrections` are the factors for what has been accumulated so far.
 //
 // A score s becomes exp2(s c - m c) with the maximum m and the factor c = scale_log2: one fused multiply-add, from which
 // the rounded product m c is subtracted. It is rounded up, so that no exponent is above 0; but of a product of 10^9 the
 // rounding is 64, and every probability would be 0. Where a product is large, in any row of the warp, the tile takes
 // the differences s - m first, which are exact beside their own size.
-template <int ROW_TILES, int COL_TILES>
-__device__ __forceinline__ void softmax_tile(float (&corrections)[ROW_TILES][2], SoftmaxRow (&rows)[ROW_TILES][2],
-                                             float (&scores)[ROW_TILES][COL_TILES][4], float scale_log2) {
+template <int COL_TILES>
+__device__ __forceinline__ void softmax_rows(float (&corrections)[2], SoftmaxRow (&rows)[2],
+                                             float (&scores)[COL_TILES][4], float scale_log2) {
     constexpr float LOG2_FACTOR = LOG2_P_FACTOR;
-    float old_max[ROW_TILES][2], shifts[ROW_TILES][2];
-    bool large = false;
+    float old_max[2], shifts[2];
 #pragma unroll
-    for (int i = 0; i < 2 * ROW_TILES; i++) {
-        const int t = i / 2, half = i % 2;
-        SoftmaxRow& row = rows[t][half];
+    for (int half = 0; half < 2; half++) {
+        SoftmaxRow& row = rows[half];
         float tile_max = negative_infinity<float>();
 #pragma unroll
         for (int n = 0; n < COL_TILES; n++) {
-            tile_max = fmaxf(tile_max, fmaxf(scores[t][n][2 * half], scores[t][n][2 * half + 1]));
+            tile_max = fmaxf(tile_max, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
         }
         tile_max = quad_max(tile_max);
         if (NATURAL_LOGITS) {
-            corrections[t][half] = row.raise_max(tile_max);
-            shifts[t][half] = row.reference();
+            corrections[half] = row.raise_max(tile_max);
+            shifts[half] = row.reference();
         } else {
-            old_max[t][half] = row.max_logit;
+            old_max[half] = row.max_logit;
             row.max_logit = fmaxf(row.max_logit, tile_max);
-            shifts[t][half] = __fmaf_ru(row.reference(), scale_log2, -LOG2_FACTOR);
-            corrections[t][half] = __fmaf_ru(old_max[t][half], scale_log2, -LOG2_FACTOR) - shifts[t][half];
-            large |= fabsf(shifts[t][half]) >= LARGE_SHIFT;
+            shifts[half] = __fmaf_ru(row.reference(), scale_log2, -LOG2_FACTOR);
+            corrections[half] = __fmaf_ru(old_max[half], scale_log2, -LOG2_FACTOR) - shifts[half];
         }
     }
-    if (!NATURAL_LOGITS && __any_sync(0xffffffff, large)) {
+    if (!NATURAL_LOGITS && __any_sync(0xffffffff, fmaxf(fabsf(shifts[0]), fabsf(shifts[1])) >= LARGE_SHIFT)) {
 #pragma unroll
-        for (int i = 0; i < 2 * ROW_TILES; i++) {
-            const int t = i / 2, half = i % 2;
-            const float reference = rows[t][half].reference();
-            subtract_from_row(scores[t], half, reference);
-            shifts[t][half] = -LOG2_FACTOR;
-            corrections[t][half] = (old_max[t][half] - reference) * scale_log2;
+        for (int half = 0; half < 2; half++) {
+            const float reference = rows[half].reference();
+            subtract_from_row(scores, half, reference);
+            shifts[half] = -LOG2_FACTOR;
+            corrections[half] = (old_max[half] - reference) * scale_log2;
         }
     }
 #pragma unroll
-    for (int i = 0; i < 2 * ROW_TILES; i++) {
-        const int t = i / 2, half = i % 2;
-        SoftmaxRow& row = rows[t][half];
-        corrections[t][half] = exp2_approx(corrections[t][half]);
-        row.sum *= corrections[t][half];  // of this lane's columns only: summed over the quad after the last tile
+    for (int half = 0; half < 2; half++) {
+        SoftmaxRow& row = rows[half];
+        corrections[half] = exp2_approx(corrections[half]);
+        row.sum *= corrections[half];  // of this lane's columns only: summed over the quad after the last tile
 #pragma unroll
         for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll
-            for (int j = 2 * half; j < 2 * half + 2; j++) {
-                float& score = scores[t][n][j];
-                float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(score - shifts[t][half])
-                                                : fmaf(score, scale_log2, -shifts[t][half]);
+            for (int i = 2 * half; i < 2 * half + 2; i++) {
+                float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[n][i] - shifts[half])
+                                                : fmaf(scores[n][i], scale_log2, -shifts[half]);
                 if (NATURAL_LOGITS && LOG2_P_FACTOR != 0) exponent += LOG2_FACTOR;
-                score = exp2_approx(exponent);
-                row.sum += score;
+                scores[n][i] = exp2_approx(exponent);
+                row.sum += scores[n][i];
             }
         }
     }
@@ -143,12 +137,12 @@ template <int ROW_TILES, int COL_TILES, int OUT_TILES>
 __device__ __forceinline__ void softmax_step(float (&acc_out)[ROW_TILES][OUT_TILES][4],
                                              SoftmaxRow (&rows)[ROW_TILES][2],
                                              float (&scores)[ROW_TILES][COL_TILES][4], float scale_log2) {
-    float corrections[ROW_TILES][2];
-    softmax_tile(corrections, rows, scores, scale_log2);
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
+        float corrections[2];
+        softmax_rows(corrections, rows[t], scores[t], scale_log2);
 #pragma unroll
-        for (int half = 0; half < 2; half++) rescale_row(acc_out[t], half, corrections[t][half]);
+        for (int half = 0; half < 2; half++) rescale_row(acc_out[t], half, corrections[half]);
     }
 }
 

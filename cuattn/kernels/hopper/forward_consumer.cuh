@@ -185,7 +185,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
 
     Scores scores;
     Probabilities probabilities;
-    float corrections[1][2];
+    float corrections[2];
     auto issue_next_scores = [&] {
         rings.k.wait_full(smem.k_ring);
         issue_scores(scores, desc_q, desc_k + rings.k.stage * (sizeof(smem.k[0]) / 16));
@@ -204,7 +204,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
     };
     auto exponentiate = [&](int key_tile, bool masked) {
         score_logits(scores, params, scales, options, key_tile * BLOCK_N, masked);
-        softmax_tile(corrections, state.rows, scores, scale_log2);
+        softmax_rows(corrections, state.rows[0], scores[0], scale_log2);
     };
 
     int key_tile = tile.key_end - 1;
@@ -230,7 +230,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         release_values();
         round_probabilities(probabilities, scores);
 #pragma unroll
-        for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[0][half]);
+        for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[half]);
     };
     key_tile--;
     if (BOUND_RIGHT) {
