@@ -199,7 +199,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     const unsigned s_own_v = smem_address(smem.own_v) + lane_offset_a<HEAD_DIM_V>(warp_idx * WARP_ROWS, lane_idx);
 
     QueryTerms lse, delta;
-    bool large = false;  // some lse of the tile is
     if (!OWN_KEYS) {
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
@@ -208,7 +207,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
             lse.rows[i / 2][i % 2] = row <= last_row ? g_lse[row] : -negative_infinity<float>();
             delta.rows[i / 2][i % 2] = row <= last_row ? g_delta[row] : 0.0f;
         }
-        large = lse.any_large(nullptr, lane_idx);
     }
     AccTiles<ROW_TILES, HEAD_DIM> acc_qk;   // of dq or dk, if GRAD_QK
     AccTiles<ROW_TILES, HEAD_DIM_V> acc_v;  // of dv, if GRAD_V
@@ -265,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
                 }
                 if (mixed) add_bias_and_mask(probabilities, params, options, lane, num_own, num_other);
             }
-            if (OWN_KEYS) large = lse.any_large(smem.lse[stage], lane_idx);
+            const bool large = lse.any_large(smem.lse[stage], lane_idx);
             probabilities_from_logits(probabilities, lse, large, params.scale, params.scale_log2);
             if (!in_full) hide_outside_band(probabilities, band, lane, num_own);
             if (DROPOUT && params.use_dropout) {

@@ -129,13 +129,19 @@ __device__ __forceinline__ void add_bias_and_mask(Tile& scores, const AttentionP
     }
 }
 
-// The base-2 exponent of a probability where its lse is large: ready_lse.cuh. `score` is a natural logit, or a product
-// q k^T. The product with the scale is rounded by itself, as it was in the lse of a forward that saw one key.
+// The base-2 exponent of a probability, from a natural logit or, where NATURAL_LOGITS is false, a product q k^T.
+__device__ __forceinline__ float exponent_of(float score, float ready_lse, float scale_log2) {
+    if (!NATURAL_LOGITS) return fmaf(score, scale_log2, -ready_lse);
+    const float difference = score - ready_lse;
+    return LOG2_P_FACTOR == 0 ? difference * LOG2_E : fmaf(difference, LOG2_E, float(LOG2_P_FACTOR));
+}
+
+// The same where the lse may be large: ready_lse.cuh. The product with the scale is rounded by itself, as it was in the
+// lse of a forward that saw one key.
 __device__ __forceinline__ float exponent_of_large(float score, float ready_lse, float scale, float scale_log2) {
-    float exponent = fmaf(score, scale_log2, -ready_lse);
-    if (NATURAL_LOGITS || is_large(ready_lse)) {
-        const float logit = NATURAL_LOGITS ? score : __fmul_rn(score, scale);
-        exponent = fmaf(logit - (NATURAL_LOGITS ? ready_lse : 0.5f * ready_lse), LOG2_E, float(LOG2_P_FACTOR));
+    float exponent = exponent_of(score, ready_lse, scale_log2);
+    if (!NATURAL_LOGITS && is_large(ready_lse)) {
+        exponent = fmaf(__fmul_rn(score, scale) - 0.5f * ready_lse, LOG2_E, float(LOG2_P_FACTOR));
     }
     // Not fminf, which would make a number of NaN.
     return exponent > LOG2_P_FACTOR ? float(LOG2_P_FACTOR) : exponent;
@@ -144,7 +150,7 @@ __device__ __forceinline__ float exponent_of_large(float score, float ready_lse,
 // Logits, or products q k^T where NATURAL_LOGITS is false, become probabilities. `large`: some lse of the tile is.
 __device__ __forceinline__ void probabilities_from_logits(Tile& scores, const QueryTerms& lse, bool large, float scale,
                                                           float scale_log2) {
-    auto set_exponents = [&](auto exponent_of) {
+    auto exponentiate = [&](auto exponent) {
 #pragma unroll
         for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
@@ -153,30 +159,18 @@ __device__ __forceinline__ void probabilities_from_logits(Tile& scores, const Qu
                 for (int i = 0; i < 4; i++) {
                     // Written out where a mask may have hidden the key: lse is NaN beside a logit of +inf.
                     const bool hidden = TILE_CLASSES && scores[t][n][i] == negative_infinity<float>();
-                    const float exponent = exponent_of(scores[t][n][i], lse.at(t, n, i));
-                    scores[t][n][i] = hidden ? negative_infinity<float>() : exponent;
+                    const float p = exp2_approx(exponent(scores[t][n][i], lse.at(t, n, i)));
+                    scores[t][n][i] = hidden ? 0.0f : p;
                 }
             }
         }
     };
     if (large) {
-        set_exponents([&](float score, float ready_lse) {
+        exponentiate([&](float score, float ready_lse) {
             return exponent_of_large(score, ready_lse, scale, scale_log2);
         });
     } else {
-        set_exponents([&](float score, float ready_lse) {
-            if (!NATURAL_LOGITS) return fmaf(score, scale_log2, -ready_lse);
-            const float difference = score - ready_lse;
-            return LOG2_P_FACTOR == 0 ? difference * LOG2_E : fmaf(difference, LOG2_E, float(LOG2_P_FACTOR));
-        });
-    }
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) scores[t][n][i] = exp2_approx(scores[t][n][i]);
-        }
+        exponentiate([&](float score, float ready_lse) { return exponent_of(score, ready_lse, scale_log2); });
     }
 }
 
