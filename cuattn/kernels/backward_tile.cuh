@@ -45,14 +45,19 @@ struct QueryTerms {
 
     // For the whole warp: whether an lse of its rows, or of the BLOCK_OTHER columns at s_lse, is large.
     __device__ __forceinline__ bool any_large(const float* s_lse, int lane_idx) const {
-        bool large = false;
+        float largest = 0.0f;
         if (OWN_KEYS) {
-            for (int i = lane_idx; i < BLOCK_OTHER; i += WARP_SIZE) large |= is_large(s_lse[i]);
+#pragma unroll
+            for (int first = 0; first < BLOCK_OTHER; first += WARP_SIZE) {
+                const int column = first + lane_idx;
+                const bool exists = BLOCK_OTHER % WARP_SIZE == 0 || column < BLOCK_OTHER;
+                if (exists) largest = fmaxf(largest, fabsf(s_lse[column]));
+            }
         } else {
 #pragma unroll
-            for (int i = 0; i < 2 * ROW_TILES; i++) large |= is_large(rows[i / 2][i % 2]);
+            for (int i = 0; i < 2 * ROW_TILES; i++) largest = fmaxf(largest, fabsf(rows[i / 2][i % 2]));
         }
-        return __any_sync(0xffffffff, large);
+        return __any_sync(0xffffffff, is_large(largest));
     }
 };
 

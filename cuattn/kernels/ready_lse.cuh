@@ -26,8 +26,8 @@ __device__ __forceinline__ Real make_ready_lse(Real lse, bool base_2) {
     return fabs(shift) < large_lse<Real>() ? shift : Real(2) * lse;
 }
 
-// NaN is not large, nor is the +inf of a query that sees nothing.
+// NaN is not large; the +inf of a query that sees nothing is, and its probabilities are 0 all the same.
 template <typename Real>
 __device__ __forceinline__ bool is_large(Real ready_lse) {
-    return fabs(ready_lse) >= large_lse<Real>() && ready_lse != -negative_infinity<Real>();
+    return fabs(ready_lse) >= large_lse<Real>();
 }
