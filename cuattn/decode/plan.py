@@ -295,7 +295,7 @@ def plan_decode(
     >>> import cuattn
     >>> plan = cuattn.plan_decode([100, 60000], num_heads=32, num_kv_heads=8, head_dim=128, dtype=np.float16)
     >>> plan.num_splits.tolist(), plan.workspace_size()
-    ([1, 20], 330240)
+    ([1, 20], 332800)
     >>> cuattn.plan_decode(batch=2, max_seqlen_k=60000, num_heads=32, num_kv_heads=8, head_dim=128, dtype="bfloat16",
     ...                    fixed_grid=True).num_splits
     9
