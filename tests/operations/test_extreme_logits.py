@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 import cuattn
+from cuattn.attention import evaluate
+from cuattn.hopper.config import HOPPER_FWD_CONFIGS
 from cuattn.testing import (
     ToleranceError,
     assert_attention_close,
     assert_decode_close,
     assert_gradients_close,
+    assert_varlen_close,
+    assert_varlen_gradients_close,
 )
 
 F16, BF16, F32 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
@@ -53,6 +57,21 @@ def test_maxima_of_any_level(executor, dtype, level):
             assert_attention_close(out, q, k, v, lse=lse, **options)
             for each in grads:
                 assert_gradients_close(each, dout, q, k, v, out, lse, **options)
+
+
+def test_packed_sequences_with_a_very_negative_lse(executor):
+    """Each sequence ends within a block of keys of its own."""
+    starts = np.cumsum([0, 17, 1, 40]).astype(np.int32)
+    q, k, v, dout = (x[0] for x in problem(F16, -60.0, 58, 58))
+    arrays = [executor.array(x) for x in (q, k, v)]
+    out, lse = cuattn.attention_varlen(*arrays, starts, starts, return_lse=True)
+    saved = executor.numpy(out), executor.numpy(lse)
+    assert_varlen_close(saved[0], q, k, v, starts, starts, lse=saved[1])
+    for order in (True, False):
+        grads = cuattn.attention_varlen_backward(
+            executor.array(dout), *arrays, out, lse, starts, starts, deterministic=order
+        )
+        assert_varlen_gradients_close(grads, dout, q, k, v, *saved, starts, starts)
 
 
 @pytest.mark.parametrize("deterministic", (True, False))
@@ -149,6 +168,24 @@ def test_many_tiny_probabilities(executor, logit):
     for out in results:
         np.testing.assert_allclose(executor.numpy(out).astype(np.float64), exact, rtol=0.02)
         assert_attention_close(executor.numpy(out), *tiny_problem(logit), scale=1.0)
+
+
+def test_both_on_hopper(executor):
+    if executor.name == "cuda" and executor.xp.cuda.Device().compute_capability != "90":
+        pytest.skip("the GPU is no Hopper")
+
+    def attend(*arrays, **options):
+        given = (executor.array(x) for x in arrays)
+        out, lse = evaluate(*given, config=HOPPER_FWD_CONFIGS[0], return_lse=True, **options)
+        assert_attention_close(executor.numpy(out), *arrays, lse=executor.numpy(lse), **options)
+        return executor.numpy(out).astype(np.float64)
+
+    x = np.full((1, 70, 1, HEAD_DIM), 8000, F16)
+    assert (attend(x, x, np.full_like(x, 3), causal=True) == 3).all()
+    x = np.full((1, 70, 1, HEAD_DIM), 133120, BF16)
+    assert (attend(x, x, np.full_like(x, 3), causal=True) == 3).all()
+    exact = 1e6 * np.exp(-23) / (1 + 1000 * np.exp(-23))
+    np.testing.assert_allclose(attend(*tiny_problem(-23.0), scale=1.0), exact, rtol=0.02)
 
 
 def test_many_tiny_probabilities_in_dv(executor):
