@@ -118,7 +118,7 @@ DECODE = (
     Semantic(
         "attention_decode_reduce.cu",
         "a sink is not among the maxima",
-        r"maximum\(sink, (largest_lse\(.*?\))\);",
+        r"maximum\(sink, (largest_max\(.*?\))\);",
         r"\1;",
     ),
     Semantic("attention_decode_reduce.cu", "the sequence after", r"\[middle\] <= token", "[middle] < token"),

@@ -61,8 +61,8 @@ __device__ __forceinline__ void subtract_from_row(float (&scores)[COL_TILES][4],
 //
 // A score s becomes exp2(s c - m c) with the maximum m and the factor c = scale_log2: one fused multiply-add, from which
 // the rounded product m c is subtracted. It is rounded up, so that no exponent is above 0; but of a product of 10^9 the
-// rounding is 64, and every probability would be 0. Where a product is large, in any row of the warp, the tile takes
-// the differences s - m first, which are exact beside their own size.
+// rounding is 64, and every probability would be 0. A row whose product is large takes the differences s - m first,
+// which are exact beside their own size; a warp without one passes over that.
 template <int COL_TILES>
 __device__ __forceinline__ void softmax_rows(float (&corrections)[2], SoftmaxRow (&rows)[2],
                                              float (&scores)[COL_TILES][4], float scale_log2) {
@@ -90,10 +90,13 @@ __device__ __forceinline__ void softmax_rows(float (&corrections)[2], SoftmaxRow
     if (!NATURAL_LOGITS && __any_sync(0xffffffff, fmaxf(fabsf(shifts[0]), fabsf(shifts[1])) >= LARGE_SHIFT)) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const float reference = rows[half].reference();
+            const bool large = fabsf(shifts[half]) >= LARGE_SHIFT;
+            const float reference = large ? rows[half].reference() : 0.0f;
             subtract_from_row(scores, half, reference);
-            shifts[half] = -LOG2_FACTOR;
-            corrections[half] = (old_max[half] - reference) * scale_log2;
+            if (large) {
+                shifts[half] = -LOG2_FACTOR;
+                corrections[half] = (old_max[half] - reference) * scale_log2;
+            }
         }
     }
 #pragma unroll
@@ -115,11 +118,15 @@ __device__ __forceinline__ void softmax_rows(float (&corrections)[2], SoftmaxRow
     }
 }
 
-// After the last tile: the sum over the quad and without its factor, and a natural maximum. scale and scale_log2: those
-// of the scores.
+// After the last tile: the sum over the quad and without its factor, and a natural maximum. That is what has been
+// subtracted, to the last bit, or it would be missed in lse. scale and scale_log2: those of the scores.
 __device__ __forceinline__ void finish_softmax(SoftmaxRow& row, float scale, float scale_log2) {
+    constexpr float LN_2 = 0.69314718055994530942f;
     row.sum = quad_sum(row.sum) * INVERSE_P_FACTOR;
-    if (!NATURAL_LOGITS) row.max_logit *= scale_log2 == 0.0f ? 1.0f : fabsf(scale);
+    if (NATURAL_LOGITS || row.max_logit == negative_infinity<float>()) return;
+    const float shift = __fmaf_ru(row.max_logit, positive_scale_log2(scale_log2), -float(LOG2_P_FACTOR));
+    const float positive_scale = scale_log2 == 0.0f ? 1.0f : fabsf(scale);
+    row.max_logit = fabsf(shift) < LARGE_SHIFT ? (shift + LOG2_P_FACTOR) * LN_2 : row.max_logit * positive_scale;
 }
 
 // The accumulated output of one row follows its maximum.

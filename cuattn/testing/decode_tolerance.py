@@ -1,7 +1,7 @@
 """When is attention to cached keys right? The rule of :mod:`cuattn.testing.tolerance`, sequence by sequence::
 
     |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + (u_P + u_V) (P |V|) + min((e^r - 1) (P |V|), h) + t |V|
-    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e) + u_acc (4 (1 + |lse|) + sqrt(M)) + c
+    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e + log(f)) + u_acc (4 (1 + |lse|) + sqrt(M)) + c
 
 * ``ref`` is the float64 reference of what the cache holds, exactly: codes times their scales, turned if asked;
 * ``naive`` computes with what a kernel multiplies on chip: codes that a scale per slot has multiplied, and whatever has
@@ -38,6 +38,7 @@ from cuattn.testing.tolerance import (
     assert_within,
     logit_errors,
     oracle_dtype,
+    rounding_of_factor,
     row_error,
     smallest_probability,
     sum_of_kept,
@@ -122,6 +123,7 @@ def _bound(exact: CachedSequence, on_chip: CachedSequence, options: dict[str, An
     logits, error = logit_errors(exact.q, exact.k, u, **of_logits)
     error = error + _rounding_of_logits(exact, options, given) / u
     row = row_error(logits, error, u, sinks=sinks, softcap=softcap) + 2 * math.sqrt(exact.k.shape[1])
+    row = row + rounding_of_factor(given)
     row = u * (row + 4 * (1 + np.abs(np.where(np.isfinite(lse), lse, 0).astype(np.float64))))
 
     magnitudes = np.abs(exact.v).astype(np.float64)

@@ -3,7 +3,7 @@
 An attention output passes when, element by element::
 
     |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + u_P (P |V|) + min((e^r - 1) (P |V|), h) + t (Z |V|)
-    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e)
+    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e + log(f))
 
 * ``ref`` is the float64 reference of the very inputs that the kernel got (``longdouble`` for float64 inputs);
 * ``naive`` is the plain algorithm in the kernel's own precision (:func:`cuattn.reference.attention_naive`);
@@ -14,7 +14,9 @@ An attention output passes when, element by element::
   their magnitudes, that of a softcap included), a sum of M terms loses about ``sqrt(M) u``, and ``e`` is the running
   error bound of the dot product: each of its D additions loses ``u`` of the partial sum so far, which neither a small
   result nor a lucky naive computation makes good again. For float16 and bfloat16 ``r`` is far below the other terms,
-  unless a logit is huge; for float32 and float64 it is what keeps the rule fair when M or N is 1;
+  unless a logit is huge; for float32 and float64 it is what keeps the rule fair when M or N is 1. ``f`` is the factor
+  that P is multiplied with before it is rounded, 2^15 for float16, else 1: it is added to the exponent of a
+  probability, which is then rounded where 15 is;
 * ``h`` is how far out may be away where logits are so large that ``r`` says nothing any more: it stays a mean of the
   values that may count, those of keys within 2 r of the largest logit (:mod:`cuattn.testing.means`). So no 0, no NaN
   and no infinity passes for a mean of other numbers, however large the logits;
@@ -217,10 +219,11 @@ def without_dropout(options: dict[str, Any]) -> dict[str, Any]:
 
 def lse_bound(q: Any, k: Any, **options: Any) -> Array:
     """What lse may be away from the reference, [B, H, N]: the ``r`` of the rule at the top of this file."""
+    factor = rounding_of_factor(decode(to_numpy(q), options.get("fp8_format")).dtype)
     queries, keys, options = _plain(q, k, options)
     u = unit_roundoff(accumulation_dtype(queries.dtype if to_numpy(q).dtype == np.float64 else np.float32))
     error = _logit_error(queries, keys, u, **without_dropout(options))
-    return np.asarray(u * (error + math.sqrt(keys.shape[1])))
+    return np.asarray(u * (error + math.sqrt(keys.shape[1]) + factor))
 
 
 def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Array, Array, Array]:
@@ -254,6 +257,11 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
     # A row with no key, sink or not, is 0 and exactly so: no rounding is involved.
     p_sum = p.sum(axis=-1).swapaxes(1, 2)[..., None]
     return out, np.where(p_sum == 0, 0.0, bound), lse, row
+
+
+def rounding_of_factor(dtype: DTypeLike) -> float:
+    """The ``log(f)`` of the rule, for inputs of `dtype`."""
+    return math.log(P_FACTORS.get(probability_dtype(dtype), 1))
 
 
 def smallest_operand(dtype: DTypeLike) -> float:
