@@ -83,7 +83,7 @@ BACKWARD = (
     Semantic(FMA, "P in the place of dS", r"store_weights\(dp,", "store_weights(scores,"),
     Semantic(FMA, "zero rows are not loaded", r"idx < num_valid \? sizeof\(Element\) : 0", "sizeof(Element)"),
     Semantic("backward_tile.cuh", "delta is dropped", r"-delta\.at\(t, n, i\)\)", "0.0f)"),
-    Semantic("backward_tile.cuh", "delta is dropped", r"INVERSE_P_FACTOR, -delta\.at\(t, n, i\)\)", "INVERSE_P_FACTOR, 0)"),
+    Semantic("backward_tile.cuh", "delta is dropped", r"_FACTOR, -delta\.at\(t, n, i\)\)", "_FACTOR, 0)"),
     Semantic("backward_tile.cuh", "delta is added", r"FACTOR, -delta\.at\(t, n, i\)", "FACTOR, delta.at(t, n, i)"),
     Semantic("backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
     Semantic("backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? own : other", "OWN_KEYS ? other : own"),

@@ -44,7 +44,11 @@ _SINGLE: Mapping[str, Mapping[str, Any]] = {
     },
     "attention_plain": PlainFwdConfig().constants("float16", 0, 0),
     "attention_schedule": {"BLOCK_M": 128, "NUM_THREADS": 1024},
-    "attention_standard": {**PlainFwdConfig().constants("float16", 0, 0), "Probability": "__half", "Element": "__half", "TILE": 16},
+    "attention_standard": {
+        **PlainFwdConfig().constants("float16", 0, 0),
+        **dict.fromkeys(("Probability", "Element"), "__half"),
+        "TILE": 16,
+    },
     "copy_pages": copy.constants(16),
     "padding_plan": {"NUM_THREADS": 256},
     "padding_rows": {"NUM_THREADS": 256},

@@ -214,8 +214,9 @@ def attention_backward_naive(
         return round_to_tf32(p) if precision == "tf32" else round_probabilities(p, given)
 
     with np.errstate(over="ignore"):
-        of_operands = {"operand": operand, "probability": probability}
-        dq, dk, dv, dbias, dsinks = _gradients(*arrays, **of_operands, dlse=dlse, dtype=dtype, **options)
+        dq, dk, dv, dbias, dsinks = _gradients(
+            *arrays, operand=operand, probability=probability, dlse=dlse, dtype=dtype, **options
+        )
         if dbias is not None:
             dbias = dbias.astype(np.asarray(options["bias"]).dtype)
         return Gradients(dq.astype(given), dk.astype(given), dv.astype(given), dbias, dsinks)
