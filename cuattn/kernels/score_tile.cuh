@@ -46,76 +46,61 @@ __device__ __forceinline__ void cap_scores(float (&scores)[ROW_TILES][COL_TILES]
 // 2^-10 at most below.
 constexpr float LARGE_SHIFT = 16384.0f;
 
-// Scores of which the maximum is known become differences from it.
-template <int COL_TILES>
-__device__ __forceinline__ void subtract_from_row(float (&scores)[COL_TILES][4], int half, float reference) {
-#pragma unroll
-    for (int n = 0; n < COL_TILES; n++) {
-        scores[n][2 * half] -= reference;
-        scores[n][2 * half + 1] -= reference;
-    }
-}
-
-// The scores of MMA_M rows become probabilities relative to the running maximum of their row, which the tile may raise,
-// times 2^LOG2_P_FACTOR. `corrections` are the factors for what has been accumulated so far.
+// The scores of one row become probabilities relative to the running maximum, which the tile may raise, times
+// 2^LOG2_P_FACTOR: `half` says which elements of an accumulator belong to the row. Returns the factor for what has been
+// accumulated so far.
 //
 // A score s becomes exp2(s c - m c) with the maximum m and the factor c = scale_log2: one fused multiply-add, from which
 // the rounded product m c is subtracted. It is rounded up, so that no exponent is above 0; but of a product of 10^9 the
 // rounding is 64, and every probability would be 0. A row whose product is large takes the differences s - m first,
 // which are exact beside their own size; a warp without one passes over that.
 template <int COL_TILES>
-__device__ __forceinline__ void softmax_rows(float (&corrections)[2], SoftmaxRow (&rows)[2],
-                                             float (&scores)[COL_TILES][4], float scale_log2) {
+__device__ __forceinline__ float softmax_row(SoftmaxRow& row, float (&scores)[COL_TILES][4], int half,
+                                             float scale_log2) {
     constexpr float LOG2_FACTOR = LOG2_P_FACTOR;
-    float old_max[2], shifts[2];
+    float tile_max = negative_infinity<float>();
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        SoftmaxRow& row = rows[half];
-        float tile_max = negative_infinity<float>();
-#pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
-            tile_max = fmaxf(tile_max, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-        }
-        tile_max = quad_max(tile_max);
-        if (NATURAL_LOGITS) {
-            corrections[half] = row.raise_max(tile_max);
-            shifts[half] = row.reference();
-        } else {
-            old_max[half] = row.max_logit;
-            row.max_logit = fmaxf(row.max_logit, tile_max);
-            shifts[half] = __fmaf_ru(row.reference(), scale_log2, -LOG2_FACTOR);
-            corrections[half] = __fmaf_ru(old_max[half], scale_log2, -LOG2_FACTOR) - shifts[half];
-        }
+    for (int n = 0; n < COL_TILES; n++) {
+        tile_max = fmaxf(tile_max, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
     }
-    if (!NATURAL_LOGITS && __any_sync(0xffffffff, fmaxf(fabsf(shifts[0]), fabsf(shifts[1])) >= LARGE_SHIFT)) {
+    tile_max = quad_max(tile_max);
+    float shift, correction;
+    if (NATURAL_LOGITS) {
+        correction = row.raise_max(tile_max);
+        shift = row.reference();
+    } else {
+        const float old_max = row.max_logit;
+        row.max_logit = fmaxf(row.max_logit, tile_max);
+        shift = __fmaf_ru(row.reference(), scale_log2, -LOG2_FACTOR);
+        correction = __fmaf_ru(old_max, scale_log2, -LOG2_FACTOR) - shift;
+        const bool large = fabsf(shift) >= LARGE_SHIFT;
+        if (__any_sync(0xffffffff, large)) {
+            const float reference = large ? row.reference() : 0.0f;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const bool large = fabsf(shifts[half]) >= LARGE_SHIFT;
-            const float reference = large ? rows[half].reference() : 0.0f;
-            subtract_from_row(scores, half, reference);
+            for (int n = 0; n < COL_TILES; n++) {
+                scores[n][2 * half] -= reference;
+                scores[n][2 * half + 1] -= reference;
+            }
             if (large) {
-                shifts[half] = -LOG2_FACTOR;
-                corrections[half] = (old_max[half] - reference) * scale_log2;
+                shift = -LOG2_FACTOR;
+                correction = (old_max - reference) * scale_log2;
             }
         }
     }
+    correction = exp2_approx(correction);
+    row.sum *= correction;  // of this lane's columns only: summed over the quad after the last tile
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        SoftmaxRow& row = rows[half];
-        corrections[half] = exp2_approx(corrections[half]);
-        row.sum *= corrections[half];  // of this lane's columns only: summed over the quad after the last tile
+    for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-            for (int i = 2 * half; i < 2 * half + 2; i++) {
-                float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[n][i] - shifts[half])
-                                                : fmaf(scores[n][i], scale_log2, -shifts[half]);
-                if (NATURAL_LOGITS && LOG2_P_FACTOR != 0) exponent += LOG2_FACTOR;
-                scores[n][i] = exp2_approx(exponent);
-                row.sum += scores[n][i];
-            }
+        for (int i = 2 * half; i < 2 * half + 2; i++) {
+            float exponent = NATURAL_LOGITS ? SoftmaxRow::exponent(scores[n][i] - shift)
+                                            : fmaf(scores[n][i], scale_log2, -shift);
+            if (NATURAL_LOGITS && LOG2_P_FACTOR != 0) exponent += LOG2_FACTOR;
+            scores[n][i] = exp2_approx(exponent);
+            row.sum += scores[n][i];
         }
     }
+    return correction;
 }
 
 // After the last tile: the sum over the quad and without its factor, and a natural maximum. That is what has been
@@ -146,10 +131,10 @@ __device__ __forceinline__ void softmax_step(float (&acc_out)[ROW_TILES][OUT_TIL
                                              float (&scores)[ROW_TILES][COL_TILES][4], float scale_log2) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
-        float corrections[2];
-        softmax_rows(corrections, rows[t], scores[t], scale_log2);
 #pragma unroll
-        for (int half = 0; half < 2; half++) rescale_row(acc_out[t], half, corrections[half]);
+        for (int half = 0; half < 2; half++) {
+            rescale_row(acc_out[t], half, softmax_row(rows[t][half], scores[t], half, scale_log2));
+        }
     }
 }
 

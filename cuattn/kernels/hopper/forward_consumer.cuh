@@ -204,7 +204,10 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
     };
     auto exponentiate = [&](int key_tile, bool masked) {
         score_logits(scores, params, scales, options, key_tile * BLOCK_N, masked);
-        softmax_rows(corrections, state.rows[0], scores[0], scale_log2);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            corrections[half] = softmax_row(state.rows[0][half], scores[0], half, scale_log2);
+        }
     };
 
     int key_tile = tile.key_end - 1;
