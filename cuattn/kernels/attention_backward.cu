@@ -315,6 +315,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         Element* g_rows = g_dv + block.batch_idx * params.dv.batch + block.head_idx * params.dv.head +
                           own_row * params.dv.seq;
         store_gradient<HEAD_DIM_V>(g_rows, params.dv.seq, smem.own_v[warp_idx * WARP_ROWS], acc_v,
-                                   params.keep_scale * INVERSE_P_FACTOR, num_own - warp_row, params.head_dim_v, lane_idx);
+                                   params.keep_scale * INVERSE_P_FACTOR, num_own - warp_row, params.head_dim_v,
+                                   lane_idx);
     }
 }

@@ -10,7 +10,8 @@
 // x = (head * row tiles + row tile) * column tiles + column tile, where head = batch_idx * num_heads + head_idx.
 // Of the softmax: x = rows / NUM_WARPS, one warp a row. Head h reads key/value head h / heads_per_kv_head.
 //
-// Constants: Storage (of q, k, v), Probability (and the same as Element), Output, BiasElement, Accumulator; TILE, NUM_WARPS;
+// Constants: Storage (of q, k, v), Probability (Element is the same), Output, BiasElement, Accumulator; TILE,
+// NUM_WARPS;
 // BOUND_LEFT, BOUND_RIGHT, SOFTCAP, ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is
 // skipped at run time.
 #include "elements.cuh"

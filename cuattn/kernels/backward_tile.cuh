@@ -180,8 +180,8 @@ __device__ __forceinline__ void probabilities_from_logits(Tile& scores, const Qu
 }
 
 // 0 where query and key do not see each other by their positions, and for keys that do not exist: they are rows of
-// zeros, whose probabilities e^(0 - lse) have no bound. (A query that does not exist has lse +inf.) `band` is that of the
-// owned side, of num_own rows.
+// zeros, whose probabilities e^(0 - lse) have no bound. (A query that does not exist has lse +inf.) `band` is that of
+// the owned side, of num_own rows.
 template <typename Band>
 __device__ __forceinline__ void hide_outside_band(Tile& probabilities, const Band& band, TilePosition lane,
                                                   int num_own) {

@@ -75,7 +75,8 @@ __device__ __forceinline__ double multiply(double a, double b) { return __dmul_r
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
 
-// The largest maximum of the parts first, first + step, ...; -inf for none. NaN is left out, and found again in the sum.
+// The largest maximum of the parts first, first + step, ...; -inf for none. NaN is left out, and found again in the
+// sum.
 template <typename State>
 __device__ __forceinline__ Accumulator largest_max(const Parts<State>& parts, unsigned first, unsigned step) {
     Accumulator row_max = -infinity();

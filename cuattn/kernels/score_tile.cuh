@@ -50,8 +50,8 @@ constexpr float LARGE_SHIFT = 16384.0f;
 // 2^LOG2_P_FACTOR: `half` says which elements of an accumulator belong to the row. Returns the factor for what has been
 // accumulated so far.
 //
-// A score s becomes exp2(s c - m c) with the maximum m and the factor c = scale_log2: one fused multiply-add, from which
-// the rounded product m c is subtracted. It is rounded up, so that no exponent is above 0; but of a product of 10^9 the
+// A score s becomes exp2(s c - m c) with the maximum m and the factor c = scale_log2: one fused multiply-add, from
+// which the rounded product m c is subtracted. It is rounded up, so that no exponent is above 0; but of 10^9 the
 // rounding is 64, and every probability would be 0. A row whose product is large takes the differences s - m first,
 // which are exact beside their own size; a warp without one passes over that.
 template <int COL_TILES>
