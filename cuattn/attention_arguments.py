@@ -13,9 +13,10 @@ import ml_dtypes
 import numpy as np
 
 from cuattn.attention_options import Options, check_options
-from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM, STORAGE_8BIT
+from cuattn.config import DTYPES, ELEMENTS, STORAGE_8BIT
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import as_float
 

@@ -55,7 +55,7 @@ def rope(
     ----------
     x : array [batch, seqlen, heads, head_dim] or [tokens, heads, head_dim]; float16, bfloat16, float32 or float64
         NumPy arrays run on the host executor, CuPy arrays on the GPU. Any strides; an array whose last axis is not
-        contiguous is copied. Head dims are 1 to 256.
+        contiguous is copied. Head dims are 1 to 512.
     positions : integers [batch, seqlen], [seqlen] or [tokens]
         Of any sign and size; a list, a NumPy array, or an int32 or int64 array on the device of ``x``. Without tables,
         cosines and sines are off by less than 3 roundings of float32 (float64 for float64) at every position from
@@ -87,7 +87,7 @@ def rope(
     DTypeError
         A dtype that is not in the list, or an ``out`` of another dtype.
     ShapeError
-        Shapes that do not fit each other, or a head dim outside of 1 to 256.
+        Shapes that do not fit each other, or a head dim outside of 1 to 512.
     ArgumentError
         ``rotary_dim`` odd, below 2 or above the head dim; a ``base`` below 1 or not finite, or one beside tables; only
         one of ``cos`` and ``sin``; a position that the tables do not hold.

@@ -17,9 +17,9 @@ import numpy as np
 from cuattn import environment, rows
 from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.compile import Constant
-from cuattn.config import MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, on_elements, overlaps_itself
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import as_float
 from cuattn.softmax_config import ELEMENT_TYPES

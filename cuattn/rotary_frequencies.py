@@ -50,7 +50,7 @@ def rope_frequencies(
 
     Parameters
     ----------
-    rotary_dim : int, even, 2 to 256
+    rotary_dim : int, even, 2 to 512
     max_seqlen : int
         Positions 0 to max_seqlen - 1 are in the tables.
     base : float, at least 1

@@ -57,7 +57,7 @@ class PagedKVCache:
     page_size : int
         Slots of a page: tokens of one sequence.
     num_layers, num_kv_heads, head_dim : int
-        Of the model. Head dims are 1 to 256.
+        Of the model. Head dims are 1 to 512.
     dtype : float16, bfloat16, float32 or float64
         Of the keys and values that `Step.append` gets, and of what is stored if there is no ``kv_format``.
     head_dim_v : int, optional

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.config import ELEMENTS, MAX_HEAD_DIM
+from cuattn.config import ELEMENTS
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
 from cuattn.launch import executor_for
 

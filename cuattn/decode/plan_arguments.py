@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.attention_arguments import MAX_EXTENT
-from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
+from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
 from cuattn.launch import Executor, executor_for
 from cuattn.packed import check_cu_seqlens

@@ -10,10 +10,11 @@ import numpy as np
 
 from cuattn import rotary_arguments
 from cuattn.attention_arguments import operand
-from cuattn.config import DTYPES, MAX_HEAD_DIM
+from cuattn.config import DTYPES
 from cuattn.decode.scales import is_per_slot
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import byte_bounds, on_elements, overlaps_itself, share_elements
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KVFormat, resolve
 from cuattn.launch import Executor, executor_for
 from cuattn.paging.scales import Scale, check_block_scales, check_scale

@@ -167,7 +167,7 @@ def test_steps_in_the_wrong_order(executor):
         ({"max_seqlen": True}, errors.ArgumentError, "max_seqlen is True"),
         ({"num_layers": 1.0}, errors.ArgumentError, r"num_layers is 1\.0"),
         ({"num_kv_heads": -1}, errors.ArgumentError, "num_kv_heads is -1"),
-        ({"head_dim": 257}, errors.ArgumentError, "head_dim is 257"),
+        ({"head_dim": 513}, errors.ArgumentError, "head_dim is 513"),
         ({"dtype": "int8"}, errors.DTypeError, "dtype is int8"),
         ({"kv_format": "fp5"}, errors.ArgumentError, "kv_format is 'fp5'"),
         ({"k_scale": 1.0}, errors.ArgumentError, "k_scale was given; kv_format float32 has no scales"),

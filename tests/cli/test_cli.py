@@ -193,7 +193,7 @@ def test_a_failing_suite_gives_its_reason_and_exit_code_1(run: Run, monkeypatch:
         (["run", "speed"], "'speed' is not one of 'smoke', 'attention'"),
         (["run", "--dtype", "int8"], "'int8' is not one of 'float16'"),
         (["run", "--seqlen", "0"], "0 is not in the range"),
-        (["run", "--head-dim", "257"], "257 is not in the range"),
+        (["run", "--head-dim", "513"], "513 is not in the range"),
         (["run", "--budget", "0"], "0.0 is not in the range"),
         (["run", "--seed", "-1"], "-1 is not in the range"),
         (["run", "--executor", "tpu"], "'tpu' is not one of 'auto', 'host', 'cuda'"),

@@ -197,7 +197,7 @@ def test_ntk_needs_two_pairs():
         cuattn.rope_frequencies(2, 4, scaling="ntk", factor=2)
 
 
-@pytest.mark.parametrize("rotary_dim", [0, 3, 258, 8.0, None])
+@pytest.mark.parametrize("rotary_dim", [0, 3, 514, 8.0, None])
 def test_bad_rotary_dim(rotary_dim):
     with pytest.raises(errors.ArgumentError, match="rotary_dim is"):
         cuattn.rope_frequencies(rotary_dim, 4)
