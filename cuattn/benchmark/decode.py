@@ -40,7 +40,8 @@ def decode_cases(executor: str, options: Options) -> list[DecodeCase]:
             if batch * context * kv_heads <= 2**24
         ]
         formats = ("e4m3fn", "int8", "nvfp4", "mxfp4")
-        return cases + [DecodeCase(16, 8192, 32, 8, 128, dtype, kv_format=name) for name in formats]
+        cases += [DecodeCase(16, 8192, 32, 8, 128, dtype, kv_format=name) for name in formats]
+        return [*cases, DecodeCase(16, 8192, 8, 1, 512, dtype)]
     dtype = (options.dtypes or ("float16",))[0]
     context = (options.seqlens or (HOST_CONTEXT,))[0]
     head_dim = (options.head_dims or (64,))[0]
@@ -50,6 +51,7 @@ def decode_cases(executor: str, options: Options) -> list[DecodeCase]:
         DecodeCase(2, context, 8, 2, head_dim, dtype, seqlen_q=4),
         DecodeCase(2, context, 8, 2, head_dim, "float32"),
         *(DecodeCase(2, context, 8, 2, head_dim, dtype, kv_format=name) for name in ("e4m3fn", "int8", "nvfp4")),
+        DecodeCase(2, context, 8, 1, 512, dtype),
     ]
 
 
