@@ -1,0 +1,1 @@
+"""Long tests of how the package behaves when it is used wrongly or interrupted; the suite runs a little of each."""
