@@ -6,7 +6,6 @@ variable-length inputs", 2022 (arXiv:2210.03052).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,10 @@ import numpy as np
 from cuattn import environment, rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import byte_bounds
-from cuattn.launch import Executor, executor_for
+from cuattn.launch import Executor, executor_for, executor_of_module
 from cuattn.padding_rows import NUM_THREADS, Movement, fold
 from cuattn.padding_scan import scan
+from cuattn.scalars import MAX_EXTENT, integer
 
 __all__ = ["PaddingPlan", "padding_plan", "remove_padding", "restore_padding"]
 
@@ -115,13 +115,13 @@ def padding_plan(
     ([0, 1, 7, 8], [0, 2, 2, 4])
     """
     executor = executor_for(mask=mask)
-    mask = executor.asarray(mask)
+    mask = executor.asarray("mask", mask)
     _check_mask(mask)
     batch, seqlen = mask.shape
     num_tokens = _check_count("num_tokens", num_tokens, batch * seqlen)
     max_seqlen = _check_count("max_seqlen", max_seqlen, seqlen)
     if array_module is not None:
-        target = _executor_of(array_module)
+        target = executor_of_module(array_module)
         if target.name == "host" and executor.name != "host":
             raise ArrayTypeError("array_module is numpy and mask a CuPy array: copy the mask with cupy.asnumpy first")
         if target.name != executor.name:
@@ -260,15 +260,7 @@ def _check_mask(mask: Any) -> None:
 
 
 def _check_count(name: str, count: Any, most: int) -> int | None:
-    if count is None:
-        return None
-    try:
-        number = operator.index(count)
-    except TypeError:
-        number = -1
-    if isinstance(count, bool | np.bool_) or not 0 <= number <= most:
-        raise ArgumentError(f"{name} is {count!r}; integers from 0 to {most} are allowed for this mask")
-    return number
+    return None if count is None else integer(name, count, 0, most, optional=True)
 
 
 def _counted(lengths: np.ndarray, num_tokens: int | None, max_seqlen: int | None) -> tuple[int, int]:
@@ -279,13 +271,6 @@ def _counted(lengths: np.ndarray, num_tokens: int | None, max_seqlen: int | None
     if max_seqlen is not None and max_seqlen < longest:
         raise ArgumentError(f"max_seqlen is {max_seqlen}; the mask has a sequence of {longest} tokens")
     return total, longest if max_seqlen is None else max_seqlen
-
-
-def _executor_of(array_module: Any) -> Executor:
-    name = getattr(array_module, "__name__", None)
-    if name not in ("numpy", "cupy"):
-        raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
-    return executor_for(array_module=array_module.empty(0, np.uint8))
 
 
 def _on_host(executor: Executor, x: Any) -> np.ndarray:
@@ -301,18 +286,21 @@ def _arguments(x: Any, plan: Any, out: Any) -> tuple[Executor, Any, Any, Any, An
     if not isinstance(plan, PaddingPlan):
         raise ArrayTypeError(f"plan: {type(plan).__name__}; a PaddingPlan is needed, from padding_plan()")
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
+    num_tokens, batch, seqlen = (
+        integer(f"plan: {name}", getattr(plan, name), 0, MAX_EXTENT) for name in ("num_tokens", "batch", "seqlen")
+    )
     lists = {"plan.indices": plan.indices, "plan.padding": plan.padding}
     if not all(isinstance(slots, np.ndarray) for slots in lists.values()):
         executor_for(x=x, **lists)  # raises unless all are on one device; NumPy ones are copied there
-    padding_slots = plan.batch * plan.seqlen - plan.num_tokens
-    for (name, slots), length in zip(lists.items(), (plan.num_tokens, padding_slots), strict=True):
+    padding_slots = batch * seqlen - num_tokens
+    for (name, slots), length in zip(lists.items(), (num_tokens, padding_slots), strict=True):
         if slots.shape != (length,) or slots.dtype != np.int32 or not slots.flags.c_contiguous:
             raise ShapeError(f"{name} is {slots.dtype} {slots.shape}; contiguous int32 ({length},) is needed: {plan!r}")
-    x = executor.asarray(x)
+    x = executor.asarray("x", x)
     if x.dtype.itemsize not in ITEMSIZES or x.dtype.hasobject:
         raise DTypeError(f"x has dtype {x.dtype}; elements of {', '.join(map(str, ITEMSIZES))} bytes are allowed")
     indices, padding = (executor.put(slots, np.int32) for slots in lists.values())
-    return executor, x, indices, padding, None if out is None else executor.asarray(out)
+    return executor, x, indices, padding, None if out is None else executor.asarray("out", out)
 
 
 def _result(executor: Executor, x: Any, out: Any, shape: tuple[int, ...], *plan: Any) -> Any:

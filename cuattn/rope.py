@@ -13,10 +13,11 @@ import numpy as np
 from cuattn import rotary_arguments as arguments
 from cuattn import rows
 from cuattn.attention_arguments import Operand, operand
-from cuattn.errors import ArgumentError, ShapeError
+from cuattn.errors import ShapeError
 from cuattn.extents import address
 from cuattn.launch import MAX_GRID, Executor, executor_for
 from cuattn.rotary_arguments import DEFAULT_BASE, NUM_THREADS, Angles, Positions, Rotary
+from cuattn.scalars import check_flag
 
 __all__ = ["Rotary", "rope"]
 
@@ -115,15 +116,14 @@ def evaluate(
     x: Any, positions: Any, rotary: Rotary, *, inverse: bool = False, out: Any = None, look: bool = True
 ) -> Any:
     """Validate, allocate, launch. Without ``look``, positions that the host sees go unchecked, as a device's do."""
-    if not isinstance(inverse, bool | np.bool_):
-        raise ArgumentError(f"inverse is {inverse!r}; True or False is allowed")
+    inverse = check_flag("inverse", inverse)
     executor = executor_for(
         x=x,
         **rotary.arrays,
         **({} if out is None else {"out": out}),
-        **({"positions": positions} if arguments.on_device(positions) else {}),
+        **({"positions": positions} if arguments.on_device("positions", positions) else {}),
     )
-    x = executor.asarray(x)
+    x = executor.asarray("x", x)
     if x.ndim not in (3, 4):
         raise ShapeError(
             f"x has shape {tuple(x.shape)}, rank {x.ndim}; [batch, seqlen, heads, head_dim] or [tokens, heads, "
@@ -133,7 +133,7 @@ def evaluate(
     angles = arguments.resolve(executor, rotary, x.shape[-1], x.dtype)
     places = arguments.check_positions(executor, positions, tuple(x.shape[:-2]), angles, look=look)
     if out is not None:
-        out = executor.asarray(out)
+        out = executor.asarray("out", out)
         inputs = {"positions": places.array, "cos": angles.cos, "sin": angles.sin}
         if x.shape != out.shape or not arguments.same_memory(x, out):
             inputs["x"] = x

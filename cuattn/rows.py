@@ -7,7 +7,6 @@ folds the outer axes of an array of any rank into that, and copies the rare arra
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
+from cuattn.errors import ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor
+from cuattn.scalars import MAX_EXTENT, integer
 from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
 
-MAX_EXTENT = 2**31 - 1
 MAX_OUTER_DIMS = 4
 MIN_ADJACENT_ROWS = 8  # fewer neighbouring rows than this do not pay for giving each lane a row
 
@@ -158,17 +157,9 @@ def check_extents(name: str, shape: Sequence[int]) -> None:
 
 def check_axis(axis: Any, ndim: int) -> int:
     """``axis`` as a number from 0 to ``ndim`` - 1."""
-    if isinstance(axis, bool | np.bool_):
-        raise ArgumentError(f"axis is {axis!r}; an integer is allowed")
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        raise ArgumentError(f"axis is {axis!r}; an integer is allowed") from None
     if ndim == 0:
         raise ShapeError("x: an array of rank 0 has no axis; a rank of at least 1 is allowed")
-    if not -ndim <= index < ndim:
-        raise ArgumentError(f"axis is {index}; {-ndim} to {ndim - 1} are allowed for an array of rank {ndim}")
-    return index % ndim
+    return integer("axis", axis, -ndim, ndim - 1) % ndim
 
 
 def check_out(x: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> None:

@@ -133,7 +133,7 @@ def _check(
         if x is not None:
             arrays[name] = x
     executor = executor_for(**arrays)
-    arrays = {name: executor.asarray(x) for name, x in arrays.items()}
+    arrays = {name: executor.asarray(name, x) for name, x in arrays.items()}
     for name in ("q", "k", "v"):
         if arrays[name].dtype not in DTYPES:
             dtype, allowed = arrays[name].dtype, ", ".join(ELEMENTS)

@@ -21,7 +21,6 @@ from cuattn.caches.sequence import (
     check_sequence,
     check_sequences,
     count_list,
-    is_integer,
     new_tokens,
     token_list,
 )
@@ -29,7 +28,9 @@ from cuattn.caches.statistics import CacheStats, collect
 from cuattn.caches.step import Step, block_tables
 from cuattn.caches.storage import PageStorage, check_format, check_scales
 from cuattn.caches.swap import swap_in, swap_out
-from cuattn.errors import ArgumentError, ArrayTypeError
+from cuattn.errors import ArgumentError
+from cuattn.launch import executor_of_module
+from cuattn.scalars import MAX_EXTENT, check_flag, integer
 
 __all__ = ["PagedKVCache"]
 
@@ -134,17 +135,14 @@ class PagedKVCache:
         array_module: Any = np,
         prefix_caching: bool = False,
     ) -> None:
-        self.num_pages = _positive("num_pages", num_pages)
-        self.page_size = _positive("page_size", page_size)
-        self.num_layers = _positive("num_layers", num_layers)
-        self.num_kv_heads = _positive("num_kv_heads", num_kv_heads)
-        self.head_dim = _positive("head_dim", head_dim)
-        self.head_dim_v = self.head_dim if head_dim_v is None else _positive("head_dim_v", head_dim_v)
-        if not isinstance(prefix_caching, bool | np.bool_):
-            raise ArgumentError(f"prefix_caching is {prefix_caching!r}; allowed are False and True")
-        self.prefix_caching = bool(prefix_caching)
-        if getattr(array_module, "__name__", None) not in ("numpy", "cupy"):
-            raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
+        self.num_pages = integer("num_pages", num_pages, 1, MAX_EXTENT)
+        self.page_size = integer("page_size", page_size, 1, MAX_EXTENT)
+        self.num_layers = integer("num_layers", num_layers, 1, MAX_EXTENT)
+        self.num_kv_heads = integer("num_kv_heads", num_kv_heads, 1, MAX_EXTENT)
+        self.head_dim = integer("head_dim", head_dim, 1, MAX_EXTENT)
+        self.head_dim_v = self.head_dim if head_dim_v is None else integer("head_dim_v", head_dim_v, 1, MAX_EXTENT)
+        self.prefix_caching = check_flag("prefix_caching", prefix_caching)
+        executor_of_module(array_module)
         format_row = check_format(dtype, kv_format, {"head_dim": self.head_dim, "head_dim_v": self.head_dim_v})
         self._storage = PageStorage(
             array_module,
@@ -182,9 +180,7 @@ class PagedKVCache:
         ``k_pages`` and ``v_pages`` are views [num_pages, page_size, kv_heads, head_dim]; with them come ``kv_format``
         and the scales, if there are any.
         """
-        if not is_integer(layer) or not 0 <= layer < self.num_layers:
-            raise ArgumentError(f"layer is {layer!r}; 0 to {self.num_layers - 1} are allowed")
-        return dict(self._storage.layers[layer])
+        return dict(self._storage.layers[integer("layer", layer, 0, self.num_layers - 1)])
 
     def block_tables(self, seqs: Iterable[Sequence]) -> tuple[np.ndarray, np.ndarray]:
         """The page tables, int32 [B, max_pages] with -1 behind the last page, and the lengths, int32 [B]."""
@@ -305,7 +301,7 @@ class PagedKVCache:
         """
         with self._lock:
             check_sequence(self, "seq", seq)
-            length = count_list([length], 1, "length", most=seq._length)[0]
+            length = integer("length", length, 0, seq._length)
             num_pages = -(-length // self.page_size)
             self._pool.release_all(seq._pages[num_pages:])
             del seq._pages[num_pages:], seq._tokens[length:]
@@ -388,9 +384,3 @@ class PagedKVCache:
         for seq in step.sequences:
             seq._step, seq._num_reserved = None, 0
         step.is_open = False
-
-
-def _positive(name: str, value: Any) -> int:
-    if not is_integer(value) or not 1 <= value < 2**31:
-        raise ArgumentError(f"{name} is {value!r}; integers from 1 to {2**31 - 1} are allowed")
-    return int(value)

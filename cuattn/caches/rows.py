@@ -8,13 +8,13 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from cuattn.caches.prefix import Node
 from cuattn.caches.sequence import Sequence, check_sequence, check_sequences, count_list, new_tokens, token_list
 from cuattn.caches.step import Step
 from cuattn.caches.storage import PageStorage, check_format, check_scales
-from cuattn.errors import ArgumentError, ArrayTypeError, CacheFullError
+from cuattn.errors import CacheFullError
+from cuattn.launch import executor_of_module
+from cuattn.scalars import MAX_EXTENT, integer
 
 __all__ = ["RowCache", "RowSequence", "RowStats"]
 
@@ -115,8 +115,7 @@ class RowCache(ABC):
         self.head_dim_v = self.head_dim if head_dim_v is None else check_number("head_dim_v", head_dim_v)
         self.page_size = page_size
         num_pages = check_number("the number of slots of all sequences", self.batch * pages_per_row)
-        if getattr(array_module, "__name__", None) not in ("numpy", "cupy"):
-            raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
+        executor_of_module(array_module)
         format_row = check_format(dtype, kv_format, {"head_dim": self.head_dim, "head_dim_v": self.head_dim_v})
         self._storage = PageStorage(
             array_module,
@@ -216,7 +215,7 @@ class RowCache(ABC):
         """
         with self._lock:
             check_sequence(self, "seq", seq)  # type: ignore[arg-type]
-            self._truncate(seq, count_list([length], 1, "length", most=seq._length)[0])
+            self._truncate(seq, integer("length", length, 0, seq._length))
 
     def reset(self, seq: RowSequence) -> None:
         """Forget all tokens of a sequence. Raises as `truncate`."""
@@ -289,8 +288,6 @@ class RowCache(ABC):
         step.is_open = False
 
 
-def check_number(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+def check_number(name: str, value: Any, least: int = 1, most: int = MAX_EXTENT) -> int:
     """``value`` as an int from ``least`` to ``most``, by default one that can count slots; raises `ArgumentError`."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value <= most:
-        raise ArgumentError(f"{name} is {value!r}; integers from {least} to {most} are allowed")
-    return int(value)
+    return integer(name, value, least, most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,14 @@ import numpy as np
 
 from cuattn.caches.prefix import Node
 from cuattn.errors import ArgumentError, ArrayTypeError, SequenceError
+from cuattn.places import check_size
+from cuattn.scalars import integer, is_integer, shown
 
 if TYPE_CHECKING:
     from cuattn.caches.paged import PagedKVCache
     from cuattn.caches.step import Step
 
-__all__ = ["Sequence", "check_sequence", "check_sequences", "count_list", "is_integer", "new_tokens", "token_list"]
+__all__ = ["Sequence", "check_sequence", "check_sequences", "count_list", "new_tokens", "token_list"]
 
 
 class Sequence:
@@ -101,17 +104,13 @@ def check_sequences(
 def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**31 - 1) -> list[int]:
     """``batch`` numbers from 0 to ``most``, of a list or of one number for all."""
     if is_integer(counts):
-        given = [counts] * batch
-    elif isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1):
-        given = list(counts)
-    else:
-        raise ArgumentError(f"{name} is {counts!r}; an integer or a list of {batch} is needed")
-    if len(given) != batch:
-        raise ArgumentError(f"{name} has {len(given)} numbers for {batch} sequences")
-    for count in given:
-        if not is_integer(count) or not 0 <= count <= most:
-            raise ArgumentError(f"{name} holds {count!r}; integers from 0 to {most} are allowed")
-    return [int(count) for count in given]
+        return [integer(name, counts, 0, most)] * batch
+    masked = isinstance(counts, np.ma.MaskedArray)
+    if masked or not (isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1)):
+        raise ArgumentError(f"{name} is {shown(counts)}; an integer or a list of {batch} is needed")
+    if len(counts) != batch:
+        raise ArgumentError(f"{name} has {len(counts)} numbers for {batch} sequences")
+    return [integer(f"{name}[{i}]", count, 0, most) for i, count in enumerate(counts)]
 
 
 def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[list[int]]:
@@ -147,16 +146,13 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
 def token_list(name: str, tokens: Any) -> list[int]:
     """Tokens as a list of Python integers; `ArrayTypeError` or `ArgumentError` for anything else."""
     if isinstance(tokens, np.ndarray):
-        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise ArgumentError(f"{name} is {tokens.dtype} {list(tokens.shape)}; integers [n] are needed")
-    elif not isinstance(tokens, list | tuple | range | array):
+        masked = isinstance(tokens, np.ma.MaskedArray)
+        if masked or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise ArgumentError(f"{name} is {shown(tokens)}; integers [n] are needed")
+        return check_size(name, tokens).tolist()
+    if not isinstance(tokens, list | tuple | range | array):
         raise ArrayTypeError(f"{name}: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
     for token in tokens:
         if not is_integer(token):
-            raise ArgumentError(f"{name} holds {token!r}; integers are needed")
-    return [int(token) for token in tokens]
-
-
-def is_integer(x: Any) -> bool:
-    """Whether ``x`` is one integer in host memory, and no bool."""
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+            raise ArgumentError(f"{name} holds {shown(token)}; integers are needed")
+    return [operator.index(token) for token in tokens]

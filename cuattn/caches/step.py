@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuattn.caches.reservation import Reservation
-from cuattn.caches.sequence import Sequence, is_integer
-from cuattn.errors import ArgumentError, ShapeError, StepError
+from cuattn.caches.sequence import Sequence
+from cuattn.errors import ShapeError, StepError
+from cuattn.scalars import integer
 
 if TYPE_CHECKING:
     from cuattn.caches.paged import PagedKVCache
@@ -227,9 +228,7 @@ class Step:
 
     def _check(self, layer: Any) -> int:
         self._check_open()
-        if not is_integer(layer) or not 0 <= layer < self._cache.num_layers:
-            raise ArgumentError(f"layer is {layer!r}; 0 to {self._cache.num_layers - 1} are allowed")
-        return int(layer)
+        return integer("layer", layer, 0, self._cache.num_layers - 1)
 
     def _check_rows(self, name: str, x: Any) -> None:
         shape = getattr(x, "shape", None)

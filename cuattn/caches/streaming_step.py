@@ -107,10 +107,10 @@ class StreamingStep(Step):
 
     def _attend_batch(self, q: Any, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
         executor, out = self._streaming._storage.executor, options.pop("out", None)
-        q = executor.asarray(q)
+        q = executor.asarray("q", q)
         shape = *q.shape[:3], self._streaming.head_dim_v
         if out is not None:
-            out = executor.asarray(out)
+            out = executor.asarray("out", out)
             check_out("out", out, shape, q.dtype)
         with executor.on_device():
             result = self._attend_packed(q.reshape(self.num_tokens, *q.shape[2:]), arrays, options)

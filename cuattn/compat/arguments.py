@@ -80,7 +80,7 @@ def results(result: Any, return_attn_probs: bool) -> Any:
 
 def unpack(name: str, packed: Any, layout: str, axis: int, count: int, **others: Any) -> list[Any]:
     """The ``count`` arrays that ``packed`` holds along ``axis``, as views. ``others`` must be of the same kind."""
-    packed = executor_for(**others, **{name: packed}).asarray(packed)
+    packed = executor_for(**others, **{name: packed}).asarray(name, packed)
     rank = layout.count(",") + 1
     if packed.ndim != rank or packed.shape[axis] != count:
         raise ShapeError(f"{name} has shape {tuple(packed.shape)}; {layout} is needed")

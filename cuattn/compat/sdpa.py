@@ -97,7 +97,7 @@ def scaled_dot_product_attention(
             raise ArgumentError("attn_mask is given and is_causal is True; give one: the mask can hold the diagonal")
         arrays["attn_mask"] = attn_mask
     executor = executor_for(**arrays)
-    arrays = {name: executor.asarray(x) for name, x in arrays.items()}
+    arrays = {name: executor.asarray(name, x) for name, x in arrays.items()}
     query, key, value = arrays["query"], arrays["key"], arrays["value"]
     batch, heads, kv_heads = _leading_axes(query, key, value, enable_gqa)
     options = dropout_options(dropout_p, dropout_seed, dropout_offset)

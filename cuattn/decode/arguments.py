@@ -147,7 +147,7 @@ def _check(
             raise ArgumentError(f"rope is {rope!r}; a cuattn.Rotary or None is allowed")
         given |= rope.arrays
     executor = executor_for(**given)
-    q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
+    q, k, v = executor.asarray("q", q), executor.asarray(names.k, k), executor.asarray(names.v, v)
     shapes.check_ranks(names, q, k, v)
     row = shapes.check_dtypes(names, q, k, v, kv_format)
     paged, packed = names is not CONTIGUOUS, names is PACKED
@@ -221,12 +221,12 @@ def _check(
     if out is not None or workspace is not None:
         inputs = _memory(names, problem)
         if out is not None:
-            problem.out = executor.asarray(out)
+            problem.out = executor.asarray("out", out)
             attention_arguments.check_out("out", problem.out, extents.out_shape, q.dtype)
             attention_arguments.check_apart("out", byte_bounds(problem.out), inputs)
             inputs["out"] = byte_bounds(problem.out)
         if workspace is not None:
-            problem.workspace = executor.asarray(workspace)
+            problem.workspace = executor.asarray("workspace", workspace)
             attention_arguments.check_workspace(problem.workspace)
             attention_arguments.check_apart("workspace", byte_bounds(problem.workspace), inputs)
     return problem

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from cuattn.launch import Executor
 from cuattn.merge import merge_states
 from cuattn.metadata import check_flag
 from cuattn.packed import check_cu_seqlens
+from cuattn.scalars import is_integer, shown
 from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["SharedPrefix", "cascade_attention"]
@@ -136,7 +136,9 @@ def cascade_attention(
     if own.options.window_right == 0:
         _check_own_keys(own)
     if not isinstance(prefixes, SharedPrefix | list | tuple):
-        raise ArgumentError(f"prefixes is {prefixes!r}; a cuattn.SharedPrefix, or a list or tuple of them, is needed")
+        raise ArgumentError(
+            f"prefixes is {shown(prefixes)}; a cuattn.SharedPrefix, or a list or tuple of them, is needed"
+        )
     levels = [prefixes] if isinstance(prefixes, SharedPrefix) else list(prefixes)
     problems = [own, *(_level(own, level, **shared) for level in levels)]
     for problem in problems:
@@ -156,12 +158,12 @@ def _check_own_keys(own: DecodeProblem) -> None:
 def _level(own: DecodeProblem, level: Any, **options: Any) -> DecodeProblem:
     """The queries of each group of a prefix as one sequence over it."""
     if not isinstance(level, SharedPrefix):
-        raise ArgumentError(f"prefixes holds {level!r}; a cuattn.SharedPrefix is needed")
+        raise ArgumentError(f"prefixes holds {shown(level)}; a cuattn.SharedPrefix is needed")
     executor, (batch, num_queries) = own.executor, own.q.shape[:2]
     table = executor.metadata("block_table", level.block_table)
     if table.ndim == 1:
         table = table[None]
-    seqlens = [int(level.seqlen)] if isinstance(level.seqlen, Integral) else level.seqlen
+    seqlens = [level.seqlen] if is_integer(level.seqlen) else level.seqlen
     starts = _group_starts(executor, level.group_starts, batch)
     if table.ndim != 2 or table.shape[0] != starts.size - 1:
         raise ShapeError(

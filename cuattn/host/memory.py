@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..errors import UninitializedReadError
+from ..allocation import new_bytes
+from ..errors import DTypeError, UninitializedReadError
+from ..scalars import any_dtype, integer
 from .library import RegionStruct
 from .settings import checks
 
 ALIGNMENT = 256  # what cudaMalloc gives
 ADDRESSABLE, READY = 1, 3  # executor.h
+_MOST = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -35,12 +39,13 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
     While a checker is on its bytes are poison (0xFF: NaN in every float format), and with the init checker kernels may
     not read what no kernel wrote, until `finish` makes it an ordinary array. Aligned as memory from ``cudaMalloc`` is.
     """
-    dtype = np.dtype(dtype)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    nbytes = dtype.itemsize
-    for extent in shape:
-        nbytes *= extent
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    if type(dtype) is not np.dtype:
+        dtype = any_dtype("dtype", dtype)
+    if dtype.hasobject:
+        raise DTypeError(f"dtype is {dtype}; memory of a kernel holds no Python objects")
+    shape = _extents(shape)
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = new_bytes("an array", shape, nbytes + ALIGNMENT)
     start = -raw.ctypes.data % ALIGNMENT
     body = raw[start : start + nbytes]
     active = checks()
@@ -51,6 +56,15 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
         _tracked[base] = _Tracked(base, np.full(nbytes, ADDRESSABLE, np.uint8))
         weakref.finalize(raw, _tracked.pop, base, None)
     return body.view(dtype).reshape(shape)
+
+
+def _extents(shape: Sequence[int] | int) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list):
+        return (integer("shape", shape, 0, _MOST, what="a sequence of integers or one"),)
+    for i, extent in enumerate(shape):
+        if type(extent) is not int or extent < 0:
+            return tuple(integer(f"shape[{i}]", extent, 0, _MOST) for i, extent in enumerate(shape))
+    return tuple(shape)
 
 
 def finish(*arrays: np.ndarray) -> None:

@@ -72,10 +72,10 @@ def check(
     blocks = {"k_block_scales": k_block_scales, "v_block_scales": v_block_scales}
     arrays |= {name: x for name, x in blocks.items() if x is not None}
     lists = {"slot_mapping": slot_mapping, "positions": positions}
-    arrays |= {name: x for name, x in lists.items() if x is not None and rotary_arguments.on_device(x, name)}
+    arrays |= {name: x for name, x in lists.items() if x is not None and rotary_arguments.on_device(name, x)}
     executor = executor_for(**arrays)
 
-    k, v, k_pages, v_pages = (executor.asarray(x) for x in (k, v, k_pages, v_pages))
+    k, v, k_pages, v_pages = (executor.asarray(name, arrays[name]) for name in ("k", "v", "k_pages", "v_pages"))
     row = _check_formats(k, v, k_pages, v_pages, kv_format)
     _check_shapes(k, v, k_pages, v_pages, row)
     slots, seen = rotary_arguments.integers(executor, "slot_mapping", slot_mapping)

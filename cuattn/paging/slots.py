@@ -9,7 +9,8 @@ import numpy as np
 from cuattn import rotary_arguments
 from cuattn.errors import ArgumentError, ArrayTypeError, ShapeError
 from cuattn.launch import MAX_GRID, Executor, executor_for
-from cuattn.rows import MAX_EXTENT
+from cuattn.places import check_size, host_list
+from cuattn.scalars import MAX_EXTENT, integer, is_integer
 
 __all__ = ["slot_mapping"]
 
@@ -62,11 +63,9 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
     >>> cuattn.slot_mapping([[7, 2], [5, -1]], lengths=[3, 0], counts=[2, 1], page_size=4)
     array([31,  8, 20])
     """
-    whole = isinstance(page_size, int | np.integer) and not isinstance(page_size, bool | np.bool_)
-    if not whole or not 1 <= page_size <= MAX_EXTENT:
-        raise ArgumentError(f"page_size is {page_size!r}; an integer from 1 to {MAX_EXTENT} is allowed")
+    page_size = integer("page_size", page_size, 1, MAX_EXTENT)
     lists = {"block_tables": block_tables, "lengths": lengths}
-    placed = {name: x for name, x in lists.items() if rotary_arguments.on_device(x, name)}
+    placed = {name: x for name, x in lists.items() if rotary_arguments.on_device(name, x)}
     executor = executor_for(**(placed or {"block_tables": np.empty(0)}))
     tables, seen_tables = rotary_arguments.integers(executor, "block_tables", block_tables)
     starts, seen_lengths = rotary_arguments.integers(executor, "lengths", lengths)
@@ -77,22 +76,24 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
         raise ShapeError(f"lengths has shape {tuple(starts.shape)}; [{batch}] is needed, one a row of block_tables")
     numbers = _check_counts(counts, batch)
     if seen_lengths is not None:
-        _check_room(seen_lengths, numbers, max_pages * int(page_size))
+        _check_room(seen_lengths, numbers, max_pages * page_size)
         if seen_tables is not None:
-            _check_used(seen_tables, seen_lengths.astype(np.int64), numbers, int(page_size))
-    return _slots(executor, tables, starts, numbers, int(page_size))
+            _check_used(seen_tables, seen_lengths.astype(np.int64), numbers, page_size)
+    return _slots(executor, tables, starts, numbers, page_size)
 
 
 def _check_counts(counts: Any, batch: int) -> np.ndarray[Any, Any]:
-    if not isinstance(counts, int | np.integer | list | tuple | np.ndarray) or isinstance(counts, bool | np.bool_):
+    if is_integer(counts):
+        numbers = np.array(integer("counts", counts, 0, MAX_EXTENT))
+    elif isinstance(counts, list | tuple):
+        numbers = host_list("counts", counts)
+    elif isinstance(counts, np.ndarray):
+        numbers = check_size("counts", counts)
+    else:
         raise ArrayTypeError(
             f"counts is a {type(counts).__name__}; an int, a list or a NumPy array is needed: the host has to know them"
         )
-    try:
-        numbers = np.asarray(counts)
-    except ValueError as error:  # ragged
-        raise ArrayTypeError(f"counts cannot be read as an array: {error}") from error
-    if numbers.size and numbers.dtype.kind not in "iu":
+    if isinstance(numbers, np.ma.MaskedArray) or (numbers.size and numbers.dtype.kind not in "iu"):
         raise ArgumentError(f"counts holds {numbers.dtype}; integers are needed")
     if numbers.shape not in ((), (batch,)):
         raise ShapeError(f"counts has shape {numbers.shape}; one number or [{batch}] is needed")

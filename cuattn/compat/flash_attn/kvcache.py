@@ -130,7 +130,7 @@ def flash_attn_with_kvcache(
     given = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v}
     given |= {"rotary_cos": rotary_cos, "rotary_sin": rotary_sin}
     executor = executor_for(**{name: x for name, x in given.items() if x is not None})
-    arrays: dict[str, Any] = {name: None if x is None else executor.asarray(x) for name, x in given.items()}
+    arrays: dict[str, Any] = {name: None if x is None else executor.asarray(name, x) for name, x in given.items()}
     _check_shapes(arrays)
     seqlen_q, seqlen_new = arrays["q"].shape[1], 0 if k is None else arrays["k"].shape[1]
     with executor.on_device():
