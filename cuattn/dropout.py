@@ -9,11 +9,13 @@ which one thread holds of a tensor-core fragment of S and of its transpose alike
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cuattn.allocation import allocating
 from cuattn.scalars import MAX_EXTENT, integer, real
 
 __all__ = ["Dropout", "check_dropout", "dropout_mask", "kept", "philox4x32_10"]
@@ -126,6 +128,8 @@ def dropout_mask(
         An extent, the seed or the offset is not an integer of its range, or ``dropout_p`` is no number of its range.
     NonFiniteError
         ``dropout_p`` is NaN or infinite.
+    OutOfMemoryError
+        The host has not got the memory for such a mask.
 
     References
     ----------
@@ -141,5 +145,7 @@ def dropout_mask(
     dropout = check_dropout(dropout_p, dropout_seed, dropout_offset)
     named = {"batch": batch, "num_heads": num_heads, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k}
     shape = tuple(integer(name, extent, 0, MAX_EXTENT) for name, extent in named.items())
-    batch_heads = np.arange(shape[0] * shape[1], dtype=np.uint64) & _LOW_WORD
-    return kept(dropout, batch_heads, range(shape[2]), range(shape[3])).reshape(shape)
+    told = ", ".join(f"{name} {extent}" for name, extent in zip(named, shape, strict=True))
+    with allocating(f"a mask of {told}", math.prod(shape)):
+        batch_heads = np.arange(shape[0] * shape[1], dtype=np.uint64) & _LOW_WORD
+        return kept(dropout, batch_heads, range(shape[2]), range(shape[3])).reshape(shape)

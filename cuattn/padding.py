@@ -7,7 +7,7 @@ variable-length inputs", 2022 (arXiv:2210.03052).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from cuattn.padding_rows import NUM_THREADS, Movement, fold
 from cuattn.padding_scan import scan
 from cuattn.scalars import MAX_EXTENT, integer
 
-__all__ = ["PaddingPlan", "padding_plan", "remove_padding", "restore_padding"]
+__all__ = ["PaddingPlan", "check_plan", "padding_plan", "remove_padding", "restore_padding"]
 
 MAX_SLOTS = 2**31 - 1
 ITEMSIZES = (1, 2, 4, 8, 16)
@@ -185,6 +185,7 @@ def remove_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
     >>> cuattn.remove_padding(np.array([[1.0, np.nan], [2.0, 3.0]]), plan)
     array([1., 2., 3.])
     """
+    plan = check_plan(plan)
     executor, x, indices, _, out = _arguments(x, plan, out)
     if tuple(x.shape[:2]) != (plan.batch, plan.seqlen):
         raise ShapeError(f"x has shape {tuple(x.shape)}; the plan wants [{plan.batch}, {plan.seqlen}, ...]")
@@ -235,6 +236,7 @@ def restore_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
     array([[1., 0.],
            [2., 3.]])
     """
+    plan = check_plan(plan)
     executor, x, indices, padding, out = _arguments(x, plan, out)
     if x.ndim < 1 or x.shape[0] != plan.num_tokens:
         raise ShapeError(f"x has shape {tuple(x.shape)}; the plan wants [{plan.num_tokens}, ...]")
@@ -281,19 +283,25 @@ def _on_host(executor: Executor, x: Any) -> np.ndarray:
         return np.asarray(x.get())
 
 
-def _arguments(x: Any, plan: Any, out: Any) -> tuple[Executor, Any, Any, Any, Any]:
-    """The executor, ``x``, the plan's indices and padding, and ``out`` on it; everything but shapes is checked."""
+def check_plan(plan: Any) -> PaddingPlan:
+    """A plan whose extents are ints, as `padding_plan` makes it; raises `ArrayTypeError` or `ArgumentError`."""
     if not isinstance(plan, PaddingPlan):
         raise ArrayTypeError(f"plan: {type(plan).__name__}; a PaddingPlan is needed, from padding_plan()")
+    numbers = {name: getattr(plan, name) for name in ("max_seqlen", "num_tokens", "batch", "seqlen")}
+    if all(type(number) is int and 0 <= number <= MAX_EXTENT for number in numbers.values()):
+        return plan
+    return replace(plan, **{name: integer(f"plan.{name}", number, 0, MAX_EXTENT) for name, number in numbers.items()})
+
+
+def _arguments(x: Any, plan: PaddingPlan, out: Any) -> tuple[Executor, Any, Any, Any, Any]:
+    """The executor, ``x``, the plan's indices and padding, and ``out`` on it; everything but shapes is checked."""
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
-    num_tokens, batch, seqlen = (
-        integer(f"plan: {name}", getattr(plan, name), 0, MAX_EXTENT) for name in ("num_tokens", "batch", "seqlen")
-    )
-    lists = {"plan.indices": plan.indices, "plan.padding": plan.padding}
-    if not all(isinstance(slots, np.ndarray) for slots in lists.values()):
-        executor_for(x=x, **lists)  # raises unless all are on one device; NumPy ones are copied there
-    padding_slots = batch * seqlen - num_tokens
-    for (name, slots), length in zip(lists.items(), (num_tokens, padding_slots), strict=True):
+    lists = {
+        name: executor.metadata(name, slots)
+        for name, slots in (("plan.indices", plan.indices), ("plan.padding", plan.padding))
+    }
+    padding_slots = plan.batch * plan.seqlen - plan.num_tokens
+    for (name, slots), length in zip(lists.items(), (plan.num_tokens, padding_slots), strict=True):
         if slots.shape != (length,) or slots.dtype != np.int32 or not slots.flags.c_contiguous:
             raise ShapeError(f"{name} is {slots.dtype} {slots.shape}; contiguous int32 ({length},) is needed: {plan!r}")
     x = executor.asarray("x", x)

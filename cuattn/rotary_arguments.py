@@ -217,7 +217,7 @@ def _check_table(executor: Executor, name: str, table: Any, dtype: np.dtype[Any]
         raise DTypeError(
             f"{name} has dtype {table.dtype} ({table.dtype.str}); {' or '.join(allowed)} for {dtype} heads"
         )
-    if table.ndim != 2:
+    if table.ndim != 2 or max(table.shape) > MAX_EXTENT:
         raise ShapeError(f"{name} has shape {tuple(table.shape)}; [max_position, rotary_dim / 2] is needed")
     if (table.shape[1] > 1 and table.strides[1] != table.dtype.itemsize) or not on_elements(table):
         return rows.contiguous(executor, table)

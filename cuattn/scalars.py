@@ -113,10 +113,11 @@ def any_dtype(name: str, value: Any) -> np.dtype[Any]:
 
 
 def _dtype(value: Any) -> np.dtype[Any] | None:
-    if value is None or isinstance(value, np.generic):  # to NumPy, None is float64, and a number a dtype
-        return None
+    if not isinstance(value, np.dtype | type | str | list | tuple | dict):
+        return None  # to NumPy, None is float64, and whatever has a dtype is one
     with suppress(Exception):  # a foreign object may raise what it likes
-        return np.dtype(getattr(ml_dtypes, value, value) if isinstance(value, str) else value)
+        named: Any = getattr(ml_dtypes, value, value) if isinstance(value, str) else value
+        return np.dtype(named)
     return None
 
 

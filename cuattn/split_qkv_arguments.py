@@ -13,7 +13,7 @@ from cuattn import rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import byte_bounds
 from cuattn.launch import Executor, executor_for
-from cuattn.padding import PaddingPlan
+from cuattn.padding import PaddingPlan, check_plan
 from cuattn.rotary_arguments import Angles, Positions, Rotary
 from cuattn.scalars import MAX_EXTENT, integer
 
@@ -58,6 +58,7 @@ def check(
     look: bool,
 ) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.split_qkv`."""
+    plan = None if plan is None else check_plan(plan)
     _check_kinds(rope, positions, cu_seqlens, plan, out)
     outs = dict(zip(("out[0]", "out[1]", "out[2]"), out, strict=True)) if out is not None else {}
     executor = _executor(qkv, bias, rope, positions, cu_seqlens, plan, outs)
@@ -98,8 +99,6 @@ def _check_kinds(rope: Any, positions: Any, cu_seqlens: Any, plan: Any, out: Any
     """Which arguments may be given together."""
     if rope is not None and not isinstance(rope, Rotary):
         raise ArrayTypeError(f"rope is a {type(rope).__name__}; a cuattn.Rotary or None is needed")
-    if plan is not None and not isinstance(plan, PaddingPlan):
-        raise ArrayTypeError(f"plan is a {type(plan).__name__}; a PaddingPlan from padding_plan(), or None, is needed")
     if out is not None and not (isinstance(out, tuple | list) and len(out) == 3):
         raise ArgumentError(f"out is {type(out).__name__}; a tuple of three arrays (q, k, v) or None is needed")
     for name, value in (("positions", positions), ("cu_seqlens", cu_seqlens)):

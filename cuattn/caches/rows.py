@@ -114,7 +114,7 @@ class RowCache(ABC):
         self.head_dim = check_number("head_dim", head_dim)
         self.head_dim_v = self.head_dim if head_dim_v is None else check_number("head_dim_v", head_dim_v)
         self.page_size = page_size
-        num_pages = check_number("the number of slots of all sequences", self.batch * pages_per_row)
+        num_pages = self.batch * pages_per_row
         executor_of_module(array_module)
         format_row = check_format(dtype, kv_format, {"head_dim": self.head_dim, "head_dim_v": self.head_dim_v})
         self._storage = PageStorage(

@@ -109,7 +109,7 @@ def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**
     if masked or not (isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1)):
         raise ArgumentError(f"{name} is {shown(counts)}; an integer or a list of {batch} is needed")
     if len(counts) != batch:
-        raise ArgumentError(f"{name} has {len(counts)} numbers for {batch} sequences")
+        raise ArgumentError(f"{name} has {len(counts)} numbers for {batch} sequences in seqs")
     return [integer(f"{name}[{i}]", count, 0, most) for i, count in enumerate(counts)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.caches.rows import RowCache, RowSequence, check_number
+from cuattn.caches.sequence import check_sequence
 from cuattn.caches.step import Step
 from cuattn.caches.streaming_step import StreamingStep
 from cuattn.errors import ArgumentError, CacheFullError
@@ -126,6 +127,8 @@ class StreamingKVCache(RowCache):
             raise ArgumentError(f"rope is {rope!r}; a cuattn.Rotary or None is allowed")
         self.rope = rope
         of_model = num_layers, num_kv_heads, head_dim, dtype, head_dim_v, kv_format, k_scale, v_scale, array_module
+        batch = check_number("batch", batch)
+        check_number("batch * (num_sinks + window + max_chunk)", batch * self.slots_per_row)
         super().__init__(batch, self.slots_per_row, 1, *of_model)  # any slot can follow any other: pages of one slot
 
     @property
@@ -140,6 +143,7 @@ class StreamingKVCache(RowCache):
     def cached_tokens(self, seq: RowSequence) -> np.ndarray:
         """Which tokens of a sequence's stream are in the cache, in the order of their positions there."""
         with self._lock:
+            check_sequence(self, "seq", seq, idle=False)  # type: ignore[arg-type]
             sinks = np.arange(min(self.num_sinks, seq._length))
             return np.concatenate([sinks, np.arange(self.oldest(seq, seq._length), seq._length)])
 

@@ -21,10 +21,14 @@ from cuattn.launch import Executor
 from cuattn.merge import merge_states
 from cuattn.metadata import check_flag
 from cuattn.packed import check_cu_seqlens
+from cuattn.renaming import renamed
 from cuattn.scalars import is_integer, shown
 from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["SharedPrefix", "cascade_attention"]
+
+#: What a prefix calls its arguments of `cuattn.paged_attention_varlen`.
+_PREFIX_NAMES = {"block_tables": "block_table", "seqlens_k": "seqlen", "cu_seqlens_q": "group_starts"}
 
 
 class SharedPrefix(NamedTuple):
@@ -172,7 +176,9 @@ def _level(own: DecodeProblem, level: Any, **options: Any) -> DecodeProblem:
         )
     with executor.on_device():
         q = own.q.reshape(batch * num_queries, *own.q.shape[2:])
-    return arguments.check_paged_varlen(q, own.k, own.v, table, starts * num_queries, seqlens, causal=False, **options)
+    with renamed(_PREFIX_NAMES):
+        starts = starts * num_queries
+        return arguments.check_paged_varlen(q, own.k, own.v, table, starts, seqlens, causal=False, **options)
 
 
 def _group_starts(executor: Executor, given: Any, batch: int) -> NDArray[np.int64]:

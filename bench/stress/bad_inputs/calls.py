@@ -44,6 +44,7 @@ SLOPES = {"alibi_slopes": np.array([0.5, 1.0, 2.0, 4.0], np.float32), "sinks": n
 DROPOUT = {"dropout_p": 0.25, "dropout_seed": 5, "dropout_offset": 1}
 MASKS = {"bias": normal(N, M), "mask": np.tri(N, M, 2, dtype=bool), "diagonal_offset": 1}
 DENSE = SCORES | SLOPES | DROPOUT | MASKS | {"out": np.zeros((B, N, H, E), np.float32), "precision": "ieee"}
+OF_PATHS = {name: x for name, x in DENSE.items() if name != "return_lse"}
 LONGEST = {"max_seqlen_q": 9, "max_seqlen_k": 9}
 PACKED = SCORES | SLOPES | DROPOUT | {"out": np.zeros((10, H, E), np.float32)} | LONGEST
 
@@ -67,11 +68,11 @@ def attention_varlen() -> Call:
 
 
 def forward_path() -> Call:
-    return Call(cuattn.forward_path, heads(), {"arch": "sm_90a", **DENSE})
+    return Call(cuattn.forward_path, heads(), {"arch": "sm_90a"} | OF_PATHS)
 
 
 def tune() -> Call:
-    return Call(cuattn.tune, heads(), DENSE)
+    return Call(cuattn.tune, heads(), OF_PATHS)
 
 
 def gradients(given: dict[str, Any], out_shape: tuple[int, ...], lse_shape: tuple[int, ...]) -> dict[str, Any]:
