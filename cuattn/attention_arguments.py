@@ -256,17 +256,17 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
     """The scale as a float; 1 / sqrt(D) for None. It must be finite where the kernel uses it: times log2(e)."""
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
-    limit, what = _scale_limit(dtype)
-    value = real("scale", scale, what=what, optional=True)
-    if not abs(value) <= limit:
-        raise NonFiniteError(f"scale is {shown(scale)}; {what} or None is needed")
+    limit, rule = _scale_limit(dtype)
+    value = real("scale", scale, rule, optional=True)
+    if abs(value) > limit:
+        raise NonFiniteError(f"scale is {shown(scale)}; {rule}")
     return value
 
 
 @cache
 def _scale_limit(dtype: np.dtype[Any]) -> tuple[float, str]:
     limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
-    return limit, f"a finite number of magnitude at most {limit:.3g} for {dtype}"
+    return limit, f"a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
 
 
 def check_out(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str = "result") -> None:

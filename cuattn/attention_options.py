@@ -17,7 +17,7 @@ from cuattn.extents import address
 from cuattn.forward_options import BIAS_ELEMENTS, ForwardOptions
 from cuattn.launch import Executor
 from cuattn.metadata import small_array
-from cuattn.scalars import check_flag, choice, integer, is_integer, real, shown
+from cuattn.scalars import as_flag, as_integer, choice, real, shown
 
 __all__ = ["LogitArray", "Options", "check_options"]
 
@@ -137,46 +137,56 @@ def check_options(
 def _check_bounds(options: Options, causal: Any, window: Any) -> None:
     """Causal mask and window become one window; the diagonal, where "top_left" puts it."""
     if isinstance(causal, str) and causal in ("bottom_right", "top_left"):
-        is_causal = True
+        is_causal: bool | None = True
         options.diagonal_from_end = int(causal == "bottom_right")
-    elif isinstance(causal, str):
-        raise ArgumentError(f"causal is {shown(causal)}; allowed are False, True, 'bottom_right' and 'top_left'")
     else:
-        is_causal = check_flag("causal", causal)
+        is_causal = causal if type(causal) is bool else as_flag(causal)
+        if is_causal is None:
+            raise ArgumentError(f"causal is {shown(causal)}; allowed are False, True, 'bottom_right' and 'top_left'")
     if window is not None:
         if not isinstance(window, tuple | list) or len(window) != 2:
             raise ArgumentError(f"window is {shown(window)}; a pair (left, right) or None is allowed")
-        options.window_left, options.window_right = (_check_side(side, i) for i, side in enumerate(window))
+        options.window_left, options.window_right = (_check_side(window, side) for side in window)
     if is_causal:
         options.window_right = 0
 
 
-def _check_side(side: Any, index: int) -> int:
-    """The keys that are visible on one side; None is all of them."""
-    return UNBOUNDED if side is None else integer(f"window[{index}]", side, 0, UNBOUNDED - 1, optional=True)
+def _check_side(window: Any, side: Any) -> int:
+    if side is None:
+        return UNBOUNDED
+    number = as_integer(side)
+    if number is None or not 0 <= number < UNBOUNDED:
+        raise ArgumentError(
+            f"window is {shown(window)}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
+        )
+    return number
 
 
 def _check_diagonal(options: Options, executor: Executor, diagonal_offset: Any, batch: int) -> None:
     options.diagonal_from_end = 0
-    if isinstance(diagonal_offset, bool | float | str | np.generic) or is_integer(diagonal_offset):
-        what = "an integer or int32 [batch],"
-        options.diagonal_offset = integer("diagonal_offset", diagonal_offset, 1 - 2**31, 2**31 - 1, what=what)
+    number = as_integer(diagonal_offset)
+    if number is not None:
+        if not -(2**31) < number < 2**31:
+            raise ArgumentError(f"diagonal_offset is {shown(diagonal_offset)}; its magnitude must be below 2^31")
+        options.diagonal_offset = number
         return
+    if isinstance(diagonal_offset, bool | float | str | np.generic):
+        raise ArgumentError(f"diagonal_offset is {shown(diagonal_offset)}; an integer or int32 [batch] is allowed")
     options.diagonal_offsets = small_array(
         executor, "diagonal_offset", diagonal_offset, ((batch,),), np.dtype(np.int32)
     )
 
 
 def _check_softcap(softcap: Any, accumulator: np.dtype[Any]) -> float:
-    allowed, what = _softcap_range(accumulator)
-    return real("softcap", softcap, allowed, what=what, optional=True)
+    return real("softcap", softcap, *_softcap_rule(accumulator), optional=True)
 
 
 @cache
-def _softcap_range(accumulator: np.dtype[Any]) -> tuple[Callable[[float], bool], str]:
+def _softcap_rule(accumulator: np.dtype[Any]) -> tuple[str, Callable[[float], bool]]:
     limits = np.finfo(accumulator)
     low, high = float(limits.smallest_normal), float(limits.max)
-    return lambda value: low <= value <= high, f"a positive number, from {low:.3g} to {high:.3g},"
+    rule = f"it must be positive, from {low:.3g} to {high:.3g} (finite), or None"
+    return rule, lambda value: low <= value <= high
 
 
 #: What a precision is for.

@@ -42,7 +42,7 @@ def check_dropout(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> Dro
     >>> check_dropout(0.25, 2**32 + 5, 7)
     Dropout(threshold=3221225472, seed_low=5, seed_high=1, offset=7, rescale=1.3333333333333333)
     """
-    p = real("dropout_p", dropout_p, lambda p: 0 <= p < 1, what="a number from 0 to below 1")
+    p = real("dropout_p", dropout_p, "a finite number from 0 to below 1 is needed", lambda p: 0 <= p < 1)
     seed = integer("dropout_seed", dropout_seed, 0, 2**64 - 1)
     offset = integer("dropout_offset", dropout_offset, 0, 2**32 - 1)
     return Dropout(int((1.0 - p) * 2.0**32), seed & 0xFFFFFFFF, seed >> 32, offset, 1.0 / (1.0 - p))

@@ -113,7 +113,7 @@ def forward_path(
     if arch is None:
         tuned = tuned_row(problem, packed)
         return _path(problem, packed, problem.executor.arch, problem.executor.smem_limit_bytes, tuned)
-    return _path(problem, packed, arch, compile.smem_limit_bytes(arch), None)
+    return _path(problem, packed, str(arch), compile.smem_limit_bytes(arch), None)
 
 
 def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: int, tuned: Row | None) -> ForwardPath:

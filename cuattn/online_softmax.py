@@ -270,7 +270,7 @@ def _fold(executor: Executor, x: Any, out: Any) -> tuple[Any, Rows]:
 
 def _shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list):
-        return (integer("shape", shape, 0, MAX_EXTENT, what="a sequence of integers or one"),)
+        return (integer("shape", shape, 0, MAX_EXTENT),)
     extents = tuple(integer(f"shape[{i}]", extent, 0, MAX_EXTENT) for i, extent in enumerate(shape))
     if math.prod(extents) >= 2**62:
         raise ShapeError(f"shape is {extents}: so many rows cannot be counted")

@@ -296,15 +296,19 @@ def check_plan(plan: Any) -> PaddingPlan:
 def _arguments(x: Any, plan: PaddingPlan, out: Any) -> tuple[Executor, Any, Any, Any, Any]:
     """The executor, ``x``, the plan's indices and padding, and ``out`` on it; everything but shapes is checked."""
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
-    lists = {
-        name: executor.metadata(name, slots)
-        for name, slots in (("plan.indices", plan.indices), ("plan.padding", plan.padding))
-    }
+    lists = {"plan.indices": plan.indices, "plan.padding": plan.padding}
+    if not all(isinstance(slots, np.ndarray) for slots in lists.values()):
+        executor_for(x=x, **lists)  # raises unless all are on one device; NumPy ones are copied there
+    lists = {name: executor.metadata(name, slots) for name, slots in lists.items()}
     padding_slots = plan.batch * plan.seqlen - plan.num_tokens
     for (name, slots), length in zip(lists.items(), (plan.num_tokens, padding_slots), strict=True):
         if slots.shape != (length,) or slots.dtype != np.int32 or not slots.flags.c_contiguous:
-            raise ShapeError(f"{name} is {slots.dtype} {slots.shape}; contiguous int32 ({length},) is needed: {plan!r}")
+            raise ShapeError(
+                f"{name} is {slots.dtype} {slots.shape}; contiguous int32 ({length},) is needed for plan.num_tokens = "
+                f"{plan.num_tokens}, plan.batch = {plan.batch} and plan.seqlen = {plan.seqlen}"
+            )
     x = executor.asarray("x", x)
+    rows.check_extents("x", x.shape)
     if x.dtype.itemsize not in ITEMSIZES or x.dtype.hasobject:
         raise DTypeError(f"x has dtype {x.dtype}; elements of {', '.join(map(str, ITEMSIZES))} bytes are allowed")
     indices, padding = (executor.put(slots, np.int32) for slots in lists.values())

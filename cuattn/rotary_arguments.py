@@ -18,7 +18,7 @@ from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapErro
 from cuattn.extents import address, byte_bounds, on_elements, overlaps_itself
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
-from cuattn.scalars import MAX_EXTENT, check_flag, integer, real, shown
+from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, real, shown
 from cuattn.softmax_config import ELEMENT_TYPES
 
 NUM_THREADS = 256
@@ -199,14 +199,16 @@ def resolve(executor: Executor, rotary: Rotary, head_dim: int, dtype: np.dtype[A
 
 def check_base(base: Any) -> float:
     """``base`` as a float."""
-    return real("base", base, lambda base: base >= 1, what="a finite number of at least 1")
+    return real("base", base, "a finite number of at least 1 is allowed", lambda base: base >= 1)
 
 
 def check_rotary_dim(rotary_dim: Any, head_dim: int = MAX_HEAD_DIM) -> int:
     """``rotary_dim`` as an int: even, and no larger than a head."""
-    dim = integer("rotary_dim", rotary_dim, 2, head_dim, what="an even integer", optional=True)
-    if dim % 2:
-        raise ArgumentError(f"rotary_dim is {dim}; even numbers from 2 to the head dim, {head_dim}, are allowed")
+    dim = as_integer(rotary_dim)
+    if dim is None:
+        raise ArgumentError(f"rotary_dim is {shown(rotary_dim)}; an even integer is allowed")
+    if dim % 2 or not 2 <= dim <= head_dim:
+        raise ArgumentError(f"rotary_dim is {shown(dim)}; even numbers from 2 to the head dim, {head_dim}, are allowed")
     return dim
 
 

@@ -158,8 +158,8 @@ def _read_option(name: str, value: Any) -> bool | int | float:
     if name == "original_max_position":
         return integer(name, value, 1, MAX_EXTENT, optional=True)
     low = {"factor": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0}.get(name, math.ulp(0.0))
-    what = "a finite number above 0" if 0 < low < 1 else f"a finite number of at least {low:g}"
-    return real(name, value, lambda number: number >= low, what=what, optional=True)
+    rule = f"a finite number {'above 0' if 0 < low < 1 else f'of at least {low:g}'} is allowed"
+    return real(name, value, rule, lambda number: number >= low, optional=True)
 
 
 def _powers(rotary_dim: int, base: float) -> Frequencies:

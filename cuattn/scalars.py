@@ -24,12 +24,13 @@ from cuattn.errors import ArgumentError, DTypeError, NonFiniteError
 __all__ = [
     "MAX_EXTENT",
     "any_dtype",
+    "as_flag",
+    "as_integer",
+    "as_real",
     "check_dtype",
     "check_flag",
     "choice",
     "integer",
-    "is_integer",
-    "is_number",
     "real",
     "shown",
 ]
@@ -38,28 +39,30 @@ MAX_EXTENT = 2**31 - 1  # of an axis; kernels count its elements in 32 bits
 _LONGEST = 120  # characters of a value in a message
 
 
-def integer(name: str, value: Any, low: int, high: int, *, what: str = "an integer", optional: bool = False) -> int:
-    """``value`` as an int from ``low`` to ``high``; `ArgumentError`, with ``what`` is allowed, for anything else.
+def integer(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> int:
+    """``value`` as an int from ``low`` to ``high``; `ArgumentError` for anything else.
+
+    ``optional``: None is allowed as well, as the message then says, but not here.
 
     >>> integer("num_splits", np.array(3, np.int8), 1, 8)
     3
     """
-    number = value if type(value) is int else _as_integer(value)
+    number = value if type(value) is int else as_integer(value)
     if number is None or not low <= number <= high:
         others = ", or None," if optional else ""
-        raise ArgumentError(f"{name} is {shown(value)}; {what} from {low} to {high}{others} is allowed")
+        raise ArgumentError(f"{name} is {shown(value)}; an integer from {low} to {high}{others} is allowed")
     return number
 
 
 def real(
     name: str,
     value: Any,
+    rule: str = "a finite number is needed",
     allowed: Callable[[float], bool] = math.isfinite,
     *,
-    what: str = "a finite number",
     optional: bool = False,
 ) -> float:
-    """``value`` as a finite float that is ``allowed``, as ``what`` says.
+    """``value`` as a finite float that is ``allowed``, as the ``rule`` says.
 
     Raises `ArgumentError` for what is no number or not allowed, and `NonFiniteError` for NaN, infinity, and numbers
     that no float is near to.
@@ -67,23 +70,22 @@ def real(
     >>> real("scale", np.float16(0.5))
     0.5
     """
-    number = value if type(value) is float else _as_real(value)
-    others = " or None" if optional else ""
+    number = value if type(value) is float else as_real(value)
     if number is None:
-        raise ArgumentError(f"{name} is {shown(value)} of type {type(value).__name__}; {what}{others} is allowed")
+        others = " or None" if optional else ""
+        kind = type(value).__name__
+        raise ArgumentError(f"{name} is {shown(value)} of type {kind}; a number{others} is allowed")
     if not math.isfinite(number):
-        raise NonFiniteError(f"{name} is {shown(value)}, which is not finite; {what}{others} is needed")
+        raise NonFiniteError(f"{name} is {shown(value)}; {rule}")
     if not allowed(number):
-        raise ArgumentError(f"{name} is {shown(value)}; {what}{others} is allowed")
+        raise ArgumentError(f"{name} is {shown(value)}; {rule}")
     return number
 
 
 def check_flag(name: str, value: Any) -> bool:
     """``value`` as a bool; `ArgumentError` for anything that is none."""
-    if value is True or value is False:
-        return bool(value)
-    held = _held(value)
-    if not isinstance(held, bool):
+    held = value if type(value) is bool else as_flag(value)
+    if held is None:
         raise ArgumentError(f"{name} is {shown(value)}; allowed are False and True")
     return held
 
@@ -91,9 +93,9 @@ def check_flag(name: str, value: Any) -> bool:
 def choice(name: str, value: Any, options: Collection[str], *, optional: bool = False) -> str:
     """``value``, one of the ``options``; `ArgumentError` for anything else."""
     if not isinstance(value, str) or value not in options:
-        others = " or None" if optional else ""
-        raise ArgumentError(f"{name} is {shown(value)}; allowed are {', '.join(map(repr, options))}{others}")
-    return value
+        *most, last = [*["None"][: int(optional)], *map(repr, options)]
+        raise ArgumentError(f"{name} is {shown(value)}; allowed are {', '.join(most)} and {last}")
+    return str(value)
 
 
 def check_dtype(name: str, value: Any, allowed: Collection[str]) -> np.dtype[Any]:
@@ -121,16 +123,6 @@ def _dtype(value: Any) -> np.dtype[Any] | None:
     return None
 
 
-def is_integer(value: Any) -> bool:
-    """Whether `integer` takes it for one, of whatever size."""
-    return type(value) is int or _as_integer(value) is not None
-
-
-def is_number(value: Any) -> bool:
-    """Whether `real` takes it for one, finite or not."""
-    return type(value) is float or _as_real(value) is not None
-
-
 def shown(value: Any) -> str:
     """``value`` for a message: its repr as far as it has one, and not all of a long one.
 
@@ -146,7 +138,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _as_integer(value: Any) -> int | None:
+def as_integer(value: Any) -> int | None:
+    """The integer that ``value`` is, of whatever size; None if it is none."""
     held = _held(value)
     try:
         return None if isinstance(held, bool) else operator.index(held)
@@ -154,7 +147,8 @@ def _as_integer(value: Any) -> int | None:
         return None
 
 
-def _as_real(value: Any) -> float | None:
+def as_real(value: Any) -> float | None:
+    """The number that ``value`` is, infinite if it is beyond every float; None if it is none."""
     held = _held(value)
     if isinstance(held, bool) or not isinstance(held, Real):
         return None
@@ -164,6 +158,12 @@ def _as_real(value: Any) -> float | None:
         return math.inf
     except Exception:
         return None
+
+
+def as_flag(value: Any) -> bool | None:
+    """The bool that ``value`` is; None if it is none."""
+    held = _held(value)
+    return held if isinstance(held, bool) else None
 
 
 def _held(value: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, LaunchError, NotSupportedError, ShapeError
+from cuattn.scalars import shown
 
 #: Bytes of a tensor map, and what its address is a multiple of.
 MAP_BYTES, MAP_ALIGNMENT = 128, 64
@@ -159,7 +160,7 @@ def tensor_map(
         ("l2_promotion", l2_promotion, L2_PROMOTIONS),
     ):
         if value not in allowed:
-            raise ArgumentError(f"tensor_map: {name} is {value!r}; allowed are {', '.join(allowed)}")
+            raise ArgumentError(f"tensor_map: {name} is {shown(value)}; allowed are {', '.join(allowed)}")
     if interleave != "none":
         raise NotSupportedError(f"tensor_map: interleave is {interleave!r}; only 'none' is supported")
     if fill == "nan" and not array.dtype.name.startswith(("float16", "float32", "float64", "bfloat16")):

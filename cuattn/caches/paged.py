@@ -30,7 +30,7 @@ from cuattn.caches.storage import PageStorage, check_format, check_scales
 from cuattn.caches.swap import swap_in, swap_out
 from cuattn.errors import ArgumentError
 from cuattn.launch import executor_of_module
-from cuattn.scalars import MAX_EXTENT, check_flag, integer
+from cuattn.scalars import MAX_EXTENT, check_flag, integer, shown
 
 __all__ = ["PagedKVCache"]
 
@@ -211,7 +211,7 @@ class PagedKVCache:
         try:
             hash(cache_key)
         except TypeError as error:
-            raise ArgumentError(f"cache_key is {cache_key!r}; something hashable is needed") from error
+            raise ArgumentError(f"cache_key is {shown(cache_key)}; something hashable is needed") from error
         with self._lock:
             seq = Sequence(self, self._index.root(cache_key), known)
             self._index.hold(seq._tip)

@@ -11,7 +11,7 @@ import numpy as np
 from cuattn.caches.prefix import Node
 from cuattn.errors import ArgumentError, ArrayTypeError, SequenceError
 from cuattn.places import check_size
-from cuattn.scalars import integer, is_integer, shown
+from cuattn.scalars import as_integer, integer, shown
 
 if TYPE_CHECKING:
     from cuattn.caches.paged import PagedKVCache
@@ -103,10 +103,9 @@ def check_sequences(
 
 def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**31 - 1) -> list[int]:
     """``batch`` numbers from 0 to ``most``, of a list or of one number for all."""
-    if is_integer(counts):
+    if as_integer(counts) is not None:
         return [integer(name, counts, 0, most)] * batch
-    masked = isinstance(counts, np.ma.MaskedArray)
-    if masked or not (isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1)):
+    if not isinstance(counts, list | tuple) and not _holds_integers(counts):
         raise ArgumentError(f"{name} is {shown(counts)}; an integer or a list of {batch} is needed")
     if len(counts) != batch:
         raise ArgumentError(f"{name} has {len(counts)} numbers for {batch} sequences in seqs")
@@ -119,14 +118,14 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
         return [[] for _ in seqs]
     if not isinstance(tokens, list | tuple | np.ndarray):
         raise ArrayTypeError(f"tokens: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
-    if isinstance(tokens, np.ndarray) or (len(tokens) and all(map(is_integer, tokens))):
+    if isinstance(tokens, np.ndarray) or (len(tokens) and all(as_integer(token) is not None for token in tokens)):
         packed = token_list("tokens", tokens)
         if len(packed) != sum(counts):
-            raise ArgumentError(f"tokens has {len(packed)} numbers; {sum(counts)} are reserved")
+            raise ArgumentError(f"tokens has {len(packed)} numbers; counts reserves {sum(counts)}")
         starts = np.cumsum([0, *counts]).tolist()
         tokens = [packed[first : first + count] for first, count in zip(starts[:-1], counts, strict=True)]
     if len(tokens) != len(seqs):
-        raise ArgumentError(f"tokens has {len(tokens)} entries for {len(seqs)} sequences")
+        raise ArgumentError(f"tokens has {len(tokens)} entries for {len(seqs)} sequences in seqs")
     new: list[list[int]] = []
     for i, (seq, count, given) in enumerate(zip(seqs, counts, tokens, strict=True)):
         if given is None:
@@ -134,7 +133,7 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
             continue
         given = token_list(f"tokens[{i}]", given)
         if len(given) != count:
-            raise ArgumentError(f"tokens[{i}] has {len(given)} numbers; {count} are reserved")
+            raise ArgumentError(f"tokens[{i}] has {len(given)} numbers; counts reserves {count}")
         known = seq._tokens[seq._length : seq._length + count]
         if given[: len(known)] != known:
             raise ArgumentError(f"tokens[{i}] is {given}, but add() was told that {known} come next")
@@ -146,13 +145,18 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
 def token_list(name: str, tokens: Any) -> list[int]:
     """Tokens as a list of Python integers; `ArrayTypeError` or `ArgumentError` for anything else."""
     if isinstance(tokens, np.ndarray):
-        masked = isinstance(tokens, np.ma.MaskedArray)
-        if masked or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        if not _holds_integers(tokens):
             raise ArgumentError(f"{name} is {shown(tokens)}; integers [n] are needed")
         return check_size(name, tokens).tolist()
     if not isinstance(tokens, list | tuple | range | array):
         raise ArrayTypeError(f"{name}: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
     for token in tokens:
-        if not is_integer(token):
+        if as_integer(token) is None:
             raise ArgumentError(f"{name} holds {shown(token)}; integers are needed")
     return [operator.index(token) for token in tokens]
+
+
+def _holds_integers(x: Any) -> bool:
+    """Whether ``x`` is a NumPy array [n] of integers, none of them masked."""
+    is_array = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+    return is_array and x.ndim == 1 and x.dtype.kind in "iu"

@@ -13,7 +13,7 @@ from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
 from cuattn.launch import executor_for
 from cuattn.places import HOST, describe, host_array, host_list, place
-from cuattn.scalars import check_dtype, choice, is_number, real, shown
+from cuattn.scalars import as_real, check_dtype, choice, real, shown
 
 __all__ = ["PageStorage"]
 
@@ -129,7 +129,7 @@ def check_scales(kv_format: KVFormat, scales: dict[str, Any]) -> dict[str, Any]:
 def _scales(name: str, scale: Any, num_layers: int, num_kv_heads: int) -> float | np.ndarray:
     """A number, or float32 [num_layers, num_kv_heads]."""
     shape = num_layers, num_kv_heads
-    if is_number(scale):
+    if as_real(scale) is not None:
         values = np.array(real(name, scale))
     else:
         found = place(name, scale) if not isinstance(scale, list | tuple) else HOST

@@ -16,6 +16,7 @@ from cuattn.caches.step import Step
 from cuattn.caches.streaming_step import StreamingStep
 from cuattn.errors import ArgumentError, CacheFullError
 from cuattn.rope import Rotary
+from cuattn.scalars import shown
 
 __all__ = ["StreamingKVCache"]
 
@@ -124,7 +125,7 @@ class StreamingKVCache(RowCache):
         self.window = check_number("window", window)
         self.max_chunk = check_number("max_chunk", max_chunk)
         if rope is not None and not isinstance(rope, Rotary):
-            raise ArgumentError(f"rope is {rope!r}; a cuattn.Rotary or None is allowed")
+            raise ArgumentError(f"rope is {shown(rope)}; a cuattn.Rotary or None is allowed")
         self.rope = rope
         of_model = num_layers, num_kv_heads, head_dim, dtype, head_dim_v, kv_format, k_scale, v_scale, array_module
         batch = check_number("batch", batch)

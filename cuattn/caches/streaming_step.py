@@ -10,6 +10,7 @@ from cuattn.attention_arguments import check_out
 from cuattn.caches.rows import RowSequence
 from cuattn.caches.step import Step
 from cuattn.errors import ArgumentError
+from cuattn.scalars import shown
 
 if TYPE_CHECKING:
     from cuattn.caches.streaming import StreamingKVCache
@@ -151,4 +152,4 @@ def _of_tokens(cache: StreamingKVCache, seqs: list[RowSequence], counts: list[in
 def _refuse(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value is not None:
-            raise ArgumentError(f"{name} is {value!r}; a streaming cache decides that itself: leave it out")
+            raise ArgumentError(f"{name} is {shown(value)}; a streaming cache decides that itself: leave it out")

@@ -21,6 +21,7 @@ from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
 from cuattn.rotary_arguments import Angles, Rotary
+from cuattn.scalars import shown
 
 __all__ = ["DecodeProblem", "Scale", "check"]
 
@@ -144,7 +145,7 @@ def _check(
             given[name] = x
     if rope is not None:
         if not isinstance(rope, Rotary):
-            raise ArgumentError(f"rope is {rope!r}; a cuattn.Rotary or None is allowed")
+            raise ArgumentError(f"rope is {shown(rope)}; a cuattn.Rotary or None is allowed")
         given |= rope.arrays
     executor = executor_for(**given)
     q, k, v = executor.asarray("q", q), executor.asarray(names.k, k), executor.asarray(names.v, v)
@@ -259,7 +260,7 @@ def _check_plan(problem: DecodeProblem) -> None:
 
     plan = problem.plan
     if not isinstance(plan, DecodePlan):
-        raise ArgumentError(f"plan is {plan!r}; the result of cuattn.plan_decode, or None, is allowed")
+        raise ArgumentError(f"plan is {shown(plan)}; the result of cuattn.plan_decode, or None, is allowed")
     if problem.num_splits is not None:
         raise ArgumentError(f"num_splits is {problem.num_splits} beside a plan, which says it; leave the default")
     plan.check(problem)

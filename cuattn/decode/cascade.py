@@ -22,7 +22,7 @@ from cuattn.merge import merge_states
 from cuattn.metadata import check_flag
 from cuattn.packed import check_cu_seqlens
 from cuattn.renaming import renamed
-from cuattn.scalars import is_integer, shown
+from cuattn.scalars import as_integer, shown
 from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["SharedPrefix", "cascade_attention"]
@@ -167,7 +167,7 @@ def _level(own: DecodeProblem, level: Any, **options: Any) -> DecodeProblem:
     table = executor.metadata("block_table", level.block_table)
     if table.ndim == 1:
         table = table[None]
-    seqlens = [level.seqlen] if is_integer(level.seqlen) else level.seqlen
+    seqlens = [level.seqlen] if as_integer(level.seqlen) is not None else level.seqlen
     starts = _group_starts(executor, level.group_starts, batch)
     if table.ndim != 2 or table.shape[0] != starts.size - 1:
         raise ShapeError(

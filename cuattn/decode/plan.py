@@ -25,6 +25,7 @@ from cuattn.decode.schedule import Lists, Schedule, bounds_of, check_partials, e
 from cuattn.decode.splits import Bounds
 from cuattn.errors import ArgumentError
 from cuattn.metadata import check_flag
+from cuattn.scalars import shown
 
 if TYPE_CHECKING:
     from cuattn.decode.arguments import DecodeProblem
@@ -199,7 +200,7 @@ def check_plan(plan: Any, problem: DecodeProblem) -> DecodePlan | None:
     if plan is None:
         return None
     if not isinstance(plan, DecodePlan):
-        raise ArgumentError(f"plan is {plan!r}; a result of cuattn.plan_decode or None is allowed")
+        raise ArgumentError(f"plan is {shown(plan)}; a result of cuattn.plan_decode or None is allowed")
     if problem.num_splits is not None:
         raise ArgumentError(f"num_splits is {problem.num_splits} beside a plan, which says it; leave one of them out")
     plan.check(problem)

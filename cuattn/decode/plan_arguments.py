@@ -14,7 +14,7 @@ from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat
 from cuattn.launch import Executor, executor_for, executor_of_module
 from cuattn.packed import check_cu_seqlens
-from cuattn.scalars import MAX_EXTENT, check_dtype, choice, integer
+from cuattn.scalars import MAX_EXTENT, check_dtype, choice, integer, shown
 
 __all__ = ["PlanLengths", "check_extent", "check_format", "check_heads", "check_lengths", "executor_of"]
 
@@ -99,7 +99,7 @@ def check_lengths(
     if seqlens_q is None:
         queries = np.full(num_sequences, check_extent("seqlen_q", seqlen_q, 0), np.int64)
     elif seqlen_q != 1:
-        raise ArgumentError(f"seqlen_q is {seqlen_q!r} beside cu_seqlens_q, which says it all; leave the default")
+        raise ArgumentError(f"seqlen_q is {shown(seqlen_q)} beside cu_seqlens_q, which says it all; leave the default")
     else:
         queries = seqlens_q
     if known is None:

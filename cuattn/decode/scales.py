@@ -13,7 +13,7 @@ from cuattn.extents import address
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor
 from cuattn.metadata import small_array
-from cuattn.scalars import is_number, real, shown
+from cuattn.scalars import as_real, shown
 
 __all__ = ["Scale", "check_block_scales", "check_scale", "is_per_slot"]
 
@@ -34,7 +34,10 @@ class Scale:
 
 def is_per_slot(value: Any) -> bool:
     """Whether it can only be an array with an entry for every slot: data of the size of a cache, not a small array."""
-    return getattr(value, "ndim", 0) == 3
+    try:
+        return bool(value.ndim == 3)
+    except Exception:  # no array, or a foreign object that raises what it likes
+        return False
 
 
 def check_scale(
@@ -47,8 +50,9 @@ def check_scale(
         raise ArgumentError(f"{name} is given, but {kv_format.name} is not a quantized format; None is needed")
     if isinstance(value, bool | np.bool_ | str):
         raise ArgumentError(f"{name} is {shown(value)}; a number or an array of numbers is allowed")
-    if is_number(value):
-        value = np.asarray(real(name, value))
+    number = as_real(value)
+    if number is not None:
+        value = np.asarray(number)
     if not is_per_slot(value):
         shapes: tuple[tuple[int, ...], ...] = ((),) if kv_format.block_size else ((), slots[2:])
         array = small_array(executor, name, value, shapes, _FLOAT32)

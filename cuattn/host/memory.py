@@ -41,8 +41,8 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
     """
     if type(dtype) is not np.dtype:
         dtype = any_dtype("dtype", dtype)
-    if dtype.hasobject:
-        raise DTypeError(f"dtype is {dtype}; memory of a kernel holds no Python objects")
+    if dtype.hasobject or not dtype.itemsize:
+        raise DTypeError(f"dtype is {dtype}; memory of a kernel holds neither Python objects nor elements of no size")
     shape = _extents(shape)
     nbytes = math.prod(shape) * dtype.itemsize
     raw = new_bytes("an array", shape, nbytes + ALIGNMENT)
@@ -60,7 +60,7 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
 
 def _extents(shape: Sequence[int] | int) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list):
-        return (integer("shape", shape, 0, _MOST, what="a sequence of integers or one"),)
+        return (integer("shape", shape, 0, _MOST),)
     for i, extent in enumerate(shape):
         if type(extent) is not int or extent < 0:
             return tuple(integer(f"shape[{i}]", extent, 0, _MOST) for i, extent in enumerate(shape))

@@ -12,7 +12,7 @@ from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor
 from cuattn.metadata import small_array
-from cuattn.scalars import is_number, real
+from cuattn.scalars import as_real
 
 __all__ = ["Scale", "check_block_scales", "check_scale"]
 
@@ -33,8 +33,9 @@ def check_scale(executor: Executor, name: str, scale: Any, shape: tuple[int, ...
         return Scale()
     if not row.quantized:
         raise ArgumentError(f"{name} is given, but pages of {row.name} hold the numbers themselves; leave it out")
-    if is_number(scale):
-        return Scale(_positive(name, real(name, scale)))
+    number = as_real(scale)
+    if number is not None:
+        return Scale(_positive(name, number))
     if is_per_slot(scale):
         return _per_slot(executor, name, scale, shape, row)
     shapes = [()] if row.block_size else [(), shape[2:]]

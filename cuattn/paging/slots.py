@@ -10,7 +10,7 @@ from cuattn import rotary_arguments
 from cuattn.errors import ArgumentError, ArrayTypeError, ShapeError
 from cuattn.launch import MAX_GRID, Executor, executor_for
 from cuattn.places import check_size, host_list
-from cuattn.scalars import MAX_EXTENT, integer, is_integer
+from cuattn.scalars import MAX_EXTENT, as_integer, integer
 
 __all__ = ["slot_mapping"]
 
@@ -83,7 +83,7 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
 
 
 def _check_counts(counts: Any, batch: int) -> np.ndarray[Any, Any]:
-    if is_integer(counts):
+    if as_integer(counts) is not None:
         numbers = np.array(integer("counts", counts, 0, MAX_EXTENT))
     elif isinstance(counts, list | tuple):
         numbers = host_list("counts", counts)

@@ -330,7 +330,7 @@ def test_positions_that_the_tables_do_not_hold(function):
         (True, ArgumentError, "{} is True"),
         ("1", ArgumentError, "{} is '1'"),
         (1j, ArrayTypeError, "{}: .*complex is no array"),
-        ([1, 1], DTypeError, "{} has dtype int64"),
+        ([True, True], DTypeError, "{} has dtype bool"),
         ([1.0] * 3, ShapeError, r"{} has shape \[3\]; allowed is \[\] or \[2\]"),
         (np.ones((1, 2), np.float32), ShapeError, r"{} has shape \[1, 2\]"),
         (np.ones((6, 4, 3), np.float32), ShapeError, r"{} has shape \[6, 4, 3\]; allowed is \[\] or \[2\] or"),
