@@ -20,7 +20,7 @@ _ALWAYS_TRIED = 2**28
 def allocating(what: str, nbytes: int) -> Iterator[None]:
     """Turn a failure to allocate ``nbytes`` for ``what`` into `OutOfMemoryError`.
 
-    More than the machine has is not even tried: a system that promises memory it has not got would end the process when
+    More than the machine has is not even tried (0 where the memory is that of a device): a system that promises memory it has not got would end the process when
     it is written, long after the call.
     """
     if nbytes > _machine_bytes():

@@ -145,7 +145,8 @@ def dropout_mask(
     dropout = check_dropout(dropout_p, dropout_seed, dropout_offset)
     named = {"batch": batch, "num_heads": num_heads, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k}
     shape = tuple(integer(name, extent, 0, MAX_EXTENT) for name, extent in named.items())
+    # 64-bit words of the generator, some at a time, for every element
     told = ", ".join(f"{name} {extent}" for name, extent in zip(named, shape, strict=True))
-    with allocating(f"a mask of {told}", math.prod(shape)):
+    with allocating(f"a mask of {told}", 48 * math.prod(shape)):
         batch_heads = np.arange(shape[0] * shape[1], dtype=np.uint64) & _LOW_WORD
         return kept(dropout, batch_heads, range(shape[2]), range(shape[3])).reshape(shape)

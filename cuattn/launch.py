@@ -174,7 +174,7 @@ class HostExecutor(Executor):
                 return host_list(name, x)
             found = place(name, x)
             if found != HOST:
-                raise ArrayTypeError(f"{name} is {describe(found, x)}, but the data of the call is on the CPU")
+                raise ArrayTypeError(f"{name} is {describe(found, x)} but the call is on the CPU")
             x = host_array(name, x)
         return check_size(name, x)
 
@@ -232,7 +232,7 @@ class CudaExecutor(Executor):
                 return host_list(name, x)
             found = place(name, x)
             if found not in (HOST, self.device_id):
-                raise ArrayTypeError(f"{name} is {describe(found, x)}, but the data of the call is on CUDA device {self.device_id}")
+                raise ArrayTypeError(f"{name} is {describe(found, x)} but the call is on CUDA device {self.device_id}")
             x = host_array(name, x) if found == HOST else self.asarray(name, x)
         return check_size(name, x)
 

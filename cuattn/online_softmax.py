@@ -15,7 +15,7 @@ from cuattn import rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
 from cuattn.launch import Executor, Kernel, executor_for, executor_of_module
 from cuattn.rows import Rows
-from cuattn.scalars import MAX_EXTENT, check_dtype, integer
+from cuattn.scalars import MAX_EXTENT, as_integer, check_dtype, shown
 from cuattn.softmax import accumulator
 from cuattn.softmax_config import (
     ALGORITHMS,
@@ -269,9 +269,10 @@ def _fold(executor: Executor, x: Any, out: Any) -> tuple[Any, Rows]:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple | list):
-        return (integer("shape", shape, 0, MAX_EXTENT),)
-    extents = tuple(integer(f"shape[{i}]", extent, 0, MAX_EXTENT) for i, extent in enumerate(shape))
+    given = shape if isinstance(shape, tuple | list) else (shape,)
+    extents = tuple(-1 if (extent := as_integer(x)) is None else extent for x in given)
+    if not all(0 <= extent <= MAX_EXTENT for extent in extents):
+        raise ShapeError(f"shape is {shown(shape)}; integers from 0 to {MAX_EXTENT} are allowed, in a sequence or one")
     if math.prod(extents) >= 2**62:
         raise ShapeError(f"shape is {extents}: so many rows cannot be counted")
     return extents

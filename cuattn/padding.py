@@ -286,7 +286,7 @@ def _on_host(executor: Executor, x: Any) -> np.ndarray:
 def check_plan(plan: Any) -> PaddingPlan:
     """A plan whose extents are ints, as `padding_plan` makes it; raises `ArrayTypeError` or `ArgumentError`."""
     if not isinstance(plan, PaddingPlan):
-        raise ArrayTypeError(f"plan: {type(plan).__name__}; a PaddingPlan is needed, from padding_plan()")
+        raise ArrayTypeError(f"plan is a {type(plan).__name__}; a PaddingPlan is needed, from padding_plan()")
     numbers = {name: getattr(plan, name) for name in ("max_seqlen", "num_tokens", "batch", "seqlen")}
     if all(type(number) is int and 0 <= number <= MAX_EXTENT for number in numbers.values()):
         return plan

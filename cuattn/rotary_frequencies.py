@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.allocation import allocating
-from cuattn.errors import ArgumentError
+from cuattn.errors import ArgumentError, ShapeError
 from cuattn.launch import executor_of_module
 from cuattn.rotary_arguments import DEFAULT_BASE, check_base, check_rotary_dim
-from cuattn.scalars import MAX_EXTENT, check_flag, choice, integer, real, shown
+from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, choice, integer, real, shown
 
 __all__ = ["rope_frequencies"]
 
@@ -92,6 +92,8 @@ def rope_frequencies(
     ------
     ArgumentError
         A value out of its range, an unknown ``scaling``, an option that is missing or belongs to another scaling.
+    ShapeError
+        ``max_seqlen`` of 2**31 or more.
     ArrayTypeError
         ``array_module`` is neither ``numpy`` nor ``cupy``.
     OutOfMemoryError
@@ -124,10 +126,14 @@ def rope_frequencies(
         mscale_all_dim=mscale_all_dim,
     )
     frequencies, multiplier = scaled_frequencies(rotary_dim, base, scaling, options)
-    max_seqlen = integer("max_seqlen", max_seqlen, 0, MAX_EXTENT)
+    number = as_integer(max_seqlen)
+    if number is None or number < 0:
+        raise ArgumentError(f"max_seqlen is {shown(max_seqlen)}; an integer of at least 0 is allowed")
+    if number > MAX_EXTENT:
+        raise ShapeError(f"max_seqlen is {shown(max_seqlen)}; at most {MAX_EXTENT} is allowed")
     executor_of_module(array_module)
-    with allocating("a table for max_seqlen", 16 * max_seqlen * frequencies.size):  # angles, and one function of them
-        angles = np.arange(max_seqlen, dtype=np.float64)[:, None] * frequencies
+    with allocating("a table for max_seqlen", 16 * number * frequencies.size):  # angles, and one function of them
+        angles = np.arange(number, dtype=np.float64)[:, None] * frequencies
         cos, sin = ((multiplier * function(angles)).astype(np.float32) for function in (np.cos, np.sin))
     return array_module.asarray(cos), array_module.asarray(sin)
 

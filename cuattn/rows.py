@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.allocation import allocating
 from cuattn.errors import ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor
@@ -190,7 +191,8 @@ def contiguous(executor: Executor, x: Any) -> Any:
 
 def full(executor: Executor, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
     """A new array of ``value``, ordinary from the start."""
-    with executor.on_device():
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    with executor.on_device(), allocating(f"an array of shape {list(shape)}", nbytes if executor.name == "host" else 0):
         return (np if executor.name == "host" else sys.modules["cupy"]).full(shape, value, dtype)
 
 

@@ -127,7 +127,7 @@ def shown(value: Any) -> str:
     """``value`` for a message: its repr as far as it has one, and not all of a long one.
 
     >>> shown("a" * 200)[-8:]
-    "aaaa..."
+    'aaaaa...'
     """
     try:
         if isinstance(value, np.ndarray) and value.size > 8:

@@ -121,7 +121,7 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
     if isinstance(tokens, np.ndarray) or (len(tokens) and all(as_integer(token) is not None for token in tokens)):
         packed = token_list("tokens", tokens)
         if len(packed) != sum(counts):
-            raise ArgumentError(f"tokens has {len(packed)} numbers; counts reserves {sum(counts)}")
+            raise ArgumentError(f"tokens has {len(packed)} numbers; {sum(counts)} are reserved by counts")
         starts = np.cumsum([0, *counts]).tolist()
         tokens = [packed[first : first + count] for first, count in zip(starts[:-1], counts, strict=True)]
     if len(tokens) != len(seqs):
@@ -133,7 +133,7 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
             continue
         given = token_list(f"tokens[{i}]", given)
         if len(given) != count:
-            raise ArgumentError(f"tokens[{i}] has {len(given)} numbers; counts reserves {count}")
+            raise ArgumentError(f"tokens[{i}] has {len(given)} numbers; {count} are reserved by counts")
         known = seq._tokens[seq._length : seq._length + count]
         if given[: len(known)] != known:
             raise ArgumentError(f"tokens[{i}] is {given}, but add() was told that {known} come next")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from cuattn.allocation import allocating
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, ShapeError
 from cuattn.head_dims import MAX_HEAD_DIM
@@ -54,7 +56,11 @@ class PageStorage:
                 shapes[f"{side}_block_scales"] = (*slots, kv_format.blocks(head_dim)), kv_format.block_scale_dtypes[-1]
             elif kv_format.quantized and f"{side}_scale" not in fixed:
                 shapes[f"{side}_scale"] = slots, "float32"
-        self.arrays = {name: array_module.zeros(shape, numpy_dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+        made = {name: (shape, numpy_dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+        nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in made.values())
+        told = f"a cache of {num_pages * page_size} slots, num_layers {num_layers} and num_kv_heads {num_kv_heads},"
+        with allocating(told, nbytes if array_module is np else 0):
+            self.arrays = {name: array_module.zeros(shape, dtype) for name, (shape, dtype) in made.items()}
         self.executor = executor_for(**self.arrays)
         with self.executor.on_device():
             put = {name: x if isinstance(x, float) else self.executor.put(x, np.float32) for name, x in fixed.items()}

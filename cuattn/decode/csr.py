@@ -18,7 +18,6 @@ from cuattn.scalars import MAX_EXTENT, integer
 __all__ = ["block_tables_from_csr", "csr_from_block_tables"]
 
 
-
 def block_tables_from_csr(indptr: Any, indices: Any, last_page_len: Any, page_size: int) -> tuple[Any, Any]:
     """Block tables and lengths of sequences whose pages are listed one after another.
 

@@ -177,11 +177,11 @@ def test_what_the_cache_decides(executor, option):
 @pytest.mark.parametrize(
     ("more", "message"),
     (
-        ({"num_sinks": -1}, "num_sinks is -1; integers from 0"),
-        ({"window": 0}, "window is 0; integers from 1"),
+        ({"num_sinks": -1}, "num_sinks is -1; an integer from 0"),
+        ({"window": 0}, "window is 0; an integer from 1"),
         ({"max_chunk": 0}, "max_chunk is 0"),
         ({"rope": "yes"}, "rope is 'yes'; a cuattn.Rotary or None"),
-        ({"window": 2**30, "batch": 4}, "the number of slots of all sequences is"),
+        ({"window": 2**30, "batch": 4}, r"batch \* \(num_sinks \+ window \+ max_chunk\) is"),
     ),
 )
 def test_caches_that_cannot_be(executor, more, message):

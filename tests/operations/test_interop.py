@@ -214,9 +214,9 @@ def test_lengths_beside_device_arrays(cupy, kind, max_seqlens):
 
 def test_metadata_that_lies_elsewhere(cupy):
     q, k, v = map(Exporter, make())
-    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 1, but the data of the call is on CUDA device 0"):
+    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 1 but the call is on CUDA device 0"):
         cuattn.attention(q, k, v, sinks=Exporter(np.zeros(4, np.float32), 1))
-    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 0, but the data of the call is on the CPU"):
+    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 0 but the call is on the CPU"):
         cuattn.attention(*make(), sinks=Exporter(np.zeros(4, np.float32)))
     arrays, lengths = make_packed()
     with pytest.raises(ArrayTypeError, match=r"cu_seqlens_k is .*Exporter on CUDA device 1"):

@@ -65,7 +65,7 @@ def test_places_that_differ():
         executor_for(a=on_device, b=np.zeros(3))
     with pytest.raises(ArrayTypeError, match=r"a is .* CUDA device 0 but b is .* CUDA device 1"):
         executor_for(a=on_device, b=other_device)
-    with pytest.raises(ArrayTypeError, match="a: .*Foreign .* DLPack device 8"):
+    with pytest.raises(ArrayTypeError, match=r"a: .*Foreign .* DLPack device 8"):
         executor_for(a=Foreign(None, (8, 0)))
 
 

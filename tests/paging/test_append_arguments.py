@@ -76,7 +76,7 @@ DTYPES = [
     ({"k_pages": np.zeros((4, 2, 2, 32), np.uint8)}, "k_pages has dtype uint8; kv_format int8 is stored in int8"),
     ({"slot_mapping": [0.0, 1.0, 2.0]}, "slot_mapping has dtype float64; integers"),
     ({"k_scale": np.ones((4, 2, 2))}, "k_scale has dtype float64; scales of slots are written as float32"),
-    ({"k_scale": np.ones(2, np.int32)}, "k_scale has dtype int32"),
+    ({"k_scale": np.ones(2, np.bool_)}, "k_scale has dtype bool"),
 ]
 
 

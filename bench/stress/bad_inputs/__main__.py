@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import multiprocessing
-import resource
 import sys
 import time
 from collections import Counter
 from multiprocessing.connection import Connection, wait
 
-from bench.stress.bad_inputs.judge import Verdict, case
-
-SPARE_BYTES = 3 * 2**30  # of memory that a case may take: more is refused by the system, as a MemoryError
+from bench.stress.bad_inputs.judge import Verdict, bounded_memory, case
 
 
 def main() -> int:
@@ -73,11 +70,9 @@ def run(seed: int, count: int, workers: int, limit: float) -> list[Verdict]:
 
 
 def _work(connection: Connection, seed: int, indices: list[int]) -> None:
-    with open("/proc/self/statm", encoding="ascii") as status:
-        used = int(status.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_BYTES, used + SPARE_BYTES))
-    for index in reversed(indices):
-        connection.send(tuple(case(seed, index)))
+    with bounded_memory():
+        for index in reversed(indices):
+            connection.send(tuple(case(seed, index)))
     connection.close()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import resource
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from random import Random
 from typing import Any, NamedTuple
 
@@ -17,10 +19,11 @@ from bench.stress.bad_inputs.compat import COMPAT_TARGETS
 from bench.stress.bad_inputs.values import MISSING, Value, draw
 from cuattn.errors import CompileError, CuattnError, CuattnWarning
 
-__all__ = ["TARGETS", "Verdict", "case"]
+__all__ = ["TARGETS", "Verdict", "bounded_memory", "case"]
 
 TARGETS: dict[str, Callable[[], Call]] = OWN_TARGETS | COMPAT_TARGETS | CACHE_TARGETS
 _NAMES = tuple(TARGETS)
+SPARE_BYTES = 3 * 2**30  # of memory that a case may take
 WRITTEN = frozenset(("out", "workspace", "k_pages", "v_pages", "pages", "dq", "dk", "dv", "k_cache", "v_cache"))
 WRITTEN_BY_APPEND = frozenset(("k_scale", "v_scale", "k_block_scales", "v_block_scales"))
 #: Arguments that take any value, and those that take any of some kind: they are still refused rightly or not at all.
@@ -37,6 +40,19 @@ class Verdict(NamedTuple):
     kinds: tuple[str, ...]
     text: str
     refused: bool
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """So much more memory, and no more: beyond it, the system makes an allocation fail."""
+    with open("/proc/self/statm", encoding="ascii") as status:
+        used = int(status.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def case(seed: int, index: int) -> Verdict:
