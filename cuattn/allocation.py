@@ -20,8 +20,8 @@ _ALWAYS_TRIED = 2**28
 def allocating(what: str, nbytes: int) -> Iterator[None]:
     """Turn a failure to allocate ``nbytes`` for ``what`` into `OutOfMemoryError`.
 
-    More than the machine has is not even tried (0 where the memory is that of a device): a system that promises memory it has not got would end the process when
-    it is written, long after the call.
+    More than the machine has is not even tried: a system that promises memory it has not got would end the process when
+    it is written, long after the call. Memory of a device does not count: ``nbytes`` is 0 then.
     """
     if nbytes > _machine_bytes():
         raise OutOfMemoryError(f"{what} takes {nbytes} bytes; this machine has {_machine_bytes()}")
