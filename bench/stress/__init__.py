@@ -1,1 +1,1 @@
-"""Long tests of how the package behaves when it is used wrongly or interrupted; the suite runs a little of each."""
+"""Long runs of what must never break: each module is a program that ends with status 1 when something did."""

@@ -13,6 +13,7 @@ from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.errors import ArgumentError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
 from cuattn.metadata import as_float
+from cuattn.scalars import as_real
 
 
 def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> d
     A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
     """
     if dropout_seed is None:
-        if isinstance(dropout_p, Real) and as_float(dropout_p) > 0:
+        if (as_real(dropout_p) or 0.0) > 0:
             raise ArgumentError(
                 f"dropout_p is {dropout_p} and dropout_seed is None; there is no global generator to draw a seed from: "
                 "pass dropout_seed=, another one (or another dropout_offset=) in each call"
@@ -61,7 +62,7 @@ def softcap_option(softcap: Any) -> Any:
     """``softcap`` of `cuattn.attention` for a flash-attn one, where 0 and less is off."""
     if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, Real):
         raise ArgumentError(f"softcap is {softcap!r} of type {type(softcap).__name__}; a number is allowed")
-    return None if as_float(softcap) <= 0 else softcap
+    return None if -math.inf < as_float(softcap) <= 0 else softcap
 
 
 def score_options(softmax_scale: Any, window_size: Any, softcap: Any, alibi_slopes: Any) -> dict[str, Any]:

@@ -10,14 +10,17 @@ import numpy as np
 
 import cuattn
 from cuattn.compat.arguments import dropout_options
+from cuattn.compat.names import SDPA
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
+from cuattn.renaming import renamed
 
 __all__ = ["scaled_dot_product_attention"]
 
 
+@renamed(SDPA)
 def scaled_dot_product_attention(
     query: Any,
     key: Any,

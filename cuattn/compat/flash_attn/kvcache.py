@@ -9,18 +9,21 @@ import numpy as np
 
 from cuattn.compat.arguments import score_options
 from cuattn.compat.flash_attn.cache_places import places_of
+from cuattn.compat.names import FLASH_ATTN
 from cuattn.config import DTYPES
 from cuattn.decode.launch import decode
 from cuattn.errors import ArgumentError, ShapeError
 from cuattn.launch import executor_for
 from cuattn.metadata import check_flag
 from cuattn.paging.append import append_kv
+from cuattn.renaming import renamed
 from cuattn.rope import Rotary
 from cuattn.rope import evaluate as rotate
 from cuattn.rotary_arguments import DEFAULT_BASE
 from cuattn.slow_calls import warn_if_slow
 
 
+@renamed(FLASH_ATTN)
 def flash_attn_with_kvcache(
     q: Any,
     k_cache: Any,

@@ -6,10 +6,13 @@ from typing import Any
 
 import cuattn
 from cuattn.compat.arguments import dropout_options, results, score_options, unpack
+from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED
 from cuattn.errors import NotSupportedError
 from cuattn.metadata import check_flag
+from cuattn.renaming import renamed
 
 
+@renamed(FLASH_ATTN)
 def flash_attn_varlen_func(
     q: Any,
     k: Any,
@@ -87,6 +90,7 @@ def flash_attn_varlen_func(
     return results(result, return_attn_probs)
 
 
+@renamed(FLASH_ATTN | QKVPACKED)
 def flash_attn_varlen_qkvpacked_func(
     qkv: Any,
     cu_seqlens: Any,
@@ -157,6 +161,7 @@ def flash_attn_varlen_qkvpacked_func(
     )
 
 
+@renamed(FLASH_ATTN | KVPACKED)
 def flash_attn_varlen_kvpacked_func(
     q: Any,
     kv: Any,
