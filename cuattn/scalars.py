@@ -132,7 +132,7 @@ def shown(value: Any) -> str:
     try:
         if isinstance(value, np.ndarray) and value.size > 8:
             return f"an array {list(value.shape)} of {value.dtype}"
-        text = repr(value)
+        text = " ".join(repr(value).split())  # one line
     except Exception:  # whatever a foreign __repr__ raises; ints of more than 4300 digits have none either
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -13,7 +13,7 @@ from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.errors import ArgumentError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
 from cuattn.metadata import as_float
-from cuattn.scalars import as_real
+from cuattn.scalars import as_real, shown
 
 
 def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> d
     if dropout_seed is None:
         if (as_real(dropout_p) or 0.0) > 0:
             raise ArgumentError(
-                f"dropout_p is {dropout_p} and dropout_seed is None; there is no global generator to draw a seed from: "
-                "pass dropout_seed=, another one (or another dropout_offset=) in each call"
+                f"dropout_p is {shown(dropout_p)} and dropout_seed is None; there is no global generator to draw a "
+                "seed from: pass dropout_seed=, another one (or another dropout_offset=) in each call"
             )
         dropout_seed = 0
     return {"dropout_p": dropout_p, "dropout_seed": dropout_seed, "dropout_offset": dropout_offset}
@@ -41,7 +41,7 @@ def window_option(window_size: Any) -> tuple[int | None, int | None] | None:
             raise ValueError("a negative width")
     except (TypeError, ValueError):
         raise ArgumentError(
-            f"window_size is {window_size!r}; a pair of integers is allowed, each -1 (unbounded) or at least 0"
+            f"window_size is {shown(window_size)}; a pair of integers is allowed, each -1 (unbounded) or at least 0"
         ) from None
     return None if left is None and right is None else (left, right)
 
@@ -52,16 +52,16 @@ def scale_option(softmax_scale: Any) -> Any:
         return None
     if isinstance(softmax_scale, bool | np.bool_) or not isinstance(softmax_scale, Real):
         name = type(softmax_scale).__name__
-        raise ArgumentError(f"softmax_scale is {softmax_scale!r} of type {name}; a number or None is allowed")
+        raise ArgumentError(f"softmax_scale is {shown(softmax_scale)} of type {name}; a number or None is allowed")
     if not math.isfinite(as_float(softmax_scale)):
-        raise NonFiniteError(f"softmax_scale is {softmax_scale!r}; a finite number or None is needed")
+        raise NonFiniteError(f"softmax_scale is {shown(softmax_scale)}; a finite number or None is needed")
     return softmax_scale
 
 
 def softcap_option(softcap: Any) -> Any:
     """``softcap`` of `cuattn.attention` for a flash-attn one, where 0 and less is off."""
     if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, Real):
-        raise ArgumentError(f"softcap is {softcap!r} of type {type(softcap).__name__}; a number is allowed")
+        raise ArgumentError(f"softcap is {shown(softcap)} of type {type(softcap).__name__}; a number is allowed")
     return None if -math.inf < as_float(softcap) <= 0 else softcap
 
 

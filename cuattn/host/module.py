@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import environment
 from ..errors import ArgumentError, LaunchError, UnsupportedPTXError
+from ..scalars import shown
 from ..tensor_map import TensorMap
 from . import faults, library, profile, ptx
 from .memory import Regions
@@ -78,12 +79,16 @@ class RawModule:
     ) -> None:
         if (code is None) == (path is None):
             raise ArgumentError("RawModule: give exactly one of code and path")
+        if not isinstance("" if code is None else code, str):
+            raise ArgumentError(f"RawModule: code is a {type(code).__name__}; a str is needed")
+        if not isinstance(options, tuple | list) or not all(isinstance(option, str) for option in options):
+            raise ArgumentError(f"RawModule: options is {shown(options)}; a list of str is needed")
         text = Path(path).read_text() if path is not None else code
         assert text is not None
         if ".version" not in text or ".target" not in text:
             from ..compile import build_source
 
-            arch = arch or environment.host_arch()
+            arch = environment.host_arch() if arch is None else arch
             binary = build_source(text, name="raw_module", arch=arch, kind="ptx", options=options)
             text = binary.image.decode()
         self._tables, self._target = _translate(text)

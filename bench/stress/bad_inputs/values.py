@@ -348,7 +348,7 @@ _OF_FLAGS = [
 ]
 _OF_NAMES = [
     _exactly("NumPy text", np.str_),
-    *(_refused("another text", change) for change in (str.upper, lambda x: x + " ", lambda x: x * 2)),
+    *(_refused("another text", change) for change in (str.upper, lambda x: x + "?", lambda x: x * 2)),
     *(
         _refused("no text", change)
         for change in (str.encode, list, lambda x: [x], lambda x: {x}, lambda x: np.array([x]))

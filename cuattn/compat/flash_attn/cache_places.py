@@ -15,6 +15,7 @@ from cuattn.errors import ArgumentError, NotSupportedError, ShapeError
 from cuattn.extents import address
 from cuattn.launch import Executor
 from cuattn.paging.slots import slot_mapping
+from cuattn.scalars import as_integer, integer
 
 __all__ = ["Places", "places_of"]
 
@@ -110,7 +111,8 @@ def _seqlens(executor: Executor, cache_seqlens: Any, batch: int, capacity: int) 
     """Entries of each sequence before the call, and what the host can see of them."""
     if cache_seqlens is None:
         cache_seqlens = capacity
-    if isinstance(cache_seqlens, int | np.integer) and not isinstance(cache_seqlens, bool):
+    if as_integer(cache_seqlens) is not None:
+        cache_seqlens = integer("cache_seqlens", cache_seqlens, 0, capacity)
         known = np.full(batch, cache_seqlens, np.int64)
         return known, known
     given = integers(executor, "cache_seqlens", cache_seqlens, batch, 1, "[batch]")

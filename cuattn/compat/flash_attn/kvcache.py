@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from cuattn.renaming import renamed
 from cuattn.rope import Rotary
 from cuattn.rope import evaluate as rotate
 from cuattn.rotary_arguments import DEFAULT_BASE
+from cuattn.scalars import as_integer, shown
 from cuattn.slow_calls import warn_if_slow
 
 
@@ -132,7 +132,8 @@ def flash_attn_with_kvcache(
     _check_pairs({"k": k, "v": v}, {"rotary_cos": rotary_cos, "rotary_sin": rotary_sin}, cache_seqlens is not None)
     given = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v}
     given |= {"rotary_cos": rotary_cos, "rotary_sin": rotary_sin}
-    executor = executor_for(**{name: x for name, x in given.items() if x is not None})
+    needed = ("q", "k_cache", "v_cache")
+    executor = executor_for(**{name: x for name, x in given.items() if x is not None or name in needed})
     arrays: dict[str, Any] = {name: None if x is None else executor.asarray(name, x) for name, x in given.items()}
     _check_shapes(arrays)
     seqlen_q, seqlen_new = arrays["q"].shape[1], 0 if k is None else arrays["k"].shape[1]
@@ -158,9 +159,10 @@ def flash_attn_with_kvcache(
 
 def _num_splits(value: Any) -> int | None:
     """``num_splits`` of `cuattn.decode_attention`, where None is the choice of a model."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < 0:
-        raise ArgumentError(f"num_splits is {value!r}; 0 (chosen) or a positive integer is allowed")
-    return int(value) or None
+    number = as_integer(value)
+    if number is None or number < 0:
+        raise ArgumentError(f"num_splits is {shown(value)}; 0 (chosen) or a positive integer is allowed")
+    return number or None
 
 
 def _check_pairs(new: dict[str, Any], rotary: dict[str, Any], has_lengths: bool) -> None:
