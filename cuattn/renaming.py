@@ -1,4 +1,4 @@
-"""Errors of one function in the words of another that calls it."""
+"""Errors of one function for the caller of another that calls it, and that has other names for the arguments."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ __all__ = ["renamed"]
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Where an error leaves the block, call the arguments ``names`` in its message what the caller knows them by.
+    """Where an error leaves the block, add to its message what the caller knows the arguments by that it names.
 
     >>> from cuattn.errors import ShapeError
-    >>> with renamed({"q": "query"}):
-    ...     raise ShapeError("q has shape (3,), and k another")
+    >>> with renamed({"q": "query", "k": "key"}):
+    ...     raise ShapeError("q has shape (3,)")
     Traceback (most recent call last):
         ...
-    cuattn.errors.ShapeError: query has shape (3,), and k another
+    cuattn.errors.ShapeError: q has shape (3,) (q is query)
     """
     try:
         yield
     except CuattnError as error:
-        if error.args and isinstance(error.args[0], str):
-            pattern = rf"(?<![\w'])({'|'.join(map(re.escape, names))})(?![\w'])"
-            message = re.sub(pattern, lambda match: names[match[1]], error.args[0])
-            error.args = (message, *error.args[1:])
+        message = error.args[0] if error.args else None
+        if isinstance(message, str):
+            told = [f"{n} is {known}" for n, known in names.items() if re.search(rf"(?<![\w']){n}(?![\w'])", message)]
+            if told:
+                error.args = (f"{message} ({', '.join(told)})", *error.args[1:])
         raise

@@ -22,9 +22,9 @@ def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> d
     A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
     """
     if dropout_seed is None:
-        if (as_real(dropout_p) or 0.0) > 0:
+        if 0 < (as_real(dropout_p) or 0.0) < 1:
             raise ArgumentError(
-                f"dropout_p is {shown(dropout_p)} and dropout_seed is None; there is no global generator to draw a "
+                f"dropout_p is {dropout_p} and dropout_seed is None; there is no global generator to draw a "
                 "seed from: pass dropout_seed=, another one (or another dropout_offset=) in each call"
             )
         dropout_seed = 0

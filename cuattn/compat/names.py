@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["FLASH_ATTN", "KVPACKED", "QKVPACKED", "SDPA"]
+__all__ = ["FLASH_ATTN", "KVPACKED", "QKVPACKED", "SDPA", "WITH_KVCACHE"]
 
 FLASH_ATTN = {"scale": "softmax_scale", "lse": "softmax_lse"}
-#: What is cut out of a packed array has another shape, which a message may show: both names are said.
-KVPACKED = {name: f"{name} (of kv)" for name in ("k", "v")}
-QKVPACKED = {name: f"{name} (of qkv)" for name in ("q", "k", "v")}
+KVPACKED = dict.fromkeys(("k", "v"), "a part of kv")
+QKVPACKED = dict.fromkeys(("q", "k", "v"), "a part of qkv")
 QKVPACKED |= {f"{name}_{side}": name for name in ("cu_seqlens", "max_seqlen") for side in ("q", "k")}
-SDPA = {"q": "q (query)", "k": "k (key)", "v": "v (value)", "bias": "attn_mask", "mask": "attn_mask"}
+WITH_KVCACHE = FLASH_ATTN | {"k_pages": "k_cache", "v_pages": "v_cache", "cos": "rotary_cos", "sin": "rotary_sin"}
+WITH_KVCACHE |= {"block_tables": "block_table", "seqlens_k": "cache_seqlens"}
+SDPA = {"q": "query", "k": "key", "v": "value", "bias": "attn_mask", "mask": "attn_mask"}

@@ -149,7 +149,7 @@ def test_steps_in_the_wrong_order(executor):
         model.append(step, 0)
     with pytest.raises(errors.StepError, match=r"layers \[1\] have not been appended"):
         step.commit()
-    with pytest.raises(errors.ArgumentError, match=f"layer is {LAYERS}; 0 to {LAYERS - 1}"):
+    with pytest.raises(errors.ArgumentError, match=f"layer is {LAYERS}; an integer from 0 to {LAYERS - 1}"):
         step.attend(LAYERS, None)
     model.append(step, 1)
     model.attend(step, 1)

@@ -188,7 +188,7 @@ def test_arrays_on_the_host_executor():
 
 def test_errors_in_the_words_of_the_caller():
     with (
-        pytest.raises(errors.ShapeError, match=r"^query is like key, not 'k' or seqlen_k$"),
+        pytest.raises(errors.ShapeError, match=r"^q is like seqlen_k, not 'k' \(q is query\)$"),
         renamed({"q": "query", "k": "key"}),
     ):
-        raise errors.ShapeError("q is like k, not 'k' or seqlen_k")
+        raise errors.ShapeError("q is like seqlen_k, not 'k'")

@@ -112,7 +112,7 @@ def _seqlens(executor: Executor, cache_seqlens: Any, batch: int, capacity: int) 
     if cache_seqlens is None:
         cache_seqlens = capacity
     if as_integer(cache_seqlens) is not None:
-        cache_seqlens = integer("cache_seqlens", cache_seqlens, 0, capacity)
+        cache_seqlens = integer("cache_seqlens", cache_seqlens, -MAX_EXTENT, MAX_EXTENT)
         known = np.full(batch, cache_seqlens, np.int64)
         return known, known
     given = integers(executor, "cache_seqlens", cache_seqlens, batch, 1, "[batch]")

@@ -8,7 +8,7 @@ import numpy as np
 
 from cuattn.compat.arguments import score_options
 from cuattn.compat.flash_attn.cache_places import places_of
-from cuattn.compat.names import FLASH_ATTN
+from cuattn.compat.names import WITH_KVCACHE
 from cuattn.config import DTYPES
 from cuattn.decode.launch import decode
 from cuattn.errors import ArgumentError, ShapeError
@@ -23,7 +23,7 @@ from cuattn.scalars import as_integer, shown
 from cuattn.slow_calls import warn_if_slow
 
 
-@renamed(FLASH_ATTN)
+@renamed(WITH_KVCACHE)
 def flash_attn_with_kvcache(
     q: Any,
     k_cache: Any,
