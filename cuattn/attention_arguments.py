@@ -247,7 +247,10 @@ def check_rank(q: Any, k: Any, v: Any, *, packed: bool) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != rank:
             layout = _LAYOUTS[name].replace("seqlen_", "tokens_") if packed else f"batch, {_LAYOUTS[name]}"
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank {rank} is needed: [{layout}")
+            beside = ", beside cu_seqlens_q and cu_seqlens_k" if packed else ""
+            raise ShapeError(
+                f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank {rank} is needed: [{layout}{beside}"
+            )
         if max(x.shape) > MAX_EXTENT:
             raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
 

@@ -182,9 +182,9 @@ class HostExecutor(Executor):
         return np.ascontiguousarray(x, dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
-        from cuattn import host
+        from cuattn.host.memory import new_array
 
-        return host.empty(shape, dtype)
+        return new_array((shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype))
 
     def finish(self, *arrays: Any) -> None:
         from cuattn import host

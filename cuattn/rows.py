@@ -156,10 +156,10 @@ def check_extents(name: str, shape: Sequence[int]) -> None:
         raise ShapeError(f"{name}: shape {tuple(shape)}; an extent may be at most {MAX_EXTENT}")
 
 
-def check_axis(axis: Any, ndim: int) -> int:
-    """``axis`` as a number from 0 to ``ndim`` - 1."""
+def check_axis(axis: Any, ndim: int, name: str = "x") -> int:
+    """``axis`` of the array ``name`` as a number from 0 to ``ndim`` - 1."""
     if ndim == 0:
-        raise ShapeError("x: an array of rank 0 has no axis; a rank of at least 1 is allowed")
+        raise ShapeError(f"{name}: an array of rank 0 has no axis; a rank of at least 1 is allowed")
     return integer("axis", axis, -ndim, ndim - 1) % ndim
 
 

@@ -39,11 +39,14 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
     While a checker is on its bytes are poison (0xFF: NaN in every float format), and with the init checker kernels may
     not read what no kernel wrote, until `finish` makes it an ordinary array. Aligned as memory from ``cudaMalloc`` is.
     """
-    if type(dtype) is not np.dtype:
-        dtype = any_dtype("dtype", dtype)
+    dtype = any_dtype("dtype", dtype)
     if dtype.hasobject or not dtype.itemsize:
         raise DTypeError(f"dtype is {dtype}; memory of a kernel holds neither Python objects nor elements of no size")
-    shape = _extents(shape)
+    return new_array(_extents(shape), dtype)
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`empty`, of a shape and dtype that are known to be good."""
     nbytes = math.prod(shape) * dtype.itemsize
     raw = new_bytes("an array", shape, nbytes + ALIGNMENT)
     start = -raw.ctypes.data % ALIGNMENT
@@ -61,10 +64,7 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
 def _extents(shape: Sequence[int] | int) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list):
         return (integer("shape", shape, 0, _MOST),)
-    for i, extent in enumerate(shape):
-        if type(extent) is not int or extent < 0:
-            return tuple(integer(f"shape[{i}]", extent, 0, _MOST) for i, extent in enumerate(shape))
-    return tuple(shape)
+    return tuple(integer(f"shape[{i}]", extent, 0, _MOST) for i, extent in enumerate(shape))
 
 
 def finish(*arrays: np.ndarray) -> None:

@@ -85,7 +85,7 @@ def copy_pages(pages: Any, src: Any, dst: Any, *, axis: int = 0) -> None:
     lists = {name: x for name, x in (("src", src), ("dst", dst)) if rotary_arguments.on_device(name, x)}
     executor = executor_for(pages=pages, **lists)
     pages = executor.asarray("pages", pages)
-    axis = check_axis(axis, pages.ndim)
+    axis = check_axis(axis, pages.ndim, "pages")
     (src, src_seen), (dst, dst_seen) = (
         rotary_arguments.integers(executor, name, x) for name, x in (("src", src), ("dst", dst))
     )
