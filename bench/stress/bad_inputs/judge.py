@@ -151,11 +151,13 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, np.ndarray):
-        return (
-            isinstance(b, np.ndarray)
-            and (a.dtype, a.shape) == (b.dtype, b.shape)
-            and np.asarray(a).tobytes() == b.tobytes()
-        )
+        if not isinstance(b, np.ndarray) or (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        if a.dtype.kind not in "fV" or a.dtype.names:
+            return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        # Arrays that lie otherwise may be loaded, and so summed, in another order.
+        near = 2.0**-6 if a.dtype.itemsize <= 2 else 1e-5
+        return np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=near, atol=near, equal_nan=True)
     return re.sub(r"0x[0-9a-f]+", "", repr(a)) == re.sub(r"0x[0-9a-f]+", "", repr(b))
 
 
