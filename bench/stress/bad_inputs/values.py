@@ -305,7 +305,7 @@ _OF_ANY_NUMBER = [
 ]
 _OF_INTEGERS = [
     *_OF_ANY_NUMBER,
-    *(_exactly("NumPy integer", dtype) for dtype in (np.int8, np.uint16, np.int32, np.uint64)),
+    *(_exactly("NumPy integer", dtype) for dtype in (np.int16, np.uint16, np.int32, np.uint64)),
     *(_exactly("array of rank 0", lambda x, dtype=dtype: np.array(x, dtype)) for dtype in ("i2", ">i4", "u8")),
     _refused("float for an integer", float),
     _refused("float for an integer", np.float32),
