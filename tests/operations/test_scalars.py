@@ -37,7 +37,7 @@ def test_reals(value):
         scalars.integer("n", value, 0, 5)
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBERS)
 def test_what_is_no_number(value):
     with pytest.raises(errors.ArgumentError, match=r"^n is .*; an integer from 0 to 9, or None, is allowed"):
         scalars.integer("n", value, 0, 9, optional=True)
@@ -97,7 +97,7 @@ SMALL = ([1, 2], (1, 2), np.array([1, 2]), np.array([1, 2], ">u2"), np.array([1.
 SMALL = (*SMALL, np.array([1, 2], np.longdouble), np.array([1, 2], ml_dtypes.bfloat16), [np.float16(1), np.int8(2)])
 
 
-@pytest.mark.parametrize("value", SMALL, ids=repr)
+@pytest.mark.parametrize("value", SMALL)
 def test_small_arrays_of_numbers(value):
     executor = executor_for()
     read = small_array(executor, "alibi_slopes", value, ((2,),), np.dtype(np.float32))
