@@ -155,6 +155,7 @@ DECODE = (
     Semantic(
         "slot_mapping.cu", "the sequence before", r"g_starts\[middle\] <= token_idx", "g_starts[middle] < token_idx"
     ),
-    Semantic("slot_mapping.cu", "pages below 0", r"if \(page >= 0\) slot", "slot"),
+    Semantic("slot_mapping.cu", "pages below 0", r"page >= 0 && ", ""),
+    Semantic("slot_mapping.cu", "pages whose slots are beyond 64 bits", r" && page <= layout\.last_page", ""),
     Semantic("slot_mapping.cu", "a table entry too many", r"entry < layout\.max_pages", "entry <= layout.max_pages"),
 )

@@ -6,21 +6,23 @@ management for large language model serving with PagedAttention", 2023 (arXiv:23
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 
 from cuattn.caches import chains, reservation
+from cuattn.caches.books import Books, OpenStep, reading, transaction
 from cuattn.caches.host_pages import HostPages
 from cuattn.caches.pages import PagePool
-from cuattn.caches.prefix import PrefixIndex
+from cuattn.caches.prefix import PrefixIndex, key_of
 from cuattn.caches.sequence import (
     Sequence,
     check_sequence,
     check_sequences,
     count_list,
+    grow,
+    listed,
     new_tokens,
     token_list,
 )
@@ -35,7 +37,7 @@ from cuattn.scalars import MAX_EXTENT, check_flag, integer, shown
 __all__ = ["PagedKVCache"]
 
 
-class PagedKVCache:
+class PagedKVCache(Books):
     """Keys and values of many sequences in pages of equal size, as an operating system keeps memory.
 
     A sequence has a table of pages, and gets the next page when its last one is full: less than one page a sequence is
@@ -81,9 +83,13 @@ class PagedKVCache:
     known by its tokens and by those of every page before it: they are hashed in a chain, and compared, so that a
     collision of hashes can never give wrong keys.
 
-    *All or nothing.* A call that raises has changed nothing.
+    *All or nothing.* A call that raises has changed nothing. That holds for whatever is raised, an interrupt or a
+    `MemoryError` at any moment among them: a call happens at one of its last instructions, and until then all of it is
+    undone. (An interrupt that comes after that instruction finds everything done.) A step that ``reserve`` could not
+    return is aborted by the next call. Caches, sequences and steps can be neither copied nor pickled.
 
-    *Threads.* One lock guards the tables: every method of a cache may be called from any thread. A step, and the
+    *Threads.* One lock guards the tables: every method of a cache may be called from any thread, but not by a signal
+    handler or a finalizer that runs in the middle of another call of its thread (`NotSupportedError`). A step, and the
     sequences in it, belong to one thread at a time. On a GPU all work of a cache goes to one stream, or the caller
     orders its streams: pages change hands when a call returns, not when the device gets there.
 
@@ -135,6 +141,7 @@ class PagedKVCache:
         array_module: Any = np,
         prefix_caching: bool = False,
     ) -> None:
+        super().__init__()
         self.num_pages = integer("num_pages", num_pages, 1, MAX_EXTENT)
         self.page_size = integer("page_size", page_size, 1, MAX_EXTENT)
         self.num_layers = integer("num_layers", num_layers, 1, MAX_EXTENT)
@@ -151,11 +158,9 @@ class PagedKVCache:
             format_row,
             check_scales(format_row, {"k_scale": k_scale, "v_scale": v_scale}),
         )
-        self._index = PrefixIndex()
-        self._host = HostPages()
-        self._pool = PagePool(self.num_pages, self._index, self._host.unlink)
-        self._sequences: dict[Sequence, None] = {}
-        self._lock = threading.RLock()
+        self._index = PrefixIndex(self._journal)
+        self._host = HostPages(self._journal)
+        self._pool = PagePool(self.num_pages, self._index, self._host.unlink, self._journal)
         self._num_hits = self._num_copies = 0
 
     @property
@@ -164,10 +169,10 @@ class PagedKVCache:
         return self._storage.kv_format.name
 
     @property
+    @reading
     def sequences(self) -> tuple[Sequence, ...]:
         """All sequences that have not been freed, in the order in which they were made."""
-        with self._lock:
-            return tuple(self._sequences)
+        return tuple(sorted(self._sequences, key=lambda seq: seq._number))
 
     @property
     def nbytes(self) -> int:
@@ -182,12 +187,14 @@ class PagedKVCache:
         """
         return dict(self._storage.layers[integer("layer", layer, 0, self.num_layers - 1)])
 
+    @listed
+    @reading
     def block_tables(self, seqs: Iterable[Sequence]) -> tuple[np.ndarray, np.ndarray]:
         """The page tables, int32 [B, max_pages] with -1 behind the last page, and the lengths, int32 [B]."""
-        with self._lock:
-            seqs = check_sequences(self, "seqs", seqs, idle=False)
-            return block_tables(seqs), np.array([seq._length for seq in seqs], np.int32)
+        seqs = check_sequences(self, seqs, idle=False)
+        return block_tables(seqs), np.array([seq._length for seq in seqs], np.int32)
 
+    @transaction
     def add(self, tokens: Any = None, cache_key: Hashable = None) -> Sequence:
         """A new sequence.
 
@@ -200,7 +207,7 @@ class PagedKVCache:
             once or in parts.
         cache_key : hashable, optional
             What the keys and values depend on besides the tokens, such as the name of an adapter or a tenant. Only
-            sequences whose keys are equal share prefixes.
+            sequences whose keys are equal and of one type share prefixes: 1, True, 1.0 and "1" are four keys.
 
         Raises
         ------
@@ -209,18 +216,21 @@ class PagedKVCache:
         """
         known = [] if tokens is None else token_list("tokens", tokens)
         try:
-            hash(cache_key)
-        except TypeError as error:
+            hash(key_of(cache_key))
+        except MemoryError:
+            raise
+        except Exception as error:  # __hash__ raises what it likes
             raise ArgumentError(f"cache_key is {shown(cache_key)}; something hashable is needed") from error
-        with self._lock:
-            seq = Sequence(self, self._index.root(cache_key), known)
-            self._index.hold(seq._tip)
-            if self.prefix_caching:
-                chains.adopt(self._pool, self._index, seq, self.page_size)
-            self._num_hits += len(seq._pages)
-            self._sequences[seq] = None
-            return seq
+        seq = Sequence(self, self._index.root(cache_key), known)
+        self._index.hold(seq._tip)
+        if self.prefix_caching:
+            chains.adopt(self._pool, self._index, seq, self.page_size)
+        self._journal.assign(self, "_num_hits", self._num_hits + len(seq._pages))
+        self._journal.put(self._sequences, seq, None)
+        return seq
 
+    @listed
+    @transaction
     def reserve(self, seqs: Iterable[Sequence], counts: Any, tokens: Any = None) -> Step:
         """Open a step: room for ``counts`` more tokens in each sequence.
 
@@ -250,24 +260,19 @@ class PagedKVCache:
         ArgumentError, ArrayTypeError
             ``counts`` or ``tokens`` do not fit the sequences, or a sequence is named twice.
         """
-        with self._lock:
-            seqs = check_sequences(self, "seqs", seqs)
-            counts = count_list(counts, len(seqs))
-            new = new_tokens(seqs, counts, tokens)
-            done = reservation.reserve(self._pool, self._index, self._host, seqs, counts, self.page_size)
-            try:
-                if done.copies:
-                    _, sources, targets = zip(*done.copies, strict=True)
-                    self._storage.copy(sources, targets)
-                step = Step(self, seqs, counts, new, done)
-            except BaseException:
-                reservation.restore(self._pool, self._index, done, written=False)
-                raise
-            self._num_copies += len(done.copies)
-            for seq, count in zip(seqs, counts, strict=True):
-                seq._step, seq._num_reserved = step, count
-            return step
+        seqs = check_sequences(self, seqs)
+        counts = count_list(counts, len(seqs))
+        new = new_tokens(seqs, counts, tokens)
+        done = reservation.reserve(
+            *(self._journal, self._pool, self._index, self._host, self._storage), seqs, counts, self.page_size
+        )
+        self._journal.assign(self, "_num_copies", self._num_copies + len(done.copies))
+        opened = OpenStep(tuple(seqs), tuple(counts), new, done)
+        step = Step(self, opened)
+        self._open_step(opened, step)
+        return step
 
+    @transaction
     def fork(self, seq: Sequence) -> Sequence:
         """Another sequence with the same tokens, on the same pages: for several samples of a prompt, or beams.
 
@@ -278,17 +283,16 @@ class PagedKVCache:
         SequenceError
             The sequence has been freed, is swapped out, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq)
-            self._index.hold(seq._tip)
-            for page in seq._pages:
-                self._pool.share(page)
-            other = Sequence(self, seq._tip, list(seq._tokens))
-            other._pages.extend(seq._pages)
-            other._length = seq._length
-            self._sequences[other] = None
-            return other
+        check_sequence(self, "seq", seq)
+        other = Sequence(self, seq._tip, list(seq._tokens))
+        other._pages.extend(seq._pages)
+        other._length = seq._length
+        self._index.hold(seq._tip)
+        self._pool.share(seq._pages)
+        self._journal.put(self._sequences, other, None)
+        return other
 
+    @transaction
     def truncate(self, seq: Sequence, length: int) -> None:
         """Keep the first ``length`` tokens of a sequence, and forget the others: tokens that were not accepted.
 
@@ -299,15 +303,17 @@ class PagedKVCache:
         SequenceError
             The sequence has been freed, is swapped out, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq)
-            length = integer("length", length, 0, seq._length)
-            num_pages = -(-length // self.page_size)
-            self._pool.release_all(seq._pages[num_pages:])
-            del seq._pages[num_pages:], seq._tokens[length:]
-            seq._length = length
-            chains.step_back(self._index, seq, self.page_size)
+        check_sequence(self, "seq", seq)
+        length = integer("length", length, 0, seq._length)
+        num_pages = -(-length // self.page_size)
+        if num_pages < len(seq._pages):
+            self._pool.release(seq._pages[num_pages:])
+            self._journal.cut(seq._pages, num_pages)
+        self._journal.cut(seq._tokens, length)
+        self._journal.assign(seq, "_length", length)
+        chains.step_back(self._index, seq, self.page_size)
 
+    @transaction
     def free(self, seq: Sequence) -> None:
         """Give a sequence up, live or swapped out. Pages that only it had are free, or cached if they can be found.
 
@@ -316,16 +322,18 @@ class PagedKVCache:
         SequenceError
             The sequence has been freed already, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq, states=("live", "swapped"))
-            self._pool.release_all(seq._pages)
-            for host_page in seq._host_pages:
-                self._host.release(host_page)
-            self._index.let_go(seq._tip)
-            del seq._pages[:], seq._host_pages[:]
-            seq._state = "freed"
-            del self._sequences[seq]
+        check_sequence(self, "seq", seq, states=("live", "swapped"))
+        self._pool.release(seq._pages)
+        for host_page in seq._host_pages:
+            self._host.release(host_page)
+        self._index.let_go(seq._tip)
+        self._journal.cut(seq._pages, 0)
+        self._journal.cut(seq._host_pages, 0)
+        self._journal.assign(seq, "_state", "freed")
+        self._journal.drop(self._sequences, seq)
 
+    @listed
+    @transaction
     def swap_out(self, seqs: Sequence | Iterable[Sequence]) -> None:
         """Move sequences to host memory, which needs no room in the cache and may be paged out itself.
 
@@ -337,9 +345,11 @@ class PagedKVCache:
         SequenceError
             A sequence has been freed, is swapped out, belongs to another cache or to an open step.
         """
-        with self._lock:
-            swap_out(self._pool, self._host, self._storage, check_sequences(self, "seqs", seqs))
+        seqs = check_sequences(self, seqs)
+        swap_out(self._journal, self._pool, self._host, self._storage, seqs)
 
+    @listed
+    @transaction
     def swap_in(self, seqs: Sequence | Iterable[Sequence]) -> None:
         """Bring sequences back: all of them, or none.
 
@@ -353,14 +363,13 @@ class PagedKVCache:
         SequenceError
             A sequence is not swapped out, or belongs to another cache.
         """
-        with self._lock:
-            seqs = check_sequences(self, "seqs", seqs, states=("swapped",))
-            swap_in(self._pool, self._host, self._storage, seqs)
+        seqs = check_sequences(self, seqs, states=("swapped",))
+        swap_in(self._journal, self._pool, self._host, self._storage, seqs)
 
+    @reading
     def stats(self) -> CacheStats:
         """How full the cache is, and what it has done so far."""
-        with self._lock:
-            return collect(self)
+        return collect(self)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -369,18 +378,18 @@ class PagedKVCache:
             f"{stats.cached} cached, {stats.free} free; {stats.sequences} sequences)"
         )
 
-    def _commit(self, step: Step) -> None:
-        for seq, count, tokens in zip(step.sequences, step.counts.tolist(), step._new_tokens, strict=True):
-            seq._length += count
-            seq._tokens += tokens
-            seq._step, seq._num_reserved = None, 0
-            if self.prefix_caching:
-                chains.publish(self._pool, self._index, seq, self.page_size)
+    @transaction
+    def _commit(self, handle: Step) -> None:
+        step = handle._opened
+        step.check_open(handle)
+        step.check_complete(self.num_layers)
+        grow(self._journal, step)
+        if self.prefix_caching:
+            for seq in step.sequences:
+                chains.publish(self._index, seq, self.page_size)
         reservation.settle(self._pool, self._index, step._reservation)
-        step.is_open = False
+        self._close_step(step)
 
-    def _abort(self, step: Step) -> None:
-        reservation.restore(self._pool, self._index, step._reservation, written=bool(step._appended))
-        for seq in step.sequences:
-            seq._step, seq._num_reserved = None, 0
-        step.is_open = False
+    def _give_up(self, step: OpenStep) -> None:
+        reservation.restore(self._journal, self._pool, self._index, step._reservation, written=step.is_written)
+        self._close_step(step)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from array import array
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from cuattn.caches.books import Unique
 from cuattn.caches.prefix import Node
 from cuattn.errors import ArgumentError, ArrayTypeError, SequenceError
 from cuattn.places import check_size
 from cuattn.scalars import as_integer, integer, shown
 
 if TYPE_CHECKING:
-    from cuattn.caches.paged import PagedKVCache
-    from cuattn.caches.step import Step
+    from cuattn.caches.books import Books, OpenStep
+    from cuattn.caches.journal import Journal
 
-__all__ = ["Sequence", "check_sequence", "check_sequences", "count_list", "new_tokens", "token_list"]
+__all__ = [
+    "Sequence",
+    "check_sequence",
+    "check_sequences",
+    "count_list",
+    "grow",
+    "listed",
+    "new_tokens",
+    "token_list",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+S = TypeVar("S")
 
 
-class Sequence:
-    """A sequence of tokens in a `PagedKVCache`, which alone makes and changes it.
+class Sequence(Unique):
+    """A sequence of tokens in a `PagedKVCache`, which alone makes and changes it. It cannot be copied or pickled.
 
     Attributes
     ----------
@@ -36,33 +53,37 @@ class Sequence:
         "live", "swapped" or "freed".
     """
 
-    __slots__ = ("_cache", "_host_pages", "_length", "_num_reserved", "_pages", "_state", "_step", "_tip", "_tokens")
+    __slots__ = ("_cache", "_host_pages", "_length", "_number", "_pages", "_state", "_step", "_tip", "_tokens")
 
-    def __init__(self, cache: PagedKVCache, tip: Node, tokens: list[int]) -> None:
+    def __init__(self, cache: Books, tip: Node, tokens: list[int]) -> None:
         self._cache = cache
+        self._number = cache._next_number()  # later sequences have larger ones
         self._tip = tip  # the node of the last full page whose tokens are known; held in the index
         self._tokens = tokens
         self._pages = array("i")
         self._host_pages: list[int] = []
         self._length = 0
         self._state = "live"
-        self._step: Step | None = None  # the open one, which adds this many tokens
-        self._num_reserved = 0
+        self._step: OpenStep | None = None
 
     @property
     def length(self) -> int:
+        self._cache._look()
         return self._length
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        self._cache._look()
         return tuple(self._tokens)
 
     @property
     def pages(self) -> tuple[int, ...]:
+        self._cache._look()
         return tuple(self._pages)
 
     @property
     def state(self) -> str:
+        self._cache._look()
         return self._state
 
     def __repr__(self) -> str:
@@ -70,7 +91,7 @@ class Sequence:
 
 
 def check_sequence(
-    cache: PagedKVCache, name: str, seq: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
+    cache: Books, name: str, seq: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
 ) -> None:
     """Raise `SequenceError` unless the sequence is one of the cache, in one of the states, and in no open step."""
     if not isinstance(seq, Sequence):
@@ -79,26 +100,50 @@ def check_sequence(
         raise SequenceError(f"{name}: {seq!r} belongs to another cache")
     if seq._state not in states:
         raise SequenceError(f"{name}: {seq!r}; one that is {' or '.join(states)} is needed")
+    if seq._state != "freed" and seq not in cache._sequences:
+        raise SequenceError(f"{name}: {seq!r} is a copy of a sequence; the sequence itself is needed")
     if idle and seq._step is not None:
         raise SequenceError(f"{name}: {seq!r} is in an open step; commit or abort it first")
 
 
-def check_sequences(
-    cache: PagedKVCache, name: str, seqs: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
-) -> list[Sequence]:
-    """Several sequences, or one, as a list without repetitions; raises as `check_sequence`, or `ArgumentError`."""
-    if isinstance(seqs, Sequence):
-        seqs = [seqs]
-    else:
+def listed(method: Callable[Concatenate[C, S, P], R]) -> Callable[Concatenate[C, S, P], R]:
+    """A method of a cache that is given any iterable of sequences, or one: read before the cache is locked."""
+
+    @functools.wraps(method)
+    def call(self: C, seqs: S, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            seqs = list(seqs)
+            found: Any = [seqs] if isinstance(seqs, Sequence) else list(seqs)  # type: ignore[call-overload]
+        except MemoryError:
+            raise
         except Exception as error:  # iterators raise what they like
-            raise ArgumentError(f"{name}: {type(seqs).__name__}; sequences of this cache are needed") from error
+            raise ArgumentError(f"seqs: {type(seqs).__name__}; sequences of this cache are needed") from error
+        return method(self, found, *args, **kwargs)
+
+    return call
+
+
+def check_sequences(cache: Books, seqs: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True) -> list[Any]:
+    """Several sequences, without repetitions; raises as `check_sequence`, or `ArgumentError`."""
     for i, seq in enumerate(seqs):
-        check_sequence(cache, f"{name}[{i}]", seq, states=states, idle=idle)
+        check_sequence(cache, f"seqs[{i}]", seq, states=states, idle=idle)
     if len(set(seqs)) != len(seqs):
-        raise ArgumentError(f"{name} names a sequence twice")
+        raise ArgumentError("seqs names a sequence twice")
     return seqs
+
+
+def grow(journal: Journal, step: OpenStep) -> None:
+    """Add the tokens of a step to its sequences."""
+    before = [(seq, seq._length, len(seq._tokens)) for seq in step.sequences]
+    journal.note(_shrink, before)
+    for seq, count, tokens in zip(step.sequences, step.counts, step.tokens, strict=True):
+        seq._length += count
+        seq._tokens.extend(tokens)
+
+
+def _shrink(before: list[tuple[Sequence, int, int]]) -> None:
+    for seq, length, num_tokens in before:
+        seq._length = length
+        del seq._tokens[num_tokens:]
 
 
 def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**31 - 1) -> list[int]:
@@ -150,10 +195,13 @@ def token_list(name: str, tokens: Any) -> list[int]:
         return check_size(name, tokens).tolist()
     if not isinstance(tokens, list | tuple | range | array):
         raise ArrayTypeError(f"{name}: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
-    for token in tokens:
+    found = list(tokens)
+    if set(map(type, found)) <= {int}:  # nearly always
+        return found
+    for token in found:
         if as_integer(token) is None:
             raise ArgumentError(f"{name} holds {shown(token)}; integers are needed")
-    return [operator.index(token) for token in tokens]
+    return [operator.index(token) for token in found]
 
 
 def _holds_integers(x: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.allocation import allocating
+from cuattn.caches.journal import Journal
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, ShapeError
 from cuattn.head_dims import MAX_HEAD_DIM
@@ -84,6 +85,18 @@ class PageStorage:
         src, dst = (np.array(pages, np.int64) for pages in (sources, targets))
         for x in self.arrays.values():
             copy_pages(x, src, dst)
+
+    def keep(self, journal: Journal, pages: Sequence[int]) -> None:
+        """Let what pages hold be put back if what the caller does next is undone: for pages that were just evicted."""
+        if pages:
+            with self.executor.on_device():
+                index = self.executor.put(np.array(pages, np.int64), np.int64)
+                journal.note(self._put_back, index, [x[index] for x in self.arrays.values()])
+
+    def _put_back(self, index: Any, contents: Sequence[Any]) -> None:
+        with self.executor.on_device():
+            for x, values in zip(self.arrays.values(), contents, strict=True):
+                x[index] = values
 
     def to_host(self, pages: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
         """The contents of pages, once the device has computed them."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.caches.books import OpenStep, reading
 from cuattn.caches.rows import RowCache, RowSequence, check_number
 from cuattn.caches.sequence import check_sequence
 from cuattn.caches.step import Step
@@ -66,7 +67,7 @@ class StreamingKVCache(RowCache):
 
     *Positions.* ``step.positions`` are positions in the cache. ``seq.length`` counts the tokens of the stream.
 
-    *All or nothing.* A call that raises has changed nothing; neither has a step that is aborted.
+    *All or nothing.* A call that raises has changed nothing, as for `PagedKVCache`; neither has a step that is aborted.
 
     *Threads.* One lock guards the rows and lengths: every method of a cache may be called from any thread. A step, and
     the sequences in it, belong to one thread at a time. On a GPU all work of a cache goes to one stream, or the caller
@@ -141,12 +142,15 @@ class StreamingKVCache(RowCache):
     def slots_per_row(self) -> int:
         return self.num_sinks + self.ring_slots
 
+    @reading
     def cached_tokens(self, seq: RowSequence) -> np.ndarray:
         """Which tokens of a sequence's stream are in the cache, in the order of their positions there."""
-        with self._lock:
-            check_sequence(self, "seq", seq, idle=False)  # type: ignore[arg-type]
-            sinks = np.arange(min(self.num_sinks, seq._length))
-            return np.concatenate([sinks, np.arange(self.oldest(seq, seq._length), seq._length)])
+        check_sequence(self, "seq", seq, idle=False)
+        return self._cached_tokens(seq)
+
+    def _cached_tokens(self, seq: RowSequence) -> np.ndarray:
+        sinks = np.arange(min(self.num_sinks, seq._length))
+        return np.concatenate([sinks, np.arange(self.oldest(seq, seq._length), seq._length)])
 
     def oldest(self, seq: RowSequence, length: Any) -> Any:
         """The oldest token behind the sinks that the last of ``length`` tokens sees; ``length`` may be an array."""
@@ -166,10 +170,10 @@ class StreamingKVCache(RowCache):
             )
 
     def _num_cached(self, seq: RowSequence) -> int:
-        return len(self.cached_tokens(seq))
+        return len(self._cached_tokens(seq))
 
-    def _step(self, seqs: list[Any], counts: list[int], tokens: list[list[int]]) -> Step:
-        return StreamingStep(self, seqs, counts, tokens)
+    def _step(self, opened: OpenStep) -> Step:
+        return StreamingStep(self, opened)
 
     def _truncate(self, seq: RowSequence, length: int) -> None:
         oldest = int(self.oldest(seq, seq._length))
@@ -179,4 +183,4 @@ class StreamingKVCache(RowCache):
                 f"{self.num_sinks}, and from {oldest} to {seq._length}, are allowed"
             )
         super()._truncate(seq, length)
-        seq._first = 0 if length <= self.num_sinks else oldest
+        self._journal.assign(seq, "_first", 0 if length <= self.num_sinks else oldest)

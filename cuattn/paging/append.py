@@ -157,7 +157,11 @@ def evaluate(
     k: Any, v: Any, k_pages: Any, v_pages: Any, slot_mapping: Any, *, look: bool = True, **options: Any
 ) -> None:
     """Validate and launch. Without ``look``, slots and positions that the host sees go unchecked, as a device's do."""
-    problem = check(k, v, k_pages, v_pages, slot_mapping, look=look, **options)
+    write(check(k, v, k_pages, v_pages, slot_mapping, look=look, **options))
+
+
+def write(problem: Problem) -> None:
+    """The launch: all that comes after the checks, which write nothing."""
     num_tokens, num_heads = (int(extent) for extent in problem.k.new.shape[:2])
     if not num_tokens * num_heads * problem.k.pages.shape[0]:
         return

@@ -20,7 +20,7 @@ from cuattn.launch import Executor, executor_for
 from cuattn.paging.scales import Scale, check_block_scales, check_scale
 from cuattn.rotary_arguments import MAX_EXTENT, Angles, Positions, Rotary
 
-__all__ = ["Problem", "Side", "check"]
+__all__ = ["Problem", "Side", "check", "check_apart"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,14 +55,14 @@ def check(
     v_pages: Any,
     slot_mapping: Any,
     *,
-    positions: Any,
-    rope: Any,
-    kv_format: Any,
-    k_scale: Any,
-    v_scale: Any,
-    k_block_scales: Any,
-    v_block_scales: Any,
-    look: bool,
+    positions: Any = None,
+    rope: Any = None,
+    kv_format: Any = None,
+    k_scale: Any = None,
+    v_scale: Any = None,
+    k_block_scales: Any = None,
+    v_block_scales: Any = None,
+    look: bool = True,
 ) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.append_kv`."""
     _check_kinds(rope, positions)
@@ -189,6 +189,11 @@ def _check_memory(problem: Problem, k: Any, v: Any) -> None:
         read |= {name: x for name, x in (("cos", problem.angles.cos), ("sin", problem.angles.sin)) if x is not None}
     for name, x in written.items():
         check_writable(name, x)
+    check_apart(written, read)
+
+
+def check_apart(written: dict[str, Any], read: dict[str, Any]) -> None:
+    """Raise `OverlapError` if an array that is written shares an element with another one, or with one that is read."""
     pairs = [*combinations(written.items(), 2), *((a, b) for a in written.items() for b in read.items())]
     bounds = {id(x): byte_bounds(x) for x in (*written.values(), *read.values())}
     for (name, x), (other, y) in pairs:

@@ -19,7 +19,7 @@ NUM_THREADS = 128
 # struct SlotsLayout of kernels/slot_mapping.cu.
 _LAYOUT = np.dtype(
     [
-        *((name, np.int64) for name in ("num_tokens", "max_pages", "page_size")),
+        *((name, np.int64) for name in ("num_tokens", "max_pages", "page_size", "last_page")),
         *((name, np.int64) for name in ("table_stride", "entry_stride", "lengths_stride")),
         *((name, np.int32) for name in ("num_sequences", "tables_are_64_bit", "lengths_are_64_bit", "unused")),
     ]
@@ -45,7 +45,8 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
     -------
     array [tokens], int64
         ``page * page_size + slot`` of the new tokens, those of sequence 0 first, as `append_kv` takes them. On a
-        device, where nobody looks (``CUATTN_CHECK=1`` does), -1 for a token that the table has no page for.
+        device, where nobody looks (``CUATTN_CHECK=1`` does), -1 for a token that the table has no page for, or one so
+        large that its slots have no numbers of 64 bits.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
         Shapes that do not fit each other.
     ArgumentError
         A ``page_size`` below 1; a negative count; or, of what the host sees: a negative length, more tokens than the
-        table has room for, or a page below 0 for one of them.
+        table has room for, or a page for one of them that is below 0 or whose slots have no numbers of 64 bits.
 
     Examples
     --------
@@ -110,9 +111,10 @@ def _check_room(lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], cap
         return
     if lengths.min() < 0:
         raise ArgumentError(f"lengths[{int(lengths.argmin())}] is {int(lengths.min())}; numbers from 0 on are allowed")
-    ends = lengths.astype(np.int64) + counts
-    if (ends > capacity).any():
-        b = int(ends.argmax())
+    lengths = lengths.astype(np.int64)
+    wrong = lengths > capacity - counts  # a sum could be beyond 64 bits
+    if wrong.any():
+        b = int(wrong.argmax())
         raise ArgumentError(
             f"sequence {b} has {int(lengths[b])} tokens and gets {int(counts[b])}; its row of block_tables has "
             f"room for {capacity}"
@@ -122,13 +124,21 @@ def _check_room(lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], cap
 def _check_used(
     tables: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], page_size: int
 ) -> None:
-    """Raise if an entry that new tokens need is no page."""
+    """Raise if an entry that new tokens need is no page, or its slots have no numbers."""
     entry = np.arange(tables.shape[1])
     first, last = (lengths // page_size)[:, None], ((lengths + counts - 1) // page_size)[:, None]
-    wrong = (tables < 0) & (entry >= first) & (entry <= last) & (counts > 0)[:, None]
+    most = last_page(page_size)
+    wrong = ((tables < 0) | (tables > most)) & (entry >= first) & (entry <= last) & (counts > 0)[:, None]
     if wrong.any():
         b, i = (int(index) for index in np.argwhere(wrong)[0])
-        raise ArgumentError(f"block_tables[{b}, {i}] is {int(tables[b, i])}; the new tokens need that page")
+        raise ArgumentError(
+            f"block_tables[{b}, {i}] is {int(tables[b, i])}; the new tokens need that page, and pages are 0 to {most}"
+        )
+
+
+def last_page(page_size: int) -> int:
+    """The last page all of whose slots are numbers of 64 bits."""
+    return 2**63 // page_size - 1
 
 
 def _slots(executor: Executor, tables: Any, lengths: Any, counts: np.ndarray[Any, Any], page_size: int) -> Any:
@@ -142,7 +152,7 @@ def _slots(executor: Executor, tables: Any, lengths: Any, counts: np.ndarray[Any
         layout = np.array(
             [
                 (
-                    *(num_tokens, tables.shape[1], page_size, table_stride, entry_stride),
+                    *(num_tokens, tables.shape[1], page_size, last_page(page_size), table_stride, entry_stride),
                     *(lengths.strides[0] // lengths.dtype.itemsize, counts.size),
                     *(tables.dtype.itemsize == 8, lengths.dtype.itemsize == 8, 0),
                 )

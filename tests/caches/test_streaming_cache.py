@@ -187,3 +187,14 @@ def test_what_the_cache_decides(executor, option):
 def test_caches_that_cannot_be(executor, more, message):
     with pytest.raises(errors.ArgumentError, match=message):
         streaming(executor, **more)
+
+
+def test_a_result_does_not_go_into_the_cache(executor):
+    model = streaming(executor)
+    step = model.reserve([model.add()], [1])
+    model.append(step, 0)
+    pages = model.cache._storage.layers[0]["v_pages"]
+    q = executor.array(np.zeros((1, 1, pages.shape[2], HEAD_DIM), np.float32))
+    for out in (pages[:1], q[..., :HEAD_DIM_V]):
+        with pytest.raises(errors.OverlapError, match="out lies in the memory range of"):
+            step.attend(0, q, out=out)

@@ -15,6 +15,7 @@ from cuattn.errors import ArgumentError, ShapeError
 from cuattn.launch import executor_for
 from cuattn.metadata import check_flag
 from cuattn.paging.append import append_kv
+from cuattn.paging.arguments import check_apart
 from cuattn.renaming import renamed
 from cuattn.rope import Rotary
 from cuattn.rope import evaluate as rotate
@@ -105,7 +106,8 @@ def flash_attn_with_kvcache(
         cache whose batch entries do not follow one another in memory.
     CuattnError
         What `cuattn.decode_attention`, `cuattn.paged_attention` and `cuattn.append_kv` refuse, which call a cache with
-        ``block_table`` pages. The cache is as before.
+        ``block_table`` pages; and, with ``k``, a cache that shares memory with ``q``, lengths or a table, which are
+        read after it was written. The cache is as before.
 
     References
     ----------
@@ -149,6 +151,11 @@ def flash_attn_with_kvcache(
             arrays["q"] = rotate(arrays["q"], places.query_positions(consecutive), rotary)
         problem = places.problem(arrays["q"], options)  # nothing is written before everything is checked
         if seqlen_new:
+            lists = {"cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx}
+            lists |= {"cache_leftpad": cache_leftpad, "block_table": block_table}
+            read = {name: executor.metadata(name, x) for name, x in lists.items() if getattr(x, "ndim", 0)}
+            written = {name: arrays[name] for name in ("k_cache", "v_cache")}
+            check_apart(written, {"q": arrays["q"], **read})
             slots = places.slots()
             new_k, new_v = (arrays[name].reshape(slots.size, *arrays[name].shape[2:]) for name in "kv")
             positions = None if rotary is None else places.positions.reshape(-1)
