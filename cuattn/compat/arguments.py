@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import math
 import operator
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from cuattn.attention_arguments import MAX_EXTENT
-from cuattn.errors import ArgumentError, NonFiniteError, ShapeError
+from cuattn.config import DTYPES
+from cuattn.errors import ArgumentError, ArrayTypeError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
 from cuattn.metadata import as_float
 from cuattn.scalars import as_real, shown
+
+
+def plain(name: str, value: Any) -> Any:
+    """The number in an array of one element on the host, such as a tensor; anything else as it is.
+
+    Programs that compute their lengths with tensors pass what comes out. An array on a GPU is refused: to read it is to
+    wait for the GPU, which no call does unasked.
+    """
+    if not _is_array(value):
+        return value
+    array = _on_host(name, value, "a number")
+    if array.size != 1:
+        raise ArgumentError(f"{name} is an array of shape {list(array.shape)}; one number is allowed")
+    if array.dtype.kind in "biu":
+        return array.item()
+    return float(array.item()) if array.dtype in DTYPES else array.reshape(())[()]
+
+
+def max_seqlens(max_seqlen_q: Any, max_seqlen_k: Any) -> dict[str, Any]:
+    """Lengths of the longest sequences as the varlen functions take them, out of arrays if they are in such."""
+    return {
+        "max_seqlen_q": plain("max_seqlen_q", max_seqlen_q),
+        "max_seqlen_k": plain("max_seqlen_k", max_seqlen_k),
+    }
+
+
+def whole_number(name: str, value: Any, allowed: str) -> int:
+    """``value`` as an int of at least 0; else `ArgumentError`, which says what is ``allowed``."""
+    value = plain(name, value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < 0:
+        raise ArgumentError(f"{name} is {shown(value)}; {allowed} is allowed")
+    return int(value)
 
 
 def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:
@@ -21,6 +54,7 @@ def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> d
 
     A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
     """
+    dropout_p = plain("dropout_p", dropout_p)
     if dropout_seed is None:
         if 0 < (as_real(dropout_p) or 0.0) < 1:
             raise ArgumentError(
@@ -32,7 +66,10 @@ def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> d
 
 
 def window_option(window_size: Any) -> tuple[int | None, int | None] | None:
-    """``window`` of `cuattn.attention` for a flash-attn ``window_size``, where -1 is unbounded."""
+    """``window`` of `cuattn.attention` for a flash-attn ``window_size``, where -1 (or None) is unbounded."""
+    if _is_array(window_size):
+        array = _on_host("window_size", window_size, "a pair of integers")
+        window_size = tuple(array.tolist()) if array.ndim == 1 and array.dtype.kind in "iu" else array
     try:
         if not isinstance(window_size, list | tuple):
             raise TypeError("no pair")
@@ -48,6 +85,7 @@ def window_option(window_size: Any) -> tuple[int | None, int | None] | None:
 
 def scale_option(softmax_scale: Any) -> Any:
     """``scale`` of `cuattn.attention`, where the rest of the checks is, under the name that the caller knows."""
+    softmax_scale = plain("softmax_scale", softmax_scale)
     if softmax_scale is None:
         return None
     if isinstance(softmax_scale, bool | np.bool_) or not isinstance(softmax_scale, Real):
@@ -60,6 +98,7 @@ def scale_option(softmax_scale: Any) -> Any:
 
 def softcap_option(softcap: Any) -> Any:
     """``softcap`` of `cuattn.attention` for a flash-attn one, where 0 and less is off."""
+    softcap = plain("softcap", softcap)
     if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, Real):
         raise ArgumentError(f"softcap is {shown(softcap)} of type {type(softcap).__name__}; a number is allowed")
     return None if -math.inf < as_float(softcap) <= 0 else softcap
@@ -88,7 +127,24 @@ def unpack(name: str, packed: Any, layout: str, axis: int, count: int, **others:
     return [packed[(slice(None),) * axis + (index,)] for index in range(count)]
 
 
+def _is_array(value: Any) -> bool:
+    if isinstance(value, np.generic | type):
+        return False
+    return any(hasattr(value, name) for name in ("__dlpack_device__", "__array__", "__cuda_array_interface__"))
+
+
+def _on_host(name: str, value: Any, needed: str) -> np.ndarray[Any, Any]:
+    """The values of a small array, which must lie where the host sees them."""
+    executor = executor_for(**{name: value})
+    if executor.name != "host":
+        raise ArrayTypeError(f"{name} is an array on a GPU; {needed} is needed, which the host has to know")
+    return np.asarray(executor.metadata(name, value))
+
+
 def _side(value: Any) -> int | None:
+    value = plain("window_size", value)
+    if value is None:
+        return None
     if isinstance(value, bool | np.bool_):
         raise TypeError("a bool is no width")
     side = operator.index(value)

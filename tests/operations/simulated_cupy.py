@@ -239,6 +239,9 @@ class ComputingArray(np.lib.mixins.NDArrayOperatorsMixin, Array):
         assert not isinstance(index, np.ndarray), "an index on the host"
         return super().__getitem__(index)
 
+    def sum(self, axis):
+        return self._cupy.wrap(self._array.sum(axis=axis), self.device.id)
+
     def mean(self, axis, keepdims):
         return self._cupy.wrap(self._array.mean(axis=axis, keepdims=keepdims), self.device.id)
 
@@ -256,7 +259,8 @@ class ComputingCupy(SimulatedCupy):
         return ComputingArray(value, self, Device.current if device_id is None else device_id)
 
     def __getattr__(self, name):
-        if name in {"arange", "maximum", "zeros_like"}:
+        computing = {"arange", "clip", "concatenate", "maximum", "minimum", "repeat", "searchsorted", "stack"}
+        if name in computing | {"take_along_axis", "where", "zeros_like"}:
             return self.forward(getattr(np, name), None)
         return super().__getattr__(name)
 
