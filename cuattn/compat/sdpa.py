@@ -10,6 +10,7 @@ import numpy as np
 
 import cuattn
 from cuattn.compat.arguments import dropout_options, plain
+from cuattn.compat.names import SDPA
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
 from cuattn.launch import Executor, executor_for
