@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from cuattn.config import DTYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
 from cuattn.metadata import as_float
-from cuattn.scalars import as_real, shown
+from cuattn.scalars import as_integer, as_real, shown
 
 
 def plain(name: str, value: Any) -> Any:
@@ -44,9 +44,10 @@ def max_seqlens(max_seqlen_q: Any, max_seqlen_k: Any) -> dict[str, Any]:
 def whole_number(name: str, value: Any, allowed: str) -> int:
     """``value`` as an int of at least 0; else `ArgumentError`, which says what is ``allowed``."""
     value = plain(name, value)
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < 0:
+    number = as_integer(value)
+    if number is None or number < 0:
         raise ArgumentError(f"{name} is {shown(value)}; {allowed} is allowed")
-    return int(value)
+    return number
 
 
 def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:

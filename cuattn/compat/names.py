@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 __all__ = [
-    *("COMBINE", "FLASH_ATTN", "FLASH_ATTN_3", "KVPACKED", "PADDING", "QKVPACKED", "SDPA", "VARLEN", "WITH_KVCACHE"),
+    *(
+        "COMBINE",
+        "FLASH_ATTN",
+        "FLASH_ATTN_3",
+        "KVPACKED",
+        "PADDING",
+        "QKVPACKED",
+        "ROTARY",
+        "SDPA",
+        "VARLEN",
+        "WITH_KVCACHE",
+    ),
     "WITH_KVCACHE_3",
 ]
 
@@ -17,5 +28,6 @@ FLASH_ATTN_3 = FLASH_ATTN | {"sinks": "learnable_sink"}
 WITH_KVCACHE_3 = WITH_KVCACHE | FLASH_ATTN_3 | {"block_tables": "page_table"}
 VARLEN = FLASH_ATTN | {"k_pages": "k", "v_pages": "v", "block_tables": "block_table", "seqlens_k": "cu_seqlens_k"}
 COMBINE = {"outs": "out_partial", "lses": "lse_partial"}
+ROTARY = {"positions": "counted from seqlen_offsets"}
 PADDING = {"x": "hidden_states", "mask": "attention_mask"}
 SDPA = {"q": "query", "k": "key", "v": "value", "bias": "attn_mask", "mask": "attn_mask"}

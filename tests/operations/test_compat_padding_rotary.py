@@ -71,7 +71,7 @@ def test_padding_in_any_order():
         (lambda x: bert_padding.unpad_input(x, [[1, 1]]), ArrayTypeError, r"attention_mask: builtins\.list"),
         (lambda x: bert_padding.unpad_input(x, np.ones((3, 4))), DTypeError, "attention_mask has dtype float64"),
         (lambda x: bert_padding.unpad_input(x, MASK, MASK[:2]), ShapeError, r"unused_mask has shape \(2, 4\)"),
-        (lambda x: bert_padding.unpad_input(x[:2], MASK), ShapeError, "hidden_states has shape"),
+        (lambda x: bert_padding.unpad_input(x[:2], MASK), ShapeError, r"x has shape.*\(x is hidden_states\)"),
         (lambda x: bert_padding.pad_input(x, [0, 1], 2, 2), ShapeError, r"indices has shape \(2,\); \[3\]"),
         (lambda x: bert_padding.pad_input(x, [0, 1, 4], 2, 2), ArgumentError, "indices holds 4; 0 to 3"),
         (lambda x: bert_padding.pad_input(x, [0, 1, -1], 2, 2), ArgumentError, "indices holds -1"),

@@ -155,7 +155,7 @@ Q, K, V = (2, 4, 5, 32), (2, 4, 7, 32), (2, 4, 7, 32)
         ((Q, (2, 8, 7, 32), (2, 8, 7, 32)), {"enable_gqa": True}, ShapeError, "query has 4 heads .* divide"),
         ((Q, (2, 4, 7, 32), (2, 2, 7, 32)), {}, ShapeError, "key has 4 heads and value has 2"),
         ((Q, (2, 4, 7, 32), (2, 3, 7, 32)), {"enable_gqa": True}, ShapeError, "value has 3; theirs must divide"),
-        ((Q, (2, 4, 7, 16), V), {}, ShapeError, "key has head dim 16 and query has head dim 32"),
+        ((Q, (2, 4, 7, 16), V), {}, ShapeError, r"k has head dim 16 and q has head dim 32.*\(q is query, k is key\)"),
         ((Q, K, (2, 4, 8, 32)), {}, ShapeError, r"key has shape \(2, 4, 7, 32\) and value has shape \(2, 4, 8, 32\)"),
         ((Q[1:], K[1:], (4, 6, 32)), {}, ShapeError, "as many keys as values are needed"),
         ((Q, K, (2, 4, 6, 32)), {"attn_mask": np.ones((5, 7), bool)}, ShapeError, "without attn_mask, key may have"),

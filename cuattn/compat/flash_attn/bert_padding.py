@@ -179,6 +179,8 @@ def _indexed(name: str, x: Any, indices: Any, length: int, rows: str) -> tuple[E
     x, places = executor.asarray(name, x), executor.metadata("indices", indices)
     if x.ndim < 1:
         raise ShapeError(f"{name} has shape (); a first axis is needed")
+    if max(x.shape) > MAX_SLOTS:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_SLOTS}")
     if places.size == 0 and places.dtype == np.float64:  # a list without elements
         places = places.astype(np.int64)
     if places.dtype.kind not in "iu":
