@@ -102,12 +102,13 @@ class RawKernel:
         read_only = memory.read_only_stretches(arrays)
         if read_only is not None:
             launch.read_only, launch.num_read_only = ctypes.addressof(read_only), len(read_only)
-        counters = self._counters(launch) if open_profiles() else None
+        profiles = open_profiles()
+        counters = self._counters(launch) if profiles else None
         running.run(launch)
         if launch.report.kind:
             raise faults.from_report(self.table, launch.report)
         if counters is not None:
-            for profile in open_profiles():
+            for profile in profiles:
                 profile.add(self.table, *counters)
 
     def _check_launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], shared_mem: int) -> None:

@@ -82,7 +82,7 @@ class RawModule:
         if (code is None) == (path is None):
             raise ArgumentError("RawModule: give exactly one of code and path")
         if code is not None and not isinstance(code, str):
-            raise ArgumentError(f"RawModule: code is a {type(code).__name__}, a str is needed")
+            raise ArgumentError(f"RawModule: code is a {type(code).__name__}; a str is needed")
         expressions = _strings("name_expressions", name_expressions or ())
         arguments = _strings("options", options)
         if backend != "nvrtc":
@@ -99,7 +99,7 @@ class RawModule:
         if not ptx.is_ptx(text):
             from ..compile import build_source
 
-            arch = arch or environment.host_arch()
+            arch = environment.host_arch() if arch is None else arch
             source = names.ask(text, expressions) if expressions else text
             binary = build_source(source, name="raw_module", arch=arch, kind="ptx", options=arguments)
             text = binary.image.decode()
@@ -171,7 +171,7 @@ def _rebuild(translator: str, tables: dict[str, Table], target: str, named: dict
 
 def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
     if isinstance(values, str) or not all(isinstance(x, str) for x in values):
-        raise ArgumentError(f"RawModule: {name} is {values!r:.60}, a sequence of str is needed")
+        raise ArgumentError(f"RawModule: {name} is {values!r:.60}; a sequence of str is needed")
     return tuple(values)
 
 
