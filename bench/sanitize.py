@@ -17,17 +17,8 @@ from cuattn.host import build, library
 
 FOLDER = Path("build", "sanitize")
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined")
-#: The host executor's tests, the checkers among them, and operations of every family.
-TESTS = (
-    "tests/host",
-    "tests/operations/test_attention.py",
-    "tests/operations/test_attention_backward.py",
-    "tests/operations/test_attention_hopper.py",
-    "tests/operations/test_decode.py",
-    "tests/operations/test_softmax.py",
-    "tests/operations/test_rope.py",
-    "tests/paging/test_append_kv.py",
-)
+#: The host executor's tests, the checkers among them, and the smoke tests of operations: each a run of pytest.
+TESTS = (["tests/host"], ["tests/operations", "tests/paging", "tests/caches", "-m", "smoke"])
 _LIBRARY = "SANITIZED_LIBRARY"  # not with the prefix of cuattn's own variables, which are all known
 _REPORTS = "report"
 
@@ -90,14 +81,14 @@ def main(arguments: list[str]) -> int:
         return 1
     forget_reports()
     argv = [sys.executable, "-m", "pytest", "-p", "bench.sanitize", "-p", "no:cacheprovider", *arguments]
-    if not any(Path(x.split("::")[0]).exists() for x in arguments):  # options only
-        argv += TESTS
-    status = subprocess.run(argv, env=environ, check=False).returncode
+    has_path = any(Path(x.split("::")[0]).exists() for x in arguments)
+    runs = [argv] if has_path else [argv + tests for tests in TESTS]
+    failed = [run for run in runs if subprocess.run(run, env=environ, check=False).returncode]
     found = reports()
     for report in found:
         print(report.read_text(errors="replace"))
     print(f"{len(found)} processes with reports of the sanitizers")
-    return int(bool(status or found))
+    return int(bool(failed or found))
 
 
 if __name__ == "__main__":
