@@ -61,8 +61,10 @@ def library_name() -> str:
     return f"cuattn_host-{platform.machine().lower()}-{source_hash()}.so"
 
 
-def build(output_dir: Path, compiler: Sequence[str] = ()) -> Path:
-    """Compile the interpreter into ``output_dir``; returns the library's path. Raises `BuildError`.
+def build(output_dir: Path, compiler: Sequence[str] = (), flags: Sequence[str] = ()) -> Path:
+    """Compile the interpreter into ``output_dir``, with ``flags`` behind the usual ones; returns the library's path.
+
+    Raises `BuildError`.
 
     The file appears whole or not at all, so several processes may build at once.
     """
@@ -74,9 +76,19 @@ def build(output_dir: Path, compiler: Sequence[str] = ()) -> Path:
     isas = ISAS.get(platform.machine().lower().replace("amd64", "x86_64"), {"base": ()})
     with tempfile.TemporaryDirectory() as scratch:
         running = {}
-        for isa, flags in isas.items():
+        for isa, isa_flags in isas.items():
             obj = Path(scratch, f"executor_{isa}.o")
-            argv = [*command, *FLAGS, *flags, f"-DISA={isa}", "-c", str(SOURCES / "executor.c"), "-o", str(obj)]
+            argv = [
+                *command,
+                *FLAGS,
+                *flags,
+                *isa_flags,
+                f"-DISA={isa}",
+                "-c",
+                str(SOURCES / "executor.c"),
+                "-o",
+                str(obj),
+            ]
             running[isa] = (obj, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         logs = {isa: process.communicate()[0] for isa, (_, process) in running.items()}
         built = [isa for isa, (_, process) in running.items() if process.returncode == 0]
@@ -86,7 +98,19 @@ def build(output_dir: Path, compiler: Sequence[str] = ()) -> Path:
         defines = [f"-DHAVE_{isa}" for isa in built]
         dispatch = str(SOURCES / "dispatch.c")
         library = Path(scratch, target.name)
-        argv = [*command, *FLAGS, *defines, "-shared", dispatch, *objects, "-o", str(library), "-lpthread", "-lm"]
+        argv = [
+            *command,
+            *FLAGS,
+            *flags,
+            *defines,
+            "-shared",
+            dispatch,
+            *objects,
+            "-o",
+            str(library),
+            "-lpthread",
+            "-lm",
+        ]
         linked = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if linked.returncode:
             raise BuildError(f"{' '.join(command)} cannot link the host executor:\n{linked.stdout.strip()}")

@@ -30,6 +30,24 @@ class RegionStruct(ctypes.Structure):
     )
 
 
+class ReadOnlyStruct(ctypes.Structure):
+    """``ReadOnly`` of executor.h."""
+
+    _fields_ = (("base", ctypes.c_uint64), ("end", ctypes.c_uint64), ("argument", ctypes.c_int64))
+
+
+class CallerStruct(ctypes.Structure):
+    """``Caller`` of caller.c."""
+
+    _fields_ = (
+        ("release", ctypes.c_void_p),
+        ("acquire", ctypes.c_void_p),
+        ("call", ctypes.c_void_p),
+        ("drop", ctypes.c_void_p),
+        ("look", ctypes.c_void_p),
+    )
+
+
 class ReportStruct(ctypes.Structure):
     """``Report`` of executor.h."""
 
@@ -53,6 +71,8 @@ class LaunchStruct(ctypes.Structure):
         ("params", ctypes.c_void_p),
         ("side", ctypes.c_void_p),
         ("regions", ctypes.c_void_p),
+        ("read_only", ctypes.c_void_p),
+        ("sync_objects", ctypes.c_void_p),
         ("count_rows", ctypes.c_void_p),
         ("count_lanes", ctypes.c_void_p),
         ("count_bytes", ctypes.c_void_p),
@@ -68,6 +88,7 @@ class LaunchStruct(ctypes.Structure):
         ("smem_bytes", ctypes.c_uint32),
         ("local_bytes", ctypes.c_uint32),
         ("num_regions", ctypes.c_uint32),
+        ("num_read_only", ctypes.c_uint32),
         ("entry_registers", ctypes.c_uint32),
         ("check_mem", ctypes.c_int32),
         ("check_init", ctypes.c_int32),
@@ -92,7 +113,7 @@ class Library:
         dll.cuattn_op_name.restype = ctypes.c_char_p
         dll.cuattn_op_name.argtypes = (ctypes.c_char_p, ctypes.c_int)
         dll.cuattn_launch_size.restype = ctypes.c_size_t
-        dll.cuattn_runner.restype = ctypes.c_void_p
+        dll.cuattn_runner.restype = dll.cuattn_stopper.restype = ctypes.c_void_p
         self.isas = [isa.decode() for i in range(MAX_ISAS) if (isa := dll.cuattn_isa(i))]
         wanted = environment.host_isa()
         if wanted != "auto" and wanted not in self.isas:
@@ -103,7 +124,9 @@ class Library:
         if dll.cuattn_launch_size(name) != ctypes.sizeof(LaunchStruct):
             raise HostUnavailableError(f"{path} does not belong to this version of cuattn: delete it")
         self.ops = {dll.cuattn_op_name(name, i).decode(): i for i in range(dll.cuattn_init(name))}
-        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(dll.cuattn_runner(name))
+        # Called with the interpreter's lock, and may return with an exception: see running.py.
+        self.run = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(dll.cuattn_runner(name))
+        self.stop_all = ctypes.CFUNCTYPE(None)(dll.cuattn_stopper(name))
 
 
 def load() -> Library:

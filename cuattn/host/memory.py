@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from ..allocation import new_bytes
 from ..errors import DTypeError, UninitializedReadError
 from ..scalars import any_dtype, integer
-from .library import RegionStruct
+from .library import ReadOnlyStruct, RegionStruct
 from .settings import checks
 
 ALIGNMENT = 256  # what cudaMalloc gives
@@ -22,15 +22,27 @@ ADDRESSABLE, READY = 1, 3  # executor.h
 _MOST = 2**63 - 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Tracked:
-    """State bytes of an array made by `empty`."""
+    """State bytes of an array made by `empty`, for as long as ``owner``, which has its memory, lives."""
 
     base: int
     state: np.ndarray
+    owner: weakref.ref[np.ndarray]
 
 
+# By address. Threads share it: it is changed by single operations, and never iterated over but as a copy.
 _tracked: dict[int, _Tracked] = {}
+
+
+def _track(raw: np.ndarray, base: int, nbytes: int) -> None:
+    def released(owner: weakref.ref[np.ndarray]) -> None:
+        found = _tracked.get(base)
+        if found is not None and found.owner is owner:
+            _tracked.pop(base, None)
+
+    # An entry appears together with what removes it, so that an exception between two instructions leaves none behind.
+    _tracked[base] = _Tracked(base, np.full(nbytes, ADDRESSABLE, np.uint8), weakref.ref(raw, released))
 
 
 def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
@@ -55,9 +67,7 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if active:
         body[:] = 0xFF
     if "init" in active and nbytes:
-        base = raw.ctypes.data + start
-        _tracked[base] = _Tracked(base, np.full(nbytes, ADDRESSABLE, np.uint8))
-        weakref.finalize(raw, _tracked.pop, base, None)
+        _track(raw, raw.ctypes.data + start, nbytes)
     return body.view(dtype).reshape(shape)
 
 
@@ -81,7 +91,7 @@ def finish(*arrays: np.ndarray) -> None:
             continue
         _tracked.pop(found.base, None)
         if "init" in checks():
-            offset = _bounds(array)[0] - found.base
+            offset = bounds(array)[0] - found.base
             states = _element_states(array, found.state[offset:])
             if not (states == READY).all():
                 index = np.argwhere(states != READY)[0]
@@ -101,14 +111,23 @@ def _element_states(array: np.ndarray, state: np.ndarray) -> np.ndarray:
 def _tracked_of(array: np.ndarray) -> _Tracked | None:
     if not _tracked or not array.size:
         return None
-    low, high = _bounds(array)
+    low, high = bounds(array)
     found = _tracked.get(low)
     if found is None:
-        found = next((t for t in _tracked.values() if t.base <= low and high <= t.base + t.state.size), None)
-    return found
+        found = next((t for t in list(_tracked.values()) if t.base <= low and high <= t.base + t.state.size), None)
+    return found if found is not None and found.owner() is not None else None
 
 
-def _bounds(array: np.ndarray) -> tuple[int, int]:
+def forget(arrays: Iterable[tuple[int, np.ndarray]]) -> None:
+    """A launch without checkers gets these arrays: nobody notes what it writes, so they are ordinary from here on."""
+    if _tracked:
+        for _, array in arrays:
+            found = _tracked_of(array)
+            if found is not None:
+                _tracked.pop(found.base, None)
+
+
+def bounds(array: np.ndarray) -> tuple[int, int]:
     """First byte, and one past the last."""
     start = array.__array_interface__["data"][0]
     if array.flags.c_contiguous:
@@ -136,7 +155,7 @@ class Regions:
     """The stretches of memory that a launch may touch, as C structs. Keeps alive what they point to."""
 
     def __init__(self, arrays: Iterable[tuple[int, np.ndarray]], *, init: bool, race: bool, mem: bool) -> None:
-        extents = [_Extent(*_bounds(array), array, argument) for argument, array in arrays if array.size]
+        extents = [_Extent(*bounds(array), array, argument) for argument, array in arrays if array.size]
         extents.sort(key=lambda e: e.low)
         groups: list[list[_Extent]] = []
         top = -1
@@ -183,3 +202,25 @@ class Regions:
     @property
     def address(self) -> int:
         return ctypes.addressof(self.structs)
+
+
+def read_only_stretches(arrays: Sequence[tuple[int, np.ndarray]]) -> ctypes.Array[ReadOnlyStruct] | None:
+    """What a launch must not write, as C structs: its read-only arrays, but where writable ones cover them.
+
+    None where there is nothing of the kind, as almost always.
+    """
+    protected = [(argument, array) for argument, array in arrays if not array.flags.writeable and array.size]
+    if not protected:
+        return None
+    writable = sorted(bounds(array) for _, array in arrays if array.flags.writeable and array.size)
+    stretches = []
+    for argument, array in protected:
+        low, high = bounds(array)
+        for start, end in writable:
+            if start < high and low < end:
+                if low < start:
+                    stretches.append(ReadOnlyStruct(low, start, argument))
+                low = max(low, end)
+        if low < high:
+            stretches.append(ReadOnlyStruct(low, high, argument))
+    return (ReadOnlyStruct * len(stretches))(*stretches)

@@ -16,13 +16,14 @@ from . import lowering  # noqa: F401  (the rules register themselves)
 from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
 from .lowering.rules import RULES
 from .lowering.targets import arch_specific_targets, oldest_target
-from .ptx_module import Entry, Module, Variable
+from .ptx_module import Entry, Module, Parameter, Variable
 from .ptx_types import Address, Const, Instruction, Label, Operand, Reg, Row, Special, Symbol, Vector
 from .registers import LoweredRow, allocate
 
 MAX_OPERANDS = 20  # executor.h
 ROW_INTS = 6 + MAX_OPERANDS
 NUM_SPECIALS = 48
+MAX_THREADS = 1024  # of a CTA
 SPECIALS = {
     name: number
     for number, name in enumerate(
@@ -52,7 +53,7 @@ class Table:
     op_names: list[str]  # handler of each row
     locations: list[str]  # source line of each row, with where it was inlined
     texts: list[str]  # the PTX instruction of each row
-    params: list[tuple[int, int]]  # (offset, size) of each parameter
+    params: list[Parameter]
     param_bytes: int
     static_smem_bytes: int
     dynamic_smem_align: int
@@ -72,9 +73,11 @@ def build_table(module: Module, entry: Entry) -> Table:
     params = {p.name: p.offset for p in entry.params}
     max_threads = 1
     for extent in entry.directives.get("maxntid", ()) or entry.directives.get("reqntid", ()) or (1024,):
-        max_threads *= extent
+        max_threads = min(max_threads * extent, MAX_THREADS)
     entry_registers = _entry_registers(entry, max_threads)
-    context = Context(params, shared, local, {v.name: v.space for v in variables}, entry_registers)
+    module_names = {v.name: v.space for v in variables}
+    context = Context(params, shared, local, module_names, entry_registers, entry.param_bytes)
+    entry.find_pointers()
     rows, labels = _lower(module, entry, context)
     encoder = _Encoder()
     encoder.collect(rows)
@@ -91,7 +94,7 @@ def build_table(module: Module, entry: Entry) -> Table:
         op_names=[r.row.op for r in rows],
         locations=_Locations(module).of(rows),
         texts=[r.text for r in rows],
-        params=[(p.offset, p.size) for p in entry.params],
+        params=entry.params,
         param_bytes=entry.param_bytes,
         static_smem_bytes=static_smem,
         dynamic_smem_align=dynamic_align,
@@ -193,7 +196,8 @@ def _lower(module: Module, entry: Entry, context: Context) -> tuple[list[Lowered
         for row in lowered:
             rows.append(LoweredRow(row, ins.guard, ins.guard_negated, ins.location, ins.text))
     starts.append(len(rows))
-    if not rows or rows[-1].row.op != "exit" or rows[-1].guard:
+    ends = len(entry.body) in entry.labels.values()  # a label behind the last instruction
+    if not rows or rows[-1].row.op != "exit" or rows[-1].guard or ends:
         rows.append(LoweredRow(Row("exit"), None, False, -1, "end of the kernel"))
     return rows, {label: starts[index] for label, index in entry.labels.items()}
 
@@ -214,7 +218,7 @@ def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entr
     for rule in RULES.get(ins.parts[0], ()):
         try:
             result = rule(ins, context)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError) as error:
             reason = f" ({error})"
             continue
         if result is not None:
@@ -304,7 +308,15 @@ class _Encoder:
                 [op_index[row.op], guard, int(lowered.guard_negated), row.flags, *_side_bits(row, own), *operands]
                 + [0] * (MAX_OPERANDS - len(operands))
             )
-        return np.array(encoded, np.int32).reshape(-1, ROW_INTS), top + 256
+        return _int32(encoded, rows).reshape(-1, ROW_INTS), top + 256
+
+
+def _int32(encoded: list[list[int]], rows: list[LoweredRow]) -> np.ndarray:
+    try:
+        return np.array(encoded, np.int32)
+    except OverflowError as error:
+        bad = next(i for i, row in enumerate(encoded) if not all(-(1 << 31) <= x < 1 << 31 for x in row))
+        raise UnsupportedPTXError(f"a number in {rows[bad].text!r} does not fit 32 bits") from error
 
 
 def _side_bits(row: Row, own: set[Reg]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import copy_context
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_threads_share_a_plan():
     def run(i):
         results[i] = cuattn.decode_attention(*arrays, seqlens_k, plan=plan)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=copy_context().run, args=(run, i)) for i in range(4)]  # with these checkers
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -90,20 +90,23 @@ static int race_async_global(Warp *issuer, const Row *row, int lane, Region *reg
 
 /* ---- order between CTAs: a location that atomics meet at, with a vector clock for every CTA that released there */
 
-typedef struct SyncObject {
+struct SyncObject {
   u64 address;
   u32 **clocks;           /* [CTAs][actors of a CTA], NULL where that CTA never released here */
-  struct SyncObject *next;
-} SyncObject;
+  SyncObject *next;
+};
 
 enum { NUM_SYNC_BUCKETS = 256 };
-static SyncObject *sync_objects[NUM_SYNC_BUCKETS];
 static volatile char sync_lock;
 
 static u32 num_ctas(const Launch *launch) { return launch->grid[0] * launch->grid[1] * launch->grid[2]; }
 
-static SyncObject *sync_object(const Launch *launch, u64 address, int create) {
-  SyncObject **bucket = &sync_objects[(address >> 2) % NUM_SYNC_BUCKETS];
+static SyncObject *sync_object(Launch *launch, u64 address, int create) {
+  if (!launch->sync_objects) {
+    if (!create) return NULL;
+    launch->sync_objects = calloc(NUM_SYNC_BUCKETS, sizeof *launch->sync_objects);
+  }
+  SyncObject **bucket = &launch->sync_objects[(address >> 2) % NUM_SYNC_BUCKETS];
   for (SyncObject *object = *bucket; object; object = object->next)
     if (object->address == address) return object;
   if (!create) return NULL;
@@ -226,14 +229,15 @@ static void races_free_warp(Warp *warp) {
   free(warp->races);
 }
 
-static void races_reset_launch(const Launch *launch) {
-  for (int bucket = 0; bucket < NUM_SYNC_BUCKETS; bucket++) {
-    for (SyncObject *object = sync_objects[bucket], *next; object; object = next) {
+static void races_free_launch(Launch *launch) {
+  for (int bucket = 0; launch->sync_objects && bucket < NUM_SYNC_BUCKETS; bucket++) {
+    for (SyncObject *object = launch->sync_objects[bucket], *next; object; object = next) {
       next = object->next;
       for (u32 i = 0; i < num_ctas(launch); i++) free(object->clocks[i]);
       free(object->clocks);
       free(object);
     }
-    sync_objects[bucket] = NULL;
   }
+  free(launch->sync_objects);
+  launch->sync_objects = NULL;
 }

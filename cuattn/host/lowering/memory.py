@@ -69,7 +69,7 @@ def lower_ld(ins: Instruction, context: Context) -> Row | list[Row] | None:
     access = _access(ins)
     if access is None:
         return None
-    space, flags, _, count = access
+    space, flags, type_name, count = access
     target = ins.operands[0]
     dsts = [destination(x) for x in (target.items if isinstance(target, Vector) else (target,))]
     if len(dsts) != count:
@@ -82,6 +82,8 @@ def lower_ld(ins: Instruction, context: Context) -> Row | list[Row] | None:
     if space == SPACES["param"]:
         place = _param_offset(where, context)
         if place is not None:
+            if place < 0 or place + (count << SIZE_LOG2[type_name[1:]]) > context.param_bytes:
+                raise ValueError(f"it reads beyond the {context.param_bytes} bytes of parameters")
             return Row("ld_param", dsts, [place], flags=flags | wide)
         space = SPACES["global"]  # a computed address, of a parameter that is an array
     slot, offset, wide_address = address(where, context, space)
