@@ -90,12 +90,16 @@ class Sequence(Unique):
         return f"Sequence({self._length} tokens on {len(self._pages)} pages, {self._state})"
 
 
+def _check_type(name: str, seq: Any) -> None:
+    if not isinstance(seq, Sequence):
+        raise ArgumentError(f"{name}: {type(seq).__name__}; a Sequence of this cache is needed, from add() or fork()")
+
+
 def check_sequence(
     cache: Books, name: str, seq: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
 ) -> None:
     """Raise `SequenceError` unless the sequence is one of the cache, in one of the states, and in no open step."""
-    if not isinstance(seq, Sequence):
-        raise ArgumentError(f"{name}: {type(seq).__name__}; a Sequence of this cache is needed, from add() or fork()")
+    _check_type(name, seq)
     if seq._cache is not cache:
         raise SequenceError(f"{name}: {seq!r} belongs to another cache")
     if seq._state not in states:
@@ -111,9 +115,12 @@ def listed(method: Callable[Concatenate[C, S, P], R]) -> Callable[Concatenate[C,
 
     @functools.wraps(method)
     def call(self: C, seqs: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        found: Any = [seqs] if isinstance(seqs, Sequence) else []
         try:
-            found: Any = [seqs] if isinstance(seqs, Sequence) else list(seqs)  # type: ignore[call-overload]
-        except MemoryError:
+            for i, seq in enumerate(() if found else seqs):  # type: ignore[call-overload]
+                _check_type(f"seqs[{i}]", seq)  # at once: what is no list of sequences may be without an end
+                found.append(seq)
+        except (MemoryError, ArgumentError):
             raise
         except Exception as error:  # iterators raise what they like
             raise ArgumentError(f"seqs: {type(seqs).__name__}; sequences of this cache are needed") from error
