@@ -163,4 +163,4 @@ def build(target: compile.Target, source: str, constants: dict[str, Any]) -> Non
     if target == compile.Target(environment.host_arch(), "ptx"):
         from cuattn import host
 
-        host.RawModule(path=binary.path)
+        host.RawModule(code=binary.image.decode())
