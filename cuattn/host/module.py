@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import threading
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import environment
-from ..errors import ArgumentError, LaunchError, UnsupportedPTXError
+from ..errors import ArgumentError, CacheError, LaunchError, UnsupportedPTXError
 from ..scalars import shown
 from ..tensor_map import TensorMap
-from . import faults, library, profile, ptx
+from . import faults, library, profile, ptx, table_file
 from .memory import Regions
 from .ptx_module import Variable
 from .settings import ASYNC_MODES, Settings, current
@@ -336,20 +337,16 @@ def _translate(text: str) -> tuple[dict[str, Table], str]:
     key = f"table-{hashlib.sha256((_translator_hash() + text).encode()).hexdigest()[:20]}"
     cached = cache.read(key, ".tables")
     if cached is not None:
-        import pickle
-
         try:
-            tables, target = pickle.loads(cached)
-            return tables, target
-        except Exception:  # a table of another version of a dependency: translate anew
+            return table_file.decode(cached, library.op_index())
+        except ValueError:  # whole, but nothing that this version writes: translate anew
             pass
     module = ptx.parse(text)
     tables = {name: build_table(module, entry) for name, entry in module.entries.items()}
     if not tables:
         raise UnsupportedPTXError("the PTX has no kernel (.entry)")
-    import pickle
-
-    cache.write(key, ".tables", pickle.dumps((tables, module.target), protocol=5))
+    with contextlib.suppress(CacheError, ValueError):  # it runs from memory as well
+        cache.write(key, ".tables", table_file.encode(tables, module.target))
     return tables, module.target
 
 
