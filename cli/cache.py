@@ -104,6 +104,7 @@ def warmup(
       cuattn-bench cache warmup --dtype bfloat16 --head-dim 128
       cuattn-bench cache warmup --arch sm_80 --arch sm_90a
     """
+    store.require_usable()  # a temporary folder would be gone with this program
     targets = [compile.Target(name, "cubin") for name in names] or here()
     work = []
     for target in targets:

@@ -67,6 +67,12 @@ def root() -> Path:
         if os.environ.get("CUATTN_CACHE_DIR"):
             raise
         return _fall_back(Path("~/.cache/cuattn"), "there is no home directory")
+    reason = _why_not_usable(path)
+    return path if reason is None else _fall_back(path, reason)
+
+
+def _why_not_usable(path: Path) -> str | None:
+    """Why a directory, made if need be, cannot be the cache; None when it can."""
     try:
         try:
             status = path.stat()
@@ -74,14 +80,25 @@ def root() -> Path:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = path.stat()
     except OSError as error:
-        return _fall_back(path, error.strerror or str(error))
-    reason = "it is not a directory"
-    if stat.S_ISDIR(status.st_mode):
-        unsafe = private_files.why_not_private(path, status)
-        if unsafe is None:
-            return path
-        reason = unsafe
-    return _fall_back(path, reason)
+        return error.strerror or str(error)
+    if not stat.S_ISDIR(status.st_mode):
+        return "it is not a directory"
+    return private_files.why_not_private(path, status)
+
+
+def require_usable() -> Path:
+    """Like `root`, for those who look after the cache: a directory that was asked for and cannot be used is an error.
+
+    Raises
+    ------
+    CacheError, EnvironmentVariableError
+    """
+    if os.environ.get("CUATTN_CACHE_DIR"):
+        path = environment.cache_dir()
+        reason = _why_not_usable(path)
+        if reason is not None:
+            raise CacheError(f"cache directory {path} cannot be used: {reason}")
+    return root()
 
 
 def _fall_back(path: Path, reason: str) -> Path:
@@ -260,9 +277,9 @@ def _file_name(key: str, suffix: str) -> str:
 
 
 def ls() -> list[Entry]:
-    """The entries of the cache, newest first. Entries that vanish meanwhile are left out."""
+    """The entries of the cache, newest first, but for those that vanish meanwhile. Raises as `require_usable`."""
     entries = []
-    folder = root()
+    folder = require_usable()
     for meta_path in folder.glob(f"*{_META}"):
         path = meta_path.with_name(meta_path.name.removesuffix(_META))
         try:
