@@ -25,7 +25,7 @@ _REPORTS = "report"
 
 def pytest_configure() -> None:
     """As a pytest plugin: this process interprets kernels with the library of the environment variable."""
-    library._loaded = library.Library(Path(os.environ[_LIBRARY]))
+    library._loaded = library.Library(Path(os.environ[_LIBRARY]).read_bytes())
 
 
 def runtime(command: tuple[str, ...]) -> str:

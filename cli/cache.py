@@ -104,6 +104,7 @@ def warmup(
       cuattn-bench cache warmup --dtype bfloat16 --head-dim 128
       cuattn-bench cache warmup --arch sm_80 --arch sm_90a
     """
+    store.require_usable()  # a temporary folder would be gone with this program
     targets = [compile.Target(name, "cubin") for name in names] or here()
     work = []
     for target in targets:
@@ -163,4 +164,4 @@ def build(target: compile.Target, source: str, constants: dict[str, Any]) -> Non
     if target == compile.Target(environment.host_arch(), "ptx"):
         from cuattn import host
 
-        host.RawModule(path=binary.path)
+        host.RawModule(code=binary.image.decode())

@@ -195,7 +195,7 @@ class HostExecutor(Executor):
         from cuattn import host
 
         binary = compile.build(source_name, constants, arch=self.arch, kind="ptx")
-        function = host.RawModule(path=str(binary.path)).get_function(entry)
+        function = host.RawModule(code=binary.image.decode()).get_function(entry)
         return Kernel(source_name, entry, function, int(function.shared_size_bytes))
 
 
@@ -253,7 +253,7 @@ class CudaExecutor(Executor):
     def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
         binary = compile.build(source_name, constants, arch=self.arch, kind=self._image_kind)
         with self.on_device():
-            function = self._cupy.RawModule(path=str(binary.path)).get_function(entry)
+            function = self._cupy.RawModule(path=str(compile.on_disk(binary))).get_function(entry)
             return Kernel(source_name, entry, function, int(function.shared_size_bytes))
 
     def _start(

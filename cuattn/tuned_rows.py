@@ -95,10 +95,13 @@ def _rows(directory: str | None) -> dict[tuple[str, str], Row]:
 def _read() -> dict[tuple[str, str], Row]:
     data = disk.read(_key(), _SUFFIX)
     rows: dict[tuple[str, str], Row] = {}
-    for entry in () if data is None else json.loads(data):
-        known = [row for row in _TABLES[entry["table"]] if dataclasses.asdict(row) == entry["row"]]
-        if known:  # else the tables have changed since
-            rows[entry["device"], entry["class"]] = known[0]
+    try:
+        for entry in () if data is None else json.loads(data):
+            known = [row for row in _TABLES[entry["table"]] if dataclasses.asdict(row) == entry["row"]]
+            if known:  # else the tables have changed since
+                rows[str(entry["device"]), str(entry["class"])] = known[0]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}  # nothing that `keep` has written
     return rows
 
 

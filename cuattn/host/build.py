@@ -75,22 +75,20 @@ def build(output_dir: Path, compiler: Sequence[str] = (), flags: Sequence[str] =
     target = output_dir / library_name()
     isas = ISAS.get(platform.machine().lower().replace("amd64", "x86_64"), {"base": ()})
     with tempfile.TemporaryDirectory() as scratch:
-        running = {}
-        for isa, isa_flags in isas.items():
-            obj = Path(scratch, f"executor_{isa}.o")
-            argv = [
-                *command,
-                *FLAGS,
-                *flags,
-                *isa_flags,
-                f"-DISA={isa}",
-                "-c",
-                str(SOURCES / "executor.c"),
-                "-o",
-                str(obj),
-            ]
-            running[isa] = (obj, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        logs = {isa: process.communicate()[0] for isa, (_, process) in running.items()}
+        running: dict[str, tuple[Path, subprocess.Popen[str]]] = {}
+        source = str(SOURCES / "executor.c")
+        try:
+            for isa, isa_flags in isas.items():
+                obj = Path(scratch, f"executor_{isa}.o")
+                argv = [*command, *FLAGS, *flags, *isa_flags, f"-DISA={isa}", "-c", source, "-o", str(obj)]
+                process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                running[isa] = (obj, process)
+            logs = {isa: process.communicate()[0] for isa, (_, process) in running.items()}
+        except BaseException:  # Ctrl-C: no compiler may go on in a folder that vanishes
+            for _, process in running.values():
+                process.kill()
+                process.communicate()
+            raise
         built = [isa for isa, (_, process) in running.items() if process.returncode == 0]
         if "base" not in built:
             raise BuildError(f"{' '.join(command)} cannot compile the host executor:\n{logs['base'].strip()}")

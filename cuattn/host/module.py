@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import environment
-from ..errors import ArgumentError, NotSupportedError, UnsupportedPTXError
-from . import names, ptx
+from ..errors import ArgumentError, CacheError, NotSupportedError, UnsupportedPTXError
+from . import library, names, ptx, table_file
 from .kernel import RawKernel
 from .ptx_module import Variable
 from .table import Table, build_table
@@ -198,17 +199,13 @@ def _translate(text: str) -> tuple[dict[str, Table], str]:
     key = f"table-{hashlib.sha256((_translator_hash() + text).encode()).hexdigest()[:20]}"
     cached = cache.read(key, ".tables")
     if cached is not None:
-        import pickle
-
         try:
-            tables, target = pickle.loads(cached)
-            return tables, target
-        except Exception:  # a table of another version of a dependency: translate anew
+            return table_file.decode(cached, library.op_index())
+        except ValueError:  # whole, but nothing that this version writes: translate anew
             pass
     tables, target = build_tables(text)
-    import pickle
-
-    cache.write(key, ".tables", pickle.dumps((tables, target), protocol=5))
+    with contextlib.suppress(CacheError, ValueError):  # it runs from memory as well
+        cache.write(key, ".tables", table_file.encode(tables, target))
     return tables, target
 
 
