@@ -253,9 +253,10 @@ class RawKernel:
                     f"the kernel's parameter {size}"
                 )
             block[offset : offset + size] = data
-        # 64-byte alignment, for structs that kernels address (tensor maps)
-        raw = np.zeros(len(block) + 64, np.uint8)
-        start = -raw.ctypes.data % 64
+        # Aligned as the kernel declares it and no better: structs that kernels address (tensor maps) ask for 64 bytes.
+        align = self.table.param_align
+        raw = np.zeros(len(block) + 4 * align, np.uint8)
+        start = -raw.ctypes.data % (2 * align) + align
         aligned = raw[start : start + len(block)]
         aligned[:] = np.frombuffer(block, np.uint8)
         return aligned, arrays
@@ -279,8 +280,8 @@ class RawKernel:
         launch.explicit_cluster = table.cluster is not None
         launch.entry_registers = table.entry_registers
         launch.specials[:] = table.specials.tolist()
-        launch.static_smem_bytes = table.static_smem_bytes
-        launch.smem_bytes = table.static_smem_bytes + shared_mem
+        launch.static_smem_bytes = table.static_smem_bytes + table.dynamic_smem_gap
+        launch.smem_bytes = launch.static_smem_bytes + shared_mem
         launch.local_bytes = table.local_bytes
         launch.check_mem = "mem" in settings.checks
         launch.check_init = "init" in settings.checks

@@ -299,7 +299,7 @@ def _parameters(text: str) -> list[Parameter]:
         size = TYPE_BYTES[match[2]] * int(match[4] or 1)
         align = int(match[1] or TYPE_BYTES[match[2]])
         offset = -(-offset // align) * align
-        params.append(Parameter(match[3], offset, size))
+        params.append(Parameter(match[3], offset, size, align))
         offset += size
     return params
 

@@ -34,6 +34,7 @@ class Parameter:
     name: str
     offset: int
     size: int
+    align: int
 
 
 @dataclass(slots=True)
