@@ -50,7 +50,7 @@ extern "C" __global__ void policy(u32* out, const u32* in, u64 word, int how) {
   __shared__ alignas(8) u64 bar;
   if (how == 1) {
     u32 value;
-    asm volatile("ld.global.L2::cache_hint.u32 %0, [%1], %2;" 
+    asm volatile("ld.global.L2::cache_hint.u32 %0, [%1], %2;"
                  : "=r"(value) : "l"(in + threadIdx.x), "l"(word) : "memory");
     asm volatile("st.global.L2::cache_hint.u32 [%0], %1, %2;"
                  :: "l"(out + threadIdx.x), "r"(value), "l"(word) : "memory");
