@@ -7,7 +7,10 @@ not repeat what is done; a part that did not come to its end twice is not tried 
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -152,3 +155,10 @@ def read_result(out: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
     if data is None:
         return {"name": name, "status": "crashed", "summary": "nothing was written"}, []
     return data["outcome"], [Record(**fields) for fields in data["records"]]
+
+
+def end_with_parent() -> None:
+    """On Linux: whatever ends the process that started this one ends it too, or it would go on using the GPU."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

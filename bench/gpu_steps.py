@@ -5,8 +5,6 @@ A step writes what it knows to ``NAME.json`` as it goes, so that little is lost 
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import sys
 import time
 import traceback
@@ -34,7 +32,7 @@ from cuattn.testing.decode_cases import DecodeCase
 from cuattn.testing.executors import ExecutorUnderTest
 from cuattn.testing.strategies import fill
 
-from .gpu_run import Run
+from .gpu_run import Run, end_with_parent
 
 
 def environment(run: Run) -> None:
@@ -276,13 +274,6 @@ def main(name: str, out: Path, executor: str, seconds: float, spawned: float, te
     sys.exit(run.failed)
 
 
-def _end_with_parent() -> None:
-    """On Linux: whatever ends `bench.gpu_check` ends this process, which would otherwise go on using the GPU."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent()
     main()

@@ -15,6 +15,8 @@ import pytest
 
 from cuattn.benchmark.results import scrub
 
+from .gpu_run import end_with_parent
+
 MAX_MESSAGE = 600
 
 
@@ -75,4 +77,5 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     path = os.environ.get("BENCH_TEST_RECORD")
     if path and not hasattr(session.config, "workerinput"):
         seconds = float(os.environ.get("BENCH_TEST_SECONDS", "inf"))
+        end_with_parent()
         session.config.pluginmanager.register(Recorder(path, seconds, session), "cuattn-recorder")

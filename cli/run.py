@@ -75,7 +75,7 @@ def run(
 
 
 def report_of(suites: Sequence[str], options: Options | None = None, path: Path | None = None) -> None:
-    """Run suites with a progress bar, print their tables, write their JSON; exit code 1 after a failure or a missed goal."""
+    """Run suites, print their tables, write their JSON; exit code 1 if one failed or missed a goal."""
     console = Console()
     if path is not None and not path.parent.is_dir():
         raise click.BadParameter(f"{path.parent} is not a directory", param_hint="--json")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -267,6 +270,25 @@ def test_cuda_bench_without_peers(cuda_bench: operations.CudaBench) -> None:
     assert "speed_over_best_peer" not in record.metrics
     assert record.metrics["bandwidth_gb_per_s"] == pytest.approx(case.num_bytes / 50 / 1e3, rel=1e-3)
     assert record.metrics["fraction_of_copy"] == pytest.approx(case.num_bytes / 50 / 1e3 / 4000, rel=1e-2)
+
+
+def test_an_installed_wheel_is_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    asked = []
+
+    def flash_attn_func(q: Any, k: Any, v: Any, softmax_scale: float | None, causal: bool) -> Any:
+        asked.append((softmax_scale, causal))
+        return v.clone(), "lse"  # in the layout of q, k and v
+
+    wheel = ModuleType("flash_attn_interface")
+    wheel.__dict__.update(flash_attn_func=flash_attn_func, __spec__=ModuleSpec("flash_attn_interface", None))
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", wheel)
+    (peer,) = (peer for peer in peers.attention_peers() if peer.name == "flash-attn 3")
+    case = AttentionCase(1, 16, 2, 32, causal=True)
+    arrays = case.make_inputs(0)
+    out = peer.prepare(case, arrays)()
+    assert asked == [(None, True)]
+    assert torch.equal(out.transpose(1, 2), torch.from_dlpack(arrays["v"]))  # [B, H, N, E], as SDPA returns it
 
 
 def test_a_disturbed_measurement_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
