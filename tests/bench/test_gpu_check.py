@@ -70,9 +70,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_dry_run(tmp_path: Path, machine_paths) -> None:
     (tmp_path / "test_some.py").write_text(PASSES_AND_FAILS)
     out = tmp_path / "out"
-    result = command(
-        "--out", str(out), "--executor", "host", "--minutes", "30", "--tests", str(tmp_path / "test_some.py")
-    )
+    arguments = ("--out", str(out), "--executor", "host", "--minutes", "30", "--tests", str(tmp_path / "test_some.py"))
+    result = command(*arguments)
     data = json.loads((out / "gpu_check.json").read_text())
     steps = {step["name"]: step for step in data["steps"]}
     assert tuple(steps) == gpu_steps.NAMES
@@ -86,7 +85,7 @@ def test_dry_run(tmp_path: Path, machine_paths) -> None:
     assert {record.suite for record in report.records} == {
         *("attention", "backward", "decode", "options", "seed", "layout", "softmax", "latency"),
     }
-    again = command("--out", str(out), "--executor", "host", "--minutes", "30")
+    again = command(*arguments)
     assert again.stdout.count("done before") == len(gpu_steps.NAMES)
     assert json.loads((out / "gpu_check.json").read_text())["steps"] == data["steps"]
     assert from_json((out / "results.json").read_text()).records == report.records
