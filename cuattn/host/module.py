@@ -19,7 +19,7 @@ from . import faults, library, profile, ptx
 from .memory import Regions
 from .ptx_module import Variable
 from .settings import ASYNC_MODES, Settings, current
-from .table import Table, build_table
+from .table import PARAM_LINE, Table, build_table
 
 DEFAULT_SMEM_BYTES = 48 * 1024
 SMEM_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
@@ -254,9 +254,8 @@ class RawKernel:
                 )
             block[offset : offset + size] = data
         # Aligned as the kernel declares it and no better: structs that kernels address (tensor maps) ask for 64 bytes.
-        align = self.table.param_align
-        raw = np.zeros(len(block) + 4 * align, np.uint8)
-        start = -raw.ctypes.data % (2 * align) + align
+        raw = np.zeros(len(block) + PARAM_LINE, np.uint8)
+        start = (self.table.param_place - raw.ctypes.data) % PARAM_LINE
         aligned = raw[start : start + len(block)]
         aligned[:] = np.frombuffer(block, np.uint8)
         return aligned, arrays

@@ -56,7 +56,7 @@ class Table:
     param_bytes: int
     static_smem_bytes: int
     dynamic_smem_gap: int  # bytes between the static variables and the dynamic array
-    param_align: int
+    param_place: int  # where the block of parameters begins, modulo PARAM_LINE
     local_bytes: int
     smem_granule_log2: int
     max_threads: int
@@ -96,7 +96,7 @@ def build_table(module: Module, entry: Entry) -> Table:
         param_bytes=entry.param_bytes,
         static_smem_bytes=static_smem,
         dynamic_smem_gap=dynamic_gap,
-        param_align=max([8, *(p.align for p in entry.params)]),
+        param_place=_place_params(entry),
         local_bytes=local_bytes,
         smem_granule_log2=_shared_granule(rows),
         max_threads=max_threads,
@@ -163,6 +163,19 @@ def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int
     for name in dynamic:
         places[name] = SHARED_BASE + static + gap
     return static, gap, places
+
+
+PARAM_LINE = 128  # bytes: more than any parameter is aligned to
+
+
+def _place_params(entry: Entry) -> int:
+    """A place at which the parameters are aligned as they are declared and, as far as that can be, no better."""
+    align = max([8, *(p.align for p in entry.params)])
+
+    def over_aligned(place: int) -> int:
+        return sum((place + p.offset) % (2 * p.align) == 0 for p in entry.params if p.size > 8)
+
+    return min(range(align % PARAM_LINE, PARAM_LINE, 2 * align), key=over_aligned, default=0)
 
 
 def _symbols(ins: Instruction) -> list[Symbol]:
