@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ import numpy as np
 
 from cuattn.attention_options import Options, check_options
 from cuattn.config import DTYPES, ELEMENTS, STORAGE_8BIT
+from cuattn.device_copies import copied
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.head_dims import MAX_HEAD_DIM
@@ -335,5 +335,4 @@ def operand(executor: Executor, x: Any) -> Operand:
     if result.direct:
         return result
     with executor.on_device():
-        module = np if isinstance(x, np.ndarray) else sys.modules["cupy"]
-        return Operand(module.array(x, order="C"))
+        return Operand(copied(x))

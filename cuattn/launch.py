@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 
 from cuattn import compile, environment
+from cuattn.device_copies import copied
 from cuattn.errors import ArrayTypeError, CuattnError, LaunchError
+from cuattn.imported import Held
 from cuattn.places import HOST, check_size, describe, host_array, host_list, place, unreadable
 from cuattn.scalars import shown
 from cuattn.tensor_map import TensorMap
@@ -209,6 +211,7 @@ class CudaExecutor(Executor):
 
         self._cupy = cupy
         self.device_id = device_id
+        self._held = Held(cupy)
         target = compile.for_device(divmod(int(cupy.cuda.Device(device_id).compute_capability), 10))
         self._image_kind = target.kind
         super().__init__(target.arch)
@@ -222,9 +225,11 @@ class CudaExecutor(Executor):
             return x
         try:
             with self.on_device():
-                return self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
+                array = self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
         except Exception as error:  # exporters raise what they like
             raise unreadable(name, x, "CuPy", error) from error
+        self._held.add(array)
+        return array
 
     def metadata(self, name: str, x: Any) -> Any:
         if type(x) is not np.ndarray:
@@ -240,8 +245,9 @@ class CudaExecutor(Executor):
         if isinstance(x, np.ndarray):  # converted here, it goes over once and takes no kernel
             x = np.ascontiguousarray(x, dtype)
         with self.on_device():
-            x = self._cupy.ascontiguousarray(self._cupy.asarray(x), dtype)
-            return x if x.data.ptr % x.dtype.itemsize == 0 else x.copy()  # kernels load whole elements
+            x = self._cupy.asarray(x)
+            lies_well = x.flags.c_contiguous and x.data.ptr % x.dtype.itemsize == 0  # kernels load whole elements
+            return x if lies_well and x.dtype == dtype else copied(x, dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         with self.on_device():
@@ -261,6 +267,7 @@ class CudaExecutor(Executor):
     ) -> None:
         with self.on_device():
             kernel.function(grid, block, self._values(kernel, args), shared_mem=smem_bytes)
+            self._held.launched()
 
     def _values(self, kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Arguments as CuPy passes them: a tensor map as its bytes."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.allocation import allocating
+from cuattn.device_copies import copied
 from cuattn.errors import ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor
@@ -185,8 +186,10 @@ def contiguous(executor: Executor, x: Any) -> Any:
     """``x``, or a copy of it, in C order and aligned."""
     if isinstance(x, np.ndarray):
         return np.require(x, requirements=["C", "A"])
+    if x.flags.c_contiguous:
+        return x
     with executor.on_device():
-        return sys.modules["cupy"].ascontiguousarray(x)
+        return copied(x)
 
 
 def full(executor: Executor, shape: tuple[int, ...], value: float, dtype: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, LaunchError, NotSupportedError, ShapeError
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NotSupportedError, ShapeError
 from cuattn.scalars import shown
 
 #: Bytes of a tensor map, and what its address is a multiple of.
@@ -132,7 +132,7 @@ def tensor_map(
     ArgumentError
         The address, a stride or an option is not one of those allowed.
     NotSupportedError
-        An interleaved layout, a swizzled box narrower than the swizzle, or no ``cuda-bindings`` to ask the driver.
+        An interleaved layout, a swizzled box narrower than the swizzle, or no driver that encodes maps.
     LaunchError
         The driver refuses the map.
 
@@ -271,27 +271,6 @@ def _encode_host(described: TensorMap) -> np.void:
 
 
 def _encode_cuda(described: TensorMap) -> np.void:
-    """Ask the driver, which alone knows the encoding of the hardware."""
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise NotSupportedError(
-            f"tensor_map: a tensor map for a GPU needs cuda-bindings (pip install cuattn[cuda12]): {error}"
-        ) from error
-    status, encoded = driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType(described.data_type),
-        len(described.dims),
-        _address(described.array),
-        [driver.cuuint64_t(x) for x in described.dims],
-        [driver.cuuint64_t(x) for x in described.strides[1:]],
-        [driver.cuuint32_t(x) for x in described.box],
-        [driver.cuuint32_t(x) for x in described.element_strides],
-        driver.CUtensorMapInterleave(0),
-        driver.CUtensorMapSwizzle(tuple(SWIZZLE_BYTES).index(described.swizzle)),
-        driver.CUtensorMapL2promotion(L2_PROMOTIONS.index(described.l2_promotion)),
-        driver.CUtensorMapFloatOOBfill(FILLS.index(described.fill)),
-    )
-    if int(status):
-        raise LaunchError(f"tensor_map: the driver refuses {described}: {status}")
-    words = np.array([int(word) for word in encoded.opaque], np.uint64)
-    return np.void(words.tobytes())
+    from cuattn import tensor_map_driver
+
+    return tensor_map_driver.encode(described, _address(described.array))

@@ -115,9 +115,10 @@ def listed(method: Callable[Concatenate[C, S, P], R]) -> Callable[Concatenate[C,
 
     @functools.wraps(method)
     def call(self: C, seqs: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        found: Any = [seqs] if isinstance(seqs, Sequence) else []
+        given: Any = seqs
+        found: Any = [given] if isinstance(given, Sequence) else []
         try:
-            for i, seq in enumerate(() if found else seqs):  # type: ignore[call-overload]
+            for i, seq in enumerate(() if found else given):
                 _check_type(f"seqs[{i}]", seq)  # at once: what is no list of sequences may be without an end
                 found.append(seq)
         except (MemoryError, ArgumentError):

@@ -7,11 +7,10 @@ to compute. Every other call takes the portable kernel, with the same results.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import Any
 
-from cuattn import compile, environment
+from cuattn import compile, environment, tensor_map_driver
 from cuattn.attention_arguments import Operand, Problem
 from cuattn.attention_options import Options
 from cuattn.attention_params import UNBOUNDED
@@ -66,7 +65,7 @@ def why_not(problem: Problem, arch: str) -> str | None:
         if reason is not None:
             return reason
     if problem.executor.name != "host" and not _can_make_maps():
-        return "cuda-bindings, which makes tensor maps, is not installed"
+        return "the driver is older than CUDA 12 and makes no tensor maps"
     return None
 
 
@@ -97,10 +96,7 @@ def _misaligned(what: str, num_bytes: int) -> str:
 
 @cache
 def _can_make_maps() -> bool:
-    try:
-        return importlib.util.find_spec("cuda.bindings.driver") is not None
-    except ModuleNotFoundError:  # not even its parent
-        return False
+    return tensor_map_driver.encoder() is not None
 
 
 def kernel_options(options: Options) -> ForwardOptions:

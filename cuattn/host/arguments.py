@@ -16,8 +16,8 @@ from ..errors import LaunchError
 from ..tensor_map import TensorMap
 from . import memory
 from .ptx_module import Parameter
+from .table import PARAM_LINE
 
-ALIGNMENT = 64  # of the block, for structs that kernels address (tensor maps)
 _INTEGERS = frozenset("biu")
 
 
@@ -26,9 +26,12 @@ class _Unfit(Exception):
 
 
 def pack(
-    kernel: str, params: Sequence[Parameter], nbytes: int, args: Sequence[object]
+    kernel: str, params: Sequence[Parameter], nbytes: int, place: int, args: Sequence[object]
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """The block of ``nbytes`` bytes, aligned, and the arrays in it with their positions.
+    """The block of ``nbytes`` bytes and the arrays in it with their positions.
+
+    It begins at ``place`` modulo PARAM_LINE: aligned as the kernel declares it and no better. Structs that kernels
+    address (tensor maps) ask for 64 bytes.
 
     Raises
     ------
@@ -39,8 +42,8 @@ def pack(
         raise LaunchError(f"{kernel}: args is a {type(args).__name__}, a tuple of the arguments is needed")
     if len(args) != len(params):
         raise LaunchError(f"{kernel}: {len(args)} arguments, the kernel takes {len(params)}")
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    raw = np.zeros(nbytes + PARAM_LINE, np.uint8)
+    start = (place - raw.ctypes.data) % PARAM_LINE
     block = raw[start : start + nbytes]
     view = block.data
     arrays: list[tuple[int, np.ndarray]] = []

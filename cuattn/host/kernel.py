@@ -88,7 +88,8 @@ class RawKernel:
         grid3, block3 = _triple(self.name, "grid", grid), _triple(self.name, "block", block)
         shared_mem = _integer(self.name, "shared_mem", shared_mem)
         self._check_launch(grid3, block3, shared_mem)
-        params, arrays = arguments.pack(self.name, self.table.params, self.table.param_bytes, args)
+        table = self.table
+        params, arrays = arguments.pack(self.name, table.params, table.param_bytes, table.param_place, args)
         settings = current()
         launch = self._launch_struct(grid3, block3, shared_mem, params, settings)
         checks = settings.checks
@@ -157,8 +158,8 @@ class RawKernel:
         launch.explicit_cluster = table.cluster is not None
         launch.entry_registers = table.entry_registers
         launch.specials[:] = table.specials.tolist()
-        launch.static_smem_bytes = table.static_smem_bytes
-        launch.smem_bytes = table.static_smem_bytes + shared_mem
+        launch.static_smem_bytes = table.static_smem_bytes + table.dynamic_smem_gap
+        launch.smem_bytes = launch.static_smem_bytes + shared_mem
         launch.local_bytes = table.local_bytes
         launch.check_mem = "mem" in settings.checks
         launch.check_init = "init" in settings.checks

@@ -177,8 +177,9 @@ class Regions:
             if init or mem:
                 struct.state = self._state(group, low, high, init)
             if race:
-                granules = ((high - low) >> struct.granule_log2) + 1
-                struct.writes, struct.reads = self._zeros(16 * granules), self._zeros(16 * granules)
+                # One for every line of 16 bytes, then one for every granule (race_records.c).
+                records = (high >> 4) - (low >> 4) + 1 + ((high - low) >> struct.granule_log2) + 1
+                struct.writes, struct.reads = self._zeros(16 * records), self._zeros(16 * records)
 
     def _zeros(self, nbytes: int) -> int:
         array = np.zeros(nbytes, np.uint8)

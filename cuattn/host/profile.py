@@ -8,7 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
-from .lowering.op_classes import class_of
+from .lowering.op_classes import NOT_COUNTED, class_of
 from .table import Table
 
 _SPACES = {0: "generic", 1: "global", 2: "shared", 3: "local"}
@@ -58,6 +58,8 @@ class Profile:
         for index in np.flatnonzero(rows):
             op, count = table.op_names[index], int(rows[index])
             kind = class_of(op)
+            if kind == NOT_COUNTED:
+                continue
             self.instructions[kind] += count
             self.lanes[kind] += int(lanes[index])
             text = table.texts[index]

@@ -55,8 +55,10 @@ def parameters(kernel: str, text: str) -> list[Parameter]:
         if not match or match[2] not in TYPE_BYTES:
             raise UnsupportedPTXError(f"kernel {kernel}: cannot read the parameter {piece.strip()[:80]!r}")
         size = TYPE_BYTES[match[2]] * int(match[5] or 1)
-        offset = -(-offset // _alignment(match[1], TYPE_BYTES[match[2]], piece)) * int(match[1] or TYPE_BYTES[match[2]])
-        params.append(Parameter(match[4], offset, size, "struct" if match[5] else match[2], True if match[3] else None))
+        align = _alignment(match[1], TYPE_BYTES[match[2]], piece)
+        offset = -(-offset // align) * align
+        kind, pointer = "struct" if match[5] else match[2], True if match[3] else None
+        params.append(Parameter(match[4], offset, size, kind, pointer, align))
         offset += size
         if not size or offset > MAX_PARAM_BYTES:
             raise UnsupportedPTXError(

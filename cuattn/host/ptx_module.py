@@ -42,6 +42,7 @@ class Parameter:
     size: int
     type: str
     pointer: bool | None = None
+    align: int = 8
 
 
 @dataclass(slots=True)

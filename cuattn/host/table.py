@@ -56,7 +56,8 @@ class Table:
     params: list[Parameter]
     param_bytes: int
     static_smem_bytes: int
-    dynamic_smem_align: int
+    dynamic_smem_gap: int  # bytes between the static variables and the dynamic array
+    param_place: int  # where the block of parameters begins, modulo PARAM_LINE
     local_bytes: int
     smem_granule_log2: int
     max_threads: int
@@ -67,7 +68,7 @@ class Table:
 
 def build_table(module: Module, entry: Entry) -> Table:
     """Lower, allocate and encode one kernel. Raises `UnsupportedPTXError` for an instruction without a rule."""
-    static_smem, dynamic_align, shared = _place_shared(module, entry)
+    static_smem, dynamic_gap, shared = _place_shared(module, entry)
     local, local_bytes = _place_local(entry)
     variables = [v for v in module.variables if v.space in ("global", "const")]
     params = {p.name: p.offset for p in entry.params}
@@ -97,7 +98,8 @@ def build_table(module: Module, entry: Entry) -> Table:
         params=entry.params,
         param_bytes=entry.param_bytes,
         static_smem_bytes=static_smem,
-        dynamic_smem_align=dynamic_align,
+        dynamic_smem_gap=dynamic_gap,
+        param_place=_place_params(entry),
         local_bytes=local_bytes,
         smem_granule_log2=_shared_granule(rows),
         max_threads=max_threads,
@@ -140,7 +142,10 @@ class _Locations:
 
 
 def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int]]:
-    """Shared addresses: the static variables that the kernel names, then the dynamic array."""
+    """Shared addresses: the static variables that the kernel names, then the dynamic array.
+
+    The dynamic array is aligned as it is declared and no better: whatever lies before it on a GPU is not the kernel's.
+    """
     named = {x.name for ins in entry.body for x in _symbols(ins)}
     places: dict[str, int] = {}
     top = 0
@@ -157,9 +162,23 @@ def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int
         places[variable.name] = SHARED_BASE + top
         top += variable.size
     static = -(-top // align) * align if dynamic else top
+    gap = align if dynamic and (SHARED_BASE + static) % (2 * align) == 0 else 0
     for name in dynamic:
-        places[name] = SHARED_BASE + static
-    return static, align, places
+        places[name] = SHARED_BASE + static + gap
+    return static, gap, places
+
+
+PARAM_LINE = 128  # bytes: more than any parameter is aligned to
+
+
+def _place_params(entry: Entry) -> int:
+    """A place at which the parameters are aligned as they are declared and, as far as that can be, no better."""
+    align = max([8, *(p.align for p in entry.params)])
+
+    def over_aligned(place: int) -> int:
+        return sum((place + p.offset) % (2 * p.align) == 0 for p in entry.params if p.size > 8)
+
+    return min(range(align % PARAM_LINE, PARAM_LINE, 2 * align), key=over_aligned, default=0)
 
 
 def _symbols(ins: Instruction) -> list[Symbol]:

@@ -24,7 +24,7 @@ from .table import NUM_SPECIALS, ROW_INTS, Table
 _SIGNATURE = b"cuattnT1"
 _LENGTH = struct.Struct("<Q")
 _NUMBERS = (
-    "reg_bytes", "param_bytes", "static_smem_bytes", "dynamic_smem_gap", "param_align", "local_bytes",
+    "reg_bytes", "param_bytes", "static_smem_bytes", "dynamic_smem_gap", "param_place", "local_bytes",
     "smem_granule_log2", "max_threads", "entry_registers",
 )  # fmt: skip
 # What a table may ask for, far above what a kernel can use: a damaged one must not exhaust the memory.

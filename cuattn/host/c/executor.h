@@ -211,6 +211,8 @@ typedef struct {
   u32 phase;              /* phases completed */
   s64 tx_bytes;           /* bytes that the current phase still expects */
   const Row *row;         /* where it was initialised */
+  u32 thread;             /* by which thread of the CTA */
+  u32 fenced;             /* a fence has made it known to asynchronous operations since */
 } Mbarrier;
 
 typedef struct {

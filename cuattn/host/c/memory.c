@@ -6,22 +6,24 @@
 
 /* ---- initialisation states */
 
-static inline int bytes_ready(const u8 *state, u32 bytes) {
-  u8 all = BYTE_READY;
+/* Whether all of `bits` are set in each state. Most accesses that are checked are of 16 bytes. */
+static inline int bytes_have(const u8 *state, u32 bytes, u8 bits) {
+  if (bytes == 16) {
+    u64 halves[2], wanted = bits * 0x0101010101010101ull;
+    memcpy(halves, state, sizeof halves);
+    return (halves[0] & halves[1] & wanted) == wanted;
+  }
+  u8 all = bits;
   for (u32 i = 0; i < bytes; i++) all &= state[i];
-  return all == BYTE_READY;
+  return all == bits;
 }
 
-static inline int bytes_addressable(const u8 *state, u32 bytes) {
-  u8 all = BYTE_ADDRESSABLE;
-  for (u32 i = 0; i < bytes; i++) all &= state[i];
-  return all == BYTE_ADDRESSABLE;
-}
+static inline int bytes_ready(const u8 *state, u32 bytes) { return bytes_have(state, bytes, BYTE_READY); }
 
 /* Check an access against byte states and note what it writes. Returns STEP or FAILED. */
 static int check_states(Warp *warp, const Row *row, int lane, u8 *state, u64 address, u32 bytes, Access access, const char *space) {
   const Launch *launch = warp->cta->launch;
-  if (launch->check_mem && !bytes_addressable(state, bytes))
+  if (launch->check_mem && !bytes_have(state, bytes, BYTE_ADDRESSABLE))
     return fail(warp, row, lane, FAULT_MEMORY, address, "%u-byte %s of %s memory between the elements of an array",
                 bytes, access_name(access), space);
   if (access_reads(access) && launch->check_init && !bytes_ready(state, bytes))

@@ -64,3 +64,8 @@ def destination(operand: Operand) -> Reg | None:
     if isinstance(operand, Sink):
         return None
     raise ValueError(f"cannot write to {operand!r}")
+
+
+def policy_check(policy: Operand) -> Row:
+    """The check of the cache policy of an instruction: a row before that of the instruction."""
+    return Row("cache_policy", srcs=[source(policy, "b64")])
