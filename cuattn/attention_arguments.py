@@ -18,7 +18,8 @@ from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteEr
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
-from cuattn.scalars import MAX_EXTENT, choice, real, shown
+from cuattn.messages import shown
+from cuattn.scalars import MAX_EXTENT, choice, real
 
 LOG2_E = math.log2(math.e)
 WORKSPACE_ALIGNMENT = 16  # bytes

@@ -16,8 +16,9 @@ from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.extents import address
 from cuattn.forward_options import BIAS_ELEMENTS, ForwardOptions
 from cuattn.launch import Executor
+from cuattn.messages import shown
 from cuattn.metadata import small_array
-from cuattn.scalars import as_flag, as_integer, choice, real, shown
+from cuattn.scalars import as_flag, as_integer, choice, real
 
 __all__ = ["LogitArray", "Options", "check_options"]
 

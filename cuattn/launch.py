@@ -29,8 +29,8 @@ from cuattn import compile, environment
 from cuattn.device_copies import copied
 from cuattn.errors import ArrayTypeError, CuattnError, LaunchError
 from cuattn.imported import Held
+from cuattn.messages import shown
 from cuattn.places import HOST, check_size, describe, host_array, host_list, place, unreadable
-from cuattn.scalars import shown
 from cuattn.tensor_map import TensorMap
 
 MAX_GRID = (2**31 - 1, 65535, 65535)

@@ -14,8 +14,9 @@ import numpy as np
 from cuattn import rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
 from cuattn.launch import Executor, Kernel, executor_for, executor_of_module
+from cuattn.messages import shown
 from cuattn.rows import Rows
-from cuattn.scalars import MAX_EXTENT, as_integer, check_dtype, shown
+from cuattn.scalars import MAX_EXTENT, as_integer, check_dtype
 from cuattn.softmax import accumulator
 from cuattn.softmax_config import (
     ALGORITHMS,

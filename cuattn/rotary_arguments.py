@@ -18,7 +18,8 @@ from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapErro
 from cuattn.extents import address, byte_bounds, on_elements, overlaps_itself
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
-from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, real, shown
+from cuattn.messages import shown
+from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, real
 from cuattn.softmax_config import ELEMENT_TYPES
 
 NUM_THREADS = 256

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from cuattn.allocation import allocating
 from cuattn.errors import ArgumentError, ShapeError
 from cuattn.launch import executor_of_module
+from cuattn.messages import shown
 from cuattn.rotary_arguments import DEFAULT_BASE, check_base, check_rotary_dim
-from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, choice, integer, real, shown
+from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, choice, integer, real
 
 __all__ = ["rope_frequencies"]
 

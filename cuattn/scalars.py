@@ -20,6 +20,7 @@ import numpy as np
 
 from cuattn import dlpack
 from cuattn.errors import ArgumentError, DTypeError, NonFiniteError
+from cuattn.messages import shown
 
 __all__ = [
     "MAX_EXTENT",
@@ -32,11 +33,9 @@ __all__ = [
     "choice",
     "integer",
     "real",
-    "shown",
 ]
 
 MAX_EXTENT = 2**31 - 1  # of an axis; kernels count its elements in 32 bits
-_LONGEST = 120  # characters of a value in a message
 
 
 def integer(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> int:
@@ -121,21 +120,6 @@ def _dtype(value: Any) -> np.dtype[Any] | None:
         named: Any = getattr(ml_dtypes, value, value) if isinstance(value, str) else value
         return np.dtype(named)
     return None
-
-
-def shown(value: Any) -> str:
-    """``value`` for a message: its repr as far as it has one, and not all of a long one.
-
-    >>> shown("a" * 200)[-8:]
-    'aaaaa...'
-    """
-    try:
-        if isinstance(value, np.ndarray) and value.size > 8:
-            return f"an array {list(value.shape)} of {value.dtype}"
-        text = " ".join(repr(value).split())  # one line
-    except Exception:  # whatever a foreign __repr__ raises; ints of more than 4300 digits have none either
-        text = f"an object of type {type(value).__name__}"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def as_integer(value: Any) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NotSupportedError, ShapeError
-from cuattn.scalars import shown
+from cuattn.messages import shown
 
 #: Bytes of a tensor map, and what its address is a multiple of.
 MAP_BYTES, MAP_ALIGNMENT = 128, 64

@@ -32,7 +32,8 @@ from cuattn.caches.storage import PageStorage, check_format, check_scales
 from cuattn.caches.swap import swap_in, swap_out
 from cuattn.errors import ArgumentError
 from cuattn.launch import executor_of_module
-from cuattn.scalars import MAX_EXTENT, check_flag, integer, shown
+from cuattn.messages import shown
+from cuattn.scalars import MAX_EXTENT, check_flag, integer
 
 __all__ = ["PagedKVCache"]
 

@@ -13,8 +13,9 @@ import numpy as np
 from cuattn.caches.books import Unique
 from cuattn.caches.prefix import Node
 from cuattn.errors import ArgumentError, ArrayTypeError, SequenceError
+from cuattn.messages import shown
 from cuattn.places import check_size
-from cuattn.scalars import as_integer, integer, shown
+from cuattn.scalars import as_integer, integer
 
 if TYPE_CHECKING:
     from cuattn.caches.books import Books, OpenStep

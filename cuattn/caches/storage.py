@@ -15,8 +15,9 @@ from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteEr
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
 from cuattn.launch import executor_for
+from cuattn.messages import shown
 from cuattn.places import HOST, describe, host_array, host_list, place
-from cuattn.scalars import as_real, check_dtype, choice, real, shown
+from cuattn.scalars import as_real, check_dtype, choice, real
 
 __all__ = ["PageStorage"]
 

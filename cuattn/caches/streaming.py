@@ -16,8 +16,8 @@ from cuattn.caches.sequence import check_sequence
 from cuattn.caches.step import Step
 from cuattn.caches.streaming_step import StreamingStep
 from cuattn.errors import ArgumentError, CacheFullError
+from cuattn.messages import shown
 from cuattn.rope import Rotary
-from cuattn.scalars import shown
 
 __all__ = ["StreamingKVCache"]
 

@@ -11,7 +11,7 @@ from cuattn.caches.rows import RowSequence
 from cuattn.caches.step import Step, own_copy
 from cuattn.errors import ArgumentError
 from cuattn.extents import byte_bounds
-from cuattn.scalars import shown
+from cuattn.messages import shown
 
 if TYPE_CHECKING:
     from cuattn.caches.streaming import StreamingKVCache

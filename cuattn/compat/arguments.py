@@ -13,8 +13,9 @@ from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.config import DTYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, NonFiniteError, ShapeError
 from cuattn.launch import executor_for
+from cuattn.messages import shown
 from cuattn.metadata import as_float
-from cuattn.scalars import as_integer, as_real, shown
+from cuattn.scalars import as_integer, as_real
 
 
 def plain(name: str, value: Any) -> Any:

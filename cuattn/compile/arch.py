@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cuattn.errors import ArgumentError, NotSupportedError
-from cuattn.scalars import shown
+from cuattn.messages import shown
 
 #: Dynamic shared memory that one CTA may use, in KiB, by compute capability (CUDA C++ Programming Guide, "Technical
 #: Specifications per Compute Capability": the maximum per thread block).

@@ -19,9 +19,9 @@ from cuattn.errors import ArgumentError
 from cuattn.extents import byte_bounds
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor, executor_for
+from cuattn.messages import shown
 from cuattn.metadata import check_flag
 from cuattn.rotary_arguments import Angles, Rotary
-from cuattn.scalars import shown
 
 __all__ = ["DecodeProblem", "Scale", "check"]
 

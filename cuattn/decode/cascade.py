@@ -19,10 +19,11 @@ from cuattn.decode.launch import decode
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import Executor
 from cuattn.merge import merge_states
+from cuattn.messages import shown
 from cuattn.metadata import check_flag
 from cuattn.packed import check_cu_seqlens
 from cuattn.renaming import renamed
-from cuattn.scalars import as_integer, shown
+from cuattn.scalars import as_integer
 from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["SharedPrefix", "cascade_attention"]

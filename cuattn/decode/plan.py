@@ -24,8 +24,8 @@ from cuattn.decode.plan_arguments import PlanLengths
 from cuattn.decode.schedule import Lists, Schedule, bounds_of, check_partials, even_schedule, lists_of, most_blocks
 from cuattn.decode.splits import Bounds
 from cuattn.errors import ArgumentError
+from cuattn.messages import shown
 from cuattn.metadata import check_flag
-from cuattn.scalars import shown
 
 if TYPE_CHECKING:
     from cuattn.decode.arguments import DecodeProblem

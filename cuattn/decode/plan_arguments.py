@@ -13,8 +13,9 @@ from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat
 from cuattn.launch import Executor, executor_for, executor_of_module
+from cuattn.messages import shown
 from cuattn.packed import check_cu_seqlens
-from cuattn.scalars import MAX_EXTENT, check_dtype, choice, integer, shown
+from cuattn.scalars import MAX_EXTENT, check_dtype, choice, integer
 
 __all__ = ["PlanLengths", "check_extent", "check_format", "check_heads", "check_lengths", "executor_of"]
 

@@ -12,8 +12,9 @@ from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.extents import address
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor
+from cuattn.messages import shown
 from cuattn.metadata import small_array
-from cuattn.scalars import as_real, shown
+from cuattn.scalars import as_real
 
 __all__ = ["Scale", "check_block_scales", "check_scale", "is_per_slot"]
 
