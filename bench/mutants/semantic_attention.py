@@ -71,6 +71,40 @@ ATTENTION = (
         r"\+= seqlen_k - seqlen_q",
         "+= params.seqlen_k - params.seqlen_q",
     ),
+    Semantic("column_block.cuh", "every CTA has the first columns", r"first = \(blockIdx.*?;", "first = 0;"),
+    Semantic("column_block.cuh", "columns beyond the row", r"min\(HEAD_DIM_V, head_dim_v - first\)", "HEAD_DIM_V"),
+    Semantic(
+        "column_block.cuh", "one CTA for two rows", r"cta_idx = blockIdx\.x / COLUMN_BLOCKS;", "cta_idx = blockIdx.x;"
+    ),
+    Semantic("column_block.cuh", "lse from every CTA", r"COLUMN_BLOCKS == 1 \|\| first == 0", "true"),
+    Semantic("attention_forward.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"),
+    Semantic(
+        "attention_forward.cu", "both halves into the first", r"params\.out\.seq \+ columns\.first", "params.out.seq"
+    ),
+    Semantic("attention_forward.cu", "the only stage is not waited for", r"NUM_STAGES == 1\)", "false)"),
+    Semantic(
+        "attention_forward_f32.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"
+    ),
+    Semantic("attention_forward_f32.cu", "both halves into the first", r"columns\.first \+ out_col", "out_col"),
+    Semantic("attention_forward_f32.cu", "the next tile's values", r"load_v\(this_tile_idx\)", "load_v(tile_idx)"),
+    Semantic(
+        "attention_forward_f32.cu",
+        "values before keys are done with",
+        r"if \(!ONE_PLACE\) load_v\(tile_idx\)",
+        "load_v(tile_idx)",
+    ),
+    Semantic(
+        "attention_forward_f32.cu",
+        "keys before values are done with",
+        r"(whose place the next k takes\.)\s*__syncthreads\(\);",
+        r"\1\n",
+    ),
+    Semantic(
+        "attention_forward_f32.cu",
+        "values that have not landed",
+        r"(load_v\(this_tile_idx\);)\s*cp_async_wait<0>\(\);",
+        r"\1",
+    ),
     Semantic("philox.cuh", "nine rounds", r"round < 10", "round < 9"),
     Semantic("philox.cuh", "words of rows and keys swapped", r"words\.word\[2\] :", "words.word[1] :"),
     Semantic("philox.cuh", "row and key swapped", r"(j / 16 \* 8 \+ j % 8), (i / 16 \* 8 \+ i % 8)", r"\2, \1"),

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuattn.backward.bias_config import BiasBwdConfig, select
-from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
+from cuattn.config import ELEMENTS, WARP_SIZE
 from cuattn.forward_options import BIAS_ELEMENTS
+from cuattn.head_dims import BUCKETS
 from cuattn.launch import Executor, Kernel
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from cuattn.backward.bias_launch import launch_dbias, launch_dsinks
 from cuattn.backward.config import SIDES, FlashBwdConfig, Launch, Side, select
 from cuattn.backward.dq_sums import DqSums
 from cuattn.backward.workspace import allocate, classes_name, order_free
-from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
+from cuattn.config import ELEMENTS, WARP_SIZE
 from cuattn.forward import pack_params
 from cuattn.forward_options import ForwardOptions
+from cuattn.head_dims import BUCKETS
 from cuattn.launch import Executor, Kernel
 
 __all__ = ["Prepared", "backward", "select_configs"]

@@ -19,6 +19,7 @@ from cuattn.decode import reduce
 from cuattn.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.errors import ArgumentError
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.head_dims import COLUMNS
 from cuattn.hopper.config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
 from cuattn.kv_formats import KV_FORMATS
 from cuattn.paging import append, copy
@@ -136,7 +137,8 @@ def _decode_constants(row: FlashDecodeConfig, dtype: str, kv_format: str, everyt
     unused = {"SLOT_SCALES": False, "INTERLEAVED": False, "TABLES": False, "BIAS": False, "MASK": False}
     flags = {"PAGED": True, "ALIGNED": True, "Table": "float", "BiasElement": "float"}
     flags |= unused | dict.fromkeys(used, everything)
-    return row.constants(dtype, KV_FORMATS[kv_format], row.max_head_dim, row.max_head_dim, flags)
+    columns, blocks = COLUMNS[row.max_head_dim]
+    return row.constants(dtype, KV_FORMATS[kv_format], row.max_head_dim, columns, flags, column_blocks=blocks)
 
 
 def _generated() -> Iterator[Inspected]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuattn.attention_arguments import Operand, operand
 from cuattn.attention_params import UNBOUNDED
-from cuattn.config import BUCKETS
-from cuattn.decode.config import FlashDecodeConfig, select
+from cuattn.decode.config import FlashDecodeConfig, compiled_dims, select
 from cuattn.decode.params import pack_decode
 from cuattn.decode.reduce import launch_reduce
 from cuattn.decode.schedule import schedule
@@ -45,8 +44,7 @@ def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
     return select(
         problem.dtype,
         problem.kv_format,
-        BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
+        *compiled_dims(extents.head_dim, extents.head_dim_v)[:2],
         rows_per_kv_head=most * problem.group,
         smem_limit_bytes=problem.executor.smem_limit_bytes,
     )
@@ -55,14 +53,14 @@ def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
 def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDecodeConfig) -> None:
     executor, extents, options = problem.executor, problem.extents, problem.options
     q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
+    head_dims = compiled_dims(extents.head_dim, extents.head_dim_v)
     slots_scaled = any(scale is not None and scale.per_slot for scale in (problem.k_scale, problem.v_scale))
     kernel = _kernel(
         executor,
         config,
         problem.dtype.name,
         problem.kv_format,
-        BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
+        *head_dims,
         ALIGNED=_aligned(problem, config, q, k, v),
         PAGED=problem.paged,
         SLOT_SCALES=slots_scaled,
@@ -81,9 +79,10 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         *((None, None, None) if problem.rotary is None else problem.rotary.arrays),
         *(plan.work, plan.splits, params),
     )
-    heads = extents.num_kv_heads * config.head_blocks(problem.group)
-    smem_bytes = config.smem_bytes(BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v], problem.kv_format)
-    executor.launch(kernel, (plan.num_items * heads,), (config.num_threads,), args, smem_bytes)
+    bucket, columns, column_blocks = head_dims
+    ctas_per_item = extents.num_kv_heads * config.head_blocks(problem.group) * column_blocks
+    smem_bytes = config.smem_bytes(bucket, columns, problem.kv_format)
+    executor.launch(kernel, (plan.num_items * ctas_per_item,), (config.num_threads,), args, smem_bytes)
     if plan.num_partials:
         launch_reduce(problem, plan, partial_out, partial_state, output, lse, params)
 
@@ -141,14 +140,16 @@ def _kernel(
     kv_format: KVFormat,
     head_dim: int,
     head_dim_v: int,
+    column_blocks: int,
     *,
     options: bool,
     **flags: Any,
 ) -> Kernel:
-    """The loaded kernel of a config for two buckets of head dims.
+    """The loaded kernel of a config for `compiled_dims`.
 
     ``options``: softcap and ALiBi, together: where a call has one of them, the other costs a comparison a tile.
     """
     score_options = {"SOFTCAP": options, "ALIBI": options, "BIAS": False, "MASK": False, "BiasElement": "float"}
-    constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, {**flags, **score_options})
+    all_flags = {**flags, **score_options}
+    constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, all_flags, column_blocks=column_blocks)
     return executor.kernel(config.source, constants, config.entry)

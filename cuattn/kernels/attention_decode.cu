@@ -15,11 +15,12 @@
 // [w % WARPS_N * WARP_KEYS, ...).
 //
 // Constants: Storage (of keys and values in memory), Element (of q, and on chip), Output; BLOCK_M, BLOCK_N, HEAD_DIM
-// and HEAD_DIM_V (buckets), WARPS_M, WARPS_N, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, keys and values:
-// multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and BOUND_RIGHT (mask.cuh),
-// SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES, Table
-// (rope.cuh).
+// and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M, WARPS_N, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q,
+// keys and values: multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and BOUND_RIGHT
+// (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES,
+// Table (rope.cuh).
 #include "cached_tiles.cuh"
+#include "column_block.cuh"
 #include "decode_block.cuh"
 #include "rotate_tile.cuh"
 #include "score_tile.cuh"
@@ -55,7 +56,7 @@ struct CachedTiles {
     __device__ __forceinline__ Element* v_tile(int stage) { return v[stage][0]; }
     template <typename PlaceOf>
     __device__ __forceinline__ void load_scales(int, const CachedRows<Stored>&, const CachedRows<Stored>&,
-                                                const Params&, PlaceOf) {}
+                                                int, int, PlaceOf) {}
     __device__ __forceinline__ void convert(int) {}
 };
 
@@ -76,10 +77,10 @@ struct CachedTiles<Stored, true> {
     __device__ __forceinline__ Element* v_tile(int) { return v[0]; }
     template <typename PlaceOf>
     __device__ __forceinline__ void load_scales(int stage, const CachedRows<Stored>& k_rows,
-                                                const CachedRows<Stored>& v_rows, const Params& params,
+                                                const CachedRows<Stored>& v_rows, int head_dim, int head_dim_v,
                                                 PlaceOf place_of) {
-        ::load_scales<SLOT_SCALES, NUM_THREADS>(k_scales[stage], k_rows, params.head_dim, place_of);
-        ::load_scales<SLOT_SCALES, NUM_THREADS>(v_scales[stage], v_rows, params.head_dim_v, place_of);
+        ::load_scales<SLOT_SCALES, NUM_THREADS>(k_scales[stage], k_rows, head_dim, place_of);
+        ::load_scales<SLOT_SCALES, NUM_THREADS>(v_scales[stage], v_rows, head_dim_v, place_of);
     }
     __device__ __forceinline__ void convert(int stage) {
         convert_tile<SLOT_SCALES, NUM_THREADS, Stored>(k[0], stored_k[stage][0], k_scales[stage]);
@@ -276,7 +277,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const int part = warp_idx % WARPS_N;
     const int first_row = warp_idx / WARPS_N * WARP_M;  // of this warp
 
-    const DecodeBlock block = decode_block(params, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
+    const ColumnBlock columns(params.head_dim_v);
+    const DecodeBlock block =
+        decode_block(params, columns.cta_idx, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
     if (!block.has_work()) return;
     const int last_token = block.first_token + block.num_tokens - 1;
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
@@ -289,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const CachedRows<Storage> k_rows(g_k, params.k, SLOT_SCALES ? g_k_scale : nullptr, params.k_scale,
                                      g_k_block_scales, params.k_blocks, block.kv_head_idx);
     const CachedRows<Storage> v_rows(g_v, params.v, SLOT_SCALES ? g_v_scale : nullptr, params.v_scale,
-                                     g_v_block_scales, params.v_blocks, block.kv_head_idx);
+                                     g_v_block_scales, params.v_blocks, block.kv_head_idx, columns.first);
     float scale = params.scale, scale_log2 = params.scale_log2, out_factor = INVERSE_P_FACTOR;
     if (!SLOT_SCALES && g_k_scale != nullptr) {
         const float k_scale = g_k_scale[block.kv_head_idx * params.k_scale.head];
@@ -300,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
 
     const bool packed = g_cu_seqlens_q != nullptr;
     g_q += packed ? block.q_start * params.q.seq : block.batch_idx * params.q.batch;
-    g_out += packed ? block.q_start * params.out.seq : block.batch_idx * params.out.batch;
+    g_out += (packed ? block.q_start * params.out.seq : block.batch_idx * params.out.batch) + columns.first;
     auto load_queries = [&]() {
         gather_rows<ALIGNED, sizeof(Element), BLOCK_M, HEAD_DIM * sizeof(Element), QK_STRIDE * sizeof(Element),
                     NUM_THREADS>(reinterpret_cast<unsigned char*>(smem.q), params.head_dim * sizeof(Element), g_q,
@@ -315,8 +318,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         const auto place_of = [&](int row) { return keys.find(tile_idx * BLOCK_N + row); };
         gather_keys<ALIGNED, BLOCK_N, HEAD_DIM, HEAD_DIM_V, Tiles::K_LANDING_STRIDE, Tiles::V_LANDING_STRIDE,
                     NUM_THREADS>(smem.tiles.k_landing(stage), smem.tiles.v_landing(stage), k_rows, v_rows,
-                                 params.head_dim, params.head_dim_v, place_of);
-        smem.tiles.load_scales(stage, k_rows, v_rows, params, place_of);
+                                 params.head_dim, columns.count, place_of);
+        smem.tiles.load_scales(stage, k_rows, v_rows, params.head_dim, columns.count, place_of);
     };
 
     LaneRow rows[ROW_TILES][2];
@@ -423,17 +426,17 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         if (block.is_whole()) {
             const MergedRow merged = merge_parts(smem, row, g_sinks == nullptr ? nullptr : g_sinks + query.head);
             store_row(g_out + query.token * params.out.seq + query.head * params.out.head, smem, merged, row,
-                      out_factor, params.head_dim_v, pairs, lane_idx);
-            if (g_lse != nullptr && lane_idx == 0) {
+                      out_factor, columns.count, pairs, lane_idx);
+            if (g_lse != nullptr && columns.is_first() && lane_idx == 0) {
                 g_lse[block.batch_idx * params.lse_batch + query.head * params.lse_head +
                       (packed ? block.q_start : 0) + query.token] = merged.total.lse();
             }
         } else {
             const MergedRow merged = merge_parts(smem, row, nullptr);
             const long long partial = block.partial_row(query.token) * params.num_heads + query.head;
-            store_row(g_partial_out + partial * params.head_dim_v, smem, merged, row, out_factor, params.head_dim_v,
-                      params.head_dim_v % 2 == 0, lane_idx);
-            if (lane_idx == 0) {
+            store_row(g_partial_out + partial * params.head_dim_v + columns.first, smem, merged, row, out_factor,
+                      columns.count, params.head_dim_v % 2 == 0, lane_idx);
+            if (columns.is_first() && lane_idx == 0) {
                 g_partial_state[2 * partial] = merged.total.max_logit;
                 g_partial_state[2 * partial + 1] = merged.total.sum;
             }

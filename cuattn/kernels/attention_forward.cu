@@ -8,14 +8,16 @@
 // probabilities ever leave the chip (Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023; Milakov and
 // Gimelshein, "Online normalizer calculation for softmax", 2018).
 //
-// Grid: one CTA for each block of queries of each head (query_block.cuh).
+// Grid: one CTA for each block of queries of each head (query_block.cuh), or COLUMN_BLOCKS of them
+// (column_block.cuh).
 // Block: NUM_WARPS warps; warp w owns query rows [w * WARP_M, (w + 1) * WARP_M) of the tile, from q to out.
 //
-// Constants: Storage (of q, k, v in memory), Element (of them on chip), Output, BiasElement; BLOCK_M, BLOCK_N,
-// HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES,
-// SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in:
-// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks,
-// packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
+// Constants: Storage (of q, k, v in memory), Element (of them on chip), Output, BiasElement; BLOCK_M, BLOCK_N, HEAD_DIM
+// and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS, NUM_WARPS,
+// NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled
+// in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh).
+// Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
+#include "column_block.cuh"
 #include "mask.cuh"
 #include "philox.cuh"
 #include "query_block.cuh"
@@ -39,7 +41,6 @@ union Smem {
 };
 
 static_assert(ROW_TILES * MMA_M * NUM_WARPS == BLOCK_M, "every row belongs to one warp, in whole mma tiles");
-static_assert(NUM_STAGES >= 2, "the next tile loads while this one is used");
 static_assert(sizeof(Output) == sizeof(Element), "the output tile is laid out like the others");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
@@ -218,8 +219,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int warp_idx = threadIdx.x / WARP_SIZE;
     const int lane_idx = threadIdx.x % WARP_SIZE;
 
-    const QueryBlock block =
-        query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
+    const ColumnBlock columns(params.head_dim_v);
+    const QueryBlock block = query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
+                                                               g_diagonal_offsets, columns.cta_idx);
     if (!block.has_work()) return;
     const int first_query = block.first_query;
     const int num_queries = min(BLOCK_M, block.seqlen_q - first_query);
@@ -227,7 +229,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     g_q += block.batch_idx * params.q.batch + block.head_idx * params.q.head +
            (static_cast<long long>(block.q_start) + first_query) * params.q.seq;
     g_k += block.batch_idx * params.k.batch + block.kv_head_idx * params.k.head + block.k_start * params.k.seq;
-    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq;
+    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq +
+           columns.first;
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
                                              params.window_right);
     const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
@@ -267,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k + first_key * params.k.seq,
                                                            params.k.seq, num_keys, params.head_dim);
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * params.v.seq,
-                                                             params.v.seq, num_keys, params.head_dim_v);
+                                                             params.v.seq, num_keys, columns.count);
     };
     // Tiles are taken from the last to the first, so that the masked ones come first. load_idx runs NUM_STAGES - 1
     // tiles ahead of tile_idx; hidden tiles are passed over by both.
@@ -286,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     }
 
     for (int stage = 0; tile_idx >= tiles.begin; stage = (stage + 1) % NUM_STAGES) {
-        cp_async_wait<NUM_STAGES - 2>();
+        cp_async_wait<(NUM_STAGES > 1 ? NUM_STAGES - 2 : 0)>();
         // SYNC: every thread's part of this tile (and of q) has landed; and every warp is done with the tile before,
         // whose stage the next load overwrites.
         __syncthreads();
@@ -295,6 +298,11 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             load_idx = options.visible_tile(params, tiles.begin, load_idx - 1);
         }
         cp_async_commit();  // an empty group at the end keeps the count that cp_async_wait relies on
+        if constexpr (NUM_STAGES == 1) {
+            cp_async_wait<0>();
+            // SYNC: every thread's part of this tile (and of q) has landed: there was no room to load it ahead.
+            __syncthreads();
+        }
         const int first_key = tile_idx * BLOCK_N;
         const bool in_full = tiles.in_full(tile_idx);
         const bool mixed = TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED;
@@ -327,11 +335,11 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     // SYNC: the warp's output rows are in shared memory; only the warp that wrote them reads them.
     __syncwarp();
     g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head +
-             (static_cast<long long>(block.q_start) + warp_query) * params.out.seq;
+             (static_cast<long long>(block.q_start) + warp_query) * params.out.seq + columns.first;
     const bool vectors = ((reinterpret_cast<unsigned long long>(g_out) | params.out.seq * sizeof(Output)) & 15) == 0;
     store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, params.out.seq, s_out[0], block.seqlen_q - warp_query,
-                                           params.head_dim_v, vectors, lane_idx);
-    if (g_lse != nullptr && lane_idx % 4 == 0) {
+                                           columns.count, vectors, lane_idx);
+    if (g_lse != nullptr && columns.is_first() && lane_idx % 4 == 0) {
         g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
         const int lane_query = warp_query + frag_acc_row(lane_idx);
 #pragma unroll

@@ -173,7 +173,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
                                         const TileScales& scales, int pack, const RowOptions& options,
                                         const Turns& turns, int thread_idx, RingPositions& rings) {
     const float scale_log2 = positive_scale_log2(scales.scale_log2);
-    const bool releases = thread_idx == 0;  // one thread speaks for the warpgroup: wgmma is done for all of it or none
+    const bool releases = thread_idx % WARP_SIZE == 0;  // a lane speaks for its warp, which has waited as one
     const int first_row = turns.consumer_idx * WGMMA_M;
     const unsigned long long desc_q = wgmma_descriptor(smem_address(smem.q[0][first_row]), SPAN_BYTES);
     const unsigned long long desc_k = wgmma_descriptor(smem_address(smem.k), SPAN_BYTES);
