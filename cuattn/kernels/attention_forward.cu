@@ -259,10 +259,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const unsigned s_q = smem_address(smem.q) + lane_offset_a<HEAD_DIM>(warp_idx * WARP_M, lane_idx);
     const unsigned k_offset = lane_offset_bt<HEAD_DIM>(lane_idx), v_offset = lane_offset_b<HEAD_DIM_V>(lane_idx);
     const int warp_query = first_query + warp_idx * WARP_M;
-    const int last_warp_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
-    const bool has_queries = warp_query < block.seqlen_q;
-    const int warp_key_begin = has_queries ? band.begin(warp_query) : 0;
-    const int warp_key_end = has_queries ? band.end(last_warp_query) : 0;
+    // Whether this warp's queries may see any key of a tile.
+    auto sees = [&](int first_key) {
+        const int last_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
+        return warp_query < block.seqlen_q && first_key < band.end(last_query) &&
+               !(BOUND_LEFT && first_key + BLOCK_N <= band.begin(warp_query));
+    };
 
     auto load_keys = [&](int tile_idx, int stage) {
         const int first_key = tile_idx * BLOCK_N;
@@ -307,8 +309,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         const bool in_full = tiles.in_full(tile_idx);
         const bool mixed = TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED;
         tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
-        // Nothing that this warp's queries may see?
-        if (first_key >= warp_key_end || (BOUND_LEFT && first_key + BLOCK_N <= warp_key_begin)) continue;
+        if (!sees(first_key)) continue;
 
         const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
         Scores scores;
@@ -329,23 +330,28 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     // SYNC: every warp is done with q, k and v, whose place the output tile takes.
     __syncthreads();
-    finish_rows(state, scale, scale_log2, g_sinks, block.head_idx);
+    // Where the result goes is found anew: kept over the loop it would take registers that the loop needs.
+    const ColumnBlock out_columns(params.head_dim_v, reread_cta_idx());
+    const QueryBlock out_block = query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
+                                                                   g_diagonal_offsets, out_columns.cta_idx);
+    finish_rows(state, scale, scale_log2, g_sinks, out_block.head_idx);
     Output(*s_out)[V_STRIDE] = smem.out + warp_idx * WARP_M;
     stage_output(state, s_out, out_factor, lane_idx);
     // SYNC: the warp's output rows are in shared memory; only the warp that wrote them reads them.
     __syncwarp();
-    g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head +
-             (static_cast<long long>(block.q_start) + warp_query) * params.out.seq + columns.first;
+    const int out_query = out_block.first_query + warp_idx * WARP_M;
+    g_out += out_block.batch_idx * params.out.batch + out_block.head_idx * params.out.head +
+             (static_cast<long long>(out_block.q_start) + out_query) * params.out.seq + out_columns.first;
     const bool vectors = ((reinterpret_cast<unsigned long long>(g_out) | params.out.seq * sizeof(Output)) & 15) == 0;
-    store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, params.out.seq, s_out[0], block.seqlen_q - warp_query,
-                                           columns.count, vectors, lane_idx);
-    if (g_lse != nullptr && columns.is_first() && lane_idx % 4 == 0) {
-        g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
-        const int lane_query = warp_query + frag_acc_row(lane_idx);
+    store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, params.out.seq, s_out[0], out_block.seqlen_q - out_query,
+                                           out_columns.count, vectors, lane_idx);
+    if (g_lse != nullptr && out_columns.is_first() && lane_idx % 4 == 0) {
+        g_lse += out_block.batch_idx * params.lse_batch + out_block.head_idx * params.lse_head + out_block.q_start;
+        const int lane_query = out_query + frag_acc_row(lane_idx);
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
             const int query_idx = lane_query + i * 8;
-            if (query_idx < block.seqlen_q) g_lse[query_idx] = state.rows[i / 2][i % 2].lse();
+            if (query_idx < out_block.seqlen_q) g_lse[query_idx] = state.rows[i / 2][i % 2].lse();
         }
     }
 }

@@ -10,10 +10,11 @@ struct ColumnBlock {
     int first, count;  // count: those that exist
     unsigned cta_idx;  // of the CTAs that share a row, as one
 
-    __device__ __forceinline__ explicit ColumnBlock(int head_dim_v) : first(0), count(head_dim_v), cta_idx(blockIdx.x) {
+    __device__ __forceinline__ explicit ColumnBlock(int head_dim_v, unsigned grid_idx = blockIdx.x)
+        : first(0), count(head_dim_v), cta_idx(grid_idx) {
         if constexpr (COLUMN_BLOCKS > 1) {
-            cta_idx = blockIdx.x / COLUMN_BLOCKS;
-            first = (blockIdx.x - cta_idx * COLUMN_BLOCKS) * HEAD_DIM_V;
+            cta_idx = grid_idx / COLUMN_BLOCKS;
+            first = (grid_idx - cta_idx * COLUMN_BLOCKS) * HEAD_DIM_V;
             count = min(HEAD_DIM_V, head_dim_v - first);
         }
     }
