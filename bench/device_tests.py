@@ -12,15 +12,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cuattn.benchmark.results import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_WORKERS = 8
 RESERVE_S = 8.0  # for pytest to end by itself before it is ended
 
 
 def run(executor: str, paths: tuple[str, ...], out: Path, *, until: float) -> dict[str, Any]:
-    """Run the tests that run on `executor`; those that did not get their turn in time are not counted."""
+    """Run the tests that run on `executor`; those that did not get their turn in time are not counted.
+
+    Tests whose results lie in ``tests.jsonl`` already are not run again.
+    """
     lines = out / "tests.jsonl"
-    lines.unlink(missing_ok=True)
+    _forget_stops(lines)
     seconds = until - time.monotonic()
     command = [sys.executable, "-m", "pytest", *paths, "-q", "-p", "no:cacheprovider"]
     command += ["-p", "bench.pytest_record"]
@@ -39,6 +44,13 @@ def run(executor: str, paths: tuple[str, ...], out: Path, *, until: float) -> di
     except subprocess.TimeoutExpired:
         code = None
     return summarize(lines, code)
+
+
+def _forget_stops(lines: Path) -> None:
+    """Keep the results of an earlier run, not that it was stopped; a last line that was cut off goes."""
+    if lines.exists():
+        whole = [line for line in lines.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+        write_text(lines, "".join(line for line in whole if "stopped" not in json.loads(line)))
 
 
 def summarize(lines: Path, code: int | None) -> dict[str, Any]:

@@ -5,15 +5,13 @@ A step writes what it knows to ``NAME.json`` as it goes, so that little is lost 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import ml_dtypes
@@ -24,9 +22,8 @@ from cuattn.attention import evaluate
 from cuattn.benchmark import Options, cuda_calls, gradients, machine, operations, option_costs, start
 from cuattn.benchmark import decode as decoding
 from cuattn.benchmark import seed as published
-from cuattn.benchmark.results import Record, scrub, write_text
+from cuattn.benchmark.results import scrub
 from cuattn.benchmark.suite import Step as SuiteStep
-from cuattn.benchmark.suite import failure, run_steps
 from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.testing import assert_attention_close
 from cuattn.testing.backward_cases import BackwardCase
@@ -35,59 +32,7 @@ from cuattn.testing.decode_cases import DecodeCase
 from cuattn.testing.executors import ExecutorUnderTest
 from cuattn.testing.strategies import fill
 
-
-@dataclass
-class Run:
-    """A step under way: where it writes, where it runs, how long it may take, what it has found."""
-
-    name: str
-    out: Path
-    executor: str
-    seconds: float
-    tests: tuple[str, ...] = ()
-    summary: str = ""
-    detail: dict[str, Any] = field(default_factory=dict)
-    records: list[Record] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    failed: bool = False
-
-    @property
-    def is_tiny(self) -> bool:
-        """On the host executor every step runs, in sizes for a dry run."""
-        return self.executor == "host"
-
-    @property
-    def until(self) -> float:
-        """The moment of `time.monotonic` by which to be done."""
-        return self.began + self.seconds
-
-    def save(self, status: str = "unfinished", trace: str = "") -> None:
-        """Write everything known so far."""
-        outcome = {"name": self.name, "status": status, "summary": self.summary, "detail": self.detail}
-        data = {"outcome": {**outcome, "traceback": trace}, "records": [asdict(record) for record in self.records]}
-        write_text(self.out / f"{self.name}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-    def add(self, record: Record) -> None:
-        """Keep a record."""
-        self.records.append(record)
-        self.save()
-
-    def measure(self, steps: list[SuiteStep]) -> None:
-        """Run the steps of a suite, as many as the time allows."""
-        report = run_steps(steps, on_record=self.add, until=self.until)
-        wrong = [record for record in report.failures if "time is up" not in record.error]
-        left_out = len(report.failures) - len(wrong)
-        self.failed = bool(wrong)
-        self.summary = f"{len(report.records) - len(report.failures)} records, {len(wrong)} failed, {left_out} left out"
-
-
-def read_result(out: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
-    """What a step wrote, whatever became of it."""
-    try:
-        data = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"name": name, "status": "crashed", "summary": "nothing was written"}, []
-    return data["outcome"], [Record(**fields) for fields in data["records"]]
+from .gpu_run import Run, end_with_parent
 
 
 def environment(run: Run) -> None:
@@ -169,26 +114,18 @@ def hopper(run: Run) -> None:
 
 
 def _try_all(run: Run, executor: ExecutorUnderTest, checks: dict[str, Callable[[], None]]) -> None:
-    """Run every check, whatever becomes of the others: which ones fail says what is wrong."""
-    verdicts = run.detail["cases"] = {}
-    for name, check in checks.items():
-        try:
-            with executor.active():
-                check()
-            verdicts[name] = "ok"
-        except Exception as error:
-            verdicts[name] = failure(error)
-        run.save()
-    wrong = [name for name, verdict in verdicts.items() if verdict != "ok"]
-    run.failed = bool(wrong)
-    run.summary = f"{len(verdicts) - len(wrong)} of {len(verdicts)} right" + (f"; wrong: {wrong[0]}" if wrong else "")
+    def on_executor(check: Callable[[], None]) -> None:
+        with executor.active():
+            check()
+
+    run.try_all({name: partial(on_executor, check) for name, check in checks.items()})
 
 
 def instructions(run: Run) -> None:
     """The instruction table, and where this machine differs from it."""
     from . import instruction_fixtures
 
-    families = instruction_fixtures.run_table(run.executor, run.out, tiny=run.is_tiny, until=run.until)
+    families, run.complete = instruction_fixtures.run_table(run.executor, run.out, tiny=run.is_tiny, until=run.until)
     run.detail["families"] = families
     totals = (sum(row[name] for row in families.values()) for name in ("cases", "different", "refused"))
     cases, different, errors = totals
@@ -203,14 +140,27 @@ def tests(run: Run) -> None:
     result = device_tests.run(run.executor, run.tests, run.out, until=run.until)
     run.detail.update(result)
     run.failed = result["failed"] > 0 or result["passed"] == 0 or result["exit_code"] in (3, 4)
+    run.complete = not result["stopped"]
     run.summary = f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"
     run.summary += "; stopped when the time was up" if result["stopped"] else ""
 
 
-def attention(run: Run) -> None:
-    """Speed of the forward beside torch's back ends, and the ceilings of the device."""
-    chosen = _options(run)
+TELLING_SEQLENS = (8192, 2048)
+
+
+def forward(run: Run) -> None:
+    """Speed of the forward at two lengths and every head dim, beside torch's back ends and installed wheels."""
+    chosen = replace(_options(run), seqlens=TELLING_SEQLENS)
     cases = operations.attention_cases(chosen, run.executor)
+    if run.is_tiny:
+        cases = [replace(case, seqlen_q=32) for case in cases[:2]]
+    run.measure(operations.case_steps("attention", cases, chosen))
+
+
+def attention(run: Run) -> None:
+    """Speed of the forward at the other lengths."""
+    chosen = _options(run)
+    cases = [case for case in operations.attention_cases(chosen, run.executor) if case.seqlen_q not in TELLING_SEQLENS]
     run.measure(operations.case_steps("attention", cases[:2] if run.is_tiny else cases, chosen))
 
 
@@ -287,10 +237,11 @@ STEPS = (
     Step(smoke, 60),
     Step(hopper, 60),
     Step(instructions, 60),
+    Step(forward, 90),
+    Step(backward, 90),
+    Step(decode, 70),
     Step(tests, 150, 15),
-    Step(attention, 90, 15),
-    Step(backward, 110, 15),
-    Step(decode, 70, 15),
+    Step(attention, 60, 15),
     Step(options, 40, 10),
     Step(seed, 25, 10),
     Step(layout, 25, 10),
@@ -305,20 +256,24 @@ NAMES = tuple(step.name for step in STEPS)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--executor", type=click.Choice(("cuda", "host")), required=True)
 @click.option("--seconds", type=float, required=True)
+@click.option("--spawned", type=float, default=time.time, help="time.time() when the process was asked for.")
 @click.option("--tests", "test_paths", multiple=True)
-def main(name: str, out: Path, executor: str, seconds: float, test_paths: tuple[str, ...]) -> None:
+def main(name: str, out: Path, executor: str, seconds: float, spawned: float, test_paths: tuple[str, ...]) -> None:
     """Run one step."""
     step = STEPS[NAMES.index(name)]
-    run = Run(name, out, executor, seconds, test_paths)
+    startup_s = round(time.time() - spawned, 2)
+    run = Run.resumed(name, out, executor, seconds - startup_s, test_paths)
+    run.detail["startup_s"] = startup_s
     run.save()
     try:
         step.run(run)
     except BaseException:
         run.save("failed", scrub(traceback.format_exc()))
         raise
-    run.save("failed" if run.failed else "ok")
+    run.save("unfinished" if not run.complete else "failed" if run.failed else "ok")
     sys.exit(run.failed)
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main()

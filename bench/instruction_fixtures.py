@@ -7,16 +7,22 @@ differences, in a form that can be committed as fixtures and compared with the h
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from cuattn.benchmark.results import write_text
 from cuattn.benchmark.suite import failure
 from cuattn.testing import instructions
+
+from .hopper_programs import run_programs
 
 Answers = dict[str, np.ndarray[Any, Any]]
 MAX_LISTED = 200  # differences of a family that are written out in words
@@ -62,26 +68,64 @@ class Runner:
         return result
 
 
-def run_table(executor: str, out: Path, *, tiny: bool, until: float) -> dict[str, dict[str, Any]]:
-    """Run every family for every architecture that this device has; write both files; return figures by family."""
-    scratch = tempfile.TemporaryDirectory(prefix="cuattn-")
-    runner = Runner(executor, Path(scratch.name))
-    answers: Answers = {}
-    result: dict[str, dict[str, Any]] = {}
-    for arch in instructions.ARCHITECTURES:
-        if executor == "cuda" and arch > _capability():
-            continue
+Families = dict[str, dict[str, Any]]
+
+
+def run_table(executor: str, out: Path, *, tiny: bool, until: float) -> tuple[Families, bool]:
+    """Run every family for every architecture that this device has; return figures by family, and whether all ran.
+
+    Both files are written after every family. Families that they have already are not run again.
+    """
+    answers_path, differences_path = out / "instruction_answers.npz", out / "instruction_answers.json"
+    answers, result = _earlier(answers_path, differences_path)
+    complete = True
+    with tempfile.TemporaryDirectory(prefix="cuattn-") as scratch:
+        runner = Runner(executor, Path(scratch))
+        for key, work in _families(runner, tiny).items():
+            if key in result:
+                continue
+            if time.monotonic() > until:
+                complete = False
+                continue
+            result[key] = work(key, answers)
+            _write_answers(answers_path, answers)
+            write_text(differences_path, json.dumps(result, indent=1) + "\n")
+    brief = {
+        key: {**row, "differences": row["differences"][:3], "errors": row["errors"][:10]} for key, row in result.items()
+    }
+    for row in brief.values():
+        del row["opcodes"]
+    return brief, complete
+
+
+def _families(runner: Runner, tiny: bool) -> dict[str, Callable[[str, Answers], dict[str, Any]]]:
+    """What there is to run, the newest architecture first: least is known of it."""
+    found: dict[str, Callable[[str, Answers], dict[str, Any]]] = {}
+    capability = _capability() if runner.executor == "cuda" else max(instructions.ARCHITECTURES)
+    if capability == 90:
+        found["hopper_sm_90a"] = partial(run_programs, runner.executor, runner.scratch)
+    for arch in sorted(instructions.ARCHITECTURES, reverse=True):
         for name in instructions.FAMILIES:
             cases = instructions.cases_for(name, arch)[: 5 if tiny else None]
-            if not cases or time.monotonic() > until:
-                continue
-            result[f"{name}_sm_{arch}"] = _run_family(runner, cases, arch, f"{name}_sm_{arch}", answers)
-            write_text(out / "instruction_answers.json", json.dumps(result, indent=1) + "\n")
-    scratch.cleanup()
-    np.savez_compressed(out / "instruction_answers.npz", allow_pickle=False, **answers)
-    for row in result.values():
-        del row["opcodes"], row["differences"][3:], row["errors"][10:]
-    return result
+            if cases and arch <= capability:
+                found[f"{name}_sm_{arch}"] = partial(_run_family, runner, cases, arch)
+    return found
+
+
+def _earlier(answers: Path, differences: Path) -> tuple[Answers, Families]:
+    """What an earlier run has left; nothing if one of the files is missing or cannot be read."""
+    try:
+        with np.load(answers, allow_pickle=False) as file:
+            return dict(file), json.loads(differences.read_text(encoding="utf-8"))
+    except (OSError, ValueError, BadZipFile):
+        return {}, {}
+
+
+def _write_answers(path: Path, answers: Answers) -> None:
+    """Whole or not at all."""
+    fresh = path.with_suffix(".fresh.npz")
+    np.savez_compressed(fresh, allow_pickle=False, **answers)
+    os.replace(fresh, path)
 
 
 def _run_family(

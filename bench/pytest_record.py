@@ -1,7 +1,7 @@
 """A pytest plugin: runs the tests of one executor, writes each result as soon as it is there, stops when time is up.
 
-What it needs to know stands in the environment: BENCH_TEST_EXECUTOR is the executor, BENCH_TEST_RECORD the file,
-BENCH_TEST_SECONDS the time.
+What it needs to know stands in the environment: BENCH_TEST_EXECUTOR is the executor, BENCH_TEST_RECORD the file, whose
+tests are not run again, BENCH_TEST_SECONDS the time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from cuattn.benchmark.results import scrub
+
+from .gpu_run import end_with_parent
 
 MAX_MESSAGE = 600
 
@@ -53,16 +55,27 @@ def concerns(item: pytest.Item, executor: str) -> bool:
     return parameters.get("executor") == executor or marked
 
 
+def results_in(path: str) -> frozenset[str]:
+    """The tests that a file of results knows."""
+    if not os.path.exists(path):
+        return frozenset()
+    with open(path, encoding="utf-8") as file:
+        return frozenset(json.loads(line).get("test", "") for line in file)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     executor = os.environ.get("BENCH_TEST_EXECUTOR")
     if executor:
-        others = [item for item in items if not concerns(item, executor)]
-        items[:] = [item for item in items if concerns(item, executor)]
-        config.hook.pytest_deselected(items=others)
+        done = results_in(os.environ.get("BENCH_TEST_RECORD", ""))
+        chosen = [item for item in items if concerns(item, executor) and item.nodeid not in done]
+        kept = set(map(id, chosen))
+        config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+        items[:] = chosen
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     path = os.environ.get("BENCH_TEST_RECORD")
     if path and not hasattr(session.config, "workerinput"):
         seconds = float(os.environ.get("BENCH_TEST_SECONDS", "inf"))
+        end_with_parent()
         session.config.pluginmanager.register(Recorder(path, seconds, session), "cuattn-recorder")

@@ -20,7 +20,8 @@ import numpy as np
 import cuattn
 from cuattn import host
 from cuattn.attention import evaluate
-from cuattn.config import BUCKETS, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.config import FlashFwdConfig, PlainFwdConfig, select
+from cuattn.head_dims import BUCKETS
 from cuattn.launch import executor_for
 from cuattn.softmax_config import select as select_softmax
 

@@ -17,8 +17,9 @@ from cuattn import compile, environment
 from cuattn.benchmark import machine, tables
 from cuattn.compile import arch as archs
 from cuattn.compile import cache as store
-from cuattn.config import BUCKETS, FEW_QUERIES, select
+from cuattn.config import FEW_QUERIES, select
 from cuattn.forward_options import PLAIN, ForwardOptions
+from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.hopper import config as hopper
 from cuattn.hopper import select as hopper_select
 from cuattn.softmax_config import variants
@@ -103,6 +104,7 @@ def warmup(
       cuattn-bench cache warmup --dtype bfloat16 --head-dim 128
       cuattn-bench cache warmup --arch sm_80 --arch sm_90a
     """
+    store.require_usable()  # a temporary folder would be gone with this program
     targets = [compile.Target(name, "cubin") for name in names] or here()
     work = []
     for target in targets:
@@ -138,12 +140,12 @@ def wanted(
     limit = compile.smem_limit_bytes(target.arch)
     for dtype in dtypes or DTYPES:
         for head_dim in head_dims or HEAD_DIMS:
-            bucket = BUCKETS[head_dim]
+            bucket, (columns, blocks) = BUCKETS[head_dim], COLUMNS[head_dim]
             for seqlen in seqlens or (1, 2**20):
-                row = select(np.dtype(dtype), bucket, bucket, seqlen_q=seqlen, smem_limit_bytes=limit)
+                row = select(np.dtype(dtype), bucket, columns, seqlen_q=seqlen, smem_limit_bytes=limit)
                 for options in (PLAIN, ForwardOptions(bound_right=True)):
-                    yield row.source, row.constants(dtype, bucket, bucket, options)
-                    if target.arch == hopper.ARCH and dtype in hopper_select.DTYPES:
+                    yield row.source, row.constants(dtype, bucket, columns, options, column_blocks=blocks)
+                    if target.arch == hopper.ARCH and dtype in hopper_select.DTYPES and bucket <= hopper.MAX_HEAD_DIM:
                         size = hopper.BUCKETS[head_dim]
                         large = hopper_select.select_row(size, size, min(seqlen, FEW_QUERIES + 1), options, limit)
                         yield large.source, large.constants(dtype, size, size, options)
@@ -162,4 +164,4 @@ def build(target: compile.Target, source: str, constants: dict[str, Any]) -> Non
     if target == compile.Target(environment.host_arch(), "ptx"):
         from cuattn import host
 
-        host.RawModule(path=binary.path)
+        host.RawModule(code=binary.image.decode())

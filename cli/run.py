@@ -11,7 +11,8 @@ from rich.console import Console
 
 from cuattn.benchmark import SUITES, Options, run_suite, tables
 from cuattn.benchmark.results import write_text
-from cuattn.config import ELEMENTS, MAX_HEAD_DIM
+from cuattn.config import ELEMENTS
+from cuattn.head_dims import MAX_HEAD_DIM
 
 
 def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,8 +60,8 @@ def run(
 ) -> None:
     """Run suites (by default the one-minute `smoke`), print tables, write JSON. `cuattn-bench list suites` names them.
 
-    The options --dtype, --seqlen and --head-dim may be repeated; they choose the problems of the suites attention and
-    softmax. The exit code is 1 if a measurement of cuattn failed.
+    The options --dtype, --seqlen and --head-dim may be repeated; they choose the problems of the suites attention,
+    backward, softmax, layout and decode. The exit code is 1 if a measurement of cuattn failed or a goal was missed.
 
     \b
     Examples:
@@ -74,7 +75,7 @@ def run(
 
 
 def report_of(suites: Sequence[str], options: Options | None = None, path: Path | None = None) -> None:
-    """Run suites with a progress bar, print their tables, write their JSON; exit code 1 if one failed."""
+    """Run suites, print their tables, write their JSON; exit code 1 if one failed or missed a goal."""
     console = Console()
     if path is not None and not path.parent.is_dir():
         raise click.BadParameter(f"{path.parent} is not a directory", param_hint="--json")
@@ -87,5 +88,5 @@ def report_of(suites: Sequence[str], options: Options | None = None, path: Path 
         except OSError as error:
             raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
         console.print(f"written to {path}")
-    if report.failures:
+    if report.failures or report.missed:
         raise click.exceptions.Exit(1)

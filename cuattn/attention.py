@@ -60,7 +60,7 @@ def attention(
     k : array [batch, seqlen_k, kv_heads, head_dim], dtype of ``q``
     v : array [batch, seqlen_k, kv_heads, head_dim_v], dtype of ``q``
         ``heads`` is a multiple of ``kv_heads``: query head h reads key/value head h // (heads // kv_heads). Head dims
-        are 1 to 256, and ``head_dim_v`` may differ from ``head_dim``.
+        are 1 to 512, and ``head_dim_v`` may differ from ``head_dim``.
     scale : float, optional
         Factor of the logits; 1 / sqrt(head_dim) by default.
     causal : {False, True, "bottom_right", "top_left"}
@@ -116,7 +116,7 @@ def attention(
     DTypeError
         A dtype that is not in the list, or dtypes that differ.
     ShapeError
-        A rank other than 4, extents that do not fit each other, a head dim outside of 1 to 256, heads that are no
+        A rank other than 4, extents that do not fit each other, a head dim outside of 1 to 512, heads that are no
         multiple of kv_heads, an option whose shape is not as above.
     NonFiniteError
         A ``scale``, ``softcap`` or ``dropout_p`` that is not finite; slopes, descales or sinks that are not, where they

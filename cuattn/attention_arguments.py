@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
+from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from cuattn.attention_options import Options, check_options
-from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM, STORAGE_8BIT
+from cuattn.config import DTYPES, ELEMENTS, STORAGE_8BIT
+from cuattn.device_copies import copied
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
-from cuattn.metadata import as_float
+from cuattn.messages import shown
+from cuattn.scalars import MAX_EXTENT, choice, real
 
-MAX_EXTENT = 2**31 - 1
 LOG2_E = math.log2(math.e)
 WORKSPACE_ALIGNMENT = 16  # bytes
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -137,7 +138,7 @@ def check(
 ) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.attention`."""
     executor = executor_of(q, k, v, out, bias, mask)
-    q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
+    q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = check_dtypes(q, k, v, fp8_format)
     extents = check_qkv(q, k, v)
     resolved = check_options(
@@ -172,9 +173,7 @@ def check_dtypes(q: Any, k: Any, v: Any, fp8_format: Any) -> np.dtype[Any]:
         if q.dtype == np.uint8:
             native += ", or uint8 with fp8_format="
     else:
-        if not isinstance(fp8_format, str) or fp8_format not in FP8_FORMATS:
-            names = ", ".join(map(repr, FP8_FORMATS))
-            raise ArgumentError(f"fp8_format is {fp8_format!r}; allowed are {names} and None")
+        choice("fp8_format", fp8_format, FP8_FORMATS, optional=True)
         dtype = FP8_FORMATS[fp8_format]
         allowed, native = frozenset((np.dtype(np.uint8), dtype)), f"uint8 and {dtype}, with fp8_format={fp8_format!r}"
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -191,7 +190,7 @@ def prepare_out(
     """``out`` as an array of the executor that can take the result, or None. Raises as `check_out`."""
     if out is None:
         return None
-    out = executor.asarray(out)
+    out = executor.asarray("out", out)
     check_out("out", out, shape, output_dtype(dtype))
     ranges = {name: byte_bounds(x) for name, x in (inputs | option_arrays(options)).items()}
     check_apart("out", byte_bounds(out), ranges)
@@ -249,7 +248,10 @@ def check_rank(q: Any, k: Any, v: Any, *, packed: bool) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != rank:
             layout = _LAYOUTS[name].replace("seqlen_", "tokens_") if packed else f"batch, {_LAYOUTS[name]}"
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank {rank} is needed: [{layout}")
+            beside = ", beside cu_seqlens_q and cu_seqlens_k" if packed else ""
+            raise ShapeError(
+                f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank {rank} is needed: [{layout}{beside}"
+            )
         if max(x.shape) > MAX_EXTENT:
             raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
 
@@ -258,15 +260,17 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
     """The scale as a float; 1 / sqrt(D) for None. It must be finite where the kernel uses it: times log2(e)."""
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
-    if isinstance(scale, bool | np.bool_) or not isinstance(scale, Real | np.floating):
-        raise ArgumentError(f"scale is {scale!r} of type {type(scale).__name__}; a number or None is allowed")
-    value = as_float(scale)
-    limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
-    if not abs(value) <= limit:
-        raise NonFiniteError(
-            f"scale is {scale!r}; a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
-        )
+    limit, rule = _scale_limit(dtype)
+    value = real("scale", scale, rule, optional=True)
+    if abs(value) > limit:
+        raise NonFiniteError(f"scale is {shown(scale)}; {rule}")
     return value
+
+
+@cache
+def _scale_limit(dtype: np.dtype[Any]) -> tuple[float, str]:
+    limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
+    return limit, f"a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
 
 
 def check_out(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str = "result") -> None:
@@ -332,5 +336,4 @@ def operand(executor: Executor, x: Any) -> Operand:
     if result.direct:
         return result
     with executor.on_device():
-        module = np if isinstance(x, np.ndarray) else sys.modules["cupy"]
-        return Operand(module.array(x, order="C"))
+        return Operand(copied(x))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from cuattn.attention_params import UNBOUNDED
 from cuattn.dropout import Dropout, check_dropout
-from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
+from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.extents import address
 from cuattn.forward_options import BIAS_ELEMENTS, ForwardOptions
 from cuattn.launch import Executor
-from cuattn.metadata import as_float, small_array
+from cuattn.messages import shown
+from cuattn.metadata import small_array
+from cuattn.scalars import as_flag, as_integer, choice, real
 
 __all__ = ["LogitArray", "Options", "check_options"]
 
@@ -136,16 +137,16 @@ def check_options(
 
 def _check_bounds(options: Options, causal: Any, window: Any) -> None:
     """Causal mask and window become one window; the diagonal, where "top_left" puts it."""
-    if isinstance(causal, bool | np.bool_):
-        is_causal = bool(causal)
-    elif isinstance(causal, str) and causal in ("bottom_right", "top_left"):
-        is_causal = True
+    if isinstance(causal, str) and causal in ("bottom_right", "top_left"):
+        is_causal: bool | None = True
         options.diagonal_from_end = int(causal == "bottom_right")
     else:
-        raise ArgumentError(f"causal is {causal!r}; allowed are False, True, 'bottom_right' and 'top_left'")
+        is_causal = causal if type(causal) is bool else as_flag(causal)
+        if is_causal is None:
+            raise ArgumentError(f"causal is {shown(causal)}; allowed are False, True, 'bottom_right' and 'top_left'")
     if window is not None:
         if not isinstance(window, tuple | list) or len(window) != 2:
-            raise ArgumentError(f"window is {window!r}; a pair (left, right) or None is allowed")
+            raise ArgumentError(f"window is {shown(window)}; a pair (left, right) or None is allowed")
         options.window_left, options.window_right = (_check_side(window, side) for side in window)
     if is_causal:
         options.window_right = 0
@@ -154,38 +155,39 @@ def _check_bounds(options: Options, causal: Any, window: Any) -> None:
 def _check_side(window: Any, side: Any) -> int:
     if side is None:
         return UNBOUNDED
-    if isinstance(side, bool | np.bool_) or not isinstance(side, Integral) or not 0 <= int(side) < UNBOUNDED:
+    number = as_integer(side)
+    if number is None or not 0 <= number < UNBOUNDED:
         raise ArgumentError(
-            f"window is {window!r}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
+            f"window is {shown(window)}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
         )
-    return int(side)
+    return number
 
 
 def _check_diagonal(options: Options, executor: Executor, diagonal_offset: Any, batch: int) -> None:
     options.diagonal_from_end = 0
-    if isinstance(diagonal_offset, Integral) and not isinstance(diagonal_offset, bool | np.bool_):
-        if not -(2**31) < int(diagonal_offset) < 2**31:
-            raise ArgumentError(f"diagonal_offset is {diagonal_offset}; its magnitude must be below 2^31")
-        options.diagonal_offset = int(diagonal_offset)
+    number = as_integer(diagonal_offset)
+    if number is not None:
+        if not -(2**31) < number < 2**31:
+            raise ArgumentError(f"diagonal_offset is {shown(diagonal_offset)}; its magnitude must be below 2^31")
+        options.diagonal_offset = number
         return
-    if isinstance(diagonal_offset, bool | float | str | np.bool_ | np.floating):
-        raise ArgumentError(f"diagonal_offset is {diagonal_offset!r}; an integer or int32 [batch] is allowed")
+    if isinstance(diagonal_offset, bool | float | str | np.generic):
+        raise ArgumentError(f"diagonal_offset is {shown(diagonal_offset)}; an integer or int32 [batch] is allowed")
     options.diagonal_offsets = small_array(
         executor, "diagonal_offset", diagonal_offset, ((batch,),), np.dtype(np.int32)
     )
 
 
 def _check_softcap(softcap: Any, accumulator: np.dtype[Any]) -> float:
-    if isinstance(softcap, bool | np.bool_) or not isinstance(softcap, Real | np.floating):
-        raise ArgumentError(f"softcap is {softcap!r} of type {type(softcap).__name__}; a number or None is allowed")
-    value, limits = as_float(softcap), np.finfo(accumulator)
-    if not math.isfinite(value):
-        raise NonFiniteError(f"softcap is {softcap!r}; a finite number above 0, or None, is needed")
-    if not float(limits.smallest_normal) <= value <= float(limits.max):
-        raise ArgumentError(
-            f"softcap is {softcap!r}; it must be positive, from {limits.smallest_normal:.3g} to {limits.max:.3g}"
-        )
-    return value
+    return real("softcap", softcap, *_softcap_rule(accumulator), optional=True)
+
+
+@cache
+def _softcap_rule(accumulator: np.dtype[Any]) -> tuple[str, Callable[[float], bool]]:
+    limits = np.finfo(accumulator)
+    low, high = float(limits.smallest_normal), float(limits.max)
+    rule = f"it must be positive, from {low:.3g} to {high:.3g} (finite), or None"
+    return rule, lambda value: low <= value <= high
 
 
 #: What a precision is for.
@@ -193,8 +195,7 @@ _PRECISION_DTYPES = {"tf32": "float32", "fp8": "float8_e4m3fn"}
 
 
 def _check_precision(precision: Any, dtype: np.dtype[Any]) -> None:
-    if not isinstance(precision, str) or precision not in ("ieee", *_PRECISION_DTYPES):
-        raise ArgumentError(f"precision is {precision!r}; allowed are None, 'ieee', 'tf32' and 'fp8'")
+    choice("precision", precision, ("ieee", *_PRECISION_DTYPES), optional=True)
     needed = _PRECISION_DTYPES.get(precision)
     if needed is not None and dtype.name != needed:
         raise DTypeError(f"precision={precision!r} is for {needed}; q has dtype {dtype}")
@@ -204,7 +205,7 @@ def _check_logit_array(
     executor: Executor, name: str, value: Any, shape: tuple[int, int, int | None, int | None]
 ) -> LogitArray:
     """A bias or mask, broadcast by stride 0 to `shape` and never copied unless its elements are misaligned."""
-    x = executor.asarray(value)
+    x = executor.asarray(name, value)
     if name == "mask" and x.dtype != np.bool_:
         raise DTypeError(f"mask has dtype {x.dtype}; bool is needed (True: attend). Numbers to add are passed as bias")
     if (name == "bias" and x.dtype.name not in BIAS_ELEMENTS) or not x.dtype.isnative:

@@ -21,12 +21,7 @@ import numpy as np
 
 from cuattn.errors import LaunchError
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
-
-#: Head dims that kernels are compiled for. A smaller one runs in the next larger bucket, padded on chip.
-HEAD_DIM_BUCKETS = (32, 64, 96, 128, 192, 256)
-MAX_HEAD_DIM = HEAD_DIM_BUCKETS[-1]
-#: The bucket of each head dim from 0 to 256.
-BUCKETS = tuple(next(size for size in HEAD_DIM_BUCKETS if head_dim <= size) for head_dim in range(MAX_HEAD_DIM + 1))
+from cuattn.head_dims import MAX_COLUMNS, MAX_HEAD_DIM
 
 #: Element types in CUDA C, and the type that a kernel accumulates in, by dtype name.
 ELEMENTS = {
@@ -57,13 +52,14 @@ class FlashFwdConfig:
     itemsize : int
         Bytes of an element on chip.
     max_head_dim : int
-        The row serves problems whose larger head dim falls into this bucket or a smaller one.
+        The row serves problems of which neither the bucket of D nor the columns of a CTA are more.
     block_m, block_n : int
         Queries and keys of a tile.
     num_warps : int
         Warps of a CTA.
     num_stages : int
-        Key tiles in shared memory; 1 alternates the loads of k and v with the two products.
+        Key tiles in shared memory. 1: "fma" alternates the loads of k and v with the two products, "mma" loads a tile
+        when the one before is done with. 0, of "fma" alone: there is room for k or v, not for both.
     max_seqlen_q : int
         The row is meant for at most so many queries (`FEW_QUERIES`); 0 is any number.
     score_options : bool
@@ -95,7 +91,7 @@ class FlashFwdConfig:
         return self.num_warps * WARP_SIZE
 
     def serves(self, products: str, itemsize: int, head_dim: int, head_dim_v: int, on_scores: bool) -> bool:
-        """Whether the row is meant for such products, buckets of head dims, and options that scores go through."""
+        """Whether the row is meant for products, head dims as in `smem_bytes`, and options that scores go through."""
         return (
             self.products == products
             and self.itemsize == itemsize
@@ -104,27 +100,40 @@ class FlashFwdConfig:
         )
 
     def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
-        """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: ``sizeof(Smem)`` of the kernel."""
+        """Shared memory of a CTA for the bucket ``head_dim`` and ``head_dim_v`` columns (`cuattn.head_dims`).
+
+        It is ``sizeof(Smem)`` of the kernel.
+        """
         qk_row = head_dim * self.itemsize + ROW_PADDING_BYTES
         v_row = head_dim_v * self.itemsize + ROW_PADDING_BYTES
-        tiles = self.block_m * qk_row + self.num_stages * self.block_n * (qk_row + v_row)
+        keys_and_values = self.num_stages * (qk_row + v_row) if self.num_stages else max(qk_row, v_row)
+        tiles = self.block_m * qk_row + self.block_n * keys_and_values
         if self.products == "mma":  # the output tile takes the place of the others
             return max(tiles, self.block_m * v_row)
         return tiles + self.block_m * (self.block_n * self.itemsize + ROW_PADDING_BYTES)  # the probabilities
 
     def is_legal(self, head_dim: int, head_dim_v: int, smem_limit_bytes: int) -> bool:
-        """Whether the kernel compiles and launches in this shape (buckets as above)."""
+        """Whether the kernel compiles and launches in this shape (head dims as in `smem_bytes`)."""
         if self.products == "mma":
-            tiling = self.block_m % (MMA_ROWS * self.num_warps) == 0 and self.num_stages >= 2
+            tiling = self.block_m % (MMA_ROWS * self.num_warps) == 0 and self.num_stages >= 1
         else:
-            tiling = self.block_m in (rows * self.num_warps for rows in FMA_ROWS) and self.num_stages == 1
-        fits = self.smem_bytes(head_dim, head_dim_v) <= smem_limit_bytes
+            tiling = self.block_m in (rows * self.num_warps for rows in FMA_ROWS) and self.num_stages <= 1
+        fits = head_dim_v <= MAX_COLUMNS and self.smem_bytes(head_dim, head_dim_v) <= smem_limit_bytes
         return tiling and self.block_n % 16 == 0 and self.num_threads <= 1024 and fits
 
     def constants(
-        self, dtype_name: str, head_dim: int, head_dim_v: int, options: ForwardOptions = PLAIN, *, aligned: bool = True
+        self,
+        dtype_name: str,
+        head_dim: int,
+        head_dim_v: int,
+        options: ForwardOptions = PLAIN,
+        *,
+        aligned: bool = True,
+        column_blocks: int = 1,
     ) -> dict[str, Any]:
-        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q."""
+        """The kernel's compile-time constants. The dtype is that of q, head dims are as in `smem_bytes`; each of
+        ``column_blocks`` CTAs computes so many columns.
+        """
         constants: dict[str, Any] = {
             **kernel_types(dtype_name, self.products),
             **options.constants(),
@@ -133,12 +142,13 @@ class FlashFwdConfig:
             "BLOCK_N": self.block_n,
             "HEAD_DIM": head_dim,
             "HEAD_DIM_V": head_dim_v,
+            "COLUMN_BLOCKS": column_blocks,
             "NUM_WARPS": self.num_warps,
             "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v),
         }
         if self.products == "mma":
-            constants["NUM_STAGES"] = self.num_stages
-        return constants
+            return {**constants, "NUM_STAGES": self.num_stages}
+        return {**constants, "ONE_PLACE": self.num_stages == 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +177,20 @@ class PlainFwdConfig:
         return 0
 
     def constants(
-        self, dtype_name: str, head_dim: int, head_dim_v: int, options: ForwardOptions = PLAIN, *, aligned: bool = True
+        self,
+        dtype_name: str,
+        head_dim: int,
+        head_dim_v: int,
+        options: ForwardOptions = PLAIN,
+        *,
+        aligned: bool = True,
+        column_blocks: int = 1,
     ) -> dict[str, Any]:
         """The kernel's compile-time constants: it takes any head dim, any alignment and any option."""
         return {
             **kernel_types(dtype_name, "fma"),
             **replace(EVERYTHING, bias_dtype=options.bias_dtype).constants(),
+            "MAX_HEAD_DIM": MAX_COLUMNS if max(head_dim, head_dim_v) <= MAX_COLUMNS else MAX_HEAD_DIM,
             "NUM_WARPS": self.num_warps,
         }
 
@@ -202,19 +220,27 @@ FLASH_FWD_CONFIGS = (
     FlashFwdConfig("mma", 2, 128, block_m=128, block_n=32, num_warps=4, num_stages=2, score_options=False),
     FlashFwdConfig("mma", 2, 256, block_m=128, block_n=32, num_warps=8, num_stages=2),
     FlashFwdConfig("mma", 2, 256, block_m=64, block_n=32, num_warps=4, num_stages=2),
+    FlashFwdConfig("mma", 2, 512, block_m=64, block_n=32, num_warps=4, num_stages=2),
+    FlashFwdConfig("mma", 2, 512, block_m=32, block_n=16, num_warps=2, num_stages=2),
     # float32 in tf32
     FlashFwdConfig("mma", 4, 64, block_m=64, block_n=64, num_warps=4, num_stages=2),
     FlashFwdConfig("mma", 4, 128, block_m=64, block_n=32, num_warps=4, num_stages=2),
     FlashFwdConfig("mma", 4, 256, block_m=64, block_n=16, num_warps=4, num_stages=2),
     FlashFwdConfig("mma", 4, 256, block_m=32, block_n=16, num_warps=2, num_stages=2),
+    FlashFwdConfig("mma", 4, 512, block_m=32, block_n=16, num_warps=2, num_stages=2),
+    FlashFwdConfig("mma", 4, 512, block_m=16, block_n=16, num_warps=1, num_stages=1),
     # float32
     FlashFwdConfig("fma", 4, 64, block_m=64, block_n=64, num_warps=8, num_stages=1),
     FlashFwdConfig("fma", 4, 256, block_m=64, block_n=32, num_warps=8, num_stages=1),
     FlashFwdConfig("fma", 4, 256, block_m=32, block_n=16, num_warps=4, num_stages=1),
+    FlashFwdConfig("fma", 4, 512, block_m=32, block_n=16, num_warps=4, num_stages=1),
+    FlashFwdConfig("fma", 4, 512, block_m=16, block_n=16, num_warps=4, num_stages=1),
     # float64
     FlashFwdConfig("fma", 8, 64, block_m=64, block_n=32, num_warps=8, num_stages=1),
     FlashFwdConfig("fma", 8, 192, block_m=32, block_n=16, num_warps=4, num_stages=1),
     FlashFwdConfig("fma", 8, 256, block_m=16, block_n=16, num_warps=4, num_stages=1),
+    FlashFwdConfig("fma", 8, 512, block_m=8, block_n=16, num_warps=2, num_stages=1),
+    FlashFwdConfig("fma", 8, 512, block_m=8, block_n=16, num_warps=2, num_stages=0),
 )
 
 
@@ -241,7 +267,7 @@ def select(
     dtype : numpy.dtype
         Of q, k and v.
     head_dim, head_dim_v : int
-        The buckets of D and E.
+        The bucket of D, and the columns of v that a CTA computes: `cuattn.head_dims`.
     seqlen_q : int
         Queries of a sequence.
     smem_limit_bytes : int
@@ -273,6 +299,6 @@ def _select(
         ):
             return row
     raise LaunchError(
-        f"attention with head dims up to {head_dim} and {head_dim_v} needs more shared memory than the "
+        f"attention with head dims up to {head_dim} and {head_dim_v} columns of v needs more shared memory than the "
         f"{smem_limit_bytes} bytes that a CTA may use"
     )

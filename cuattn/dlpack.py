@@ -7,6 +7,7 @@ are dtypes of `ml_dtypes` here; a bfloat16 tensor of PyTorch on the CPU is the u
 from __future__ import annotations
 
 import ctypes
+import operator
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +20,20 @@ _NARROW_DTYPES = {
     (12, 8): np.dtype(ml_dtypes.float8_e5m2),
 }
 _CAPSULE_NAME = b"dltensor"
+_CPU, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13  # DLDeviceType
+
+
+def cuda_device(x: Any) -> int | None:
+    """The CUDA device that ``x``, an object with ``__dlpack_device__``, lies on; None for memory of the host.
+
+    Raises `ValueError` for a device of another kind, and whatever the exporter raises.
+    """
+    kind, number = (operator.index(value) for value in x.__dlpack_device__())
+    if kind in (_CPU, _CUDA_HOST):
+        return None
+    if kind not in (_CUDA, _CUDA_MANAGED) or number < 0:
+        raise ValueError(f"it is on DLPack device {kind}, number {number}; the CPU and CUDA devices are allowed")
+    return number
 
 
 class _DLTensor(ctypes.Structure):

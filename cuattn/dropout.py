@@ -10,13 +10,13 @@ which one thread holds of a tensor-core fragment of S and of its transpose alike
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cuattn.errors import ArgumentError, NonFiniteError
+from cuattn.allocation import allocating
+from cuattn.scalars import MAX_EXTENT, integer, real
 
 __all__ = ["Dropout", "check_dropout", "dropout_mask", "kept", "philox4x32_10"]
 
@@ -42,32 +42,10 @@ def check_dropout(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> Dro
     >>> check_dropout(0.25, 2**32 + 5, 7)
     Dropout(threshold=3221225472, seed_low=5, seed_high=1, offset=7, rescale=1.3333333333333333)
     """
-    if isinstance(dropout_p, bool | np.bool_) or not isinstance(dropout_p, Real | np.floating):
-        raise ArgumentError(
-            f"dropout_p is {dropout_p!r} of type {type(dropout_p).__name__}; a number from 0 to below 1 is allowed"
-        )
-    try:
-        p = float(dropout_p)
-    except OverflowError:
-        p = math.inf
-    if not math.isfinite(p):
-        raise NonFiniteError(f"dropout_p is {dropout_p!r}; a finite number from 0 to below 1 is needed")
-    if not 0 <= p < 1:
-        raise ArgumentError(f"dropout_p is {dropout_p!r}; allowed is 0 <= dropout_p < 1")
-    seed = _integer("dropout_seed", dropout_seed, 64)
-    offset = _integer("dropout_offset", dropout_offset, 32)
+    p = real("dropout_p", dropout_p, "a finite number from 0 to below 1 is needed", lambda p: 0 <= p < 1)
+    seed = integer("dropout_seed", dropout_seed, 0, 2**64 - 1)
+    offset = integer("dropout_offset", dropout_offset, 0, 2**32 - 1)
     return Dropout(int((1.0 - p) * 2.0**32), seed & 0xFFFFFFFF, seed >> 32, offset, 1.0 / (1.0 - p))
-
-
-def _integer(name: str, value: Any, bits: int) -> int:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
-        raise ArgumentError(
-            f"{name} is {value!r} of type {type(value).__name__}; an integer from 0 to 2^{bits} - 1 is allowed"
-        )
-    number = int(value)
-    if not 0 <= number < 2**bits:
-        raise ArgumentError(f"{name} is {number}; allowed are integers from 0 to 2^{bits} - 1")
-    return number
 
 
 def philox4x32_10(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key: tuple[int, int]) -> NDArray[Any]:
@@ -150,6 +128,8 @@ def dropout_mask(
         An extent, the seed or the offset is not an integer of its range, or ``dropout_p`` is no number of its range.
     NonFiniteError
         ``dropout_p`` is NaN or infinite.
+    OutOfMemoryError
+        The host has not got the memory for such a mask.
 
     References
     ----------
@@ -164,6 +144,9 @@ def dropout_mask(
     """
     dropout = check_dropout(dropout_p, dropout_seed, dropout_offset)
     named = {"batch": batch, "num_heads": num_heads, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k}
-    shape = tuple(_integer(name, extent, 31) for name, extent in named.items())
-    batch_heads = np.arange(shape[0] * shape[1], dtype=np.uint64) & _LOW_WORD
-    return kept(dropout, batch_heads, range(shape[2]), range(shape[3])).reshape(shape)
+    shape = tuple(integer(name, extent, 0, MAX_EXTENT) for name, extent in named.items())
+    # 64-bit words of the generator, some at a time, for every element
+    told = ", ".join(f"{name} {extent}" for name, extent in zip(named, shape, strict=True))
+    with allocating(f"a mask of {told}", 48 * math.prod(shape)):
+        batch_heads = np.arange(shape[0] * shape[1], dtype=np.uint64) & _LOW_WORD
+        return kept(dropout, batch_heads, range(shape[2]), range(shape[3])).reshape(shape)

@@ -105,11 +105,28 @@ def _threads(text: str) -> int:
 
 def _cache_dir(text: str) -> Path:
     if text:
-        return Path(text).expanduser().absolute()
+        parts = Path(text).parts
+        return _home().joinpath(*parts[1:]) if parts[0] == "~" else Path(text).expanduser().absolute()
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification: a relative path is invalid and must be ignored.
-    base = Path(xdg) if os.path.isabs(xdg) else Path("~/.cache").expanduser()
+    base = Path(xdg) if os.path.isabs(xdg) else _home() / ".cache"
     return base / "cuattn"
+
+
+def _home() -> Path:
+    """The home directory: ``$HOME`` if that is a path, else the one of the user database. Raises `RuntimeError`."""
+    home = os.environ.get("HOME", "")
+    if os.path.isabs(home):
+        return Path(home)
+    try:
+        import pwd
+
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except (ImportError, KeyError):  # not POSIX; a user without an entry
+        return Path.home()
+    if not os.path.isabs(home):
+        raise RuntimeError("there is no home directory")
+    return Path(home)
 
 
 def _command(text: str) -> tuple[str, ...]:
@@ -118,13 +135,17 @@ def _command(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))
 
 
+def _nvrtc(text: str) -> Path | None:
+    return Path(text).expanduser().absolute() if text else None
+
+
 _ALL = (
     Variable(
         "CUATTN_CACHE_DIR",
         "",
         _cache_dir,
         "a directory that belongs to you and that others cannot write",
-        "Where compiled kernels are kept. Default: $XDG_CACHE_HOME/cuattn, else ~/.cache/cuattn.",
+        "Where compiled kernels are kept. Default: $XDG_CACHE_HOME/cuattn, else ~/.cache/cuattn; see below.",
     ),
     Variable(
         "CUATTN_CHECK",
@@ -139,6 +160,13 @@ _ALL = (
         _command,
         "a command line, such as: gcc-12 -m64",
         "C compiler for the host executor. Default: $CC, else the first of cc, gcc, clang.",
+    ),
+    Variable(
+        "CUATTN_NVRTC",
+        "",
+        _nvrtc,
+        "a file libnvrtc.so.*, or a folder that has one: a CUDA toolkit, for example",
+        "The compiler. Default: that of the environment, as CuPy finds it. Read once, when a kernel is first needed.",
     ),
     Variable(
         "CUATTN_HOPPER",
@@ -211,7 +239,7 @@ def read(name: str) -> Any:
     text = os.environ.get(name, "").strip() or variable.default
     try:
         return variable.parse(text)
-    except (ValueError, KeyError, RuntimeError) as error:  # RuntimeError: Path.expanduser without a home
+    except (ValueError, KeyError, RuntimeError, OSError) as error:  # the last two: no home, no current folder
         raise EnvironmentVariableError(f"{name}={text!r} is not allowed: use {variable.allowed}") from error
 
 
@@ -243,6 +271,12 @@ def check() -> bool:
 def c_compiler() -> tuple[str, ...]:
     """``CUATTN_CC`` as an argument list; empty when not set."""
     value: tuple[str, ...] = read("CUATTN_CC")
+    return value
+
+
+def nvrtc() -> Path | None:
+    """``CUATTN_NVRTC`` as an absolute path; None when not set."""
+    value: Path | None = read("CUATTN_NVRTC")
     return value
 
 

@@ -54,6 +54,10 @@ class EnvironmentVariableError(CuattnError, ValueError):
     """An environment variable ``CUATTN_*`` has a value that is not allowed."""
 
 
+class OutOfMemoryError(CuattnError, MemoryError):
+    """The host has not got the memory that a call asks for. Nothing has been written."""
+
+
 # --- compilation and launch -----------------------------------------------------------------------------------------
 
 

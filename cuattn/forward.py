@@ -12,8 +12,9 @@ from cuattn import attention_arguments as arguments
 from cuattn import tile_classes
 from cuattn.attention_arguments import Operand, Problem
 from cuattn.attention_params import forward_fields, forward_layout
-from cuattn.config import BUCKETS, FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.config import FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
 from cuattn.forward_options import ForwardOptions
+from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.hopper import launch as hopper_launch
 from cuattn.hopper.config import HopperFwdConfig
 from cuattn.hopper.select import hopper_row, longest_seqlen_q
@@ -64,10 +65,11 @@ def _launch(
     """Launch a portable kernel. ``operands`` are q, k, v and out."""
     executor, extents, options = problem.executor, problem.extents, problem.options
     q, k, v, output = operands
-    buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+    head_dims = BUCKETS[extents.head_dim], *COLUMNS[extents.head_dim_v]
     aligned = q.aligned and k.aligned and v.aligned
     few_queries = longest_seqlen_q(problem, packed) <= FEW_QUERIES
-    plan = _plan(executor, problem.dtype, *buckets, options.kernel_options, options.tf32, aligned, few_queries, config)
+    of_call = options.kernel_options, options.tf32, aligned, few_queries
+    plan = _plan(executor, problem.dtype, *head_dims, *of_call, config)
     work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
     num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
     classes = None
@@ -94,7 +96,8 @@ def _launch(
         "g_work": work,
         "params": forward_layout(problem.accumulator).pack(**fields),
     }
-    executor.launch(plan.kernel, (extents.num_heads * num_blocks,), (plan.num_threads,), args, plan.smem_bytes)
+    num_ctas = plan.column_blocks * extents.num_heads * num_blocks
+    executor.launch(plan.kernel, (num_ctas,), (plan.num_threads,), args, plan.smem_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class _Plan:
     kernel: Kernel
     block_m: int
     block_n: int
+    column_blocks: int
     num_threads: int
     smem_bytes: int
 
@@ -112,13 +116,14 @@ def _plan(
     dtype: np.dtype[Any],
     head_dim: int,
     head_dim_v: int,
+    column_blocks: int,
     options: ForwardOptions,
     tf32: bool,
     aligned: bool,
     few_queries: bool,
     config: FlashFwdConfig | PlainFwdConfig | None,
 ) -> _Plan:
-    """The loaded kernel of a config, or of the one that is selected, for two buckets of head dims."""
+    """The loaded kernel of a config, or of the one that is selected; ``head_dim_v`` columns for each column block."""
     if config is None:
         config = select(
             dtype,
@@ -129,7 +134,11 @@ def _plan(
             options=options,
             tf32=tf32,
         )
-    constants = config.constants(dtype.name, head_dim, head_dim_v, options, aligned=aligned)
+    if isinstance(config, PlainFwdConfig):
+        head_dim_v, column_blocks = head_dim_v * column_blocks, 1  # it has a row for itself
+    constants = config.constants(
+        dtype.name, head_dim, head_dim_v, options, aligned=aligned, column_blocks=column_blocks
+    )
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
-    return _Plan(kernel, config.block_m, config.block_n, config.num_threads, smem_bytes)
+    return _Plan(kernel, config.block_m, config.block_n, column_blocks, config.num_threads, smem_bytes)

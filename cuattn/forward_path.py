@@ -8,9 +8,10 @@ from typing import Any
 from cuattn import attention_arguments as arguments
 from cuattn import compile, varlen
 from cuattn.attention_arguments import Problem
-from cuattn.config import BUCKETS, FlashFwdConfig, select
+from cuattn.config import FlashFwdConfig, select
 from cuattn.errors import ArgumentError
 from cuattn.forward_options import ForwardOptions
+from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.hopper import select as hopper
 from cuattn.hopper.config import HopperFwdConfig
 from cuattn.packed import Packed
@@ -66,9 +67,10 @@ def forward_path(
     """Which kernel `cuattn.attention` or `cuattn.attention_varlen` takes for these arguments, and why; nothing runs.
 
     On compute capability 9.0, calls take the Hopper kernel unless one of these holds: the dtype is neither float16 nor
-    bfloat16, nor float8_e4m3fn with ``precision="fp8"``; there is a bias, a mask or dropout; the base or a stride of q,
-    k or v is no multiple of 16 bytes, or a stride of an axis longer than 1 is not positive or reaches 2^40 bytes; there
-    is nothing to compute; ``CUATTN_HOPPER=off``. Those, and calls on other architectures, take the portable kernels.
+    bfloat16, nor float8_e4m3fn with ``precision="fp8"``; a head dim is more than 256; there is a bias, a mask or
+    dropout; the base or a stride of q, k or v is no multiple of 16 bytes, or a stride of an axis longer than 1 is not
+    positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``. Those, and calls on other
+    architectures, take the portable kernels.
     The result is right either way.
 
     Parameters
@@ -111,7 +113,7 @@ def forward_path(
     if arch is None:
         tuned = tuned_row(problem, packed)
         return _path(problem, packed, problem.executor.arch, problem.executor.smem_limit_bytes, tuned)
-    return _path(problem, packed, arch, compile.smem_limit_bytes(arch), None)
+    return _path(problem, packed, str(arch), compile.smem_limit_bytes(arch), None)
 
 
 def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: int, tuned: Row | None) -> ForwardPath:
@@ -138,7 +140,7 @@ def _portable_row(problem: Problem, packed: Packed | None, smem_limit_bytes: int
     return select(
         problem.dtype,
         BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
+        COLUMNS[extents.head_dim_v][0],
         seqlen_q=hopper.longest_seqlen_q(problem, packed),
         smem_limit_bytes=smem_limit_bytes,
         options=options.kernel_options,

@@ -19,7 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from cuattn.config import ELEMENTS, STORAGE_8BIT
-from cuattn.errors import ArgumentError, DTypeError
+from cuattn.errors import DTypeError
+from cuattn.scalars import choice
 
 __all__ = ["KV_FORMATS", "KVFormat", "resolve"]
 
@@ -154,8 +155,7 @@ def resolve(name: str, dtype: Any, kv_format: Any = None) -> KVFormat:
                 f"{name} has dtype {dtype}; {', '.join(_IMPLIED)} are allowed, and uint8 with kv_format {_IN_UINT8}"
             )
         return _IMPLIED[dtype.name]
-    if not isinstance(kv_format, str) or kv_format not in KV_FORMATS:
-        raise ArgumentError(f"kv_format is {kv_format!r}; {', '.join(KV_FORMATS)} or None are allowed")
+    choice("kv_format", kv_format, KV_FORMATS, optional=True)
     row = KV_FORMATS[kv_format]
     if dtype.name not in row.dtypes:
         raise DTypeError(f"{name} has dtype {dtype}; kv_format {row.name} is stored in {' or '.join(row.dtypes)}")

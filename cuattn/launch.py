@@ -14,19 +14,23 @@ Examples
 
 from __future__ import annotations
 
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from cuattn import compile, dlpack, environment
-from cuattn.errors import ArrayTypeError, LaunchError
+from cuattn import compile, environment
+from cuattn.device_copies import copied
+from cuattn.errors import ArrayTypeError, CuattnError, LaunchError
+from cuattn.imported import Held
+from cuattn.messages import shown
+from cuattn.places import HOST, check_size, describe, host_array, host_list, place, unreadable
 from cuattn.runtime.signature import Signature
 from cuattn.tensor_map import TensorMap
 
@@ -106,14 +110,14 @@ class Executor(ABC):
         return nullcontext()
 
     @abstractmethod
-    def asarray(self, x: Any) -> Any:
-        """``x`` as an array of this executor's kind, without a copy."""
+    def asarray(self, name: str, x: Any) -> Any:
+        """The argument ``name`` as an array of this executor's kind, without a copy. Raises `ArrayTypeError`."""
 
     @abstractmethod
     def metadata(self, name: str, x: Any) -> Any:
         """A small array that says something about others: where it lies, without a copy; a list becomes a NumPy array.
 
-        Host data is good beside arrays on a GPU, not the other way round. Raises `ArrayTypeError`, naming ``name``.
+        Host data is good beside arrays on a GPU, not the other way round. Raises `ArrayTypeError` or `ShapeError`.
         """
 
     @abstractmethod
@@ -162,33 +166,26 @@ class HostExecutor(Executor):
 
     name = "host"
 
-    def asarray(self, x: Any) -> np.ndarray[Any, Any]:
-        if isinstance(x, np.ndarray):
-            return x
-        try:
-            return dlpack.from_host(x) if hasattr(x, "__dlpack__") else np.asarray(x)
-        except Exception as error:  # exporters raise what they like
-            raise ArrayTypeError(
-                f"an object of type {type(x).__name__} cannot be read as a NumPy array: {error}"
-            ) from error
+    def asarray(self, name: str, x: Any) -> np.ndarray[Any, Any]:
+        return x if type(x) is np.ndarray else host_array(name, x)
 
     def metadata(self, name: str, x: Any) -> np.ndarray[Any, Any]:
-        if type(x) is np.ndarray:
-            return x
-        if isinstance(x, list | tuple):
-            return _host_array(name, x)
-        place = _place(name, x)
-        if place != _HOST:
-            raise ArrayTypeError(f"{name} is {_describe(place, x)} but q is on the CPU")
-        return self.asarray(x)
+        if type(x) is not np.ndarray:
+            if isinstance(x, list | tuple):
+                return host_list(name, x)
+            found = place(name, x)
+            if found != HOST:
+                raise ArrayTypeError(f"{name} is {describe(found, x)} but the call is on the CPU")
+            x = host_array(name, x)
+        return check_size(name, x)
 
     def put(self, x: Any, dtype: Any) -> np.ndarray[Any, Any]:
         return np.ascontiguousarray(x, dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
-        from cuattn import host
+        from cuattn.host.memory import new_array
 
-        return host.empty(shape, dtype)
+        return new_array((shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype))
 
     def finish(self, *arrays: Any) -> None:
         from cuattn import host
@@ -199,9 +196,9 @@ class HostExecutor(Executor):
         from cuattn import host
 
         binary = compile.build(source_name, constants, arch=self.arch, kind="ptx")
-        function = host.RawModule(path=str(binary.path)).get_function(entry)
+        function = host.RawModule(code=binary.image.decode()).get_function(entry)
         signature = Signature(source_name, constants, entry)
-        signature.check_sizes([size for _, size in function.table.params])
+        signature.check_sizes([parameter.size for parameter in function.table.params])
         return Kernel(source_name, entry, function, int(function.shared_size_bytes), signature)
 
 
@@ -215,6 +212,7 @@ class CudaExecutor(Executor):
 
         self._cupy = cupy
         self.device_id = device_id
+        self._held = Held(cupy)
         target = compile.for_device(divmod(int(cupy.cuda.Device(device_id).compute_capability), 10))
         self._image_kind = target.kind
         super().__init__(target.arch)
@@ -223,35 +221,34 @@ class CudaExecutor(Executor):
         device: AbstractContextManager[Any] = self._cupy.cuda.Device(self.device_id)
         return device
 
-    def asarray(self, x: Any) -> Any:
+    def asarray(self, name: str, x: Any) -> Any:
         if isinstance(x, self._cupy.ndarray):
             return x
         try:
             with self.on_device():
-                return self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
+                array = self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
         except Exception as error:  # exporters raise what they like
-            raise ArrayTypeError(
-                f"an object of type {type(x).__name__} cannot be read as a CuPy array: {error}"
-            ) from error
+            raise unreadable(name, x, "CuPy", error) from error
+        self._held.add(array)
+        return array
 
     def metadata(self, name: str, x: Any) -> Any:
-        if type(x) is np.ndarray:
-            return x
-        if isinstance(x, list | tuple):
-            return _host_array(name, x)
-        place = _place(name, x)
-        if place == _HOST:
-            return host_executor(environment.host_arch()).asarray(x)
-        if place != self.device_id:
-            raise ArrayTypeError(f"{name} is {_describe(place, x)} but q is on CUDA device {self.device_id}")
-        return self.asarray(x)
+        if type(x) is not np.ndarray:
+            if isinstance(x, list | tuple):
+                return host_list(name, x)
+            found = place(name, x)
+            if found not in (HOST, self.device_id):
+                raise ArrayTypeError(f"{name} is {describe(found, x)} but the call is on CUDA device {self.device_id}")
+            x = host_array(name, x) if found == HOST else self.asarray(name, x)
+        return check_size(name, x)
 
     def put(self, x: Any, dtype: Any) -> Any:
         if isinstance(x, np.ndarray):  # converted here, it goes over once and takes no kernel
             x = np.ascontiguousarray(x, dtype)
         with self.on_device():
-            x = self._cupy.ascontiguousarray(self._cupy.asarray(x), dtype)
-            return x if x.data.ptr % x.dtype.itemsize == 0 else x.copy()  # kernels load whole elements
+            x = self._cupy.asarray(x)
+            lies_well = x.flags.c_contiguous and x.data.ptr % x.dtype.itemsize == 0  # kernels load whole elements
+            return x if lies_well and x.dtype == dtype else copied(x, dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         with self.on_device():
@@ -263,7 +260,7 @@ class CudaExecutor(Executor):
     def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
         binary = compile.build(source_name, constants, arch=self.arch, kind=self._image_kind)
         with self.on_device():
-            function = self._cupy.RawModule(path=str(binary.path)).get_function(entry)
+            function = self._cupy.RawModule(path=str(compile.on_disk(binary))).get_function(entry)
             signature = Signature(source_name, constants, entry)
             return Kernel(source_name, entry, function, int(function.shared_size_bytes), signature)
 
@@ -272,6 +269,7 @@ class CudaExecutor(Executor):
     ) -> None:
         with self.on_device():
             kernel.function(grid, block, self._values(kernel, args), shared_mem=smem_bytes)
+            self._held.launched()
 
     def _values(self, kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Arguments as CuPy passes them: a tensor map as its bytes."""
@@ -287,6 +285,21 @@ class CudaExecutor(Executor):
     def _check(self, kernel: Kernel, grid: Sequence[int], block: Sequence[int], smem_bytes: int) -> None:
         with self.on_device():  # the shared-memory attribute belongs to the device's function
             super()._check(kernel, grid, block, smem_bytes)
+
+
+def executor_of_module(array_module: Any) -> Executor:
+    """The executor for new arrays of ``numpy``, or of ``cupy`` on its current device. Raises `ArrayTypeError`."""
+    name = array_module.__name__ if isinstance(array_module, ModuleType) else None
+    if name not in ("numpy", "cupy"):
+        raise ArrayTypeError(f"array_module is {shown(array_module)}; the modules numpy and cupy are allowed")
+    if name == "numpy":
+        return host_executor(environment.host_arch())
+    try:
+        return executor_for(array_module=array_module.empty(0, np.uint8))
+    except CuattnError:
+        raise
+    except Exception as error:  # no driver
+        raise ArrayTypeError(f"array_module is cupy, which cannot be used here: {error}") from error
 
 
 @cache
@@ -318,63 +331,21 @@ def executor_for(**arrays: Any) -> Executor:
             break
     else:
         return host_executor(environment.host_arch())
-    places = {name: _place(name, x) for name, x in arrays.items()}
+    places = {name: place(name, x) for name, x in arrays.items()}
     (first_name, first), *others = places.items()
-    for name, place in others:
-        if place != first:
+    for name, found in others:
+        if found != first:
             raise ArrayTypeError(
-                f"{first_name} is {_describe(first, arrays[first_name])} but {name} is "
-                f"{_describe(place, arrays[name])}; all arrays of a call must be of one kind and on one device"
+                f"{first_name} is {describe(first, arrays[first_name])} but {name} is "
+                f"{describe(found, arrays[name])}; all arrays of a call must be of one kind and on one device"
             )
-    return host_executor(environment.host_arch()) if first < 0 else cuda_executor(first)
-
-
-_HOST = -1  # the place of CPU arrays; a device's place is its number
-_DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED = 1, 2, 3, 13
-
-
-def _place(name: str, x: Any) -> int:
-    if isinstance(x, np.ndarray):
-        if isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())):
-            raise ArrayTypeError(f"{name} is a masked array, whose mask no kernel reads; pass its data and a mask")
-        return _HOST
-    cupy_array = getattr(sys.modules.get("cupy"), "ndarray", None)
-    if cupy_array is not None and isinstance(x, cupy_array):
-        return int(x.device.id)
-    if hasattr(x, "__dlpack_device__"):
-        try:
-            device_type, device_id = x.__dlpack_device__()
-        except Exception as error:  # whatever the exporter raises, for a class that is passed as its instance too
-            raise ArrayTypeError(f"{name}: {_type_name(x)} does not say on which device it is: {error}") from error
-        if device_type in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):
-            return int(device_id)
-        if device_type in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
-            return _HOST
-        raise ArrayTypeError(
-            f"{name}: {type(x).__name__} on DLPack device type {int(device_type)}; CPU and CUDA are allowed"
-        )
-    if hasattr(x, "__cuda_array_interface__"):
-        import cupy
-
-        return int(cupy.asarray(x).device.id)
-    if hasattr(x, "__array__") and not isinstance(x, np.generic):
-        return _HOST
-    raise ArrayTypeError(f"{name}: {_type_name(x)} is no array; pass a NumPy or a CuPy array")
-
-
-def _host_array(name: str, x: Sequence[Any]) -> np.ndarray[Any, Any]:
+    if first == HOST:
+        return host_executor(environment.host_arch())
     try:
-        array = np.asarray(x)
-    except ValueError as error:  # ragged
-        raise ArrayTypeError(f"{name} cannot be read as an array: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise ArrayTypeError(f"{name} holds {array.dtype} objects; numbers are needed")
-    return array
-
-
-def _describe(place: int, x: Any) -> str:
-    return f"a {_type_name(x)} {'on the CPU' if place == _HOST else f'on CUDA device {place}'}"
-
-
-def _type_name(x: Any) -> str:
-    return f"{type(x).__module__}.{type(x).__qualname__}"
+        return cuda_executor(first)
+    except CuattnError:  # a device that no kernel is made for
+        raise
+    except Exception as error:  # no CuPy, no driver, or no such device
+        raise ArrayTypeError(
+            f"{first_name} is {describe(first, arrays[first_name])}, which cannot be used here: {error}"
+        ) from error

@@ -28,9 +28,11 @@ def merge_states(
         merge_states(outs, lses)                    S parts, along a new first axis
 
     ``lse = log(Σ e^lse_s)``, ``out = Σ e^(lse_s - lse)·out_s``: associative and commutative within rounding, and
-    two parts give the same bits in either order. A part with lse -inf saw no key and changes nothing; its out is not
-    read, NaN or not. Where every part is empty, out = 0 and lse = -inf (with a sink: lse = sink). A NaN or +inf lse
-    makes its row NaN in both results. One launch, whatever S is.
+    two parts give the same bits in either order. An lse is one float, exact to 2^-24 of its size: from about 10^7 on
+    weights lose what it does not say, and parts whose lse differ in less than the last bit weigh the same. A part
+    with lse -inf saw no key and changes nothing; its out is not read, NaN or not. Where every part is empty, out = 0
+    and lse = -inf (with a sink: lse = sink). A NaN or +inf lse makes its row NaN in both results. One launch, whatever
+    S is.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) 
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.merge_states`."""
     arrays = _named(out_a, lse_a, out_b, lse_b, out)
     executor = executor_for(**arrays)
-    arrays = {name: executor.asarray(x) for name, x in arrays.items()}
+    arrays = {name: executor.asarray(name, x) for name, x in arrays.items()}
     _check_dtypes(arrays)
     shape, lse_shape = _check_shapes(arrays)
     if "out_b" in arrays:

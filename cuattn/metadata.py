@@ -11,6 +11,7 @@ import numpy as np
 from cuattn.config import DTYPES
 from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from cuattn.launch import Executor
+from cuattn.scalars import check_flag
 
 __all__ = ["as_float", "check_flag", "small_array"]
 
@@ -21,13 +22,6 @@ def as_float(x: Any) -> float:
         return float(x)
     except OverflowError:
         return math.inf
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """``value`` as a bool; `ArgumentError` for anything that is none."""
-    if not isinstance(value, bool | np.bool_):
-        raise ArgumentError(f"{name} is {value!r}; allowed are False and True")
-    return bool(value)
 
 
 def small_array(
@@ -42,12 +36,13 @@ def small_array(
     """A small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it.
 
     It may be a list, or lie on the host beside arrays on a GPU. Then its values are checked as well: they are finite,
-    or -inf where `minus_infinity` allows it. Raises `ArrayTypeError`, `DTypeError`, `ShapeError`, `NonFiniteError` or
-    `ArgumentError`.
+    or -inf where `minus_infinity` allows it. Integers are taken for floats, in whatever byte order. Raises
+    `ArrayTypeError`, `DTypeError`, `ShapeError`, `NonFiniteError` or `ArgumentError`.
     """
     array = executor.metadata(name, value)
-    if array.dtype not in DTYPES if dtype.kind == "f" else array.dtype.kind not in "iu":
-        kind = "floating-point numbers" if dtype.kind == "f" else "integers"
+    known = array.dtype.kind in ("iuf" if dtype.kind == "f" else "iu")
+    if not known and not (dtype.kind == "f" and array.dtype in DTYPES):  # NumPy's floats, and bfloat16
+        kind = "numbers" if dtype.kind == "f" else "integers"
         raise DTypeError(f"{name} has dtype {array.dtype}; {kind} are needed")
     if tuple(array.shape) not in shapes:
         allowed = " or ".join(str(list(shape)) for shape in shapes)

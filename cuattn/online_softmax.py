@@ -6,7 +6,6 @@ Maxim Milakov and Natalia Gimelshein, "Online normalizer calculation for softmax
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,14 @@ import numpy as np
 
 from cuattn import rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
-from cuattn.launch import Executor, Kernel, executor_for
+from cuattn.launch import Executor, Kernel, executor_for, executor_of_module
+from cuattn.messages import shown
 from cuattn.rows import Rows
+from cuattn.scalars import MAX_EXTENT, as_integer, check_dtype
 from cuattn.softmax import accumulator
 from cuattn.softmax_config import (
     ALGORITHMS,
+    ELEMENT_TYPES,
     MAX_GRID_X,
     MAX_GRID_Y,
     OUTPUTS,
@@ -72,17 +74,10 @@ class OnlineSoftmax:
 
     def __init__(self, shape: int | Sequence[int], dtype: Any = np.float32, *, array_module: Any = None) -> None:
         self.shape = _shape(shape)
-        try:
-            self.dtype: np.dtype[Any] = np.dtype(dtype)
-        except TypeError:
-            raise DTypeError(f"dtype is {dtype!r}, which is no dtype") from None
-        rows.check_dtype("dtype", self.dtype)
+        self.dtype: np.dtype[Any] = check_dtype("dtype", dtype, ELEMENT_TYPES)
         self._states: Any = None  # [*shape, 2]: (m, d), as struct RowState of the kernels
         if array_module is not None:
-            name = getattr(array_module, "__name__", None)
-            if name not in ("numpy", "cupy"):
-                raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
-            self._allocate(executor_for(array_module=array_module.empty(0)))
+            self._allocate(executor_of_module(array_module))
 
     def __repr__(self) -> str:
         return f"OnlineSoftmax({self.shape}, {self.dtype})"
@@ -232,7 +227,7 @@ class OnlineSoftmax:
     def _piece(self, x: Any) -> tuple[Executor, Any]:
         """``x`` checked, and the executor that it and the state are on."""
         executor = executor_for(x=x) if self._states is None else executor_for(state=self._states, x=x)
-        x = executor.asarray(x)
+        x = executor.asarray("x", x)
         if x.dtype != self.dtype:
             raise DTypeError(f"x: dtype {x.dtype}; this state has dtype {self.dtype}")
         if x.ndim == 0 or tuple(x.shape[:-1]) != self.shape:
@@ -284,13 +279,10 @@ def _fold(executor: Executor, x: Any, out: Any) -> tuple[Any, Rows]:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    try:
-        extents = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(map(operator.index, shape))
-    except TypeError:
-        raise ShapeError(f"shape is {shape!r}; an integer or a sequence of integers is allowed") from None
-    if any(extent < 0 for extent in extents):
-        raise ShapeError(f"shape is {extents}; extents of at least 0 are allowed")
-    rows.check_extents("shape", extents)
+    given = shape if isinstance(shape, tuple | list) else (shape,)
+    extents = tuple(-1 if (extent := as_integer(x)) is None else extent for x in given)
+    if not all(0 <= extent <= MAX_EXTENT for extent in extents):
+        raise ShapeError(f"shape is {shown(shape)}; integers from 0 to {MAX_EXTENT} are allowed, in a sequence or one")
     if math.prod(extents) >= 2**62:
         raise ShapeError(f"shape is {extents}: so many rows cannot be counted")
     return extents

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from cuattn.attention_options import Options
 from cuattn.attention_params import UNBOUNDED
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import Executor, Kernel
+from cuattn.scalars import integer
 
 __all__ = ["Packed", "check_cu_seqlens", "check_max_seqlen", "check_packed", "device_work_list", "work_list"]
 
@@ -139,11 +139,7 @@ def check_packed(
 
 def check_max_seqlen(name: str, value: Any) -> int | None:
     """A length that no sequence exceeds, as an int, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 0 <= int(value) <= UNBOUNDED:
-        raise ArgumentError(f"{name} is {value!r}; an integer from 0 to {UNBOUNDED}, or None, is allowed")
-    return int(value)
+    return None if value is None else integer(name, value, 0, UNBOUNDED, optional=True)
 
 
 def check_cu_seqlens(name: str, values: NDArray[np.int64], total: int, limit_name: str, limit: int | None) -> int:

@@ -6,9 +6,8 @@ variable-length inputs", 2022 (arXiv:2210.03052).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ import numpy as np
 from cuattn import environment, rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import byte_bounds
-from cuattn.launch import Executor, executor_for
+from cuattn.launch import Executor, executor_for, executor_of_module
 from cuattn.padding_rows import NUM_THREADS, Movement, fold
 from cuattn.padding_scan import scan
+from cuattn.scalars import MAX_EXTENT, integer
 
-__all__ = ["PaddingPlan", "padding_plan", "remove_padding", "restore_padding"]
+__all__ = ["PaddingPlan", "check_plan", "padding_plan", "remove_padding", "restore_padding"]
 
 MAX_SLOTS = 2**31 - 1
 ITEMSIZES = (1, 2, 4, 8, 16)
@@ -115,13 +115,13 @@ def padding_plan(
     ([0, 1, 7, 8], [0, 2, 2, 4])
     """
     executor = executor_for(mask=mask)
-    mask = executor.asarray(mask)
+    mask = executor.asarray("mask", mask)
     _check_mask(mask)
     batch, seqlen = mask.shape
     num_tokens = _check_count("num_tokens", num_tokens, batch * seqlen)
     max_seqlen = _check_count("max_seqlen", max_seqlen, seqlen)
     if array_module is not None:
-        target = _executor_of(array_module)
+        target = executor_of_module(array_module)
         if target.name == "host" and executor.name != "host":
             raise ArrayTypeError("array_module is numpy and mask a CuPy array: copy the mask with cupy.asnumpy first")
         if target.name != executor.name:
@@ -185,6 +185,7 @@ def remove_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
     >>> cuattn.remove_padding(np.array([[1.0, np.nan], [2.0, 3.0]]), plan)
     array([1., 2., 3.])
     """
+    plan = check_plan(plan)
     executor, x, indices, _, out = _arguments(x, plan, out)
     if tuple(x.shape[:2]) != (plan.batch, plan.seqlen):
         raise ShapeError(f"x has shape {tuple(x.shape)}; the plan wants [{plan.batch}, {plan.seqlen}, ...]")
@@ -235,6 +236,7 @@ def restore_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
     array([[1., 0.],
            [2., 3.]])
     """
+    plan = check_plan(plan)
     executor, x, indices, padding, out = _arguments(x, plan, out)
     if x.ndim < 1 or x.shape[0] != plan.num_tokens:
         raise ShapeError(f"x has shape {tuple(x.shape)}; the plan wants [{plan.num_tokens}, ...]")
@@ -260,15 +262,7 @@ def _check_mask(mask: Any) -> None:
 
 
 def _check_count(name: str, count: Any, most: int) -> int | None:
-    if count is None:
-        return None
-    try:
-        number = operator.index(count)
-    except TypeError:
-        number = -1
-    if isinstance(count, bool | np.bool_) or not 0 <= number <= most:
-        raise ArgumentError(f"{name} is {count!r}; integers from 0 to {most} are allowed for this mask")
-    return number
+    return None if count is None else integer(name, count, 0, most, optional=True)
 
 
 def _counted(lengths: np.ndarray, num_tokens: int | None, max_seqlen: int | None) -> tuple[int, int]:
@@ -281,13 +275,6 @@ def _counted(lengths: np.ndarray, num_tokens: int | None, max_seqlen: int | None
     return total, longest if max_seqlen is None else max_seqlen
 
 
-def _executor_of(array_module: Any) -> Executor:
-    name = getattr(array_module, "__name__", None)
-    if name not in ("numpy", "cupy"):
-        raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
-    return executor_for(array_module=array_module.empty(0, np.uint8))
-
-
 def _on_host(executor: Executor, x: Any) -> np.ndarray:
     """``x`` as a NumPy array; of a CuPy array, once the GPU has computed it."""
     if isinstance(x, np.ndarray):
@@ -296,23 +283,36 @@ def _on_host(executor: Executor, x: Any) -> np.ndarray:
         return np.asarray(x.get())
 
 
-def _arguments(x: Any, plan: Any, out: Any) -> tuple[Executor, Any, Any, Any, Any]:
-    """The executor, ``x``, the plan's indices and padding, and ``out`` on it; everything but shapes is checked."""
+def check_plan(plan: Any) -> PaddingPlan:
+    """A plan whose extents are ints, as `padding_plan` makes it; raises `ArrayTypeError` or `ArgumentError`."""
     if not isinstance(plan, PaddingPlan):
-        raise ArrayTypeError(f"plan: {type(plan).__name__}; a PaddingPlan is needed, from padding_plan()")
+        raise ArrayTypeError(f"plan is a {type(plan).__name__}; a PaddingPlan is needed, from padding_plan()")
+    numbers = {name: getattr(plan, name) for name in ("max_seqlen", "num_tokens", "batch", "seqlen")}
+    if all(type(number) is int and 0 <= number <= MAX_EXTENT for number in numbers.values()):
+        return plan
+    return replace(plan, **{name: integer(f"plan.{name}", number, 0, MAX_EXTENT) for name, number in numbers.items()})
+
+
+def _arguments(x: Any, plan: PaddingPlan, out: Any) -> tuple[Executor, Any, Any, Any, Any]:
+    """The executor, ``x``, the plan's indices and padding, and ``out`` on it; everything but shapes is checked."""
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
     lists = {"plan.indices": plan.indices, "plan.padding": plan.padding}
     if not all(isinstance(slots, np.ndarray) for slots in lists.values()):
         executor_for(x=x, **lists)  # raises unless all are on one device; NumPy ones are copied there
+    lists = {name: executor.metadata(name, slots) for name, slots in lists.items()}
     padding_slots = plan.batch * plan.seqlen - plan.num_tokens
     for (name, slots), length in zip(lists.items(), (plan.num_tokens, padding_slots), strict=True):
         if slots.shape != (length,) or slots.dtype != np.int32 or not slots.flags.c_contiguous:
-            raise ShapeError(f"{name} is {slots.dtype} {slots.shape}; contiguous int32 ({length},) is needed: {plan!r}")
-    x = executor.asarray(x)
+            raise ShapeError(
+                f"{name} is {slots.dtype} {slots.shape}; contiguous int32 ({length},) is needed for plan.num_tokens = "
+                f"{plan.num_tokens}, plan.batch = {plan.batch} and plan.seqlen = {plan.seqlen}"
+            )
+    x = executor.asarray("x", x)
+    rows.check_extents("x", x.shape)
     if x.dtype.itemsize not in ITEMSIZES or x.dtype.hasobject:
         raise DTypeError(f"x has dtype {x.dtype}; elements of {', '.join(map(str, ITEMSIZES))} bytes are allowed")
     indices, padding = (executor.put(slots, np.int32) for slots in lists.values())
-    return executor, x, indices, padding, None if out is None else executor.asarray(out)
+    return executor, x, indices, padding, None if out is None else executor.asarray("out", out)
 
 
 def _result(executor: Executor, x: Any, out: Any, shape: tuple[int, ...], *plan: Any) -> Any:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cuattn import rotary_arguments as arguments
 from cuattn import rows
 from cuattn.attention_arguments import Operand, operand
-from cuattn.errors import ArgumentError, ShapeError
+from cuattn.errors import ShapeError
 from cuattn.extents import address
 from cuattn.launch import MAX_GRID, Executor, executor_for
 from cuattn.rotary_arguments import DEFAULT_BASE, NUM_THREADS, Angles, Positions, Rotary
 from cuattn.runtime.structs import struct_layout
+from cuattn.scalars import check_flag
 
 __all__ = ["Rotary", "rope"]
 
@@ -44,7 +43,7 @@ def rope(
     ----------
     x : array [batch, seqlen, heads, head_dim] or [tokens, heads, head_dim]; float16, bfloat16, float32 or float64
         NumPy arrays run on the host executor, CuPy arrays on the GPU. Any strides; an array whose last axis is not
-        contiguous is copied. Head dims are 1 to 256.
+        contiguous is copied. Head dims are 1 to 512.
     positions : integers [batch, seqlen], [seqlen] or [tokens]
         Of any sign and size; a list, a NumPy array, or an int32 or int64 array on the device of ``x``. Without tables,
         cosines and sines are off by less than 3 roundings of float32 (float64 for float64) at every position from
@@ -76,7 +75,7 @@ def rope(
     DTypeError
         A dtype that is not in the list, or an ``out`` of another dtype.
     ShapeError
-        Shapes that do not fit each other, or a head dim outside of 1 to 256.
+        Shapes that do not fit each other, or a head dim outside of 1 to 512.
     ArgumentError
         ``rotary_dim`` odd, below 2 or above the head dim; a ``base`` below 1 or not finite, or one beside tables; only
         one of ``cos`` and ``sin``; a position that the tables do not hold.
@@ -104,15 +103,14 @@ def evaluate(
     x: Any, positions: Any, rotary: Rotary, *, inverse: bool = False, out: Any = None, look: bool = True
 ) -> Any:
     """Validate, allocate, launch. Without ``look``, positions that the host sees go unchecked, as a device's do."""
-    if not isinstance(inverse, bool | np.bool_):
-        raise ArgumentError(f"inverse is {inverse!r}; True or False is allowed")
+    inverse = check_flag("inverse", inverse)
     executor = executor_for(
         x=x,
         **rotary.arrays,
         **({} if out is None else {"out": out}),
-        **({"positions": positions} if arguments.on_device(positions) else {}),
+        **({"positions": positions} if arguments.on_device("positions", positions) else {}),
     )
-    x = executor.asarray(x)
+    x = executor.asarray("x", x)
     if x.ndim not in (3, 4):
         raise ShapeError(
             f"x has shape {tuple(x.shape)}, rank {x.ndim}; [batch, seqlen, heads, head_dim] or [tokens, heads, "
@@ -122,7 +120,7 @@ def evaluate(
     angles = arguments.resolve(executor, rotary, x.shape[-1], x.dtype)
     places = arguments.check_positions(executor, positions, tuple(x.shape[:-2]), angles, look=look)
     if out is not None:
-        out = executor.asarray(out)
+        out = executor.asarray("out", out)
         inputs = {"positions": places.array, "cos": angles.cos, "sin": angles.sin}
         if x.shape != out.shape or not arguments.same_memory(x, out):
             inputs["x"] = x

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import decimal
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from cuattn import environment, rows
-from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.compile import Constant
-from cuattn.config import MAX_HEAD_DIM
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, on_elements, overlaps_itself
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
-from cuattn.metadata import as_float
+from cuattn.messages import shown
+from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, real
 from cuattn.softmax_config import ELEMENT_TYPES
 
 NUM_THREADS = 256
@@ -172,8 +170,7 @@ def check_heads(name: str, x: Any, head_dim: int) -> None:
 
 def resolve(executor: Executor, rotary: Rotary, head_dim: int, dtype: np.dtype[Any]) -> Angles:
     """The rotations of heads of ``head_dim`` elements; raises as documented at `cuattn.rope`."""
-    if not isinstance(rotary.interleaved, bool | np.bool_):
-        raise ArgumentError(f"interleaved is {rotary.interleaved!r}; True or False is allowed")
+    interleaved = check_flag("interleaved", rotary.interleaved)
     base = check_base(rotary.base)
     tables = rotary.arrays
     if len(tables) == 1:
@@ -183,9 +180,9 @@ def resolve(executor: Executor, rotary: Rotary, head_dim: int, dtype: np.dtype[A
         rotary_dim = head_dim if rotary.rotary_dim is None else rotary.rotary_dim
         num_pairs = check_rotary_dim(rotary_dim, head_dim) // 2
         words = turn_words(executor, base, num_pairs, dtype == np.float64)
-        return Angles(num_pairs, bool(rotary.interleaved), words)
+        return Angles(num_pairs, interleaved, words)
     if base != DEFAULT_BASE:
-        raise ArgumentError(f"base is {rotary.base!r} beside cos and sin, which say it all; leave the default")
+        raise ArgumentError(f"base is {shown(rotary.base)} beside cos and sin, which say it all; leave the default")
     cos, sin = (_check_table(executor, name, table, dtype) for name, table in tables.items())
     if cos.shape != sin.shape or cos.dtype != sin.dtype:
         raise ShapeError(
@@ -198,36 +195,32 @@ def resolve(executor: Executor, rotary: Rotary, head_dim: int, dtype: np.dtype[A
         raise ShapeError(
             f"cos and sin have {cos.shape[1]} columns and rotary_dim is {rotary_dim}; rotary_dim / 2 are needed"
         )
-    return Angles(num_pairs, bool(rotary.interleaved), None, cos, sin)
+    return Angles(num_pairs, interleaved, None, cos, sin)
 
 
 def check_base(base: Any) -> float:
     """``base`` as a float."""
-    if isinstance(base, bool | np.bool_) or not isinstance(base, Real | np.floating):
-        raise ArgumentError(f"base is {base!r} of type {type(base).__name__}; a number is allowed")
-    value = as_float(base)
-    if not 1 <= value < math.inf:
-        raise ArgumentError(f"base is {base!r}; a finite number of at least 1 is allowed")
-    return value
+    return real("base", base, "a finite number of at least 1 is allowed", lambda base: base >= 1)
 
 
 def check_rotary_dim(rotary_dim: Any, head_dim: int = MAX_HEAD_DIM) -> int:
     """``rotary_dim`` as an int: even, and no larger than a head."""
-    if isinstance(rotary_dim, bool | np.bool_) or not isinstance(rotary_dim, int | np.integer):
-        raise ArgumentError(f"rotary_dim is {rotary_dim!r}; an even integer is allowed")
-    if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
-        raise ArgumentError(f"rotary_dim is {rotary_dim}; even numbers from 2 to the head dim, {head_dim}, are allowed")
-    return int(rotary_dim)
+    dim = as_integer(rotary_dim)
+    if dim is None:
+        raise ArgumentError(f"rotary_dim is {shown(rotary_dim)}; an even integer is allowed")
+    if dim % 2 or not 2 <= dim <= head_dim:
+        raise ArgumentError(f"rotary_dim is {shown(dim)}; even numbers from 2 to the head dim, {head_dim}, are allowed")
+    return dim
 
 
 def _check_table(executor: Executor, name: str, table: Any, dtype: np.dtype[Any]) -> Any:
-    table = executor.asarray(table)
+    table = executor.asarray(name, table)
     allowed = ("float32", "float64") if dtype == np.float64 else ("float32",)
     if table.dtype.name not in allowed or not table.dtype.isnative:
         raise DTypeError(
             f"{name} has dtype {table.dtype} ({table.dtype.str}); {' or '.join(allowed)} for {dtype} heads"
         )
-    if table.ndim != 2:
+    if table.ndim != 2 or max(table.shape) > MAX_EXTENT:
         raise ShapeError(f"{name} has shape {tuple(table.shape)}; [max_position, rotary_dim / 2] is needed")
     if (table.shape[1] > 1 and table.strides[1] != table.dtype.itemsize) or not on_elements(table):
         return rows.contiguous(executor, table)
@@ -271,7 +264,7 @@ def turn_words(executor: Executor, base: float, num_pairs: int, wide: bool) -> A
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
-def on_device(x: Any, name: str = "metadata") -> bool:
+def on_device(name: str, x: Any) -> bool:
     """Whether ``x`` is an array that lives on a GPU; lists and arrays on the CPU are data that the host can look at."""
     if isinstance(x, np.ndarray | list | tuple):
         return False

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cuattn.allocation import allocating
 from cuattn.errors import ArgumentError, ShapeError
-from cuattn.rotary_arguments import DEFAULT_BASE, MAX_EXTENT, check_base, check_rotary_dim
+from cuattn.launch import executor_of_module
+from cuattn.messages import shown
+from cuattn.rotary_arguments import DEFAULT_BASE, check_base, check_rotary_dim
+from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, choice, integer, real
 
 __all__ = ["rope_frequencies"]
 
@@ -50,7 +53,7 @@ def rope_frequencies(
 
     Parameters
     ----------
-    rotary_dim : int, even, 2 to 256
+    rotary_dim : int, even, 2 to 512
     max_seqlen : int
         Positions 0 to max_seqlen - 1 are in the tables.
     base : float, at least 1
@@ -92,6 +95,10 @@ def rope_frequencies(
         A value out of its range, an unknown ``scaling``, an option that is missing or belongs to another scaling.
     ShapeError
         ``max_seqlen`` of 2**31 or more.
+    ArrayTypeError
+        ``array_module`` is neither ``numpy`` nor ``cupy``.
+    OutOfMemoryError
+        The host has not got the memory for so many positions.
 
     References
     ----------
@@ -120,12 +127,15 @@ def rope_frequencies(
         mscale_all_dim=mscale_all_dim,
     )
     frequencies, multiplier = scaled_frequencies(rotary_dim, base, scaling, options)
-    if isinstance(max_seqlen, bool | np.bool_) or not isinstance(max_seqlen, int | np.integer) or max_seqlen < 0:
-        raise ArgumentError(f"max_seqlen is {max_seqlen!r}; an integer of at least 0 is allowed")
-    if max_seqlen > MAX_EXTENT:
-        raise ShapeError(f"max_seqlen is {max_seqlen}; at most {MAX_EXTENT} is allowed")
-    angles = np.arange(max_seqlen, dtype=np.float64)[:, None] * frequencies
-    cos, sin = ((multiplier * function(angles)).astype(np.float32) for function in (np.cos, np.sin))
+    number = as_integer(max_seqlen)
+    if number is None or number < 0:
+        raise ArgumentError(f"max_seqlen is {shown(max_seqlen)}; an integer of at least 0 is allowed")
+    if number > MAX_EXTENT:
+        raise ShapeError(f"max_seqlen is {shown(max_seqlen)}; at most {MAX_EXTENT} is allowed")
+    executor_of_module(array_module)
+    with allocating("a table for max_seqlen", 16 * number * frequencies.size):  # angles, and one function of them
+        angles = np.arange(number, dtype=np.float64)[:, None] * frequencies
+        cos, sin = ((multiplier * function(angles)).astype(np.float32) for function in (np.cos, np.sin))
     return array_module.asarray(cos), array_module.asarray(sin)
 
 
@@ -134,14 +144,14 @@ def scaled_frequencies(
 ) -> tuple[Frequencies, float]:
     """Radians a position of each pair, float64 [rotary_dim / 2], and what cosines and sines are multiplied by."""
     rotary_dim, base = check_rotary_dim(rotary_dim), check_base(base)
-    if scaling is not None and (not isinstance(scaling, str) or scaling not in _SCALINGS):
-        raise ArgumentError(f"scaling is {scaling!r}; None, {', '.join(map(repr, _SCALINGS))} are allowed")
+    if scaling is not None:
+        choice("scaling", scaling, _SCALINGS, optional=True)
     function, defaults = (_plain, {}) if scaling is None else _SCALINGS[scaling]
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if name not in defaults:
-            raise ArgumentError(f"{name} is {value!r}, which scaling={scaling!r} does not use")
-        _check_option(name, value)
+            raise ArgumentError(f"{name} is {shown(value)}, which scaling={scaling!r} does not use")
+        given[name] = _read_option(name, value)
     values = {**defaults, **given}
     missing = [name for name, value in values.items() if value is _NEEDED]
     if missing:
@@ -149,17 +159,14 @@ def scaled_frequencies(
     return function(rotary_dim, base, **values)
 
 
-def _check_option(name: str, value: Any) -> None:
+def _read_option(name: str, value: Any) -> bool | int | float:
     if name == "truncate":
-        if not isinstance(value, bool | np.bool_):
-            raise ArgumentError(f"truncate is {value!r}; True or False is allowed")
-        return
+        return check_flag(name, value)
+    if name == "original_max_position":
+        return integer(name, value, 1, MAX_EXTENT, optional=True)
     low = {"factor": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0}.get(name, math.ulp(0.0))
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real | np.floating | np.integer):
-        raise ArgumentError(f"{name} is {value!r} of type {type(value).__name__}; a number is allowed")
-    if not low <= float(value) < math.inf:
-        allowed = "above 0" if 0 < low < 1 else f"of at least {low:g}"
-        raise ArgumentError(f"{name} is {value!r}; a finite number {allowed} is allowed")
+    rule = f"a finite number {'above 0' if 0 < low < 1 else f'of at least {low:g}'} is allowed"
+    return real(name, value, rule, lambda number: number >= low, optional=True)
 
 
 def _powers(rotary_dim: int, base: float) -> Frequencies:

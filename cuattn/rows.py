@@ -7,7 +7,6 @@ folds the outer axes of an array of any rank into that, and copies the rare arra
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
+from cuattn.allocation import allocating
+from cuattn.device_copies import copied
+from cuattn.errors import ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, overlaps_itself
 from cuattn.launch import Executor
 from cuattn.runtime.structs import struct_layout
+from cuattn.scalars import MAX_EXTENT, integer
 from cuattn.softmax_config import ELEMENT_TYPES, PACK_BYTES
 
-MAX_EXTENT = 2**31 - 1
 MAX_OUTER_DIMS = 4
 MIN_ADJACENT_ROWS = 8  # fewer neighbouring rows than this do not pay for giving each lane a row
 
@@ -150,19 +151,11 @@ def check_extents(name: str, shape: Sequence[int]) -> None:
         raise ShapeError(f"{name}: shape {tuple(shape)}; an extent may be at most {MAX_EXTENT}")
 
 
-def check_axis(axis: Any, ndim: int) -> int:
-    """``axis`` as a number from 0 to ``ndim`` - 1."""
-    if isinstance(axis, bool | np.bool_):
-        raise ArgumentError(f"axis is {axis!r}; an integer is allowed")
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        raise ArgumentError(f"axis is {axis!r}; an integer is allowed") from None
+def check_axis(axis: Any, ndim: int, name: str = "x") -> int:
+    """``axis`` of the array ``name`` as a number from 0 to ``ndim`` - 1."""
     if ndim == 0:
-        raise ShapeError("x: an array of rank 0 has no axis; a rank of at least 1 is allowed")
-    if not -ndim <= index < ndim:
-        raise ArgumentError(f"axis is {index}; {-ndim} to {ndim - 1} are allowed for an array of rank {ndim}")
-    return index % ndim
+        raise ShapeError(f"{name}: an array of rank 0 has no axis; a rank of at least 1 is allowed")
+    return integer("axis", axis, -ndim, ndim - 1) % ndim
 
 
 def check_out(x: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
@@ -187,13 +180,16 @@ def contiguous(executor: Executor, x: Any) -> Any:
     """``x``, or a copy of it, in C order and aligned."""
     if isinstance(x, np.ndarray):
         return np.require(x, requirements=["C", "A"])
+    if x.flags.c_contiguous:
+        return x
     with executor.on_device():
-        return sys.modules["cupy"].ascontiguousarray(x)
+        return copied(x)
 
 
 def full(executor: Executor, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
     """A new array of ``value``, ordinary from the start."""
-    with executor.on_device():
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    with executor.on_device(), allocating(f"an array of shape {list(shape)}", nbytes if executor.name == "host" else 0):
         return (np if executor.name == "host" else sys.modules["cupy"]).full(shape, value, dtype)
 
 

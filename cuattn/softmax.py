@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from cuattn import rows
-from cuattn.errors import ArgumentError
 from cuattn.launch import Executor, executor_for
 from cuattn.rows import Rows
+from cuattn.scalars import check_flag, choice
 from cuattn.softmax_config import ALGORITHMS, ITEMSIZES, MAX_GRID_Y, SoftmaxConfig, kernel_constants, select
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
@@ -137,19 +137,19 @@ def evaluate(
 ) -> Any:
     """Validate, choose a config (unless one is given), allocate, launch. ``output``: a key of `OUTPUTS`."""
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
-    x = executor.asarray(x)
+    x = executor.asarray("x", x)
     rows.check_dtype("x", x.dtype)
     rows.check_extents("x", x.shape)
     axis = rows.check_axis(axis, x.ndim)
-    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
-        raise ArgumentError(f"algorithm is {algorithm!r}; {', '.join(map(repr, ALGORITHMS))} are allowed")
+    choice("algorithm", algorithm, ALGORITHMS)
+    keepdims = check_flag("keepdims", keepdims)
 
     shape, dtype = tuple(x.shape), x.dtype
     if output == "logsumexp":
         shape = (*shape[:axis], *((1,) if keepdims else ()), *shape[axis + 1 :])
         dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     if out is not None:
-        out = executor.asarray(out)
+        out = executor.asarray("out", out)
         rows.check_out(x, out, shape, dtype)
 
     if x.size == 0:  # nothing to launch: no elements, or the log-sum-exp of rows without elements

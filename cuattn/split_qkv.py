@@ -43,7 +43,7 @@ def split_qkv(
     qkv : array [T, (heads + 2 kv_heads) * head_dim]; float16, bfloat16, float32 or float64
         Three blocks one behind the other, all heads of q, then of k, then of v (not the heads of a group side by
         side). NumPy arrays run on the host executor, CuPy arrays on the GPU. Any strides; an array whose last axis is
-        not contiguous is copied. Head dims are 1 to 256.
+        not contiguous is copied. Head dims are 1 to 512.
     bias : array [(heads + 2 kv_heads) * head_dim], dtype of ``qkv``, optional
     num_heads, num_kv_heads : int
         Heads of q, and of k and v each; as many by default. ``num_heads`` is a multiple of ``num_kv_heads``.

@@ -13,8 +13,9 @@ from cuattn import rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import byte_bounds
 from cuattn.launch import Executor, executor_for
-from cuattn.padding import PaddingPlan
+from cuattn.padding import PaddingPlan, check_plan
 from cuattn.rotary_arguments import Angles, Positions, Rotary
+from cuattn.scalars import MAX_EXTENT, integer
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ def check(
     look: bool,
 ) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.split_qkv`."""
+    plan = None if plan is None else check_plan(plan)
     _check_kinds(rope, positions, cu_seqlens, plan, out)
     outs = dict(zip(("out[0]", "out[1]", "out[2]"), out, strict=True)) if out is not None else {}
     executor = _executor(qkv, bias, rope, positions, cu_seqlens, plan, outs)
@@ -73,7 +75,7 @@ def check(
         indices, padding, cu_seqlens = _check_plan(executor, plan, num_tokens, angles if places is None else None)
     elif cu_seqlens is not None:
         cu_seqlens = _check_cu_seqlens(executor, cu_seqlens, num_tokens, angles)
-    outs = {name: executor.asarray(x) for name, x in outs.items()}
+    outs = {name: executor.asarray(name, x) for name, x in outs.items()}
     problem = Problem(
         executor=executor,
         qkv=qkv,
@@ -97,8 +99,6 @@ def _check_kinds(rope: Any, positions: Any, cu_seqlens: Any, plan: Any, out: Any
     """Which arguments may be given together."""
     if rope is not None and not isinstance(rope, Rotary):
         raise ArrayTypeError(f"rope is a {type(rope).__name__}; a cuattn.Rotary or None is needed")
-    if plan is not None and not isinstance(plan, PaddingPlan):
-        raise ArrayTypeError(f"plan is a {type(plan).__name__}; a PaddingPlan from padding_plan(), or None, is needed")
     if out is not None and not (isinstance(out, tuple | list) and len(out) == 3):
         raise ArgumentError(f"out is {type(out).__name__}; a tuple of three arrays (q, k, v) or None is needed")
     for name, value in (("positions", positions), ("cu_seqlens", cu_seqlens)):
@@ -118,20 +118,20 @@ def _executor(
     if plan is not None:
         metadata |= {"plan.indices": plan.indices, "plan.padding": plan.padding, "plan.cu_seqlens": plan.cu_seqlens}
     arrays = {"qkv": qkv} | ({} if bias is None else {"bias": bias}) | ({} if rope is None else rope.arrays) | outs
-    on_device = {name: x for name, x in metadata.items() if x is not None and arguments.on_device(x)}
+    on_device = {name: x for name, x in metadata.items() if x is not None and arguments.on_device(name, x)}
     return executor_for(**arrays, **on_device)
 
 
 def _check_inputs(executor: Executor, qkv: Any, bias: Any) -> tuple[Any, Any]:
-    qkv = executor.asarray(qkv)
+    qkv = executor.asarray("qkv", qkv)
     rows.check_dtype("qkv", qkv.dtype)
     if qkv.ndim != 2:
         raise ShapeError(f"qkv has shape {tuple(qkv.shape)}; [tokens, (heads + 2 kv_heads) * head_dim] is needed")
-    if max(qkv.shape) > arguments.MAX_EXTENT:
-        raise ShapeError(f"qkv has shape {tuple(qkv.shape)}; an extent may be at most {arguments.MAX_EXTENT}")
+    if max(qkv.shape) > MAX_EXTENT:
+        raise ShapeError(f"qkv has shape {tuple(qkv.shape)}; an extent may be at most {MAX_EXTENT}")
     if bias is None:
         return qkv, None
-    bias = executor.asarray(bias)
+    bias = executor.asarray("bias", bias)
     if bias.dtype != qkv.dtype:
         raise DTypeError(f"bias has dtype {bias.dtype} and qkv has dtype {qkv.dtype}; they must be the same")
     if tuple(bias.shape) != tuple(qkv.shape[1:]):
@@ -140,13 +140,11 @@ def _check_inputs(executor: Executor, qkv: Any, bias: Any) -> tuple[Any, Any]:
 
 
 def _check_heads(num_heads: Any, num_kv_heads: Any) -> tuple[int, int]:
-    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    for name, value in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
-            raise ArgumentError(f"{name} is {value!r}; an integer of at least 1 is allowed")
+    num_heads = integer("num_heads", num_heads, 1, MAX_EXTENT)
+    num_kv_heads = num_heads if num_kv_heads is None else integer("num_kv_heads", num_kv_heads, 1, MAX_EXTENT)
     if num_heads % num_kv_heads:
         raise ArgumentError(f"num_heads is {num_heads} and num_kv_heads {num_kv_heads}; a multiple of it is needed")
-    return int(num_heads), int(num_kv_heads)
+    return num_heads, num_kv_heads
 
 
 def _check_width(qkv: Any, num_heads: int, num_kv_heads: int) -> int:

@@ -114,8 +114,8 @@ def standard_attention(
     probability = _PROBABILITY_OF_8_BITS if problem.dtype.itemsize == 1 else problem.dtype
     weights = executor.empty(shape, probability)  # what the values are multiplied with
     lse = executor.empty(extents.lse_shape, problem.accumulator)
-    # Two matrices, if dropout makes them differ and both are wanted.
-    both = options.dropout is not None and return_probabilities
+    # Two matrices, if they differ and both are wanted: by what dropout takes, or by the factor of float16.
+    both = return_probabilities and (options.dropout is not None or probability == np.float16)
     probabilities = executor.empty(shape, probability) if both else None
     output = problem.output()
     queries, keys, values = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
@@ -168,6 +168,7 @@ def standard_attention(
 
 def _kernel(problem: Problem, probability: np.dtype[Any], name: str) -> Kernel:
     """One of the three kernels. They have every option, as the plain kernel has."""
+    element = ELEMENTS[probability.name][0]
     constants = PlainFwdConfig(_NUM_WARPS).constants(problem.dtype.name, 0, 0, problem.options.kernel_options)
-    constants |= {"Probability": ELEMENTS[probability.name][0], "TILE": _TILE}
+    constants |= {"Probability": element, "Element": element, "TILE": _TILE}
     return problem.executor.kernel("attention_standard", constants, f"cuattn_attention_{name}")

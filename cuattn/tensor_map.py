@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, LaunchError, NotSupportedError, ShapeError
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NotSupportedError, ShapeError
+from cuattn.messages import shown
 
 #: Bytes of a tensor map, and what its address is a multiple of.
 MAP_BYTES, MAP_ALIGNMENT = 128, 64
@@ -131,7 +132,7 @@ def tensor_map(
     ArgumentError
         The address, a stride or an option is not one of those allowed.
     NotSupportedError
-        An interleaved layout, a swizzled box narrower than the swizzle, or no ``cuda-bindings`` to ask the driver.
+        An interleaved layout, a swizzled box narrower than the swizzle, or no driver that encodes maps.
     LaunchError
         The driver refuses the map.
 
@@ -159,7 +160,7 @@ def tensor_map(
         ("l2_promotion", l2_promotion, L2_PROMOTIONS),
     ):
         if value not in allowed:
-            raise ArgumentError(f"tensor_map: {name} is {value!r}; allowed are {', '.join(allowed)}")
+            raise ArgumentError(f"tensor_map: {name} is {shown(value)}; allowed are {', '.join(allowed)}")
     if interleave != "none":
         raise NotSupportedError(f"tensor_map: interleave is {interleave!r}; only 'none' is supported")
     if fill == "nan" and not array.dtype.name.startswith(("float16", "float32", "float64", "bfloat16")):
@@ -270,27 +271,6 @@ def _encode_host(described: TensorMap) -> np.void:
 
 
 def _encode_cuda(described: TensorMap) -> np.void:
-    """Ask the driver, which alone knows the encoding of the hardware."""
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise NotSupportedError(
-            f"tensor_map: a tensor map for a GPU needs cuda-bindings (pip install cuattn[cuda12]): {error}"
-        ) from error
-    status, encoded = driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType(described.data_type),
-        len(described.dims),
-        _address(described.array),
-        [driver.cuuint64_t(x) for x in described.dims],
-        [driver.cuuint64_t(x) for x in described.strides[1:]],
-        [driver.cuuint32_t(x) for x in described.box],
-        [driver.cuuint32_t(x) for x in described.element_strides],
-        driver.CUtensorMapInterleave(0),
-        driver.CUtensorMapSwizzle(tuple(SWIZZLE_BYTES).index(described.swizzle)),
-        driver.CUtensorMapL2promotion(L2_PROMOTIONS.index(described.l2_promotion)),
-        driver.CUtensorMapFloatOOBfill(FILLS.index(described.fill)),
-    )
-    if int(status):
-        raise LaunchError(f"tensor_map: the driver refuses {described}: {status}")
-    words = np.array([int(word) for word in encoded.opaque], np.uint64)
-    return np.void(words.tobytes())
+    from cuattn import tensor_map_driver
+
+    return tensor_map_driver.encode(described, _address(described.array))

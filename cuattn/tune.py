@@ -8,10 +8,11 @@ from typing import Any
 from cuattn import tuned_rows
 from cuattn.attention_arguments import Problem
 from cuattn.benchmark.timing import CudaTimer
-from cuattn.config import BUCKETS, FLASH_FWD_CONFIGS, products_of
+from cuattn.config import FLASH_FWD_CONFIGS, products_of
 from cuattn.errors import ArgumentError, NotSupportedError
 from cuattn.forward import forward
 from cuattn.forward_path import check_call
+from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.hopper import config as hopper
 from cuattn.hopper import select as hopper_select
 from cuattn.packed import Packed
@@ -110,7 +111,7 @@ def candidates(problem: Problem) -> list[Row]:
             if serves and row.is_legal(*buckets, executor.smem_limit_bytes):
                 constants = row.constants(problem.dtype.name, *buckets, compiled)
                 kernels.setdefault((row.source, *constants.items()), row)
-    buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+    buckets = BUCKETS[extents.head_dim], COLUMNS[extents.head_dim_v][0]
     compiled = options.kernel_options
     products, itemsize = products_of(problem.dtype, options.tf32)
     for portable in FLASH_FWD_CONFIGS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from functools import cache
@@ -15,7 +16,8 @@ from typing import Any
 import cuattn
 from cuattn.attention_arguments import Problem
 from cuattn.compile import cache as disk
-from cuattn.config import BUCKETS, FLASH_FWD_CONFIGS, FlashFwdConfig
+from cuattn.config import FLASH_FWD_CONFIGS, FlashFwdConfig
+from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.hopper.config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.hopper.select import longest_seqlen_q, why_not
 from cuattn.launch import Executor
@@ -56,7 +58,7 @@ def call_class(problem: Problem, packed: Packed | None) -> str:
     parts = (
         problem.dtype.name + "_tf32" * options.tf32 + "_fp8" * options.fp8,
         f"d{BUCKETS[extents.head_dim]}",
-        f"e{BUCKETS[extents.head_dim_v]}",
+        f"e{math.prod(COLUMNS[extents.head_dim_v])}",
         options.kernel_options.label,
         f"n{_power_of_2(longest_seqlen_q(problem, packed))}",
         f"m{_power_of_2(seqlen_k)}",
@@ -93,10 +95,13 @@ def _rows(directory: str | None) -> dict[tuple[str, str], Row]:
 def _read() -> dict[tuple[str, str], Row]:
     data = disk.read(_key(), _SUFFIX)
     rows: dict[tuple[str, str], Row] = {}
-    for entry in () if data is None else json.loads(data):
-        known = [row for row in _TABLES[entry["table"]] if dataclasses.asdict(row) == entry["row"]]
-        if known:  # else the tables have changed since
-            rows[entry["device"], entry["class"]] = known[0]
+    try:
+        for entry in () if data is None else json.loads(data):
+            known = [row for row in _TABLES[entry["table"]] if dataclasses.asdict(row) == entry["row"]]
+            if known:  # else the tables have changed since
+                rows[str(entry["device"]), str(entry["class"])] = known[0]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}  # nothing that `keep` has written
     return rows
 
 

@@ -169,7 +169,7 @@ def check(
 ) -> tuple[Problem, Packed]:
     """Every check of a call, and the executor it runs on. Raises as documented at `attention_varlen`."""
     executor = arguments.executor_of(q, k, v, out, bias, mask)
-    q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
+    q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = arguments.check_dtypes(q, k, v, fp8_format)
     arguments.check_rank(q, k, v, packed=True)
     packed = check_packed(executor, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0])

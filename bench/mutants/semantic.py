@@ -44,6 +44,7 @@ def table() -> list[Semantic]:
     from bench.mutants.semantic_backward import BACKWARD
     from bench.mutants.semantic_decode import DECODE
     from bench.mutants.semantic_hopper import HOPPER
+    from bench.mutants.semantic_layout import LAYOUT
     from bench.mutants.semantic_softmax import SOFTMAX
 
-    return [*SOFTMAX, *ATTENTION, *BACKWARD, *DECODE, *HOPPER]
+    return [*SOFTMAX, *ATTENTION, *BACKWARD, *DECODE, *HOPPER, *LAYOUT]

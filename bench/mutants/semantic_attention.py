@@ -31,9 +31,21 @@ ATTENTION = (
     Semantic("online_softmax.cuh", "the maximum of the tile alone", r"max\(max_logit, tile_max\)", "tile_max"),
     Semantic("online_softmax.cuh", "no guard for empty rows", r"max_logit == \S+\(\) \? Real\(0\) : ", ""),
     Semantic("online_softmax.cuh", "division by an empty sum", r"sum == Real\(0\) \? Real\(0\) : ", ""),
-    Semantic("online_softmax.cuh", "lse in base 2", r"fmaf\(max_logit, 0\.69\w*,", "fmaf(max_logit, 1.0f,"),
-    Semantic("online_softmax.cuh", "a sink in base e", r"BASE_2 \? sink \* log2_e<Real>\(\) : sink", "sink"),
-    Semantic("online_softmax.cuh", "2^x of natural logits", r"BASE_2 \? difference : .*?;", "difference;"),
+    Semantic("online_softmax.cuh", "lse in base 2", r"max_logit \+ log\(sum\)", "max_logit + log2(sum)"),
+    Semantic("score_tile.cuh", "large maxima take the ordinary path", r">= LARGE_SHIFT\)\)", ">= 1e38f))"),
+    Semantic("score_tile.cuh", "large maxima: the shift is kept", r"shifts\[half\] = -LOG2_FACTOR;", ""),
+    Semantic("score_tile.cuh", "large maxima: differences are not taken", r"subtract_from_row\(scores, .*?\);", ""),
+    Semantic(
+        "score_tile.cuh",
+        "large maxima: what is summed does not follow",
+        r"corrections\[half\] = \(old_max\[half\] - reference\) \* scale_log2;",
+        "corrections[half] = 0.0f;",
+    ),
+    Semantic("score_tile.cuh", "lse knows of the factor", r"\(row\.sum\) \* INVERSE_P_FACTOR", "(row.sum)"),
+    Semantic("score_tile.cuh", "lse in base 2", r"\(shift \+ LOG2_P_FACTOR\) \* LN_2", "(shift + LOG2_P_FACTOR)"),
+    Semantic("score_tile.cuh", "large maxima stay products", r"row\.max_logit \* positive_scale;", "row.max_logit;"),
+    Semantic("probability_factor.cuh", "float16 has no factor", r"<__half> = 15", "<__half> = 0"),
+    Semantic("online_softmax.cuh", "2^x of natural logits", r"difference \* log2_e<Real>\(\);", "difference;"),
     Semantic("mask.cuh", "one key too many", r"diagonal \+ right \+ 1", "diagonal + right + 2"),
     Semantic("mask.cuh", "one key too few", r"diagonal - left", "diagonal - left + 1"),
     Semantic(
@@ -58,6 +70,40 @@ ATTENTION = (
         "the diagonal of the whole batch",
         r"\+= seqlen_k - seqlen_q",
         "+= params.seqlen_k - params.seqlen_q",
+    ),
+    Semantic("column_block.cuh", "every CTA has the first columns", r"first = \(blockIdx.*?;", "first = 0;"),
+    Semantic("column_block.cuh", "columns beyond the row", r"min\(HEAD_DIM_V, head_dim_v - first\)", "HEAD_DIM_V"),
+    Semantic(
+        "column_block.cuh", "one CTA for two rows", r"cta_idx = blockIdx\.x / COLUMN_BLOCKS;", "cta_idx = blockIdx.x;"
+    ),
+    Semantic("column_block.cuh", "lse from every CTA", r"COLUMN_BLOCKS == 1 \|\| first == 0", "true"),
+    Semantic("attention_forward.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"),
+    Semantic(
+        "attention_forward.cu", "both halves into the first", r"params\.out\.seq \+ columns\.first", "params.out.seq"
+    ),
+    Semantic("attention_forward.cu", "the only stage is not waited for", r"NUM_STAGES == 1\)", "false)"),
+    Semantic(
+        "attention_forward_f32.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"
+    ),
+    Semantic("attention_forward_f32.cu", "both halves into the first", r"columns\.first \+ out_col", "out_col"),
+    Semantic("attention_forward_f32.cu", "the next tile's values", r"load_v\(this_tile_idx\)", "load_v(tile_idx)"),
+    Semantic(
+        "attention_forward_f32.cu",
+        "values before keys are done with",
+        r"if \(!ONE_PLACE\) load_v\(tile_idx\)",
+        "load_v(tile_idx)",
+    ),
+    Semantic(
+        "attention_forward_f32.cu",
+        "keys before values are done with",
+        r"(whose place the next k takes\.)\s*__syncthreads\(\);",
+        r"\1\n",
+    ),
+    Semantic(
+        "attention_forward_f32.cu",
+        "values that have not landed",
+        r"(load_v\(this_tile_idx\);)\s*cp_async_wait<0>\(\);",
+        r"\1",
     ),
     Semantic("philox.cuh", "nine rounds", r"round < 10", "round < 9"),
     Semantic("philox.cuh", "words of rows and keys swapped", r"words\.word\[2\] :", "words.word[1] :"),
@@ -85,9 +131,9 @@ ATTENTION = (
         r"acc_out\[t\]\[e\]\[2 \* half\] \*= correction",
         "acc_out[t][e][2 * half] *= 1.0f",
     ),
-    Semantic("attention_forward.cu", "skip the rescale of the sum", r"row\.sum \*= correction;", ";"),
+    Semantic("score_tile.cuh", "skip the rescale of the sum", r"row\.sum \*= corrections\[half\];", ";"),
     Semantic("attention_forward.cu", "drop the mask on the last tiles", r"if \(!in_full\) mask_scores\(.*?\);", ""),
-    Semantic("attention_forward.cu", "one lane's part of the sum", r"row\.sum = quad_sum\(row\.sum\);", ""),
+    Semantic("score_tile.cuh", "one lane's part of the sum", r"quad_sum\(row\.sum\)", "row.sum"),
     Semantic(
         "attention_forward.cu", "the sink's term is forgotten", r"correction \+ exp2_approx\(term\)", "correction"
     ),

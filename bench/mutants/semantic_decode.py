@@ -40,9 +40,28 @@ DECODE = (
     Semantic(
         "attention_decode.cu",
         "partial results without the scale of values",
-        r"merged, row, out_factor, params\.head_dim_v,\s*params\.head_dim_v % 2 == 0",
-        "merged, row, 1.0f, params.head_dim_v, params.head_dim_v % 2 == 0",
+        r"merged, row, out_factor,\s*columns\.count, params\.head_dim_v % 2 == 0",
+        "merged, row, 1.0f, columns.count, params.head_dim_v % 2 == 0",
     ),
+    Semantic(
+        "attention_decode.cu",
+        "partial results of both halves in the first",
+        r"params\.head_dim_v \+ columns\.first",
+        "params.head_dim_v",
+    ),
+    Semantic("attention_decode.cu", "both halves into the first", r"(params\.out\.batch\)) \+ columns\.first", r"\1"),
+    Semantic("attention_decode.cu", "pairs by the columns of a half", r"params\.head_dim_v % 2 == 0", "true"),
+    Semantic(
+        "attention_decode_fma.cu",
+        "partial results of both halves in the first",
+        r"params\.head_dim_v \+ columns\.first",
+        "params.head_dim_v",
+    ),
+    Semantic(
+        "cached_keys.cuh", "halves by numbers, not by items", r"first_col / KvFormat<Storage>::PER_ITEM", "first_col"
+    ),
+    Semantic("cached_keys.cuh", "block scales of the first half", r"return first_col / BLOCK;", "return 0;"),
+    Semantic("cached_keys.cuh", "values of the first half", r" \+ first_col / KvFormat<Storage>::PER_ITEM", ""),
     Semantic("attention_decode_fma.cu", "rows are rescaled as the first", r"\(own_factor, r\)", "(own_factor, 0)"),
     Semantic("attention_decode_fma.cu", "the output is not rescaled", r"\s*scale_output\(state, correction\);", ""),
     Semantic("attention_decode_fma.cu", "... between groups of lanes", r"\s*scale_output\(state, correction\);", "", 1),
@@ -118,7 +137,7 @@ DECODE = (
     Semantic(
         "attention_decode_reduce.cu",
         "a sink is not among the maxima",
-        r"maximum\(sink, (largest_lse\(.*?\))\);",
+        r"maximum\(sink, (largest_max\(.*?\))\);",
         r"\1;",
     ),
     Semantic("attention_decode_reduce.cu", "the sequence after", r"\[middle\] <= token", "[middle] < token"),
@@ -136,6 +155,7 @@ DECODE = (
     Semantic(
         "slot_mapping.cu", "the sequence before", r"g_starts\[middle\] <= token_idx", "g_starts[middle] < token_idx"
     ),
-    Semantic("slot_mapping.cu", "pages below 0", r"if \(page >= 0\) slot", "slot"),
+    Semantic("slot_mapping.cu", "pages below 0", r"page >= 0 && ", ""),
+    Semantic("slot_mapping.cu", "pages whose slots are beyond 64 bits", r" && page <= layout\.last_page", ""),
     Semantic("slot_mapping.cu", "a table entry too many", r"entry < layout\.max_pages", "entry <= layout.max_pages"),
 )

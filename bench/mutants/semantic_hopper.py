@@ -20,7 +20,12 @@ HOPPER = (
     Semantic(_KERNEL, "the producer keeps its registers", r"release_registers<PRODUCER_REGISTERS>\(\);", ""),
     Semantic(_KERNEL, "nobody takes the last turn", r"turns\.finish\(\);", ";"),
     Semantic(_KERNEL, "nobody has the first turn", r"turns\.start\(\);", ";"),
-    Semantic(_KERNEL, "stages are free when one consumer is done", r"k_ring\.init\(NUM_CONSUMERS\)", "k_ring.init(1)"),
+    Semantic(
+        _KERNEL,
+        "stages are free when one consumer is done",
+        r"k_ring\.init\(NUM_CONSUMER_WARPS\)",
+        "k_ring.init(WARPGROUP_SIZE / WARP_SIZE)",
+    ),
     Semantic(_PRODUCER, "queries overwritten in use", r"\s*rings\.q\.wait_empty\(smem\.q_ring\);", ""),
     Semantic(_PRODUCER, "keys overwritten in use", r"\s*rings\.k\.wait_empty\(smem\.k_ring\);", ""),
     Semantic(_PRODUCER, "values overwritten in use", r"\s*rings\.v\.wait_empty\(v_ring\);", ""),

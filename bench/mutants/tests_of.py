@@ -33,15 +33,15 @@ FAMILIES = (
     ("attention_backward*", ("test_attention_backward*.py",)),
     ("attention_decode_reduce", ("test_decode_reduce*.py", "test_decode_properties*.py")),
     ("attention_forward_hopper", ("test_attention_hopper*.py",)),
-    ("attention_decode*", ("test_decode*.py", "test_paged*.py", "test_append_and_attend*.py")),
-    ("attention*", ("test_attention*.py", "test_compat*.py", "test_known_defects*.py")),
-    ("rope*", ("test_rope*.py", "test_split_qkv*.py")),
-    ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py")),
+    ("attention_decode*", ("test_decode*.py", "test_paged*.py", "test_append_and_attend*.py", "test_odd_strides*.py")),
+    ("attention*", ("test_attention*.py", "test_compat*.py", "test_known_defects*.py", "test_odd_strides*.py")),
+    ("rope*", ("test_rope*.py", "test_split_qkv*.py", "test_odd_strides*.py")),
+    ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py", "test_odd_strides*.py")),
     ("padding*", ("test_padding*.py", "test_split_qkv*.py")),
-    ("merge*", ("test_merge*.py",)),
-    ("append_kv*", ("test_append*.py", "test_kv_codes*.py", "test_paging_on_device*.py")),
-    ("copy_pages*", ("test_copy_pages*.py", "test_paging_on_device*.py")),
-    ("slot_mapping*", ("test_slot_mapping*.py", "test_paging_on_device*.py")),
+    ("merge*", ("test_merge*.py", "test_odd_strides*.py")),
+    ("append_kv*", ("test_append*.py", "test_kv_codes*.py", "test_paging_on_device*.py", "test_odd_strides*.py")),
+    ("copy_pages*", ("test_copy_pages*.py", "test_paging_on_device*.py", "test_odd_strides*.py")),
+    ("slot_mapping*", ("test_slot_mapping*.py", "test_paging_on_device*.py", "test_odd_strides*.py")),
 )
 
 

@@ -15,6 +15,7 @@ from cuattn.backward import workspace as workspace_parts
 from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import address, byte_bounds, share_elements
+from cuattn.head_dims import MAX_GRADIENT_HEAD_DIM, MAX_HEAD_DIM
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
 from cuattn.packed import Packed
@@ -132,11 +133,13 @@ def _check(
         if x is not None:
             arrays[name] = x
     executor = executor_for(**arrays)
-    arrays = {name: executor.asarray(x) for name, x in arrays.items()}
+    arrays = {name: executor.asarray(name, x) for name, x in arrays.items()}
     for name in ("q", "k", "v"):
         if arrays[name].dtype not in DTYPES:
             dtype, allowed = arrays[name].dtype, ", ".join(ELEMENTS)
             raise DTypeError(f"{name} has dtype {dtype} ({dtype.str}); gradients are for {allowed} (native)")
+    arguments.check_rank(*(arrays[name] for name in ("q", "k", "v")), packed=cu_seqlens is not None)
+    _check_head_dims(arrays)
     forward, packed = _check_forward(arrays, cu_seqlens, scale=scale, causal=causal, **options)
     _check_saved({name: arrays[name] for name in (*saved, "dlse") if name in arrays}, forward)
     gradients = {name: x for name, x in arrays.items() if name in _GRADIENTS}
@@ -157,6 +160,16 @@ def _check(
     if dlse is not None:
         problem.dlse = _contiguous(executor, problem.dlse)
     return problem
+
+
+def _check_head_dims(arrays: Mapping[str, Any]) -> None:
+    for name in ("q", "v"):
+        extent = arrays[name].shape[-1]
+        if extent > MAX_GRADIENT_HEAD_DIM:
+            raise ShapeError(
+                f"{name} has head dim {extent}; gradients are for 1 to {MAX_GRADIENT_HEAD_DIM} (attention without them "
+                f"takes up to {MAX_HEAD_DIM})"
+            )
 
 
 def _check_forward(

@@ -16,8 +16,9 @@ import numpy as np
 
 from cuattn.attention_params import REALS
 from cuattn.backward.bias_config import BiasBwdConfig, select
-from cuattn.config import BUCKETS, WARP_SIZE
+from cuattn.config import ELEMENTS, WARP_SIZE
 from cuattn.forward_options import BIAS_ELEMENTS
+from cuattn.head_dims import BUCKETS
 from cuattn.launch import Executor, Kernel
 from cuattn.runtime.structs import struct_layout
 
@@ -161,7 +162,8 @@ def launch_dsinks(problem: BackwardProblem, prepared: Prepared) -> Any:
     extents, accumulator = forward.extents, forward.accumulator
     dsinks = executor.empty(extents.num_heads, accumulator)
     if dsinks.size:
-        constants: dict[str, Any] = {"Real": REALS[accumulator], "NUM_WARPS": _SINK_WARPS}
+        element = ELEMENTS[forward.dtype.name][0]
+        constants: dict[str, Any] = {"Real": REALS[accumulator], "Element": element, "NUM_WARPS": _SINK_WARPS}
         kernel = executor.kernel("attention_backward_sinks", constants, "cuattn_attention_backward_sinks")
         batch_stride, head_stride = extents.lse_strides
         args = {

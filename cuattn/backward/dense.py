@@ -64,10 +64,12 @@ def attention_backward(
     q : array [batch, seqlen_q, heads, head_dim]; float16, bfloat16, float32 or float64
     k : array [batch, seqlen_k, kv_heads, head_dim], dtype of ``q``
     v : array [batch, seqlen_k, kv_heads, head_dim_v], dtype of ``q``
-        As for `cuattn.attention`, but for 8-bit floats, which have no gradients. Any strides, of ``dout`` and ``out``
-        as well; an array whose last axis is not contiguous is copied.
+        As for `cuattn.attention`, but for 8-bit floats, which have no gradients, and with head dims from 1 to 256. Any
+        strides, of ``dout`` and ``out`` as well; an array whose last axis is not contiguous is copied.
     out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64)
+        Exact to 2^-24 of its size: where that is felt, from about 10^7 on, P is within a factor of e^(2^-22 |lse|), and
+        at most 1.
         As forward returned them. An lse that is not contiguous is copied.
     scale, causal, window, softcap, bias, mask, alibi_slopes, sinks
     dropout_p, dropout_seed, dropout_offset, diagonal_offset, precision
@@ -102,7 +104,8 @@ def attention_backward(
     DTypeError
         A dtype that is not in the list, or dtypes that do not fit each other.
     ShapeError
-        A shape that does not fit those of ``q``, ``k`` and ``v``; a workspace that is too small.
+        A shape that does not fit those of ``q``, ``k`` and ``v``; a head dim outside of 1 to 256; a workspace that is
+        too small.
     NonFiniteError, ArgumentError
         As for `cuattn.attention`; ArgumentError also for ``return_dbias`` without a bias, and for a workspace that is
         not contiguous or not aligned.

@@ -12,7 +12,7 @@ import numpy as np
 
 from cuattn import attention_arguments as arguments
 from cuattn import tile_classes
-from cuattn.attention_arguments import LOG2_E, Operand
+from cuattn.attention_arguments import Operand
 from cuattn.attention_options import LogitArray
 from cuattn.attention_params import backward_layout, forward_fields
 from cuattn.backward.arguments import AttentionGrads, BackwardProblem
@@ -20,8 +20,9 @@ from cuattn.backward.bias_launch import launch_dbias, launch_dsinks
 from cuattn.backward.config import SIDES, FlashBwdConfig, Launch, Side, select
 from cuattn.backward.dq_sums import DqSums
 from cuattn.backward.workspace import allocate, classes_name, order_free
-from cuattn.config import BUCKETS, ELEMENTS, WARP_SIZE
+from cuattn.config import ELEMENTS, WARP_SIZE
 from cuattn.forward_options import ForwardOptions
+from cuattn.head_dims import BUCKETS
 from cuattn.launch import Executor, Kernel
 
 __all__ = ["Prepared", "backward", "select_configs"]
@@ -144,7 +145,8 @@ def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
     prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, fields)
     num_rows = problem.lse.size
     if num_rows:
-        factor = 1.0 if forward.options.kernel_options.natural_logits else LOG2_E
+        on_tensor_cores = forward.dtype.itemsize == 2 or forward.options.tf32
+        base_2 = on_tensor_cores and not forward.options.kernel_options.natural_logits
         args = {
             "g_dout": dout.array,
             "g_out": out.array,
@@ -152,7 +154,7 @@ def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
             "g_dlse": problem.dlse,
             "g_ready_lse": prepared.lse,
             "g_delta": prepared.delta,
-            "lse_factor": forward.accumulator(factor),
+            "base_2": np.int32(base_2),
             "num_rows": np.int64(num_rows),
             "params": prepared.params(),
         }

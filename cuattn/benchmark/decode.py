@@ -30,26 +30,37 @@ GENERATION_METHOD = (
 def decode_cases(executor: str, options: Options) -> list[DecodeCase]:
     """Batch, context, group and page size, and the formats, those that say most first."""
     if executor == "cuda":
-        dtype = (options.dtypes or ("bfloat16",))[0]
+        dtypes = options.dtypes or ("bfloat16",)
         cases = [
             DecodeCase(batch, context, 32, kv_heads, 128, dtype, page_size=page_size)
+            for dtype in dtypes
             for context in options.seqlens or CUDA_CONTEXTS
             for batch in (1, 16, 64)
             for kv_heads in (8, 32)
             for page_size in (16, 1, 0)
             if batch * context * kv_heads <= 2**24
         ]
-        formats = ("e4m3fn", "int8", "nvfp4", "mxfp4")
-        return cases + [DecodeCase(16, 8192, 32, 8, 128, dtype, kv_format=name) for name in formats]
-    dtype = (options.dtypes or ("float16",))[0]
+        cases += [
+            DecodeCase(16, 8192, 32, 8, 128, dtype, kv_format=name)
+            for dtype in dtypes
+            for name in ("e4m3fn", "int8", "nvfp4", "mxfp4")
+            if dtype != "float64"  # whose queries no narrow format serves
+        ]
+        return [*cases, *(DecodeCase(16, 8192, 8, 1, 512, dtype) for dtype in dtypes)]
     context = (options.seqlens or (HOST_CONTEXT,))[0]
     head_dim = (options.head_dims or (64,))[0]
+    cases = [case for dtype in options.dtypes or ("float16",) for case in _host_cases(dtype, context, head_dim)]
+    return cases if options.dtypes else [*cases, DecodeCase(2, context, 8, 2, head_dim, "float32")]
+
+
+def _host_cases(dtype: str, context: int, head_dim: int) -> list[DecodeCase]:
+    formats = ("e4m3fn", "int8", "nvfp4") if dtype != "float64" else ()
     return [
         *(DecodeCase(2, context, 8, g, head_dim, dtype, page_size=s) for g in (8, 2, 1) for s in (16, 1, 0)),
         DecodeCase(1, 4 * context, 8, 1, head_dim, dtype, num_splits=4),
         DecodeCase(2, context, 8, 2, head_dim, dtype, seqlen_q=4),
-        DecodeCase(2, context, 8, 2, head_dim, "float32"),
-        *(DecodeCase(2, context, 8, 2, head_dim, dtype, kv_format=name) for name in ("e4m3fn", "int8", "nvfp4")),
+        *(DecodeCase(2, context, 8, 2, head_dim, dtype, kv_format=name) for name in formats),
+        DecodeCase(2, context, 8, 1, 512, dtype),
     ]
 
 

@@ -14,6 +14,7 @@ from cuattn.benchmark import host_figures, inputs, operations, option_costs
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import HOST_METHOD, significant
+from cuattn.head_dims import MAX_GRADIENT_HEAD_DIM
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase
 from cuattn.testing.cases import AttentionCase, VarlenCase
 
@@ -42,6 +43,11 @@ def backward_cases(options: Options, executor: str) -> list[AnyBackward]:
     return [replace(case, deterministic=fixed) for case in cases for fixed in (True, False)]
 
 
+def _head_dims(options: Options, usual: tuple[int, ...]) -> list[int]:
+    """Those asked for that have gradients."""
+    return [head_dim for head_dim in options.head_dims or usual if head_dim <= MAX_GRADIENT_HEAD_DIM]
+
+
 def _cuda_cases(options: Options) -> list[AnyBackward]:
     shapes = [
         AttentionCase(
@@ -54,7 +60,7 @@ def _cuda_cases(options: Options) -> list[AnyBackward]:
         )
         for dtype in options.dtypes or ("bfloat16",)
         for seqlen in options.seqlens or CUDA_SEQLENS
-        for head_dim in options.head_dims or operations.CUDA_HEAD_DIMS
+        for head_dim in _head_dims(options, operations.CUDA_HEAD_DIMS)
         for causal in (False, True)
     ]
     if options.dtypes or options.seqlens or options.head_dims:
@@ -72,7 +78,7 @@ def _host_cases(options: Options) -> list[AnyBackward]:
     shapes = [
         AttentionCase(1, seqlen, operations.HOST_HEADS, head_dim, dtype=dtype, causal=causal)
         for dtype in options.dtypes or ("float16", "bfloat16", "float32")
-        for head_dim in options.head_dims or (64, 128, 256)
+        for head_dim in _head_dims(options, (64, 128, 256))
         for seqlen in options.seqlens or (HOST_SEQLEN,)
         for causal in (False, True)
     ]

@@ -19,6 +19,7 @@ from cuattn.decode import reduce
 from cuattn.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.errors import ArgumentError
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.head_dims import COLUMNS
 from cuattn.hopper.config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
 from cuattn.kv_formats import KV_FORMATS
 from cuattn.paging import append, copy
@@ -36,7 +37,7 @@ _SINGLE: Mapping[str, Mapping[str, Any]] = {
     "attention_backward_bias_sum": {"Real": "float", "BiasElement": "float", "NUM_THREADS": 256},
     "attention_backward_dq": {"Element": "__half", "NUM_WARPS": 4},
     "attention_backward_rows": {"Element": "__half", "Accumulator": "float", "NUM_WARPS": 4},
-    "attention_backward_sinks": {"Real": "float", "NUM_WARPS": 32},
+    "attention_backward_sinks": {"Real": "float", "Element": "__half", "NUM_WARPS": 32},
     "attention_mask_tiles": {
         **{name: True for name in ("SOFTCAP", "ALIBI", "BIAS", "MASK")},
         "BiasElement": "__half",
@@ -44,7 +45,11 @@ _SINGLE: Mapping[str, Mapping[str, Any]] = {
     },
     "attention_plain": PlainFwdConfig().constants("float16", 0, 0),
     "attention_schedule": {"BLOCK_M": 128, "NUM_THREADS": 1024},
-    "attention_standard": {**PlainFwdConfig().constants("float16", 0, 0), "Probability": "__half", "TILE": 16},
+    "attention_standard": {
+        **PlainFwdConfig().constants("float16", 0, 0),
+        **dict.fromkeys(("Probability", "Element"), "__half"),
+        "TILE": 16,
+    },
     "copy_pages": copy.constants(16),
     "padding_plan": {"NUM_THREADS": 256},
     "padding_rows": {"NUM_THREADS": 256},
@@ -132,7 +137,8 @@ def _decode_constants(row: FlashDecodeConfig, dtype: str, kv_format: str, everyt
     unused = {"SLOT_SCALES": False, "INTERLEAVED": False, "TABLES": False, "BIAS": False, "MASK": False}
     flags = {"PAGED": True, "ALIGNED": True, "Table": "float", "BiasElement": "float"}
     flags |= unused | dict.fromkeys(used, everything)
-    return row.constants(dtype, KV_FORMATS[kv_format], row.max_head_dim, row.max_head_dim, flags)
+    columns, blocks = COLUMNS[row.max_head_dim]
+    return row.constants(dtype, KV_FORMATS[kv_format], row.max_head_dim, columns, flags, column_blocks=blocks)
 
 
 def _generated() -> Iterator[Inspected]:

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 from cuattn.launch import CudaExecutor, HostExecutor
 
 
@@ -41,7 +43,7 @@ class Allocations:
 
 def _owner(array: Any) -> Any:
     """The object whose end frees the memory: views of the array keep it alive, though not the array itself."""
-    if hasattr(array, "data") and hasattr(array.data, "mem"):  # CuPy
+    if not isinstance(array, np.ndarray):  # CuPy's; the buffer of a NumPy array has no name for bfloat16
         return array.data.mem
     while getattr(array, "base", None) is not None:
         array = array.base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,15 +27,17 @@ CUDA_SEQLENS = (1024, 2048, 4096, 8192, 16384)
 CUDA_HEAD_DIMS = (128, 64, 256)
 HOST_SEQLENS = (128, 512, 1024)
 HOST_HEADS = 8
+#: (D, E) with more columns than one CTA computes: two CTAs share a row then, and both compute the scores.
+WIDE_HEADS = ((64, 512), (512, 512))
 
 CUDA_SOFTMAX = ((32768, 1024), (16384, 4096), (262144, 128), (2048, 32768), (16, 4194304))
 HOST_SOFTMAX = ((512, 256), (64, 4096), (4, 65536))
 
 
 def attention_cases(options: Options, executor: str) -> list[AttentionCase]:
-    """The problems of the suite, those that say most first."""
+    """The problems of the suite, those that say most first; wide heads last, unless sizes are asked for."""
     if executor == "cuda":
-        return [
+        cases = [
             AttentionCase(
                 batch=max(1, TOKENS // seqlen),
                 seqlen_q=seqlen,
@@ -48,13 +51,19 @@ def attention_cases(options: Options, executor: str) -> list[AttentionCase]:
             for causal in (False, True)
             for seqlen in options.seqlens or CUDA_SEQLENS
         ]
-    return [
-        AttentionCase(1, seqlen, HOST_HEADS, head_dim, dtype=dtype, causal=causal)
-        for dtype in options.dtypes or ("float16", "bfloat16", "float32")
-        for head_dim in options.head_dims or (64,)
-        for seqlen in options.seqlens or HOST_SEQLENS
-        for causal in (False, True)
-    ]
+        wide = AttentionCase(TOKENS // 4096, 4096, 4, 512, dtype="bfloat16", causal=True)
+    else:
+        cases = [
+            AttentionCase(1, seqlen, HOST_HEADS, head_dim, dtype=dtype, causal=causal)
+            for dtype in options.dtypes or ("float16", "bfloat16", "float32")
+            for head_dim in options.head_dims or (64,)
+            for seqlen in options.seqlens or HOST_SEQLENS
+            for causal in (False, True)
+        ]
+        wide = AttentionCase(1, HOST_SEQLENS[0], 2, 512)
+    if options.dtypes or options.seqlens or options.head_dims:
+        return cases
+    return cases + [replace(wide, head_dim=head_dim, head_dim_v=head_dim_v) for head_dim, head_dim_v in WIDE_HEADS]
 
 
 def softmax_cases(options: Options, executor: str) -> list[SoftmaxCase]:

@@ -6,6 +6,7 @@ output checked before it is timed. One that is not installed, or refuses a probl
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ Inputs = Mapping[str, Any]
 #: Takes case and inputs, returns the call to time; the call returns its output as a CuPy array.
 Prepare = Callable[[Any, Inputs], Callable[[], Any]]
 
+#: Attention libraries for torch with a function ``flash_attn_func``, by the module that has it.
+WHEELS = {"flash-attn": "flash_attn", "flash-attn 3": "flash_attn_interface"}
 NAIVE_MAX_LOGITS = 2**28  # the N × M matrices of plain CuPy, several of them, in float32
 
 
@@ -53,7 +56,8 @@ def attention_peers() -> list[Peer]:
     }
     peers = [Peer("CuPy, unfused", naive_attention)]
     if importlib.util.find_spec("torch"):
-        peers = [Peer(name, _sdpa(backend)) for name, backend in backends.items()] + peers
+        wheels = [Peer(name, _wheel(module)) for name, module in WHEELS.items() if importlib.util.find_spec(module)]
+        peers = [Peer(name, _sdpa(backend)) for name, backend in backends.items()] + wheels + peers
     return peers
 
 
@@ -114,6 +118,25 @@ def _sdpa(backend: str | None) -> Prepare:
         def call() -> Any:
             with attention.sdpa_kernel(chosen), torch.no_grad():
                 return scaled_dot_product_attention(q, k, v, **options)
+
+        return call
+
+    return prepare
+
+
+def _wheel(module: str) -> Prepare:
+    """``flash_attn_func`` of an installed library; its layout is that of cuattn."""
+
+    def prepare(case: AttentionCase, inputs: Inputs) -> Callable[[], Any]:
+        import torch
+
+        function = importlib.import_module(module).flash_attn_func
+        q, k, v = (to_torch(inputs[name]) for name in "qkv")
+
+        def call() -> Any:
+            with torch.no_grad():
+                out = function(q, k, v, softmax_scale=case.scale, causal=bool(case.causal))
+            return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)  # as SDPA returns it
 
         return call
 
@@ -186,9 +209,9 @@ def torch_softmax(case: SoftmaxCase, inputs: Inputs) -> Callable[[], Any]:
     """torch's function of the same name."""
     import torch
 
-    functions = {"softmax": torch.softmax, "log_softmax": torch.log_softmax, "logsumexp": torch.logsumexp}
+    function: Callable[..., Any] = getattr(torch, case.kind)
     x = to_torch(inputs["x"])
-    return lambda: functions[case.kind](x, -1)
+    return lambda: function(x, -1)
 
 
 def naive_softmax(case: SoftmaxCase, inputs: Inputs) -> Callable[[], Any]:

@@ -105,6 +105,11 @@ class Report:
         """Records of cuattn itself that have an error. A peer that refuses a problem is no failure."""
         return tuple(record for record in self.records if record.error and record.provider == "cuattn")
 
+    @property
+    def missed(self) -> tuple[Record, ...]:
+        """Records that were measured and missed a goal of theirs."""
+        return tuple(record for record in self.records if not record.error and not all(record.verdicts.values()))
+
     def to_json(self) -> str:
         """Text that `from_json` reads. No paths of this machine are in it."""
         data = {name: getattr(self, name) for name in ("schema_version", "created", "duration_s", "environment")}

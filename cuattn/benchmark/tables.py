@@ -57,6 +57,7 @@ def summary(report: Report) -> RenderableType:
     parts += [Text(error_line(record), "red") for record in report.records if record.error]
     if goals := goals_line(report.records):
         parts.append(Text(goals))
+    parts += [Text(missed_line(record), "bold red") for record in report.missed]
     return Group(*parts)
 
 
@@ -144,6 +145,13 @@ def goals_line(records: Sequence[Record]) -> str:
     """How many goals were reached; empty where there are none."""
     verdicts = [verdict for record in records for verdict in record.verdicts.values()]
     return f"{sum(verdicts)} of {len(verdicts)} goals reached" if verdicts else ""
+
+
+def missed_line(record: Record) -> str:
+    """The goals of a record that were missed, and by how much."""
+    missed = (name for name, reached in record.verdicts.items() if not reached)
+    words = (f"{heading(name)} is {cell(name, record.metrics)}, goal {record.goals[name]}" for name in missed)
+    return f"missed: {record.suite}, {label(record.case)}: {'; '.join(words)}"
 
 
 @contextmanager

@@ -165,4 +165,4 @@ def _load(capability: tuple[int, int]) -> Any:
 
     target = compile.for_device(capability)
     binary = compile.build_source(_SOURCE, name="benchmark_timer.cu", arch=target.arch, kind=target.kind)
-    return cupy.RawModule(path=str(binary.path))
+    return cupy.RawModule(path=str(compile.on_disk(binary)))

@@ -18,11 +18,12 @@ from cuattn.backward.config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import significant
-from cuattn.compile import occupancy
+from cuattn.compile import nvrtc, occupancy
 from cuattn.compile.resources import Resources
-from cuattn.config import BUCKETS, FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS, FlashFwdConfig
+from cuattn.config import FLASH_FWD_CONFIGS, FlashFwdConfig
 from cuattn.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.head_dims import BUCKETS, COLUMNS, HEAD_DIM_BUCKETS
 from cuattn.kv_formats import KV_FORMATS
 
 ARCHS = ("sm_80", "sm_90a")
@@ -65,15 +66,16 @@ def attention_variants() -> Iterator[Variant]:
 def attention_variant(row: FlashFwdConfig, dtype: str, options: ForwardOptions, *, aligned: bool = True) -> Variant:
     """A row compiled with some options, for the largest head dim that it is legal for."""
     head_dim = largest_head_dim(row)
+    columns, blocks = COLUMNS[head_dim]
     products = "_tf32" if row.products == "mma" and row.itemsize == 4 else ""
     few = "_few" if row.max_seqlen_q else ""
     return Variant(
         f"{row.source}_{dtype}{products}_d{head_dim}_{row.block_m}x{row.block_n}_w{row.num_warps}_s{row.num_stages}"
         f"{few}_{options.label}{'' if aligned else '_unaligned'}",
         row.source,
-        row.constants(dtype, head_dim, head_dim, options, aligned=aligned),
+        row.constants(dtype, head_dim, columns, options, aligned=aligned, column_blocks=blocks),
         row.num_threads,
-        row.smem_bytes(head_dim, head_dim),
+        row.smem_bytes(head_dim, columns),
         1000 if head_dim <= 128 and options in (PLAIN, CAUSAL) else None,
     )
 
@@ -148,6 +150,7 @@ def decode_variant(
 ) -> Variant:
     """A row compiled with some options and for a format of the cache, at the largest head dim that it is meant for."""
     kv_format, head_dim, everything = KV_FORMATS[format_name], row.max_head_dim, options == "everything"
+    columns, blocks = COLUMNS[head_dim]
     flags: dict[str, Any] = {
         **{"ALIGNED": aligned, "PAGED": True, "SLOT_SCALES": slot_scales},
         **{"BOUND_LEFT": everything, "BOUND_RIGHT": options != "plain"},
@@ -159,9 +162,9 @@ def decode_variant(
         f"{row.source}_{format_name}_d{head_dim}_{row.block_m}x{row.block_n}_w{row.warps_m}x{row.warps_n}"
         f"_{options}{marks}",
         row.source,
-        row.constants(DTYPE[row.itemsize], kv_format, head_dim, head_dim, flags),
+        row.constants(DTYPE[row.itemsize], kv_format, head_dim, columns, flags, column_blocks=blocks),
         row.num_threads,
-        row.smem_bytes(head_dim, head_dim, kv_format),
+        row.smem_bytes(head_dim, columns, kv_format),
         1000 if head_dim <= 128 and not everything else None,
     )
 
@@ -177,7 +180,8 @@ def all_attention() -> Iterator[Variant]:
 def largest_head_dim(row: FlashFwdConfig | FlashBwdConfig | BiasBwdConfig) -> int:
     """The largest bucket for which the row is legal somewhere."""
     limit = max(compile.smem_limit_bytes(arch) for arch in ARCHS)
-    return max(d for d in HEAD_DIM_BUCKETS if d <= BUCKETS[row.max_head_dim] and row.is_legal(d, d, limit))
+    sizes = (size for size in HEAD_DIM_BUCKETS if size <= BUCKETS[row.max_head_dim])
+    return max(size for size in sizes if row.is_legal(size, COLUMNS[size][0], limit))
 
 
 def softmax_variants() -> Iterator[Variant]:
@@ -245,9 +249,9 @@ def build_cold(variant: Variant, arch: str, kind: str) -> tuple[dict[str, float]
     """Compile without any cache, and say what it took; NVRTC itself is loaded and warm."""
     with empty_cache():
         compile.build_source("", name="nothing.cu", arch=arch, kind="ptx")
-        start, start_cpu = time.perf_counter(), time.process_time()
+        start, start_cpu = time.perf_counter(), time.process_time() + nvrtc.cpu_seconds()
         binary = compile.build(variant.source, variant.constants, arch=arch, kind=kind)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() + nvrtc.cpu_seconds() - start_cpu
     return {"nvrtc_ms": significant(1e3 * seconds), "nvrtc_cpu_ms": significant(1e3 * cpu_seconds)}, binary
 
 

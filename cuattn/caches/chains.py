@@ -15,22 +15,24 @@ __all__ = ["adopt", "publish", "publish_again", "step_back"]
 
 def adopt(pool: PagePool, index: PrefixIndex, seq: Sequence, page_size: int) -> None:
     """Give a new sequence the pages that can be found for its first tokens, but not for its last token."""
+    found = seq._tip
     for first in range(0, len(seq._tokens) - page_size, page_size):
-        node = index.find(seq._tip, tuple(seq._tokens[first : first + page_size]))
+        node = index.find(found, tuple(seq._tokens[first : first + page_size]))
         if node is None or node.page is None:
-            return
-        pool.share(node.page)
-        seq._pages.append(node.page)
-        seq._length += page_size
-        _move_tip(index, seq, node)
+            break
+        seq._pages.append(node.page)  # nobody else has the sequence yet: nothing of it needs to be put back
+        found = node
+    seq._length = page_size * len(seq._pages)
+    pool.share(seq._pages)
+    move_tip(index, seq, found)
 
 
-def publish(pool: PagePool, index: PrefixIndex, seq: Sequence, page_size: int) -> None:
+def publish(index: PrefixIndex, seq: Sequence, page_size: int) -> None:
     """Let the full pages of a sequence be found, as far as its tokens are known."""
-    while (end := (seq._tip.depth + 1) * page_size) <= min(seq._length, len(seq._tokens)):
-        node = index.extend(seq._tip, tuple(seq._tokens[end - page_size : end]))
-        pool.publish(seq._pages[node.depth - 1], node)
-        _move_tip(index, seq, node)
+    tip, num_known = seq._tip, min(seq._length, len(seq._tokens))
+    while (end := (tip.depth + 1) * page_size) <= num_known:
+        tip = index.extend(tip, tuple(seq._tokens[end - page_size : end]), seq._pages[tip.depth])
+    move_tip(index, seq, tip)
 
 
 def publish_again(pool: PagePool, seq: Sequence) -> None:
@@ -46,10 +48,12 @@ def step_back(index: PrefixIndex, seq: Sequence, page_size: int) -> None:
     node = seq._tip
     while node.parent is not None and node.depth * page_size > seq._length:
         node = node.parent
-    _move_tip(index, seq, node)
+    move_tip(index, seq, node)
 
 
-def _move_tip(index: PrefixIndex, seq: Sequence, node: Node) -> None:
-    index.hold(node)
-    index.let_go(seq._tip)
-    seq._tip = node
+def move_tip(index: PrefixIndex, seq: Sequence, node: Node) -> None:
+    """Let a sequence hold another node."""
+    if node is not seq._tip:
+        index.hold(node)
+        index.let_go(seq._tip)
+        index.journal.assign(seq, "_tip", node)

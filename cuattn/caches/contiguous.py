@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.caches.reservation import Reservation
+from cuattn.caches.books import OpenStep
 from cuattn.caches.rows import RowCache, RowSequence, check_number
 from cuattn.caches.step import Step
 from cuattn.errors import CacheFullError
@@ -39,8 +39,8 @@ class KVCache(RowCache):
 
     Notes
     -----
-    *All or nothing.* A call that raises has changed nothing. Tokens of a step that is aborted have been written behind
-    the last token of their sequence, where nobody reads them.
+    *All or nothing.* A call that raises has changed nothing, as for `PagedKVCache`. Tokens of a step that is aborted
+    have been written behind the last token of their sequence, where nobody reads them.
 
     *Threads.* One lock guards the rows and lengths: every method of a cache may be called from any thread. A step, and
     the sequences in it, belong to one thread at a time. On a GPU all work of a cache goes to one stream, or the caller
@@ -115,8 +115,8 @@ class KVCache(RowCache):
     def _num_cached(self, seq: RowSequence) -> int:
         return seq._length
 
-    def _step(self, seqs: list[Any], counts: list[int], tokens: list[list[int]]) -> Step:
-        return ContiguousStep(self, seqs, counts, tokens, Reservation())  # type: ignore[arg-type]
+    def _step(self, opened: OpenStep) -> Step:
+        return ContiguousStep(self, opened)
 
 
 class ContiguousStep(Step):
@@ -125,10 +125,10 @@ class ContiguousStep(Step):
     def _attend_batch(self, q: Any, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
         from cuattn.decode.dense import decode_attention
 
-        rows = self.block_tables[:, 0]
+        rows = self._block_tables[:, 0]
         if (np.diff(rows) != 1).any() or not rows.size:
             return super()._attend_batch(q, arrays, options)
         own = slice(int(rows[0]), int(rows[-1]) + 1)
         names = {name.replace("pages", "cache"): x for name, x in arrays.items()}
         of_slots = {name: x[own] for name, x in names.items() if getattr(x, "ndim", 0) >= 3}
-        return decode_attention(q, seqlens_k=self.seqlens_k, **{**names, **of_slots}, **options)
+        return decode_attention(q, seqlens_k=self._seqlens_k, **{**names, **of_slots}, **options)

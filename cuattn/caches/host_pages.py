@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
+
+from cuattn.caches.journal import Journal
 
 __all__ = ["HostPages"]
 
@@ -19,7 +22,8 @@ class HostPages:
     that page is given to somebody else.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self._contents: dict[int, Contents] = {}
         self._references: dict[int, int] = {}
         self._page_of: dict[int, int] = {}
@@ -47,30 +51,37 @@ class HostPages:
     def store(self, page: int, contents: Contents) -> None:
         """Keep what a page on the device holds, for tables that will `share` it."""
         host_page = next(self._numbers)
-        self._contents[host_page] = contents
-        self._references[host_page] = 0
+        self._journal.put(self._contents, host_page, contents)
+        self._journal.put(self._references, host_page, 0)
         self.link(host_page, page)
 
     def link(self, host_page: int, page: int) -> None:
         """A page on the device holds the same as a host page."""
-        self._page_of[host_page] = page
-        self._host_of[page] = host_page
+        self._journal.put(self._page_of, host_page, page)
+        self._journal.put(self._host_of, page, host_page)
 
-    def unlink(self, page: int) -> None:
-        """A page on the device will hold something else."""
-        host_page = self._host_of.pop(page, None)
-        if host_page is not None:
-            del self._page_of[host_page]
+    def unlink(self, pages: Iterable[int]) -> None:
+        """Pages on the device will hold something else."""
+        if self._host_of:
+            for page in pages:
+                host_page = self._host_of.get(page)
+                if host_page is not None:
+                    self._journal.drop(self._host_of, page)
+                    self._journal.drop(self._page_of, host_page)
 
     def share(self, host_page: int) -> None:
         """One more table holds a host page."""
-        self._references[host_page] += 1
+        self._journal.put(self._references, host_page, self._references[host_page] + 1)
 
     def release(self, host_page: int) -> None:
         """One table less holds a host page; without any it is gone."""
-        self._references[host_page] -= 1
-        if not self._references[host_page]:
-            del self._references[host_page], self._contents[host_page]
-            page = self._page_of.pop(host_page, None)
-            if page is not None:
-                del self._host_of[page]
+        left = self._references[host_page] - 1
+        if left:
+            self._journal.put(self._references, host_page, left)
+            return
+        self._journal.drop(self._references, host_page)
+        self._journal.drop(self._contents, host_page)
+        page = self._page_of.get(host_page)
+        if page is not None:
+            self._journal.drop(self._page_of, host_page)
+            self._journal.drop(self._host_of, page)

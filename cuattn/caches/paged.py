@@ -6,22 +6,23 @@ management for large language model serving with PagedAttention", 2023 (arXiv:23
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 
 from cuattn.caches import chains, reservation
+from cuattn.caches.books import Books, OpenStep, reading, transaction
 from cuattn.caches.host_pages import HostPages
 from cuattn.caches.pages import PagePool
-from cuattn.caches.prefix import PrefixIndex
+from cuattn.caches.prefix import PrefixIndex, key_of
 from cuattn.caches.sequence import (
     Sequence,
     check_sequence,
     check_sequences,
     count_list,
-    is_integer,
+    grow,
+    listed,
     new_tokens,
     token_list,
 )
@@ -29,12 +30,15 @@ from cuattn.caches.statistics import CacheStats, collect
 from cuattn.caches.step import Step, block_tables
 from cuattn.caches.storage import PageStorage, check_format, check_scales
 from cuattn.caches.swap import swap_in, swap_out
-from cuattn.errors import ArgumentError, ArrayTypeError
+from cuattn.errors import ArgumentError
+from cuattn.launch import executor_of_module
+from cuattn.messages import shown
+from cuattn.scalars import MAX_EXTENT, check_flag, integer
 
 __all__ = ["PagedKVCache"]
 
 
-class PagedKVCache:
+class PagedKVCache(Books):
     """Keys and values of many sequences in pages of equal size, as an operating system keeps memory.
 
     A sequence has a table of pages, and gets the next page when its last one is full: less than one page a sequence is
@@ -57,7 +61,7 @@ class PagedKVCache:
     page_size : int
         Slots of a page: tokens of one sequence.
     num_layers, num_kv_heads, head_dim : int
-        Of the model. Head dims are 1 to 256.
+        Of the model. Head dims are 1 to 512.
     dtype : float16, bfloat16, float32 or float64
         Of the keys and values that `Step.append` gets, and of what is stored if there is no ``kv_format``.
     head_dim_v : int, optional
@@ -80,9 +84,13 @@ class PagedKVCache:
     known by its tokens and by those of every page before it: they are hashed in a chain, and compared, so that a
     collision of hashes can never give wrong keys.
 
-    *All or nothing.* A call that raises has changed nothing.
+    *All or nothing.* A call that raises has changed nothing. That holds for whatever is raised, an interrupt or a
+    `MemoryError` at any moment among them: a call happens at one of its last instructions, and until then all of it is
+    undone. (An interrupt that comes after that instruction finds everything done.) A step that ``reserve`` could not
+    return is aborted by the next call. Caches, sequences and steps can be neither copied nor pickled.
 
-    *Threads.* One lock guards the tables: every method of a cache may be called from any thread. A step, and the
+    *Threads.* One lock guards the tables: every method of a cache may be called from any thread, but not by a signal
+    handler or a finalizer that runs in the middle of another call of its thread (`NotSupportedError`). A step, and the
     sequences in it, belong to one thread at a time. On a GPU all work of a cache goes to one stream, or the caller
     orders its streams: pages change hands when a call returns, not when the device gets there.
 
@@ -134,17 +142,15 @@ class PagedKVCache:
         array_module: Any = np,
         prefix_caching: bool = False,
     ) -> None:
-        self.num_pages = _positive("num_pages", num_pages)
-        self.page_size = _positive("page_size", page_size)
-        self.num_layers = _positive("num_layers", num_layers)
-        self.num_kv_heads = _positive("num_kv_heads", num_kv_heads)
-        self.head_dim = _positive("head_dim", head_dim)
-        self.head_dim_v = self.head_dim if head_dim_v is None else _positive("head_dim_v", head_dim_v)
-        if not isinstance(prefix_caching, bool | np.bool_):
-            raise ArgumentError(f"prefix_caching is {prefix_caching!r}; allowed are False and True")
-        self.prefix_caching = bool(prefix_caching)
-        if getattr(array_module, "__name__", None) not in ("numpy", "cupy"):
-            raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
+        super().__init__()
+        self.num_pages = integer("num_pages", num_pages, 1, MAX_EXTENT)
+        self.page_size = integer("page_size", page_size, 1, MAX_EXTENT)
+        self.num_layers = integer("num_layers", num_layers, 1, MAX_EXTENT)
+        self.num_kv_heads = integer("num_kv_heads", num_kv_heads, 1, MAX_EXTENT)
+        self.head_dim = integer("head_dim", head_dim, 1, MAX_EXTENT)
+        self.head_dim_v = self.head_dim if head_dim_v is None else integer("head_dim_v", head_dim_v, 1, MAX_EXTENT)
+        self.prefix_caching = check_flag("prefix_caching", prefix_caching)
+        executor_of_module(array_module)
         format_row = check_format(dtype, kv_format, {"head_dim": self.head_dim, "head_dim_v": self.head_dim_v})
         self._storage = PageStorage(
             array_module,
@@ -153,11 +159,9 @@ class PagedKVCache:
             format_row,
             check_scales(format_row, {"k_scale": k_scale, "v_scale": v_scale}),
         )
-        self._index = PrefixIndex()
-        self._host = HostPages()
-        self._pool = PagePool(self.num_pages, self._index, self._host.unlink)
-        self._sequences: dict[Sequence, None] = {}
-        self._lock = threading.RLock()
+        self._index = PrefixIndex(self._journal)
+        self._host = HostPages(self._journal)
+        self._pool = PagePool(self.num_pages, self._index, self._host.unlink, self._journal)
         self._num_hits = self._num_copies = 0
 
     @property
@@ -166,10 +170,10 @@ class PagedKVCache:
         return self._storage.kv_format.name
 
     @property
+    @reading
     def sequences(self) -> tuple[Sequence, ...]:
         """All sequences that have not been freed, in the order in which they were made."""
-        with self._lock:
-            return tuple(self._sequences)
+        return tuple(sorted(self._sequences, key=lambda seq: seq._number))
 
     @property
     def nbytes(self) -> int:
@@ -182,16 +186,16 @@ class PagedKVCache:
         ``k_pages`` and ``v_pages`` are views [num_pages, page_size, kv_heads, head_dim]; with them come ``kv_format``
         and the scales, if there are any.
         """
-        if not is_integer(layer) or not 0 <= layer < self.num_layers:
-            raise ArgumentError(f"layer is {layer!r}; 0 to {self.num_layers - 1} are allowed")
-        return dict(self._storage.layers[layer])
+        return dict(self._storage.layers[integer("layer", layer, 0, self.num_layers - 1)])
 
+    @listed
+    @reading
     def block_tables(self, seqs: Iterable[Sequence]) -> tuple[np.ndarray, np.ndarray]:
         """The page tables, int32 [B, max_pages] with -1 behind the last page, and the lengths, int32 [B]."""
-        with self._lock:
-            seqs = check_sequences(self, "seqs", seqs, idle=False)
-            return block_tables(seqs), np.array([seq._length for seq in seqs], np.int32)
+        seqs = check_sequences(self, seqs, idle=False)
+        return block_tables(seqs), np.array([seq._length for seq in seqs], np.int32)
 
+    @transaction
     def add(self, tokens: Any = None, cache_key: Hashable = None) -> Sequence:
         """A new sequence.
 
@@ -204,7 +208,7 @@ class PagedKVCache:
             once or in parts.
         cache_key : hashable, optional
             What the keys and values depend on besides the tokens, such as the name of an adapter or a tenant. Only
-            sequences whose keys are equal share prefixes.
+            sequences whose keys are equal and of one type share prefixes: 1, True, 1.0 and "1" are four keys.
 
         Raises
         ------
@@ -213,18 +217,21 @@ class PagedKVCache:
         """
         known = [] if tokens is None else token_list("tokens", tokens)
         try:
-            hash(cache_key)
-        except TypeError as error:
-            raise ArgumentError(f"cache_key is {cache_key!r}; something hashable is needed") from error
-        with self._lock:
-            seq = Sequence(self, self._index.root(cache_key), known)
-            self._index.hold(seq._tip)
-            if self.prefix_caching:
-                chains.adopt(self._pool, self._index, seq, self.page_size)
-            self._num_hits += len(seq._pages)
-            self._sequences[seq] = None
-            return seq
+            hash(key_of(cache_key))
+        except MemoryError:
+            raise
+        except Exception as error:  # __hash__ raises what it likes
+            raise ArgumentError(f"cache_key is {shown(cache_key)}; something hashable is needed") from error
+        seq = Sequence(self, self._index.root(cache_key), known)
+        self._index.hold(seq._tip)
+        if self.prefix_caching:
+            chains.adopt(self._pool, self._index, seq, self.page_size)
+        self._journal.assign(self, "_num_hits", self._num_hits + len(seq._pages))
+        self._journal.put(self._sequences, seq, None)
+        return seq
 
+    @listed
+    @transaction
     def reserve(self, seqs: Iterable[Sequence], counts: Any, tokens: Any = None) -> Step:
         """Open a step: room for ``counts`` more tokens in each sequence.
 
@@ -254,24 +261,19 @@ class PagedKVCache:
         ArgumentError, ArrayTypeError
             ``counts`` or ``tokens`` do not fit the sequences, or a sequence is named twice.
         """
-        with self._lock:
-            seqs = check_sequences(self, "seqs", seqs)
-            counts = count_list(counts, len(seqs))
-            new = new_tokens(seqs, counts, tokens)
-            done = reservation.reserve(self._pool, self._index, self._host, seqs, counts, self.page_size)
-            try:
-                if done.copies:
-                    _, sources, targets = zip(*done.copies, strict=True)
-                    self._storage.copy(sources, targets)
-                step = Step(self, seqs, counts, new, done)
-            except BaseException:
-                reservation.restore(self._pool, self._index, done, written=False)
-                raise
-            self._num_copies += len(done.copies)
-            for seq, count in zip(seqs, counts, strict=True):
-                seq._step, seq._num_reserved = step, count
-            return step
+        seqs = check_sequences(self, seqs)
+        counts = count_list(counts, len(seqs))
+        new = new_tokens(seqs, counts, tokens)
+        done = reservation.reserve(
+            *(self._journal, self._pool, self._index, self._host, self._storage), seqs, counts, self.page_size
+        )
+        self._journal.assign(self, "_num_copies", self._num_copies + len(done.copies))
+        opened = OpenStep(tuple(seqs), tuple(counts), new, done)
+        step = Step(self, opened)
+        self._open_step(opened, step)
+        return step
 
+    @transaction
     def fork(self, seq: Sequence) -> Sequence:
         """Another sequence with the same tokens, on the same pages: for several samples of a prompt, or beams.
 
@@ -282,17 +284,16 @@ class PagedKVCache:
         SequenceError
             The sequence has been freed, is swapped out, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq)
-            self._index.hold(seq._tip)
-            for page in seq._pages:
-                self._pool.share(page)
-            other = Sequence(self, seq._tip, list(seq._tokens))
-            other._pages.extend(seq._pages)
-            other._length = seq._length
-            self._sequences[other] = None
-            return other
+        check_sequence(self, "seq", seq)
+        other = Sequence(self, seq._tip, list(seq._tokens))
+        other._pages.extend(seq._pages)
+        other._length = seq._length
+        self._index.hold(seq._tip)
+        self._pool.share(seq._pages)
+        self._journal.put(self._sequences, other, None)
+        return other
 
+    @transaction
     def truncate(self, seq: Sequence, length: int) -> None:
         """Keep the first ``length`` tokens of a sequence, and forget the others: tokens that were not accepted.
 
@@ -303,15 +304,17 @@ class PagedKVCache:
         SequenceError
             The sequence has been freed, is swapped out, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq)
-            length = count_list([length], 1, "length", most=seq._length)[0]
-            num_pages = -(-length // self.page_size)
-            self._pool.release_all(seq._pages[num_pages:])
-            del seq._pages[num_pages:], seq._tokens[length:]
-            seq._length = length
-            chains.step_back(self._index, seq, self.page_size)
+        check_sequence(self, "seq", seq)
+        length = integer("length", length, 0, seq._length)
+        num_pages = -(-length // self.page_size)
+        if num_pages < len(seq._pages):
+            self._pool.release(seq._pages[num_pages:])
+            self._journal.cut(seq._pages, num_pages)
+        self._journal.cut(seq._tokens, length)
+        self._journal.assign(seq, "_length", length)
+        chains.step_back(self._index, seq, self.page_size)
 
+    @transaction
     def free(self, seq: Sequence) -> None:
         """Give a sequence up, live or swapped out. Pages that only it had are free, or cached if they can be found.
 
@@ -320,16 +323,18 @@ class PagedKVCache:
         SequenceError
             The sequence has been freed already, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq, states=("live", "swapped"))
-            self._pool.release_all(seq._pages)
-            for host_page in seq._host_pages:
-                self._host.release(host_page)
-            self._index.let_go(seq._tip)
-            del seq._pages[:], seq._host_pages[:]
-            seq._state = "freed"
-            del self._sequences[seq]
+        check_sequence(self, "seq", seq, states=("live", "swapped"))
+        self._pool.release(seq._pages)
+        for host_page in seq._host_pages:
+            self._host.release(host_page)
+        self._index.let_go(seq._tip)
+        self._journal.cut(seq._pages, 0)
+        self._journal.cut(seq._host_pages, 0)
+        self._journal.assign(seq, "_state", "freed")
+        self._journal.drop(self._sequences, seq)
 
+    @listed
+    @transaction
     def swap_out(self, seqs: Sequence | Iterable[Sequence]) -> None:
         """Move sequences to host memory, which needs no room in the cache and may be paged out itself.
 
@@ -341,9 +346,11 @@ class PagedKVCache:
         SequenceError
             A sequence has been freed, is swapped out, belongs to another cache or to an open step.
         """
-        with self._lock:
-            swap_out(self._pool, self._host, self._storage, check_sequences(self, "seqs", seqs))
+        seqs = check_sequences(self, seqs)
+        swap_out(self._journal, self._pool, self._host, self._storage, seqs)
 
+    @listed
+    @transaction
     def swap_in(self, seqs: Sequence | Iterable[Sequence]) -> None:
         """Bring sequences back: all of them, or none.
 
@@ -357,14 +364,13 @@ class PagedKVCache:
         SequenceError
             A sequence is not swapped out, or belongs to another cache.
         """
-        with self._lock:
-            seqs = check_sequences(self, "seqs", seqs, states=("swapped",))
-            swap_in(self._pool, self._host, self._storage, seqs)
+        seqs = check_sequences(self, seqs, states=("swapped",))
+        swap_in(self._journal, self._pool, self._host, self._storage, seqs)
 
+    @reading
     def stats(self) -> CacheStats:
         """How full the cache is, and what it has done so far."""
-        with self._lock:
-            return collect(self)
+        return collect(self)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -373,24 +379,18 @@ class PagedKVCache:
             f"{stats.cached} cached, {stats.free} free; {stats.sequences} sequences)"
         )
 
-    def _commit(self, step: Step) -> None:
-        for seq, count, tokens in zip(step.sequences, step.counts.tolist(), step._new_tokens, strict=True):
-            seq._length += count
-            seq._tokens += tokens
-            seq._step, seq._num_reserved = None, 0
-            if self.prefix_caching:
-                chains.publish(self._pool, self._index, seq, self.page_size)
+    @transaction
+    def _commit(self, handle: Step) -> None:
+        step = handle._opened
+        step.check_open(handle)
+        step.check_complete(self.num_layers)
+        grow(self._journal, step)
+        if self.prefix_caching:
+            for seq in step.sequences:
+                chains.publish(self._index, seq, self.page_size)
         reservation.settle(self._pool, self._index, step._reservation)
-        step.is_open = False
+        self._close_step(step)
 
-    def _abort(self, step: Step) -> None:
-        reservation.restore(self._pool, self._index, step._reservation, written=bool(step._appended))
-        for seq in step.sequences:
-            seq._step, seq._num_reserved = None, 0
-        step.is_open = False
-
-
-def _positive(name: str, value: Any) -> int:
-    if not is_integer(value) or not 1 <= value < 2**31:
-        raise ArgumentError(f"{name} is {value!r}; integers from 1 to {2**31 - 1} are allowed")
-    return int(value)
+    def _give_up(self, step: OpenStep) -> None:
+        reservation.restore(self._journal, self._pool, self._index, step._reservation, written=step.is_written)
+        self._close_step(step)

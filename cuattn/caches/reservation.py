@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from cuattn.caches.host_pages import HostPages
+from cuattn.caches.journal import Journal
 from cuattn.caches.pages import PagePool
 from cuattn.caches.prefix import Node, PrefixIndex
 from cuattn.caches.sequence import Sequence
+from cuattn.caches.storage import PageStorage
 from cuattn.errors import OutOfPagesError
 
-__all__ = ["Reservation", "reserve"]
+__all__ = ["Reservation", "reserve", "restore", "settle"]
 
 
 @dataclass(slots=True)
@@ -25,7 +28,7 @@ class Reservation:
         The sequence, the page whose place in its table was taken by a copy, and the copy. The first is kept for the
         sequence, as a reference, until the step is over.
     extensions : list of (Sequence, int)
-        How many pages were put behind the table of each sequence.
+        How many pages were put behind the table of a sequence.
     withdrawn : list of (Node, int)
         Nodes, held until the step is over, whose pages will be written and therefore are found no more.
     """
@@ -36,11 +39,18 @@ class Reservation:
 
 
 def reserve(
-    pool: PagePool, index: PrefixIndex, host: HostPages, seqs: Items[Sequence], counts: Items[int], page_size: int
+    journal: Journal,
+    pool: PagePool,
+    index: PrefixIndex,
+    host: HostPages,
+    storage: PageStorage,
+    seqs: Items[Sequence],
+    counts: Items[int],
+    page_size: int,
 ) -> Reservation:
     """Give each sequence the pages for ``counts`` more tokens, those to be copied before they are written included.
 
-    Raises `OutOfPagesError`, and then nothing has changed.
+    The copies are made. Raises `OutOfPagesError`, and then nothing has changed.
     """
     written = [
         seq for seq, count in zip(seqs, counts, strict=True) if count and seq._length % page_size
@@ -59,32 +69,43 @@ def reserve(
         )
 
     done = Reservation()
+    num_free = pool.num_free
+    taken = pool.take(needed) if needed else []
     for seq in written:
         page = seq._pages[-1]
         if seq in copied:
-            seq._pages[-1] = pool.take()
-            done.copies.append((seq, page, seq._pages[-1]))
+            copy = taken[len(done.copies)]
+            journal.write(seq._pages, len(seq._pages) - 1, copy)
+            done.copies.append((seq, page, copy))
             continue
-        host.unlink(page)
+        host.unlink([page])
         node = index.node_of(page)
         if node is not None:
             index.hold(node)
             index.withdraw(page)
             done.withdrawn.append((node, page))
+    first = len(done.copies)
     for seq, num_pages in zip(seqs, missing, strict=True):
-        seq._pages.extend(pool.take() for _ in range(num_pages))
-        done.extensions.append((seq, num_pages))
+        if num_pages:
+            journal.extend(seq._pages, array("i", taken[first : first + num_pages]))
+            done.extensions.append((seq, num_pages))
+            first += num_pages
+    if done.copies:
+        targets = [copy for _, _, copy in done.copies]
+        storage.keep(journal, targets[num_free:])
+        storage.copy([page for _, page, _ in done.copies], targets)
     return done
 
 
-def restore(pool: PagePool, index: PrefixIndex, done: Reservation, *, written: bool) -> None:
-    """Undo `reserve`. Pages that were ``written`` meanwhile cannot be found by their prefix any more."""
+def restore(journal: Journal, pool: PagePool, index: PrefixIndex, done: Reservation, *, written: bool) -> None:
+    """Take back what `reserve` did. Pages that were ``written`` meanwhile cannot be found by their prefix any more."""
     for seq, num_pages in reversed(done.extensions):
-        for _ in range(num_pages):
-            pool.release(seq._pages.pop())
+        num_kept = len(seq._pages) - num_pages
+        pool.release(seq._pages[num_kept:])
+        journal.cut(seq._pages, num_kept)
     for seq, page, copy in reversed(done.copies):
-        seq._pages[-1] = page
-        pool.release(copy)
+        journal.write(seq._pages, len(seq._pages) - 1, page)
+        pool.release([copy])
     for node, page in reversed(done.withdrawn):
         if not written:
             pool.publish(page, node)
@@ -94,7 +115,7 @@ def restore(pool: PagePool, index: PrefixIndex, done: Reservation, *, written: b
 def settle(pool: PagePool, index: PrefixIndex, done: Reservation) -> None:
     """Keep what `reserve` did for good: pages that were copied lose a table, and those written their old prefix."""
     for _, page, _ in done.copies:
-        pool.release(page)
+        pool.release([page])
     for node, _ in done.withdrawn:
         index.let_go(node)
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from cuattn.caches.books import Books, OpenStep, reading, transaction
 from cuattn.caches.prefix import Node
-from cuattn.caches.sequence import Sequence, check_sequence, check_sequences, count_list, new_tokens, token_list
+from cuattn.caches.reservation import Reservation
+from cuattn.caches.sequence import (
+    Sequence,
+    check_sequence,
+    check_sequences,
+    count_list,
+    grow,
+    listed,
+    new_tokens,
+    token_list,
+)
 from cuattn.caches.step import Step
 from cuattn.caches.storage import PageStorage, check_format, check_scales
-from cuattn.errors import ArgumentError, ArrayTypeError, CacheFullError
+from cuattn.errors import CacheFullError
+from cuattn.launch import executor_of_module
+from cuattn.scalars import MAX_EXTENT, integer
 
 __all__ = ["RowCache", "RowSequence", "RowStats"]
 
@@ -37,7 +47,7 @@ class RowSequence(Sequence):
     __slots__ = ("_first",)
 
     def __init__(self, cache: RowCache, row: int, tokens: list[int]) -> None:
-        super().__init__(cache, Node(None, (), 0), tokens)  # type: ignore[arg-type]  # no prefixes are looked for here
+        super().__init__(cache, Node(None, (), 0), tokens)  # no prefixes are looked for here
         self._pages.append(row)
         self._first = 0  # the oldest token behind the sinks that a streaming cache still has
 
@@ -88,7 +98,7 @@ class RowStats:
         return self.waste / (self.sequences * self.capacity) if self.sequences else 0.0
 
 
-class RowCache(ABC):
+class RowCache(Books, ABC):
     """Rows that sequences take and give back. Steps, and what fits in a row, are the business of derived classes."""
 
     _keeps_tokens = True
@@ -108,15 +118,15 @@ class RowCache(ABC):
         v_scale: Any,
         array_module: Any,
     ) -> None:
+        super().__init__()
         self.batch = check_number("batch", batch)
         self.num_layers = check_number("num_layers", num_layers)
         self.num_kv_heads = check_number("num_kv_heads", num_kv_heads)
         self.head_dim = check_number("head_dim", head_dim)
         self.head_dim_v = self.head_dim if head_dim_v is None else check_number("head_dim_v", head_dim_v)
         self.page_size = page_size
-        num_pages = check_number("the number of slots of all sequences", self.batch * pages_per_row)
-        if getattr(array_module, "__name__", None) not in ("numpy", "cupy"):
-            raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
+        num_pages = self.batch * pages_per_row
+        executor_of_module(array_module)
         format_row = check_format(dtype, kv_format, {"head_dim": self.head_dim, "head_dim_v": self.head_dim_v})
         self._storage = PageStorage(
             array_module,
@@ -126,8 +136,6 @@ class RowCache(ABC):
             check_scales(format_row, {"k_scale": k_scale, "v_scale": v_scale}),
         )
         self._free_rows = list(range(self.batch - 1, -1, -1))  # the last one is taken next
-        self._sequences: dict[RowSequence, None] = {}
-        self._lock = threading.RLock()
 
     @property
     def kv_format(self) -> str:
@@ -140,11 +148,12 @@ class RowCache(ABC):
         return self._storage.nbytes
 
     @property
+    @reading
     def sequences(self) -> tuple[RowSequence, ...]:
         """All sequences that have not been freed, in the order in which they were made."""
-        with self._lock:
-            return tuple(self._sequences)
+        return tuple(sorted(self._sequences, key=lambda seq: seq._number))
 
+    @transaction
     def add(self, tokens: Any = None, cache_key: Hashable = None) -> RowSequence:
         """A new, empty sequence.
 
@@ -161,13 +170,15 @@ class RowCache(ABC):
             ``tokens`` are no integers.
         """
         known = [] if tokens is None else token_list("tokens", tokens)
-        with self._lock:
-            if not self._free_rows:
-                raise CacheFullError(f"the cache has {self.batch} sequences, its batch; free one of them first")
-            seq = RowSequence(self, self._free_rows.pop(), known if self._keeps_tokens else [])
-            self._sequences[seq] = None
-            return seq
+        if not self._free_rows:
+            raise CacheFullError(f"the cache has {self.batch} sequences, its batch; free one of them first")
+        seq = RowSequence(self, self._free_rows[-1], known if self._keeps_tokens else [])
+        self._journal.cut(self._free_rows, len(self._free_rows) - 1)
+        self._journal.put(self._sequences, seq, None)
+        return seq
 
+    @listed
+    @transaction
     def reserve(self, seqs: RowSequence | Iterable[RowSequence], counts: Any, tokens: Any = None) -> Step:
         """Open a step: ``counts`` more tokens in each sequence.
 
@@ -193,17 +204,19 @@ class RowCache(ABC):
         ArgumentError, ArrayTypeError
             ``counts`` or ``tokens`` do not fit the sequences, or a sequence is named twice.
         """
-        with self._lock:
-            checked = check_sequences(self, "seqs", seqs)  # type: ignore[arg-type]
-            numbers = count_list(counts, len(checked))
-            new = new_tokens(checked, numbers, tokens)
-            for i, (seq, count) in enumerate(zip(checked, numbers, strict=True)):
-                self._check_room(i, seq, count)  # type: ignore[arg-type]
-            step = self._step(checked, numbers, new)
-            for seq in checked:
-                seq._step = step
-            return step
+        checked = check_sequences(self, seqs)
+        numbers = count_list(counts, len(checked))
+        new = new_tokens(checked, numbers, tokens)
+        for i, (seq, count) in enumerate(zip(checked, numbers, strict=True)):
+            self._check_room(i, seq, count)
+        if not self._keeps_tokens:
+            new = [[] for _ in new]
+        opened = OpenStep(tuple(checked), tuple(numbers), new, Reservation())
+        step = self._step(opened)
+        self._open_step(opened, step)
+        return step
 
+    @transaction
     def truncate(self, seq: RowSequence, length: int) -> None:
         """Keep the first ``length`` tokens of a sequence, and forget the others: tokens that were not accepted.
 
@@ -214,14 +227,14 @@ class RowCache(ABC):
         SequenceError
             The sequence has been freed, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq)  # type: ignore[arg-type]
-            self._truncate(seq, count_list([length], 1, "length", most=seq._length)[0])
+        check_sequence(self, "seq", seq)
+        self._truncate(seq, integer("length", length, 0, seq._length))
 
     def reset(self, seq: RowSequence) -> None:
         """Forget all tokens of a sequence. Raises as `truncate`."""
         self.truncate(seq, 0)
 
+    @transaction
     def free(self, seq: RowSequence) -> None:
         """Give a sequence up; another one can have its row.
 
@@ -230,17 +243,16 @@ class RowCache(ABC):
         SequenceError
             The sequence has been freed already, belongs to another cache or to an open step.
         """
-        with self._lock:
-            check_sequence(self, "seq", seq)  # type: ignore[arg-type]
-            seq._state = "freed"
-            del self._sequences[seq]
-            self._free_rows.append(seq.row)
+        check_sequence(self, "seq", seq)
+        self._journal.assign(seq, "_state", "freed")
+        self._journal.drop(self._sequences, seq)
+        self._journal.extend(self._free_rows, [seq.row])
 
+    @reading
     def stats(self) -> RowStats:
         """How full the cache is."""
-        with self._lock:
-            cached, total = (sum(map(count, self._sequences)) for count in (self._num_cached, lambda seq: seq._length))
-            return RowStats(self.batch, len(self._sequences), self._capacity, cached, total, self.nbytes)
+        cached, total = (sum(map(count, self._sequences)) for count in (self._num_cached, lambda seq: seq._length))
+        return RowStats(self.batch, len(self._sequences), self._capacity, cached, total, self.nbytes)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -265,32 +277,23 @@ class RowCache(ABC):
         """The tokens of a sequence that the cache holds."""
 
     @abstractmethod
-    def _step(self, seqs: list[Any], counts: list[int], tokens: list[list[int]]) -> Step:
+    def _step(self, opened: OpenStep) -> Step:
         """A step with checked arguments."""
 
     def _truncate(self, seq: RowSequence, length: int) -> None:
-        """Truncate to a length that the sequence has had."""
-        del seq._tokens[length:]
-        seq._length = length
+        """Truncate to a length that the sequence has had, as a part of a transaction."""
+        self._journal.cut(seq._tokens, length)
+        self._journal.assign(seq, "_length", length)
 
-    def _commit(self, step: Step) -> None:
-        for seq, count, tokens in zip(step.sequences, step.counts.tolist(), step._new_tokens, strict=True):
-            seq._length += count
-            if self._keeps_tokens:
-                seq._tokens += tokens
-        self._close(step)
-
-    def _abort(self, step: Step) -> None:
-        self._close(step)
-
-    def _close(self, step: Step) -> None:
-        for seq in step.sequences:
-            seq._step = None
-        step.is_open = False
+    @transaction
+    def _commit(self, handle: Step) -> None:
+        step = handle._opened
+        step.check_open(handle)
+        step.check_complete(self.num_layers)
+        grow(self._journal, step)
+        self._close_step(step)
 
 
-def check_number(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+def check_number(name: str, value: Any, least: int = 1, most: int = MAX_EXTENT) -> int:
     """``value`` as an int from ``least`` to ``most``, by default one that can count slots; raises `ArgumentError`."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value <= most:
-        raise ArgumentError(f"{name} is {value!r}; integers from {least} to {most} are allowed")
-    return int(value)
+    return integer(name, value, least, most)

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from array import array
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from cuattn.caches.books import Unique
 from cuattn.caches.prefix import Node
 from cuattn.errors import ArgumentError, ArrayTypeError, SequenceError
+from cuattn.messages import shown
+from cuattn.places import check_size
+from cuattn.scalars import as_integer, integer
 
 if TYPE_CHECKING:
-    from cuattn.caches.paged import PagedKVCache
-    from cuattn.caches.step import Step
+    from cuattn.caches.books import Books, OpenStep
+    from cuattn.caches.journal import Journal
 
-__all__ = ["Sequence", "check_sequence", "check_sequences", "count_list", "is_integer", "new_tokens", "token_list"]
+__all__ = [
+    "Sequence",
+    "check_sequence",
+    "check_sequences",
+    "count_list",
+    "grow",
+    "listed",
+    "new_tokens",
+    "token_list",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+S = TypeVar("S")
 
 
-class Sequence:
-    """A sequence of tokens in a `PagedKVCache`, which alone makes and changes it.
+class Sequence(Unique):
+    """A sequence of tokens in a `PagedKVCache`, which alone makes and changes it. It cannot be copied or pickled.
 
     Attributes
     ----------
@@ -33,85 +54,116 @@ class Sequence:
         "live", "swapped" or "freed".
     """
 
-    __slots__ = ("_cache", "_host_pages", "_length", "_num_reserved", "_pages", "_state", "_step", "_tip", "_tokens")
+    __slots__ = ("_cache", "_host_pages", "_length", "_number", "_pages", "_state", "_step", "_tip", "_tokens")
 
-    def __init__(self, cache: PagedKVCache, tip: Node, tokens: list[int]) -> None:
+    def __init__(self, cache: Books, tip: Node, tokens: list[int]) -> None:
         self._cache = cache
+        self._number = cache._next_number()  # later sequences have larger ones
         self._tip = tip  # the node of the last full page whose tokens are known; held in the index
         self._tokens = tokens
         self._pages = array("i")
         self._host_pages: list[int] = []
         self._length = 0
         self._state = "live"
-        self._step: Step | None = None  # the open one, which adds this many tokens
-        self._num_reserved = 0
+        self._step: OpenStep | None = None
 
     @property
     def length(self) -> int:
+        self._cache._look()
         return self._length
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        self._cache._look()
         return tuple(self._tokens)
 
     @property
     def pages(self) -> tuple[int, ...]:
+        self._cache._look()
         return tuple(self._pages)
 
     @property
     def state(self) -> str:
+        self._cache._look()
         return self._state
 
     def __repr__(self) -> str:
         return f"Sequence({self._length} tokens on {len(self._pages)} pages, {self._state})"
 
 
-def check_sequence(
-    cache: PagedKVCache, name: str, seq: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
-) -> None:
-    """Raise `SequenceError` unless the sequence is one of the cache, in one of the states, and in no open step."""
+def _check_type(name: str, seq: Any) -> None:
     if not isinstance(seq, Sequence):
         raise ArgumentError(f"{name}: {type(seq).__name__}; a Sequence of this cache is needed, from add() or fork()")
+
+
+def check_sequence(
+    cache: Books, name: str, seq: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
+) -> None:
+    """Raise `SequenceError` unless the sequence is one of the cache, in one of the states, and in no open step."""
+    _check_type(name, seq)
     if seq._cache is not cache:
         raise SequenceError(f"{name}: {seq!r} belongs to another cache")
     if seq._state not in states:
         raise SequenceError(f"{name}: {seq!r}; one that is {' or '.join(states)} is needed")
+    if seq._state != "freed" and seq not in cache._sequences:
+        raise SequenceError(f"{name}: {seq!r} is a copy of a sequence; the sequence itself is needed")
     if idle and seq._step is not None:
         raise SequenceError(f"{name}: {seq!r} is in an open step; commit or abort it first")
 
 
-def check_sequences(
-    cache: PagedKVCache, name: str, seqs: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True
-) -> list[Sequence]:
-    """Several sequences, or one, as a list without repetitions; raises as `check_sequence`, or `ArgumentError`."""
-    if isinstance(seqs, Sequence):
-        seqs = [seqs]
-    else:
+def listed(method: Callable[Concatenate[C, S, P], R]) -> Callable[Concatenate[C, S, P], R]:
+    """A method of a cache that is given any iterable of sequences, or one: read before the cache is locked."""
+
+    @functools.wraps(method)
+    def call(self: C, seqs: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = seqs
+        found: Any = [given] if isinstance(given, Sequence) else []
         try:
-            seqs = list(seqs)
+            for i, seq in enumerate(() if found else given):
+                _check_type(f"seqs[{i}]", seq)  # at once: what is no list of sequences may be without an end
+                found.append(seq)
+        except (MemoryError, ArgumentError):
+            raise
         except Exception as error:  # iterators raise what they like
-            raise ArgumentError(f"{name}: {type(seqs).__name__}; sequences of this cache are needed") from error
+            raise ArgumentError(f"seqs: {type(seqs).__name__}; sequences of this cache are needed") from error
+        return method(self, found, *args, **kwargs)
+
+    return call
+
+
+def check_sequences(cache: Books, seqs: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True) -> list[Any]:
+    """Several sequences, without repetitions; raises as `check_sequence`, or `ArgumentError`."""
     for i, seq in enumerate(seqs):
-        check_sequence(cache, f"{name}[{i}]", seq, states=states, idle=idle)
+        check_sequence(cache, f"seqs[{i}]", seq, states=states, idle=idle)
     if len(set(seqs)) != len(seqs):
-        raise ArgumentError(f"{name} names a sequence twice")
+        raise ArgumentError("seqs names a sequence twice")
     return seqs
+
+
+def grow(journal: Journal, step: OpenStep) -> None:
+    """Add the tokens of a step to its sequences."""
+    before = [(seq, seq._length, len(seq._tokens)) for seq in step.sequences]
+    journal.note(_shrink, before)
+    for seq, count, tokens in zip(step.sequences, step.counts, step.tokens, strict=True):
+        seq._length += count
+        seq._tokens.extend(tokens)
+
+
+def _shrink(before: list[tuple[Sequence, int, int]]) -> None:
+    for seq, length, num_tokens in before:
+        seq._length = length
+        del seq._tokens[num_tokens:]
 
 
 def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**31 - 1) -> list[int]:
     """``batch`` numbers from 0 to ``most``, of a list or of one number for all."""
-    if is_integer(counts):
-        given = [counts] * batch
-    elif isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1):
-        given = list(counts)
-    else:
-        raise ArgumentError(f"{name} is {counts!r}; an integer or a list of {batch} is needed")
-    if len(given) != batch:
-        raise ArgumentError(f"{name} has {len(given)} numbers for {batch} sequences")
-    for count in given:
-        if not is_integer(count) or not 0 <= count <= most:
-            raise ArgumentError(f"{name} holds {count!r}; integers from 0 to {most} are allowed")
-    return [int(count) for count in given]
+    if as_integer(counts) is not None:
+        return [integer(name, counts, 0, most)] * batch
+    if not isinstance(counts, list | tuple) and not _holds_integers(counts):
+        raise ArgumentError(f"{name} is {shown(counts)}; an integer or a list of {batch} is needed")
+    if len(counts) != batch:
+        raise ArgumentError(f"{name} has {len(counts)} numbers for {batch} sequences in seqs")
+    return [integer(f"{name}[{i}]", count, 0, most) for i, count in enumerate(counts)]
 
 
 def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[list[int]]:
@@ -120,14 +172,14 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
         return [[] for _ in seqs]
     if not isinstance(tokens, list | tuple | np.ndarray):
         raise ArrayTypeError(f"tokens: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
-    if isinstance(tokens, np.ndarray) or (len(tokens) and all(map(is_integer, tokens))):
+    if isinstance(tokens, np.ndarray) or (len(tokens) and all(as_integer(token) is not None for token in tokens)):
         packed = token_list("tokens", tokens)
         if len(packed) != sum(counts):
-            raise ArgumentError(f"tokens has {len(packed)} numbers; {sum(counts)} are reserved")
+            raise ArgumentError(f"tokens has {len(packed)} numbers; {sum(counts)} are reserved by counts")
         starts = np.cumsum([0, *counts]).tolist()
         tokens = [packed[first : first + count] for first, count in zip(starts[:-1], counts, strict=True)]
     if len(tokens) != len(seqs):
-        raise ArgumentError(f"tokens has {len(tokens)} entries for {len(seqs)} sequences")
+        raise ArgumentError(f"tokens has {len(tokens)} entries for {len(seqs)} sequences in seqs")
     new: list[list[int]] = []
     for i, (seq, count, given) in enumerate(zip(seqs, counts, tokens, strict=True)):
         if given is None:
@@ -135,7 +187,7 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
             continue
         given = token_list(f"tokens[{i}]", given)
         if len(given) != count:
-            raise ArgumentError(f"tokens[{i}] has {len(given)} numbers; {count} are reserved")
+            raise ArgumentError(f"tokens[{i}] has {len(given)} numbers; {count} are reserved by counts")
         known = seq._tokens[seq._length : seq._length + count]
         if given[: len(known)] != known:
             raise ArgumentError(f"tokens[{i}] is {given}, but add() was told that {known} come next")
@@ -147,16 +199,21 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
 def token_list(name: str, tokens: Any) -> list[int]:
     """Tokens as a list of Python integers; `ArrayTypeError` or `ArgumentError` for anything else."""
     if isinstance(tokens, np.ndarray):
-        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise ArgumentError(f"{name} is {tokens.dtype} {list(tokens.shape)}; integers [n] are needed")
-    elif not isinstance(tokens, list | tuple | range | array):
+        if not _holds_integers(tokens):
+            raise ArgumentError(f"{name} is {shown(tokens)}; integers [n] are needed")
+        return check_size(name, tokens).tolist()
+    if not isinstance(tokens, list | tuple | range | array):
         raise ArrayTypeError(f"{name}: {type(tokens).__name__}; a list or a NumPy array of integers is needed")
-    for token in tokens:
-        if not is_integer(token):
-            raise ArgumentError(f"{name} holds {token!r}; integers are needed")
-    return [int(token) for token in tokens]
+    found = list(tokens)
+    if set(map(type, found)) <= {int}:  # nearly always
+        return found
+    for token in found:
+        if as_integer(token) is None:
+            raise ArgumentError(f"{name} holds {shown(token)}; integers are needed")
+    return [operator.index(token) for token in found]
 
 
-def is_integer(x: Any) -> bool:
-    """Whether ``x`` is one integer in host memory, and no bool."""
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+def _holds_integers(x: Any) -> bool:
+    """Whether ``x`` is a NumPy array [n] of integers, none of them masked."""
+    is_array = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+    return is_array and x.ndim == 1 and x.dtype.kind in "iu"

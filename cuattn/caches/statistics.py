@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import cuattn.caches.sequence
     from cuattn.caches.paged import PagedKVCache
 
 __all__ = ["CacheStats", "collect", "unused_slots"]
@@ -77,7 +76,7 @@ def collect(cache: PagedKVCache) -> CacheStats:
         used=used,
         cached=pool.num_cached,
         free=pool.num_free,
-        waste=unused_slots(_tails(seqs, cache.page_size), pool.references, cache.page_size),
+        waste=unused_slots(_tails(cache), pool.references, cache.page_size),
         shared=sum(pool.references) - used,
         sequences=sum(seq._state == "live" for seq in seqs),
         swapped_sequences=sum(seq._state == "swapped" for seq in seqs),
@@ -88,18 +87,16 @@ def collect(cache: PagedKVCache) -> CacheStats:
     )
 
 
-def _tails(seqs: Iterable[cuattn.caches.sequence.Sequence], page_size: int) -> Iterable[tuple[int, int]]:
+def _tails(cache: PagedKVCache) -> Iterable[tuple[int, int]]:
     """Pages that end a table before they are full, and how many of their slots hold a token or are to hold one."""
-    open_steps = set()
-    for seq in seqs:
-        if seq._step is not None:
-            open_steps.add(seq._step)
-        num_filled = (seq._length + seq._num_reserved) % page_size
+    reserved = {seq: count for step in cache._open for seq, count in zip(step.sequences, step.counts, strict=True)}
+    for seq in cache._sequences:
+        num_filled = (seq._length + reserved.get(seq, 0)) % cache.page_size
         if seq._state == "live" and num_filled:
             yield seq._pages[-1], num_filled
-    for step in open_steps:
+    for step in cache._open:
         for seq, page, _ in step._reservation.copies:
-            yield page, seq._length % page_size
+            yield page, seq._length % cache.page_size
 
 
 def unused_slots(tails: Iterable[tuple[int, int]], references: Sequence[int], page_size: int) -> int:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
+from collections.abc import Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuattn.caches.reservation import Reservation
-from cuattn.caches.sequence import Sequence, is_integer
-from cuattn.errors import ArgumentError, ShapeError, StepError
+from cuattn.caches.books import OpenStep, Unique
+from cuattn.caches.sequence import Sequence
+from cuattn.errors import ShapeError, StepError
+from cuattn.scalars import integer
 
 if TYPE_CHECKING:
     from cuattn.caches.paged import PagedKVCache
 
-__all__ = ["Step"]
+__all__ = ["Step", "block_tables", "own_copy"]
 
 
-class Step:
+def own_copy(name: str) -> cached_property[np.ndarray]:
+    """An array of a step, copied for the caller when it is asked for: writing into it changes nothing in the cache."""
+    return cached_property(lambda step: getattr(step, name).copy())
+
+
+class Step(Unique):
     """The tokens that are added to some sequences at once; made by `PagedKVCache.reserve`.
 
     Its T tokens are packed: those of the first sequence, then those of the second, and so on. Everything that the
     layers share, such as page tables and slots, is made once, when the step is. Usable as a context manager: leaving it
-    by an exception aborts the step.
+    by an exception aborts the step. A step that nobody has any more, because an exception came before ``reserve`` could
+    return it, is aborted by the next call of its cache. It cannot be copied or pickled.
 
     Attributes
     ----------
     sequences : tuple of Sequence
+    num_tokens : int
+        T, the tokens of the step.
     counts : int64 array [B]
         Tokens of the step in each sequence.
     cu_seqlens : int32 array [B + 1]
@@ -38,7 +48,8 @@ class Step:
     slot_mapping : int64 array [T]
         Where each token goes: page * page_size + slot.
     block_tables : int32 array [B, max_pages]
-        The page tables; -1 behind the last page of a sequence. All arrays here are NumPy arrays.
+        The page tables; -1 behind the last page of a sequence. All arrays here are NumPy arrays, and the caller's own:
+        what is written into them changes nothing.
     is_open : bool
         Neither committed nor aborted yet.
 
@@ -56,33 +67,42 @@ class Step:
     0
     """
 
-    def __init__(
-        self, cache: PagedKVCache, seqs: Items[Sequence], counts: Items[int], tokens: list[list[int]], done: Reservation
-    ) -> None:
-        self._cache = cache
-        self._new_tokens = tokens
-        self._reservation = done
-        self._appended: set[int] = set()
-        self.is_open = True
-        self.sequences = tuple(seqs)
-        self.counts = np.array(counts, np.int64)
-        self.cu_seqlens = np.zeros(len(seqs) + 1, np.int32)
-        np.cumsum(self.counts, out=self.cu_seqlens[1:])
+    counts = own_copy("_counts")
+    cu_seqlens = own_copy("_cu_seqlens")
+    seqlens_k = own_copy("_seqlens_k")
+    positions = own_copy("_positions")
+    slot_mapping = own_copy("_slot_mapping")
+    block_tables = own_copy("_block_tables")
+
+    def __init__(self, cache: Any, opened: OpenStep) -> None:
+        self._cache: PagedKVCache = cache
+        self._opened = opened
+        self._appended, self._reservation = opened._appended, opened._reservation
+        self.sequences = opened.sequences
+        self._counts = np.array(opened.counts, np.int64)
+        self._cu_seqlens = np.zeros(len(self.sequences) + 1, np.int32)
+        np.cumsum(self._counts, out=self._cu_seqlens[1:])
+        self.num_tokens = int(self._cu_seqlens[-1])
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Where each token goes, and what it sees."""
+        seqs, page_size = self._opened.sequences, self._cache.page_size
         lengths = np.array([seq._length for seq in seqs], np.int64)
-        self.seqlens_k = (lengths + self.counts).astype(np.int32)
-        self.block_tables = block_tables(seqs)
-        owner = np.repeat(np.arange(len(seqs)), self.counts)
-        self.positions = np.arange(len(owner)) - self.cu_seqlens[:-1].astype(np.int64)[owner] + lengths[owner]
-        page_idx, slot = np.divmod(self.positions, cache.page_size)
-        self.slot_mapping = self.block_tables[owner, page_idx].astype(np.int64) * cache.page_size + slot
-        put = cache._storage.executor.put  # once, for all layers
-        self._slots, self._places = put(self.slot_mapping, np.int64), put(self.positions, np.int64)
-        self._tables = put(self.block_tables, np.int32)
+        self._seqlens_k = (lengths + self._counts).astype(np.int32)
+        self._block_tables = block_tables(seqs)
+        owner = np.repeat(np.arange(len(seqs)), self._counts)
+        self._positions = np.arange(len(owner)) - self._cu_seqlens[:-1].astype(np.int64)[owner] + lengths[owner]
+        page_idx, slot = np.divmod(self._positions, page_size)
+        self._slot_mapping = self._block_tables[owner, page_idx].astype(np.int64) * page_size + slot
+        put = self._cache._storage.executor.put  # once, for all layers
+        self._slots, self._places = put(self._slot_mapping, np.int64), put(self._positions, np.int64)
+        self._tables = put(self._block_tables, np.int32)
 
     @property
-    def num_tokens(self) -> int:
-        """T, the tokens of the step."""
-        return int(self.cu_seqlens[-1])
+    def is_open(self) -> bool:
+        self._cache._look()
+        return self._opened.is_open
 
     def append(self, layer: int, k: Any, v: Any, *, rope: Any = None, positions: Any = None) -> None:
         """Write the step's keys and values of one layer into the cache; once for each layer.
@@ -107,7 +127,7 @@ class Step:
         CuattnError
             Whatever `append_kv` does not accept. Nothing is written then, and the layer can still be appended.
         """
-        from cuattn.paging.append import append_kv
+        from cuattn.paging import append, arguments
 
         layer = self._check(layer)
         if layer in self._appended:
@@ -116,7 +136,9 @@ class Step:
         if rope is not None and positions is None:
             positions = self._places
         pages = self._cache._storage.layers[layer]
-        append_kv(k, v, slot_mapping=self._slots, positions=positions, rope=rope, **pages)
+        problem = arguments.check(k, v, slot_mapping=self._slots, positions=positions, rope=rope, **pages)
+        self._opened.is_written = True  # from here on something may be, whatever happens
+        append.write(problem)
         self._appended.add(layer)
 
     def attend(self, layer: int, q: Any, **options: Any) -> Any:
@@ -152,10 +174,10 @@ class Step:
         if getattr(q, "ndim", 0) != 4:
             self._check_rows("q", q)
             return self._attend_packed(q, arrays, options)
-        if (self.counts != q.shape[1]).any() or len(self.counts) != q.shape[0]:
+        if (self._counts != q.shape[1]).any() or len(self._counts) != q.shape[0]:
             raise ShapeError(
-                f"q has shape {tuple(q.shape)}; the step has {len(self.counts)} sequences with {self.counts.tolist()} "
-                f"tokens: [{self.num_tokens}, heads, head_dim] fits"
+                f"q has shape {tuple(q.shape)}; the step has {len(self._counts)} sequences with "
+                f"{self._counts.tolist()} tokens: [{self.num_tokens}, heads, head_dim] fits"
             )
         return self._attend_batch(q, arrays, options)
 
@@ -169,12 +191,7 @@ class Step:
         StepError
             The step is over, or a layer has not been appended; the step stays open then.
         """
-        with self._cache._lock:
-            self._check_open()
-            missing = [layer for layer in range(self._cache.num_layers) if layer not in self._appended]
-            if missing and self.num_tokens:
-                raise StepError(f"layers {missing} have not been appended; commit needs every layer, or abort the step")
-            self._cache._commit(self)
+        self._cache._commit(self)
 
     def abort(self) -> None:
         """Forget the step: the sequences are as they were before it, and its pages are given back.
@@ -186,16 +203,19 @@ class Step:
         StepError
             The step is over.
         """
-        with self._cache._lock:
-            self._check_open()
-            self._cache._abort(self)
+        self._cache._abort(self)
 
     def __enter__(self) -> Step:
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if kind is not None and self.is_open:
-            self.abort()
+            try:
+                self.abort()
+            except BaseException:  # an interrupt, which undid the abort: nobody is left to call it again
+                if self.is_open:
+                    self.abort()
+                raise
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "over"
@@ -205,31 +225,26 @@ class Step:
         """`attend` of q [T, heads, head_dim]."""
         from cuattn.decode.paged import paged_attention_varlen
 
-        if self.num_tokens and (self.counts == 1).all() and options.get("plan") is None:
+        if self.num_tokens and (self._counts == 1).all() and options.get("plan") is None:
             # One token each: a batch, which needs no list of who works on what.
             if options.get("out") is not None:
                 options["out"] = options["out"][:, None]
             found = self._attend_batch(q[:, None], arrays, options)
             return (found[0][:, 0], found[1][:, :, 0].T) if options.get("return_lse") else found[:, 0]
-        own: dict[str, Any] = {"cu_seqlens_q": self.cu_seqlens, "max_seqlen_q": int(self.counts.max(initial=0))}
-        own |= {"block_tables": self._tables, "seqlens_k": self.seqlens_k}
+        own: dict[str, Any] = {"cu_seqlens_q": self._cu_seqlens, "max_seqlen_q": int(self._counts.max(initial=0))}
+        own |= {"block_tables": self._tables, "seqlens_k": self._seqlens_k}
         return paged_attention_varlen(q, **own, **arrays, **options)
 
     def _attend_batch(self, q: Any, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
         """`attend` of q [B, N, heads, head_dim]."""
         from cuattn.decode.paged import paged_attention
 
-        return paged_attention(q, block_tables=self._tables, seqlens_k=self.seqlens_k, **arrays, **options)
-
-    def _check_open(self) -> None:
-        if not self.is_open:
-            raise StepError("the step is over: it was committed or aborted")
+        return paged_attention(q, block_tables=self._tables, seqlens_k=self._seqlens_k, **arrays, **options)
 
     def _check(self, layer: Any) -> int:
-        self._check_open()
-        if not is_integer(layer) or not 0 <= layer < self._cache.num_layers:
-            raise ArgumentError(f"layer is {layer!r}; 0 to {self._cache.num_layers - 1} are allowed")
-        return int(layer)
+        self._cache._look()
+        self._opened.check_open(self)
+        return integer("layer", layer, 0, self._cache.num_layers - 1)
 
     def _check_rows(self, name: str, x: Any) -> None:
         shape = getattr(x, "shape", None)
@@ -237,7 +252,7 @@ class Step:
             raise ShapeError(f"{name} has shape {tuple(shape)}; [{self.num_tokens}, heads, head_dim] is needed")
 
 
-def block_tables(seqs: Items[Sequence]) -> np.ndarray:
+def block_tables(seqs: Collection[Sequence]) -> np.ndarray:
     """The page tables of sequences, one a row, with -1 behind the last page."""
     tables = np.full((len(seqs), max((len(seq._pages) for seq in seqs), default=0)), -1, np.int32)
     for row, seq in zip(tables, seqs, strict=True):

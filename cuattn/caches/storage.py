@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from cuattn.config import ELEMENTS, MAX_HEAD_DIM
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError
+from cuattn.allocation import allocating
+from cuattn.caches.journal import Journal
+from cuattn.config import DTYPES, ELEMENTS
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, ShapeError
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
 from cuattn.launch import executor_for
+from cuattn.messages import shown
+from cuattn.places import HOST, describe, host_array, host_list, place
+from cuattn.scalars import as_real, check_dtype, choice, real
 
 __all__ = ["PageStorage"]
 
@@ -51,7 +58,11 @@ class PageStorage:
                 shapes[f"{side}_block_scales"] = (*slots, kv_format.blocks(head_dim)), kv_format.block_scale_dtypes[-1]
             elif kv_format.quantized and f"{side}_scale" not in fixed:
                 shapes[f"{side}_scale"] = slots, "float32"
-        self.arrays = {name: array_module.zeros(shape, numpy_dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+        made = {name: (shape, numpy_dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+        nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in made.values())
+        told = f"a cache of {num_pages * page_size} slots, num_layers {num_layers} and num_kv_heads {num_kv_heads},"
+        with allocating(told, nbytes if array_module is np else 0):
+            self.arrays = {name: array_module.zeros(shape, dtype) for name, (shape, dtype) in made.items()}
         self.executor = executor_for(**self.arrays)
         with self.executor.on_device():
             put = {name: x if isinstance(x, float) else self.executor.put(x, np.float32) for name, x in fixed.items()}
@@ -76,6 +87,18 @@ class PageStorage:
         for x in self.arrays.values():
             copy_pages(x, src, dst)
 
+    def keep(self, journal: Journal, pages: Sequence[int]) -> None:
+        """Let what pages hold be put back if what the caller does next is undone: for pages that were just evicted."""
+        if pages:
+            with self.executor.on_device():
+                index = self.executor.put(np.array(pages, np.int64), np.int64)
+                journal.note(self._put_back, index, [x[index] for x in self.arrays.values()])
+
+    def _put_back(self, index: Any, contents: Sequence[Any]) -> None:
+        with self.executor.on_device():
+            for x, values in zip(self.arrays.values(), contents, strict=True):
+                x[index] = values
+
     def to_host(self, pages: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
         """The contents of pages, once the device has computed them."""
         with self.executor.on_device():
@@ -94,16 +117,8 @@ class PageStorage:
 
 def check_format(dtype: Any, kv_format: Any, head_dims: dict[str, int]) -> KVFormat:
     """The format of a cache for numbers of ``dtype``; raises `DTypeError` or `ArgumentError`."""
-    try:
-        dtype = numpy_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    except TypeError:
-        raise DTypeError(f"dtype is {dtype!r}; {', '.join(ELEMENTS)} are allowed") from None
-    if dtype.name not in ELEMENTS:
-        raise DTypeError(f"dtype is {dtype}; {', '.join(ELEMENTS)} are allowed")
-    if kv_format is None:
-        kv_format = dtype.name
-    if not isinstance(kv_format, str) or kv_format not in KV_FORMATS:
-        raise ArgumentError(f"kv_format is {kv_format!r}; {', '.join(KV_FORMATS)} or None are allowed")
+    dtype = check_dtype("dtype", dtype, ELEMENTS)
+    kv_format = dtype.name if kv_format is None else choice("kv_format", kv_format, KV_FORMATS, optional=True)
     row = KV_FORMATS[kv_format]
     if not row.quantized and row.name != dtype.name:
         raise ArgumentError(f"kv_format is {kv_format!r}, but dtype {dtype}; a plain format is the dtype's own")
@@ -133,13 +148,21 @@ def check_scales(kv_format: KVFormat, scales: dict[str, Any]) -> dict[str, Any]:
 
 def _scales(name: str, scale: Any, num_layers: int, num_kv_heads: int) -> float | np.ndarray:
     """A number, or float32 [num_layers, num_kv_heads]."""
-    try:
-        values = np.asarray(scale, np.float32)
-        if values.ndim:
-            values = np.ascontiguousarray(np.broadcast_to(values, (num_layers, num_kv_heads)))
-    except (TypeError, ValueError):
+    shape = num_layers, num_kv_heads
+    if as_real(scale) is not None:
+        values = np.array(real(name, scale))
+    else:
+        found = place(name, scale) if not isinstance(scale, list | tuple) else HOST
+        if found != HOST:
+            raise ArrayTypeError(f"{name} is {describe(found, scale)}; numbers on the host are allowed")
+        values = host_list(name, scale) if isinstance(scale, list | tuple) else host_array(name, scale)
+    if values.dtype.kind not in "iuf" and values.dtype not in DTYPES:
+        raise DTypeError(f"{name} has dtype {values.dtype}; numbers are needed")
+    if values.shape not in ((), shape[1:], shape, (num_layers, 1), (1, num_kv_heads), (1,)):
         allowed = f"a number, [{num_kv_heads}] and [{num_layers}, {num_kv_heads}]"
-        raise ArrayTypeError(f"{name} is {scale!r}; {allowed} on the host are allowed") from None
+        raise ShapeError(f"{name} has shape {list(values.shape)}; {allowed} are allowed")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     if not np.isfinite(values).all() or (values <= 0).any():
-        raise NonFiniteError(f"{name} is {scale!r}; finite numbers above 0 are needed")
-    return values if values.ndim else float(values)
+        raise NonFiniteError(f"{name} is {shown(scale)}; finite numbers above 0 are needed")
+    return np.ascontiguousarray(np.broadcast_to(values, shape)) if values.ndim else float(values)

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.caches.books import OpenStep, reading
 from cuattn.caches.rows import RowCache, RowSequence, check_number
+from cuattn.caches.sequence import check_sequence
 from cuattn.caches.step import Step
 from cuattn.caches.streaming_step import StreamingStep
 from cuattn.errors import ArgumentError, CacheFullError
+from cuattn.messages import shown
 from cuattn.rope import Rotary
 
 __all__ = ["StreamingKVCache"]
@@ -64,7 +67,7 @@ class StreamingKVCache(RowCache):
 
     *Positions.* ``step.positions`` are positions in the cache. ``seq.length`` counts the tokens of the stream.
 
-    *All or nothing.* A call that raises has changed nothing; neither has a step that is aborted.
+    *All or nothing.* A call that raises has changed nothing, as for `PagedKVCache`; neither has a step that is aborted.
 
     *Threads.* One lock guards the rows and lengths: every method of a cache may be called from any thread. A step, and
     the sequences in it, belong to one thread at a time. On a GPU all work of a cache goes to one stream, or the caller
@@ -123,9 +126,11 @@ class StreamingKVCache(RowCache):
         self.window = check_number("window", window)
         self.max_chunk = check_number("max_chunk", max_chunk)
         if rope is not None and not isinstance(rope, Rotary):
-            raise ArgumentError(f"rope is {rope!r}; a cuattn.Rotary or None is allowed")
+            raise ArgumentError(f"rope is {shown(rope)}; a cuattn.Rotary or None is allowed")
         self.rope = rope
         of_model = num_layers, num_kv_heads, head_dim, dtype, head_dim_v, kv_format, k_scale, v_scale, array_module
+        batch = check_number("batch", batch)
+        check_number("batch * (num_sinks + window + max_chunk)", batch * self.slots_per_row)
         super().__init__(batch, self.slots_per_row, 1, *of_model)  # any slot can follow any other: pages of one slot
 
     @property
@@ -137,11 +142,15 @@ class StreamingKVCache(RowCache):
     def slots_per_row(self) -> int:
         return self.num_sinks + self.ring_slots
 
+    @reading
     def cached_tokens(self, seq: RowSequence) -> np.ndarray:
         """Which tokens of a sequence's stream are in the cache, in the order of their positions there."""
-        with self._lock:
-            sinks = np.arange(min(self.num_sinks, seq._length))
-            return np.concatenate([sinks, np.arange(self.oldest(seq, seq._length), seq._length)])
+        check_sequence(self, "seq", seq, idle=False)
+        return self._cached_tokens(seq)
+
+    def _cached_tokens(self, seq: RowSequence) -> np.ndarray:
+        sinks = np.arange(min(self.num_sinks, seq._length))
+        return np.concatenate([sinks, np.arange(self.oldest(seq, seq._length), seq._length)])
 
     def oldest(self, seq: RowSequence, length: Any) -> Any:
         """The oldest token behind the sinks that the last of ``length`` tokens sees; ``length`` may be an array."""
@@ -161,10 +170,10 @@ class StreamingKVCache(RowCache):
             )
 
     def _num_cached(self, seq: RowSequence) -> int:
-        return len(self.cached_tokens(seq))
+        return len(self._cached_tokens(seq))
 
-    def _step(self, seqs: list[Any], counts: list[int], tokens: list[list[int]]) -> Step:
-        return StreamingStep(self, seqs, counts, tokens)
+    def _step(self, opened: OpenStep) -> Step:
+        return StreamingStep(self, opened)
 
     def _truncate(self, seq: RowSequence, length: int) -> None:
         oldest = int(self.oldest(seq, seq._length))
@@ -174,4 +183,4 @@ class StreamingKVCache(RowCache):
                 f"{self.num_sinks}, and from {oldest} to {seq._length}, are allowed"
             )
         super()._truncate(seq, length)
-        seq._first = 0 if length <= self.num_sinks else oldest
+        self._journal.assign(seq, "_first", 0 if length <= self.num_sinks else oldest)

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuattn.attention_arguments import check_out
+from cuattn.attention_arguments import check_apart, check_out
 from cuattn.caches.rows import RowSequence
-from cuattn.caches.step import Step
+from cuattn.caches.step import Step, own_copy
 from cuattn.errors import ArgumentError
+from cuattn.extents import byte_bounds
+from cuattn.messages import shown
 
 if TYPE_CHECKING:
     from cuattn.caches.streaming import StreamingKVCache
@@ -33,35 +35,28 @@ class StreamingStep(Step):
         Their slots, in the order of their positions; -1 behind the last one.
     """
 
-    def __init__(
-        self, cache: StreamingKVCache, seqs: list[RowSequence], counts: list[int], tokens: list[list[int]]
-    ) -> None:
-        self._cache = cache  # type: ignore[assignment]
-        self._streaming = cache
-        self._new_tokens = tokens
-        self._appended = set()
-        self.is_open = True
-        self.sequences = tuple(seqs)
-        self.counts = np.array(counts, np.int64)
-        self.cu_seqlens = np.zeros(len(seqs) + 1, np.int32)
-        np.cumsum(self.counts, out=self.cu_seqlens[1:])
+    cu_rows = own_copy("_cu_rows")
 
-        num_sinks, ring = cache.num_sinks, cache.ring_slots
+    def _lay_out(self) -> None:
+        cache: StreamingKVCache = self._cache  # type: ignore[assignment]
+        self._streaming = cache
+        seqs: tuple[Any, ...] = self._opened.sequences
+        counts, num_sinks, ring = self._opened.counts, cache.num_sinks, cache.ring_slots
         token, oldest, last = _of_tokens(cache, seqs, counts)
         first_slot = np.repeat([seq.row * cache.slots_per_row for seq in seqs], counts).astype(np.int64)
         in_ring = np.maximum(token - num_sinks, 0)
-        self.slot_mapping = first_slot + np.where(token < num_sinks, token, num_sinks + in_ring % ring)
-        self.positions = np.where(token < num_sinks, token, num_sinks + token - oldest)
-        self._slots = cache._storage.executor.put(self.slot_mapping, np.int64)
+        self._slot_mapping = first_slot + np.where(token < num_sinks, token, num_sinks + in_ring % ring)
+        self._positions = np.where(token < num_sinks, token, num_sinks + token - oldest)
+        self._slots = cache._storage.executor.put(self._slot_mapping, np.int64)
 
         ends = np.flatnonzero(last)
-        self.cu_rows = np.concatenate([[0], ends + 1]).astype(np.int32)
+        self._cu_rows = np.concatenate([[0], ends + 1]).astype(np.int32)
         self._sequence_of_row = np.repeat(np.arange(len(seqs)), counts)[ends]
-        self.seqlens_k = (self.positions[ends] + 1).astype(np.int32)
-        key = np.arange(self.seqlens_k.max(initial=0))
+        self._seqlens_k = (self._positions[ends] + 1).astype(np.int32)
+        key = np.arange(self._seqlens_k.max(initial=0))
         ring_idx = np.maximum(key - num_sinks, 0) + oldest[ends, None] - num_sinks
         slots = first_slot[ends, None] + np.where(key < num_sinks, key, num_sinks + ring_idx % ring)
-        self.block_tables = np.where(key < self.seqlens_k[:, None], slots, -1).astype(np.int32)
+        self._block_tables = np.where(key < self._seqlens_k[:, None], slots, -1).astype(np.int32)
 
     def append(self, layer: int, k: Any, v: Any, *, rope: Any = None, positions: Any = None) -> None:
         """Write the step's keys and values of one layer into the cache; once for each layer.
@@ -100,18 +95,21 @@ class StreamingStep(Step):
         rope = self._streaming.rope
         if not np.array_equal(self._sequence_of_row, np.arange(len(self.sequences))):
             options = self._by_row(options)
-        own: dict[str, Any] = {"cu_seqlens_q": self.cu_rows, "max_seqlen_q": int(np.diff(self.cu_rows).max(initial=0))}
-        own |= {"block_tables": self.block_tables, "seqlens_k": self.seqlens_k}
+        most = int(np.diff(self._cu_rows).max(initial=0))
+        own: dict[str, Any] = {"cu_seqlens_q": self._cu_rows, "max_seqlen_q": most}
+        own |= {"block_tables": self._block_tables, "seqlens_k": self._seqlens_k}
         own |= {"rope": rope, "rotate_keys": rope is not None}
         return paged_attention_varlen(q, **own, **arrays, **options)
 
     def _attend_batch(self, q: Any, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
         executor, out = self._streaming._storage.executor, options.pop("out", None)
-        q = executor.asarray(q)
+        q = executor.asarray("q", q)
         shape = *q.shape[:3], self._streaming.head_dim_v
         if out is not None:
-            out = executor.asarray(out)
+            out = executor.asarray("out", out)
             check_out("out", out, shape, q.dtype)
+            read = {"q": q, **{name: x for name, x in arrays.items() if hasattr(x, "strides")}}
+            check_apart("out", byte_bounds(out), {name: byte_bounds(x) for name, x in read.items()})
         with executor.on_device():
             result = self._attend_packed(q.reshape(self.num_tokens, *q.shape[2:]), arrays, options)
             packed, lse = result if options.get("return_lse") else (result, None)
@@ -135,7 +133,9 @@ class StreamingStep(Step):
             return {**options, "alibi_slopes": slopes[rows]}
 
 
-def _of_tokens(cache: StreamingKVCache, seqs: list[RowSequence], counts: list[int]) -> tuple[np.ndarray, ...]:
+def _of_tokens(
+    cache: StreamingKVCache, seqs: tuple[RowSequence, ...], counts: tuple[int, ...]
+) -> tuple[np.ndarray, ...]:
     """Of every token of a step: its number in its stream, the oldest token of the ring that it sees, and whether the
     next one sees another oldest one, or is of another sequence.
     """
@@ -151,4 +151,4 @@ def _of_tokens(cache: StreamingKVCache, seqs: list[RowSequence], counts: list[in
 def _refuse(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value is not None:
-            raise ArgumentError(f"{name} is {value!r}; a streaming cache decides that itself: leave it out")
+            raise ArgumentError(f"{name} is {shown(value)}; a streaming cache decides that itself: leave it out")

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 import cuattn
-from cuattn.compat.arguments import dropout_options
+from cuattn.compat.arguments import dropout_options, plain
+from cuattn.compat.names import SDPA
 from cuattn.config import DTYPES, ELEMENTS
-from cuattn.errors import ArgumentError, DTypeError, ShapeError
+from cuattn.errors import DTypeError, ShapeError
 from cuattn.launch import Executor, executor_for
 from cuattn.metadata import check_flag
+from cuattn.renaming import renamed
 
 __all__ = ["scaled_dot_product_attention"]
 
 
+@renamed(SDPA)
 def scaled_dot_product_attention(
     query: Any,
     key: Any,
@@ -40,9 +43,12 @@ def scaled_dot_product_attention(
         to one leading axis; several are folded into one, which copies arrays whose strides do not allow it.
     key : array [..., kv_heads, seqlen_k, head_dim], dtype of ``query``
     value : array [..., kv_heads, seqlen_k, head_dim_v], dtype of ``query``
-        The leading axes of the three broadcast, and so do the heads when one of the counts is 1.
+        The leading axes of the three broadcast, and so do the heads when one of the counts is 1. Where ``key`` has
+        rank 4 and more keys than there are values, and there is no mask, keys without a value are not seen; PyTorch
+        does the same there, and refuses it elsewhere.
     attn_mask : array that broadcasts to [..., heads, seqlen_q, seqlen_k], optional
-        Boolean: True = attend (the opposite of a padding mask). Floating: added to the logits.
+        Boolean: True = attend (the opposite of a padding mask). Floating: added to the logits. With ``is_causal`` both
+        hold, as on PyTorch's paths for rank 4, and here for every rank.
     dropout_p : float
         Probability that a softmax probability is dropped. It applies in every call: pass 0 for evaluation.
     is_causal : bool
@@ -51,6 +57,7 @@ def scaled_dot_product_attention(
         Factor of the logits; 1 / sqrt(head_dim) by default.
     enable_gqa : bool
         Allow fewer key/value heads than query heads: query head h reads key/value head h // (heads // kv_heads).
+        ``key`` and ``value`` may then differ in their heads; a copy repeats those of either to a common multiple.
     dropout_seed, dropout_offset : int
         Not in PyTorch, which draws them from its global generator: as for `cuattn.attention`, with the leading axes
         folded into one batch. The seed is needed whenever ``dropout_p`` is not 0.
@@ -64,13 +71,14 @@ def scaled_dot_product_attention(
     Raises
     ------
     ShapeError
-        A rank below 2, leading axes or a mask that do not broadcast, or head counts that do not fit each other.
+        A rank below 2, leading axes or a mask that do not broadcast, or counts of heads or keys that do not fit each
+        other.
     ArgumentError
-        Both ``attn_mask`` and ``is_causal``, a flag that is no bool, or dropout without a seed.
+        A flag that is no bool, or dropout without a seed.
     DTypeError
         A mask that is neither boolean nor floating, or another dtype that `cuattn.attention` does not take.
     CuattnError
-        Everything else that `cuattn.attention` refuses; it calls the arrays q, k, v and the mask mask or bias.
+        Everything else that `cuattn.attention` refuses.
 
     References
     ----------
@@ -93,22 +101,21 @@ def scaled_dot_product_attention(
     is_causal, enable_gqa = check_flag("is_causal", is_causal), check_flag("enable_gqa", enable_gqa)
     arrays = {"query": query, "key": key, "value": value}
     if attn_mask is not None:
-        if is_causal:
-            raise ArgumentError("attn_mask is given and is_causal is True; give one: the mask can hold the diagonal")
         arrays["attn_mask"] = attn_mask
     executor = executor_for(**arrays)
-    arrays = {name: executor.asarray(x) for name, x in arrays.items()}
+    arrays = {name: executor.asarray(name, x) for name, x in arrays.items()}
     query, key, value = arrays["query"], arrays["key"], arrays["value"]
     batch, heads, kv_heads = _leading_axes(query, key, value, enable_gqa)
+    key = _with_values(key, value, attn_mask is not None)
     options = dropout_options(dropout_p, dropout_seed, dropout_offset)
     if attn_mask is not None:
         target = (*batch, heads, query.shape[-2], key.shape[-2])
         options |= _mask_option(executor, arrays["attn_mask"], target)
     q = _fold(executor, query, batch, heads)
-    k, v = _fold(executor, key, batch, kv_heads), _fold(executor, value, batch, kv_heads)
+    k, v = (_fold(executor, _repeat_heads(executor, x, kv_heads), batch, kv_heads) for x in (key, value))
     # The transposed views cost nothing: kernels take strides.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    out = cuattn.attention(q, k, v, scale=scale, causal="top_left" if is_causal else False, **options)
+    out = cuattn.attention(q, k, v, scale=plain("scale", scale), causal="top_left" if is_causal else False, **options)
     rank = max(query.ndim, key.ndim, value.ndim)
     out = out.swapaxes(1, 2)
     return out.reshape((*batch, *out.shape[1:])[-rank:])
@@ -126,11 +133,19 @@ def _leading_axes(query: Any, key: Any, value: Any, enable_gqa: bool) -> tuple[t
         told = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
         raise ShapeError(f"{told}: the axes before [heads, seqlen, head_dim] do not broadcast") from None
     heads, key_heads, value_heads = (shape[-3] if len(shape) > 2 else 1 for shape in shapes.values())
-    if key_heads != value_heads and 1 not in (key_heads, value_heads):
-        raise ShapeError(
-            f"key has {key_heads} heads and value has {value_heads}; they must be the same, or one of them 1"
-        )
     kv_heads = value_heads if key_heads == 1 else key_heads
+    if key_heads != value_heads and 1 not in (key_heads, value_heads):
+        if not enable_gqa:
+            raise ShapeError(
+                f"key has {key_heads} heads and value has {value_heads}; they must be the same, or one of them 1, "
+                "without enable_gqa=True"
+            )
+        kv_heads = math.lcm(key_heads, value_heads)
+        if not kv_heads or heads % kv_heads:
+            raise ShapeError(
+                f"query has {heads} heads, key has {key_heads} and value has {value_heads}; theirs must divide those "
+                "of query"
+            )
     if heads % kv_heads == 0 if kv_heads and (enable_gqa or kv_heads == 1) else heads == kv_heads:
         return batch, heads, kv_heads
     if heads == 1 and not enable_gqa:
@@ -139,6 +154,29 @@ def _leading_axes(query: Any, key: Any, value: Any, enable_gqa: bool) -> tuple[t
         f"query has {heads} heads and key and value have {kv_heads}; "
         + ("theirs must divide the query's" if enable_gqa else "they must be the same without enable_gqa=True")
     )
+
+
+def _with_values(key: Any, value: Any, masked: bool) -> Any:
+    """The keys that have a value."""
+    num_keys, num_values = int(key.shape[-2]), int(value.shape[-2])
+    if num_keys == num_values:
+        return key
+    if num_keys < num_values or key.ndim != 4 or masked:
+        raise ShapeError(
+            f"key has shape {tuple(key.shape)} and value has shape {tuple(value.shape)}; as many keys as values are "
+            "needed (of rank 4 and without attn_mask, key may have more)"
+        )
+    return key[:, :, :num_values]
+
+
+def _repeat_heads(executor: Executor, x: Any, heads: int) -> Any:
+    """``x`` with as many heads, each repeated where it has fewer; a single head is broadcast later."""
+    own = int(x.shape[-3]) if x.ndim > 2 else 1
+    if own in (1, heads):
+        return x
+    with executor.on_device():
+        module: Any = np if executor.name == "host" else sys.modules["cupy"]
+        return module.repeat(x, heads // own, axis=-3)
 
 
 def _fold(executor: Executor, x: Any, batch: tuple[int, ...], heads: int) -> Any:

@@ -2,8 +2,8 @@
 
 `source` gives the one string that everything is compiled from, `build` the CUBIN or PTX of a kernel of this package,
 and `build_source` the same for any CUDA C string. Results are cached on disk by content (`cuattn.compile.cache`): the
-key holds the expanded source, the options, and the versions of NVRTC and its headers, so an edit anywhere builds anew
-and nothing stale is ever loaded. No GPU, driver or CuPy is needed.
+key holds the expanded source, the options, every file that either makes the compiler read, and the versions of NVRTC
+and its headers, so an edit anywhere builds anew and nothing stale is ever loaded. No GPU, driver or CuPy is needed.
 
 Examples
 --------
@@ -37,6 +37,7 @@ __all__ = [
     "for_device",
     "forget",
     "kernel_names",
+    "on_disk",
     "smem_limit_bytes",
     "source",
 ]
@@ -99,7 +100,7 @@ def build(
     NVRTCNotFoundError
         The kernel is not in the cache, and there is no NVRTC.
     CacheError
-        The cache directory is not safe to load code from.
+        There is no directory to keep what is compiled, not even a temporary one.
     """
     # This is on the way of every call, so the key is as cheap as it can be. The types belong to it because 1, 1.0 and
     # True are equal; the order of the constants does too, which at worst finds the same binary once more.
@@ -132,7 +133,7 @@ def build_source(text: str, *, name: str, arch: str, kind: str, options: Sequenc
     arch, kind : str
         As for `build`.
     options : sequence of str
-        More options for NVRTC. With one that makes it read other files (``-I``), the cache is not consulted.
+        More options for NVRTC.
 
     Returns
     -------
@@ -144,6 +145,19 @@ def build_source(text: str, *, name: str, arch: str, kind: str, options: Sequenc
         As for `build`.
     """
     return builder.build_source(text, name=name, arch=arch, kind=kind, options=options)
+
+
+def on_disk(binary: Binary) -> Path:
+    """A file with the image of a binary, for programs that read files.
+
+    That is ``binary.path``, unless another process has cleared the cache meanwhile: then it is stored anew.
+
+    Raises
+    ------
+    CacheError
+        As for `build`.
+    """
+    return builder.on_disk(binary)
 
 
 def for_device(capability: tuple[int, int]) -> Target:

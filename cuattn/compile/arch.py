@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cuattn.errors import ArgumentError, NotSupportedError
+from cuattn.messages import shown
 
 #: Dynamic shared memory that one CTA may use, in KiB, by compute capability (CUDA C++ Programming Guide, "Technical
 #: Specifications per Compute Capability": the maximum per thread block).
@@ -51,9 +52,9 @@ def capability(arch: str) -> tuple[int, int]:
     ArgumentError
         No such architecture.
     """
-    match = _NAME.fullmatch(arch)
+    match = _NAME.fullmatch(arch) if isinstance(arch, str) else None
     if match is None:
-        raise ArgumentError(f"arch={arch!r} is not an architecture name: use one of {', '.join(names())}")
+        raise ArgumentError(f"arch={shown(arch)} is not an architecture name: use one of {', '.join(names())}")
     pair = divmod(int(match[1]), 10)
     if pair < OLDEST:
         raise NotSupportedError(f"{arch} is not supported: {_too_old()}")

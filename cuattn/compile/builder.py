@@ -5,25 +5,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cuattn.compile import arch as archs
-from cuattn.compile import cache, resources, toolkit
+from cuattn.compile import cache, includes, resources, toolkit
 from cuattn.compile.resources import Resources
 from cuattn.errors import ArgumentError, NVRTCNotFoundError
 
-_FORMAT = "1"  # part of every key: raise it when the meaning of a cached entry changes
+if TYPE_CHECKING:
+    from cuattn.compile import workers
+
+_FORMAT = "2"  # part of every key: raise it when the meaning of a cached entry changes
 _KINDS = ("ptx", "cubin")
 _INCLUDE = re.compile(rb"^[ \t]*#[ \t]*include[ \t]*[<\"]([^/>\"]+)[>\"]", re.MULTILINE)
 _CUDA_INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<cuda_", re.MULTILINE)
 _STANDARD = ("-std", "--std")
 _ARCH = ("-arch", "--gpu-architecture")
-# Options that make the result depend on files whose contents the key does not hold.
-_READS_FILES = ("-I", "--include-path", "-include", "--pre-include", "-pch", "--pch", "--use-pch")
+_READ_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,19 +73,18 @@ _guard = threading.Lock()
 def build_source(text: str, *, name: str, arch: str, kind: str, options: Sequence[str] = ()) -> Binary:
     """Compile a source string, or take it from the cache. See `cuattn.compile.build_source`."""
     argv = _options(arch, kind, options)
-    key = _key(text, name, argv, arch)
+    read = _includes(text, name, argv)
+    key = _key(text, name, argv, arch, read)
     place = f"{cache.root()}/{key}.{kind}"
     with _guard:
         lock = _locks.setdefault(place, threading.Lock())
     with lock:  # two threads that want one kernel compile it once
         binary = _built.get(place)
         if binary is None:
-            # What an option makes the compiler read is not in the key, so the disk may hold a stale version.
-            volatile = any(option.startswith(_READS_FILES) for option in options)
-            binary = None if volatile else _load(key, text, name, arch, kind)
+            binary = None if read.volatile else _load(key, text, name, arch, kind)
             if binary is None:
                 binary = _make(key, text, name, arch, kind, argv)
-            if not volatile:
+            if not read.volatile and binary.key == key:
                 _built[place] = binary
     return binary
 
@@ -91,6 +94,16 @@ def forget() -> None:
     with _guard:
         _built.clear()
         _locks.clear()
+
+
+def _after_fork() -> None:
+    global _guard
+    _guard = threading.Lock()  # a thread that does not exist here may hold these
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _options(arch: str, kind: str, extra: Sequence[str]) -> list[str]:
@@ -105,9 +118,14 @@ def _options(arch: str, kind: str, extra: Sequence[str]) -> list[str]:
     return argv + list(extra)
 
 
-def _key(text: str, name: str, argv: Sequence[str], arch: str) -> str:
+def _includes(text: str, name: str, argv: Sequence[str]) -> includes.Includes:
+    return includes.find(text, name, argv, toolkit.find().include)
+
+
+def _key(text: str, name: str, argv: Sequence[str], arch: str, read: includes.Includes | None = None) -> str:
     kit = toolkit.find()
-    parts = (_FORMAT, text, name, *argv, kit.version, kit.include_version)
+    read = read or _includes(text, name, argv)
+    parts = (_FORMAT, text, name, *argv, kit.version, kit.include_version, read.digest())
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode()
@@ -121,13 +139,29 @@ def _load(key: str, text: str, name: str, arch: str, kind: str) -> Binary | None
     if found is None:
         return None
     image, meta, path = found
-    fields = json.loads(meta)
-    figures = {entry: Resources(**row) for entry, row in fields["resources"].items()}
-    return Binary(name, arch, kind, key, path, image, text, figures, fields["log"])
+    try:
+        fields = json.loads(meta)
+        figures = {str(entry): Resources(**row) for entry, row in fields["resources"].items()}
+        log = str(fields["log"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None  # whole, but no entry of this version's
+    return Binary(name, arch, kind, key, path, image, text, figures, log)
 
 
 def _make(key: str, text: str, name: str, arch: str, kind: str, argv: Sequence[str]) -> Binary:
-    from cuattn.compile import diagnose, nvrtc  # not needed when the cache has everything
+    """Compile and store. Nothing that a signal handler raises meanwhile leaves a compiler or half an entry behind."""
+    from cuattn.compile import workers  # not needed when the cache has everything
+
+    try:
+        return workers.detached(lambda job: _compile(key, text, name, arch, kind, argv, job))
+    except workers.CannotStart:
+        return _compile(key, text, name, arch, kind, argv, None)
+
+
+def _compile(
+    key: str, text: str, name: str, arch: str, kind: str, argv: Sequence[str], job: workers.Job | None
+) -> Binary:
+    from cuattn.compile import diagnose, nvrtc
 
     kit = toolkit.find()
     if kit.include is None and _CUDA_INCLUDE.search(text):
@@ -135,24 +169,38 @@ def _make(key: str, text: str, name: str, arch: str, kind: str, argv: Sequence[s
     headers = _system_headers(text, kit.include) if kit.include else {}
     include = [f"-I{kit.include}"] if kit.include else []
     virtual = name if name.startswith("/") else f"/{name}"  # a relative name would pull in the current folder
-    result = nvrtc.library().compile(text, virtual, [*argv, *include], headers)
-    image = result.cubin if kind == "cubin" else result.ptx
-    if not result.ok or not image:
-        raise diagnose.compile_error(result, text, title=f"{name} for {arch} ({kind})", name=virtual)
+    for _ in range(_READ_ATTEMPTS):
+        result = nvrtc.compile(text, virtual, [*argv, *include], headers, job=job)
+        image = result.cubin if kind == "cubin" else result.ptx
+        if not result.ok or not image:
+            raise diagnose.compile_error(result, text, title=f"{name} for {arch} ({kind})", name=virtual)
+        before, key = key, _key(text, name, argv, arch)
+        if key == before:
+            break
+        # A header has changed since its contents entered the key: once more, with what it holds now.
+    else:
+        key = f"{key}-unsettled"  # somebody writes it all the time: what came of it is looked up by nobody
     figures = resources.parse(result.log)
+    binary = Binary(name, arch, kind, key, Path(), image, text, figures, result.log)
+    return dataclasses.replace(binary, path=_store(binary))
+
+
+def _store(binary: Binary) -> Path:
     meta = {
-        "name": name,
-        "arch": arch,
-        "kind": kind,
-        "nvrtc": kit.version,
-        "headers": kit.include_version,
-        "options": list(argv),
-        "resources": {entry: dataclasses.asdict(row) for entry, row in figures.items()},
-        "log": result.log,
+        "name": binary.name,
+        "arch": binary.arch,
+        "kind": binary.kind,
+        "resources": {entry: dataclasses.asdict(row) for entry, row in binary.resources.items()},
+        "log": binary.log,
     }
-    path = cache.write(key, f".{kind}", image, meta=json.dumps(meta, indent=1).encode())
-    cache.write_note(path, ".cu", text)
-    return Binary(name, arch, kind, key, path, image, text, figures, result.log)
+    path = cache.write(binary.key, f".{binary.kind}", binary.image, meta=json.dumps(meta, indent=1).encode())
+    cache.write_note(path, ".cu", binary.source)
+    return path
+
+
+def on_disk(binary: Binary) -> Path:
+    """Path of a file with the binary's image: stored anew if another process has cleared the cache meanwhile."""
+    return binary.path if binary.path.is_file() else _store(binary)
 
 
 def _system_headers(text: str, include: Path) -> dict[str, bytes]:

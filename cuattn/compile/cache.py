@@ -1,10 +1,13 @@
 """The disk cache: files found by a name that contains a hash of everything they were made from.
 
-An entry is ``<key><suffix>`` and beside it ``<key><suffix>.meta``, whose first line is a SHA-256 over the rest of the
-meta file and the data. Both are written under a temporary name and moved into place, the meta file last, so a reader
-sees an entry whole or not at all. Nothing is locked: two processes that build the same entry write the same bytes.
+An entry is ``<key><suffix>`` and beside it ``<key><suffix>.meta``, whose first line is a SHA-256 over the name, the
+rest of the meta file and the data. Both are written under a temporary name and moved into place, the meta file last, so
+a reader sees an entry whole or not at all. Nothing is locked: two processes that build the same entry write the same
+bytes, and any file may vanish at any moment.
 
-Code is loaded from here, so the directory must belong to the user and must not be writable by everybody.
+Code is loaded from here. Trusted is what only this user, or the superuser, could have written: the folder and each file
+belong to one of them, and nobody else may write to them (`cuattn.compile.private_files`). The hash is no signature; it
+finds damage. Whoever can write as this user can run code as this user anyway.
 """
 
 from __future__ import annotations
@@ -20,15 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cuattn import environment
-from cuattn.errors import ArgumentError, CacheError, CacheWarning
+from cuattn.compile import private_files
+from cuattn.errors import ArgumentError, CacheError, CacheWarning, EnvironmentVariableError
 
-_MAGIC = "cuattn-cache-1"
+_FAMILY = b"cuattn-cache-"  # how the meta files of every version begin
+_MAGIC = "cuattn-cache-2"
 _META = ".meta"
+_WRITE_ATTEMPTS = 3
 _TEMPORARY = ".cuattn-tmp-"
 
-# Where this process writes once the real directory has turned out not to be writable.
+# Where this process writes once the real directory has turned out not to be usable.
 _fallback: Path | None = None
 _fallback_lock = threading.Lock()
+_warned: set[Path] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,70 +49,118 @@ class Entry:
 
 
 def root() -> Path:
-    """The cache directory: exists, belongs to the user, is not writable by everybody.
+    """The cache directory. It exists, and nobody but this user and the superuser may write to it.
 
-    When it cannot be created, the process falls back to a temporary directory of its own and warns once.
+    When there is no such directory, the process falls back to a temporary one and warns once: of the user where no
+    directory was asked for, of its own where it was.
 
     Raises
     ------
     CacheError
-        The path is no directory, belongs to someone else, or anyone may write to it.
+        There is no usable directory, and no temporary one can be made.
+    EnvironmentVariableError
+        ``CUATTN_CACHE_DIR`` is set to something that is no path.
     """
-    path = environment.cache_dir()
     try:
-        status = path.stat()
-    except FileNotFoundError:
+        path = environment.cache_dir()
+    except EnvironmentVariableError:
+        if os.environ.get("CUATTN_CACHE_DIR"):
+            raise
+        return _fall_back(Path("~/.cache/cuattn"), "there is no home directory")
+    reason = _why_not_usable(path)
+    return path if reason is None else _fall_back(path, reason)
+
+
+def _why_not_usable(path: Path) -> str | None:
+    """Why a directory, made if need be, cannot be the cache; None when it can."""
+    try:
         try:
+            status = path.stat()
+        except FileNotFoundError:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            return _fall_back(path, error)
-        status = path.stat()
-    except NotADirectoryError as error:
-        raise CacheError(f"cache directory {path}: a part of the path is a file") from error
+            status = path.stat()
     except OSError as error:
-        return _fall_back(path, error)
-    _require_private(path, status)
-    return path
-
-
-def _require_private(path: Path, status: os.stat_result) -> None:
+        return error.strerror or str(error)
     if not stat.S_ISDIR(status.st_mode):
-        raise CacheError(f"cache directory {path} is not a directory")
-    if not hasattr(os, "getuid"):  # no POSIX owners here; the profile directory is private by default
-        return
-    if status.st_uid != os.getuid():
-        raise CacheError(
-            f"cache directory {path} belongs to user {status.st_uid}, not to you ({os.getuid()}): compiled code is "
-            "loaded only from a directory of your own; set CUATTN_CACHE_DIR to one"
-        )
-    if status.st_mode & stat.S_IWOTH:
-        raise CacheError(
-            f"cache directory {path} is writable by everybody, so anyone could place code in it: "
-            "run chmod o-w on it, or set CUATTN_CACHE_DIR to another directory"
-        )
+        return "it is not a directory"
+    return private_files.why_not_private(path, status)
 
 
-def _fall_back(path: Path, error: OSError) -> Path:
+def require_usable() -> Path:
+    """Like `root`, for those who look after the cache: a directory that was asked for and cannot be used is an error.
+
+    Raises
+    ------
+    CacheError, EnvironmentVariableError
+    """
+    if os.environ.get("CUATTN_CACHE_DIR"):
+        path = environment.cache_dir()
+        reason = _why_not_usable(path)
+        if reason is not None:
+            raise CacheError(f"cache directory {path} cannot be used: {reason}")
+    return root()
+
+
+def _fall_back(path: Path, reason: str) -> Path:
     global _fallback
     with _fallback_lock:
-        if _fallback is not None:
-            return _fallback
-        import atexit  # these only when needed: reading from the cache is on the way of every start
-        import shutil
-        import tempfile
-
-        try:
-            _fallback = Path(tempfile.mkdtemp(prefix="cuattn-"))
-        except OSError as second:
-            raise CacheError(f"neither {path} nor a temporary directory can be written: {error}; {second}") from second
-        atexit.register(shutil.rmtree, _fallback, ignore_errors=True)
+        if _fallback is None or not _fallback.is_dir():  # cleaners of temporary folders exist
+            try:
+                _fallback = _users_temporary_folder() or _own_temporary_folder()
+            except OSError as second:
+                raise CacheError(
+                    f"neither {path} ({reason}) nor a temporary directory can be used as the cache: {second}"
+                ) from second
+        found = _fallback
+        is_known = path in _warned
+        _warned.add(path)
+    if not is_known:
         warnings.warn(
-            f"cannot write to the cache directory {path} ({error.strerror or error}): compiled kernels are kept for "
-            "this process only; set CUATTN_CACHE_DIR to a directory that you can write",
+            f"the cache directory {path} cannot be used ({reason}): compiled kernels are kept in {found}, "
+            f"{'for this process only' if found.name != _users_name() else 'a temporary folder'}; "
+            "set CUATTN_CACHE_DIR to a directory that you, and nobody else, can write",
             CacheWarning,
             stacklevel=4,
         )
-    return _fallback
+    return found
+
+
+def _users_name() -> str:
+    return f"cuattn-{os.geteuid()}" if hasattr(os, "geteuid") else ""
+
+
+def _users_temporary_folder() -> Path | None:
+    """For users without a home, such as those that services run as: else each start would compile everything anew."""
+    import tempfile  # only when needed: reading from the cache is on the way of every start
+
+    if os.environ.get("CUATTN_CACHE_DIR") or not _users_name():
+        return None
+    path = Path(tempfile.gettempdir(), _users_name())
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        status = path.lstat()
+    except OSError:
+        return None
+    # Anybody may have made it before: a link, or a folder that is not this user's, is left alone.
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return path if is_own and private_files.why_not_private(path, status) is None else None
+
+
+def _own_temporary_folder() -> Path:
+    import atexit
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="cuattn-"))
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not in the children of a fork, which use it as well
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 def read(key: str, suffix: str) -> bytes | None:
@@ -117,33 +172,42 @@ def read(key: str, suffix: str) -> bytes | None:
 def read_with_meta(key: str, suffix: str) -> tuple[bytes, bytes, Path] | None:
     """Like `read`: the data, the meta bytes that `write` was given, and the path of the data file."""
     directory = root()
+    name = _file_name(key, suffix)
     for place in dict.fromkeys((directory, _fallback)):
         if place is None:
             continue
-        path = place / _file_name(key, suffix)
         try:
-            return _load(path)
+            return _load(place, name)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            warnings.warn(f"cache entry {path} is damaged ({error}); it is made anew", CacheWarning, stacklevel=3)
+        except private_files.NotPrivateError as error:
+            _warn_of(place / name, f"is not used: {error.strerror}")
+        except (OSError, MemoryError) as error:
+            _warn_of(place / name, f"is damaged ({error})")
     return None
 
 
-def _load(path: Path) -> tuple[bytes, bytes, Path]:
+def _warn_of(path: Path, what: str) -> None:
+    warnings.warn(f"cache entry {path} {what}; it is made anew", CacheWarning, stacklevel=4)
+
+
+def _load(folder: Path, name: str) -> tuple[bytes, bytes, Path]:
     for attempt in range(2):
-        head, _, meta = path.with_name(path.name + _META).read_bytes().partition(b"\n")
-        data = path.read_bytes()
-        if head == _head(data, meta):
-            return data, meta, path
+        head, _, meta = private_files.read(folder, name + _META).partition(b"\n")
+        data = private_files.read(folder, name)
+        if head == _head(name, data, meta):
+            return data, meta, folder / name
         if attempt == 0:
             time.sleep(0.02)  # a writer may be between its two moves; that takes microseconds
     raise OSError("wrong checksum")
 
 
-def _head(data: bytes, meta: bytes) -> bytes:
-    digest = hashlib.sha256(len(meta).to_bytes(8, "little") + meta + data).hexdigest()
-    return f"{_MAGIC} {digest}".encode()
+def _head(name: str, data: bytes, meta: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in (name.encode(), meta):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    digest.update(data)
+    return f"{_MAGIC} {digest.hexdigest()}".encode()
 
 
 def write(key: str, suffix: str, data: bytes, *, meta: bytes = b"") -> Path:
@@ -152,14 +216,19 @@ def write(key: str, suffix: str, data: bytes, *, meta: bytes = b"") -> Path:
     Raises
     ------
     CacheError
-        The cache directory is not safe to use, or not even a temporary directory can be written.
+        Not even a temporary directory can be written.
     """
     name = _file_name(key, suffix)
-    directory = root()
-    try:
-        return _write_in(directory, name, data, meta)
-    except OSError as error:
-        fallback = _fall_back(directory, error)
+    for _ in range(_WRITE_ATTEMPTS):
+        directory = root()
+        try:
+            return _write_in(directory, name, data, meta)
+        except FileNotFoundError as error:  # another process has cleared the cache, or removed it
+            problem: OSError = error
+        except OSError as error:
+            problem = error
+            break
+    fallback = _fall_back(directory, problem.strerror or str(problem))
     try:
         return _write_in(fallback, name, data, meta)
     except OSError as error:
@@ -178,7 +247,7 @@ def write_note(entry: Path, suffix: str, text: str) -> None:
 def _write_in(directory: Path, name: str, data: bytes, meta: bytes) -> Path:
     path = directory / name
     _replace(path, data)
-    _replace(path.with_name(name + _META), _head(data, meta) + b"\n" + meta)
+    _replace(path.with_name(name + _META), _head(name, data, meta) + b"\n" + meta)
     return path
 
 
@@ -189,9 +258,14 @@ def _replace(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except IsADirectoryError:
+            os.rmdir(path)  # an empty one is nobody's loss
+            os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
 
 
@@ -203,15 +277,16 @@ def _file_name(key: str, suffix: str) -> str:
 
 
 def ls() -> list[Entry]:
-    """The entries of the cache, newest first. Entries that vanish meanwhile are left out."""
+    """The entries of the cache, newest first, but for those that vanish meanwhile. Raises as `require_usable`."""
     entries = []
-    for meta_path in root().glob(f"*{_META}"):
+    folder = require_usable()
+    for meta_path in folder.glob(f"*{_META}"):
         path = meta_path.with_name(meta_path.name.removesuffix(_META))
         try:
-            if not meta_path.read_bytes().startswith(_MAGIC.encode()):
+            if not private_files.read(folder, meta_path.name).startswith(_FAMILY):
                 continue
-            status, meta_status = path.stat(), meta_path.stat()
-        except FileNotFoundError:
+            status, meta_status = path.lstat(), meta_path.lstat()
+        except OSError:  # gone meanwhile, or no file of this cache
             continue
         entries.append(Entry(path.name, path, status.st_size + meta_status.st_size, status.st_mtime))
     return sorted(entries, key=lambda entry: (-entry.modified, entry.name))
@@ -231,7 +306,9 @@ def clear() -> int:
     for entry in entries:
         # The meta file goes first: data without it is no entry, so no reader ever finds half of one.
         for path in (entry.path.with_name(entry.name + _META), entry.path, entry.path.with_suffix(".cu")):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone already, or a folder that has taken its place
+                path.unlink()
     for path in root().glob(f"{_TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
     return len(entries)

@@ -45,6 +45,13 @@ def expand(kernel: str, constants: Mapping[str, Constant], directory: Path) -> s
     return "\n".join(lines) + "\n"
 
 
+def header(relative: str, directory: Path = KERNELS) -> str:
+    """The text of one header with those that it includes, for a source that is no file."""
+    lines: list[str] = []
+    _expand_file(relative, directory, lines, set())
+    return "\n".join(lines) + "\n"
+
+
 def kernel_names(directory: Path = KERNELS) -> list[str]:
     """Names that `expand` accepts, sorted."""
     return sorted(path.relative_to(directory).with_suffix("").as_posix() for path in directory.rglob("*.cu"))

@@ -1,102 +1,82 @@
-"""NVRTC through ctypes: no CuPy, no driver, no GPU needed."""
+"""The NVRTC of this environment: compiling in processes of its own, and what the library itself can tell.
+
+No CuPy, no driver, no GPU needed.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import re
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
-from cuattn.compile import toolkit
+from cuattn.compile import toolkit, workers
+from cuattn.compile.program import ERROR_BUILTIN_OPERATION, Library, NVRTCError, Result
 from cuattn.errors import NVRTCNotFoundError
 
-_SUCCESS = 0
-_ERROR_COMPILATION = 6
-_ERROR_BUILTIN_OPERATION = 7
+__all__ = ["Library", "Result", "compile", "cpu_seconds", "library", "version_of"]
+
 # Left out of logs: with it, no two compilations of one source would give the same cache entry.
 _TIME = re.compile(r"^ptxas info\s*: Compile time = .*\n", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one compilation gave. ``ptx`` may be there although ``ok`` is False, when it was ptxas that refused it."""
+def compile(
+    source: str, name: str, options: Sequence[str], headers: Mapping[str, bytes], *, job: workers.Job | None = None
+) -> Result:
+    """Compile one program.
 
-    ok: bool
-    log: str
-    ptx: bytes
-    cubin: bytes
+    Parameters
+    ----------
+    source, name : str
+        The program, and the file name that it seems to have.
+    options : sequence of str
+    headers : mapping of str to bytes
+        The names that ``#include`` uses to contents.
+    job : Job, optional
+        Compile in another process, where no signal of this one reaches NVRTC, until this job is given up. Else here.
+
+    Raises
+    ------
+    NVRTCNotFoundError
+        There is no NVRTC, it cannot be loaded, or it misses a part of itself.
+    CompileError
+        NVRTC crashed.
+    CannotStart
+        With a job: no other process can be started.
+    """
+    path = toolkit.find().library
+    try:
+        if job is None:
+            result = workers.here(path, source, name, options, headers)
+        else:
+            result = workers.compile(path, source, name, options, headers, job)
+            _add_cpu_seconds(result.cpu_s)
+    except (OSError, AttributeError, NVRTCError) as error:
+        raise _unusable(path, error) from error
+    if result.code == ERROR_BUILTIN_OPERATION:
+        raise NVRTCNotFoundError(f"NVRTC cannot load its builtins library: reinstall it. {result.log}")
+    return replace(result, log=_TIME.sub("", result.log))
 
 
-class Library:
-    """A loaded NVRTC library."""
+_spent_lock = threading.Lock()
+_spent_s = 0.0
 
-    def __init__(self, path: str) -> None:
-        # NVRTC opens this one by name. From CUDA 13 on, the wheels' NVRTC does not look in its own folder for it, but a
-        # library that the process has already loaded is found.
-        for builtins in sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")) if "/" in path else ():
-            ctypes.CDLL(str(builtins))
-        self._dll = ctypes.CDLL(path)
-        self._dll.nvrtcGetErrorString.restype = ctypes.c_char_p
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
-        self.version = f"{major.value}.{minor.value}"
 
-    def supported_archs(self) -> tuple[int, ...]:
-        """Compute capabilities that this NVRTC knows, as ``major * 10 + minor``, without suffixed variants."""
-        count = ctypes.c_int()
-        self._call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
-        numbers = (ctypes.c_int * count.value)()
-        self._call("nvrtcGetSupportedArchs", numbers)
-        return tuple(numbers)
+def _add_cpu_seconds(seconds: float) -> None:
+    global _spent_s
+    with _spent_lock:
+        _spent_s += seconds
 
-    def compile(self, source: str, name: str, options: Sequence[str], headers: Mapping[str, bytes]) -> Result:
-        """Compile one program. `headers` maps the names that ``#include`` uses to contents."""
-        program = ctypes.c_void_p()
-        contents = (ctypes.c_char_p * len(headers))(*headers.values())
-        names = (ctypes.c_char_p * len(headers))(*(key.encode() for key in headers))
-        self._call(
-            "nvrtcCreateProgram", ctypes.byref(program), source.encode(), name.encode(), len(headers), contents, names
-        )
-        try:
-            argv = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-            code = self._dll.nvrtcCompileProgram(program, len(options), argv)
-            log = _TIME.sub("", self._text(program, "ProgramLog").decode(errors="replace"))
-            if code not in (_SUCCESS, _ERROR_COMPILATION):
-                log = f"{self._error(code)}\n{log}"
-            if code == _ERROR_BUILTIN_OPERATION:
-                raise NVRTCNotFoundError(f"NVRTC cannot load its builtins library: reinstall it. {log}")
-            return Result(code == _SUCCESS, log, self._text(program, "PTX"), self._bytes(program, "CUBIN"))
-        finally:
-            self._dll.nvrtcDestroyProgram(ctypes.byref(program))
 
-    def _bytes(self, program: ctypes.c_void_p, what: str) -> bytes:
-        size = ctypes.c_size_t()
-        # A kind of output that this compilation did not make is an error or has size 0, by version.
-        if getattr(self._dll, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) != _SUCCESS or not size.value:
-            return b""
-        buffer = ctypes.create_string_buffer(size.value)
-        self._call(f"nvrtcGet{what}", program, buffer)
-        return buffer.raw
-
-    def _text(self, program: ctypes.c_void_p, what: str) -> bytes:
-        # NVRTC counts the terminating NUL of a text as part of it.
-        return self._bytes(program, what).rstrip(b"\0")
-
-    def _call(self, function: str, *args: object) -> None:
-        code = getattr(self._dll, function)(*args)
-        if code != _SUCCESS:
-            raise NVRTCNotFoundError(f"{function} failed: {self._error(code)}")
-
-    def _error(self, code: int) -> str:
-        text: bytes = self._dll.nvrtcGetErrorString(code)
-        return text.decode()
+def cpu_seconds() -> float:
+    """Processor time that other processes have spent on compilations of this one, in seconds."""
+    return _spent_s
 
 
 @functools.lru_cache(maxsize=1)
 def library() -> Library:
-    """The NVRTC of `toolkit.find`, loaded on first use.
+    """The NVRTC of `toolkit.find`, loaded into this process on first use, to be asked what it supports.
 
     Raises
     ------
@@ -106,13 +86,17 @@ def library() -> Library:
     path = toolkit.find().library
     try:
         return Library(path)
-    except OSError as error:
-        raise NVRTCNotFoundError(f"NVRTC at {path} cannot be loaded ({error}): {toolkit.INSTALL_HINT}") from error
+    except (OSError, AttributeError, NVRTCError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: str, error: Exception) -> NVRTCNotFoundError:
+    return NVRTCNotFoundError(f"NVRTC at {path} cannot be loaded ({error}): {toolkit.INSTALL_HINT}")
 
 
 def version_of(name: str) -> str | None:
     """Version of the library that the system's loader finds under `name`; None when it finds none."""
     try:
         return Library(name).version
-    except OSError:
+    except (OSError, AttributeError, NVRTCError):
         return None

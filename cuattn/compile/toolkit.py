@@ -11,10 +11,11 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cuattn import environment
 from cuattn.errors import NVRTCNotFoundError
 
 _LIBRARY = re.compile(r"libnvrtc\.so\.(\d+(?:\.\d+)*)")
@@ -24,6 +25,8 @@ _DIST_INFO = re.compile(
 # Libraries that the system's loader may know, newest first.
 _SYSTEM_NAMES = ("libnvrtc.so.13", "libnvrtc.so.12")
 _SYSTEM_PREFIX = "/usr/local/cuda"
+_LIBRARY_FOLDERS = ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
+OLDEST_MAJOR = 12
 INSTALL_HINT = 'install the CUDA extra, pip install "cuattn[cuda12]" or "cuattn[cuda13]"'
 
 
@@ -55,28 +58,43 @@ class Toolkit:
 
 @functools.lru_cache(maxsize=1)
 def find() -> Toolkit:
-    """The NVRTC to use: one of CuPy's CUDA major version before others, then the newest.
+    """The NVRTC to use: that of ``CUATTN_NVRTC``, else the one of the environment that CuPy takes its libraries from.
 
-    Searched are the NVIDIA wheels, ``$CUDA_PATH``, ``$CUDA_HOME``, the environment's prefix, ``/usr/local/cuda`` and
-    the system's loader. The answer is kept for the process.
+    Searched are, in this order, the NVIDIA wheels of the environment, its prefix, ``$CUDA_PATH``, ``$CUDA_HOME``,
+    ``/usr/local/cuda`` and the system's loader. The first that has one decides, whatever the others have; of several
+    wheels, the newest. Where CuPy is installed, only its CUDA major version counts. Neither the current folder nor that
+    of the program is searched. The answer is kept for the process.
 
     Raises
     ------
     NVRTCNotFoundError
-        There is none, or only one older than CUDA 12.
+        There is none, only one of another major version than CuPy's, or only one older than CUDA 12.
     """
     dists = _distributions()
-    found = [*_wheels(dists), *_installed()]
-    usable = [toolkit for toolkit in found if toolkit.major >= 12]
+    chosen = environment.nvrtc()
+    if chosen is not None:
+        return _complete(_named(chosen), *_wheels(dists), *_installed())
+    wheels = sorted(_wheels(dists), key=lambda toolkit: _numbers(toolkit.version), reverse=True)
+    found = [*wheels, *_installed()]
+    if not any(toolkit.major >= OLDEST_MAJOR for toolkit in found):
+        found += _from_loader()
+    cupy = {int(major) for name, major in dists if name == "cupy_cuda" and int(major) >= OLDEST_MAJOR}
+    usable = [toolkit for toolkit in found if toolkit.major >= OLDEST_MAJOR and (not cupy or toolkit.major in cupy)]
     if not usable:
-        usable = list(_from_loader())
-    if not usable:
-        old = f" (found only {', '.join(toolkit.library for toolkit in found)}, too old)" if found else ""
-        raise NVRTCNotFoundError(f"NVRTC 12 or newer was not found{old}: {INSTALL_HINT}")
-    cupy_majors = {int(major) for name, major in dists if name == "cupy_cuda"}
-    # max keeps the first of equals, so wheels win over an installed toolkit of the same version.
-    best = max(usable, key=lambda toolkit: (toolkit.major in cupy_majors, _numbers(toolkit.version)))
-    for other in usable:
+        raise NVRTCNotFoundError(_why_none(found, cupy))
+    return _complete(*usable)
+
+
+def _why_none(found: Sequence[Toolkit], cupy: set[int]) -> str:
+    newest = max((toolkit.major for toolkit in found), default=0)
+    reason = "too old" if newest < OLDEST_MAJOR else f"CuPy is for CUDA {', '.join(map(str, sorted(cupy)))}"
+    only = f" (found only {', '.join(toolkit.library for toolkit in found)}: {reason})" if found else ""
+    return f"NVRTC {OLDEST_MAJOR} or newer was not found{only}: {INSTALL_HINT}, or set CUATTN_NVRTC"
+
+
+def _complete(best: Toolkit, *others: Toolkit) -> Toolkit:
+    """With headers of another toolkit of its major version, and a version, where it has none of its own."""
+    for other in others:
         if best.include is None and other.major == best.major:
             best = replace(best, include=other.include, include_version=other.include_version)
     if "." not in best.version:  # neither metadata nor a full file name: the library itself has to say
@@ -86,12 +104,50 @@ def find() -> Toolkit:
     return best
 
 
+def _named(path: Path) -> Toolkit:
+    """What ``CUATTN_NVRTC`` names: a library, or the newest of a folder, and the headers that lie near it."""
+    folders = [path, *(path / folder for folder in _LIBRARY_FOLDERS)]
+    found = [pair for folder in folders for pair in _libraries(folder)]
+    if path.is_file() and (match := _LIBRARY.fullmatch(path.name)):
+        found = [(path, match[1])]
+    if not found:
+        raise NVRTCNotFoundError(f"CUATTN_NVRTC={path} is neither a file libnvrtc.so.* nor a folder that has one")
+    library, version = max(found, key=lambda pair: _numbers(pair[1]))
+    if match := _LIBRARY.fullmatch(library.resolve().name):
+        version = match[1]  # the file that a link leads to has the whole version in its name
+    near = ("../include", "../../../include", "../../cuda_runtime/include")
+    places = (_headers(Path(os.path.normpath(library.parent / folder))) for folder in near)
+    include = next((place for place in places if place), None)
+    return Toolkit(str(library), version, include, _fingerprint(include))
+
+
+def search_path() -> list[str]:
+    """The folders of ``sys.path`` that packages are installed in: not the current folder, nor the program's own."""
+    here = {_STARTED_IN, _current_folder(), os.path.dirname(os.path.abspath(sys.argv[0] if sys.argv else ""))}
+    installed = ("site-packages", "dist-packages")
+    return [
+        entry
+        for entry in sys.path
+        if os.path.isabs(entry) and (entry not in here or os.path.basename(entry) in installed)
+    ]
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it has been deleted
+        return ""
+
+
+_STARTED_IN = _current_folder()
+
+
 def _distributions() -> dict[tuple[str, str], str]:
     """(name, CUDA major version) to version, for the few distributions of interest, from directory names alone."""
     result: dict[tuple[str, str], str] = {}
-    for entry in sys.path:
+    for entry in search_path():
         try:
-            file_names = os.listdir(entry or ".")
+            file_names = os.listdir(entry)
         except OSError:
             continue
         for file_name in file_names:
@@ -103,8 +159,8 @@ def _distributions() -> dict[tuple[str, str], str]:
 
 
 def _wheels(dists: dict[tuple[str, str], str]) -> Iterator[Toolkit]:
-    for entry in sys.path:
-        base = Path(entry or ".") / "nvidia"
+    for entry in search_path():
+        base = Path(entry) / "nvidia"
         # CUDA 12 wheels have a folder a component, CUDA 13 wheels share one a major version.
         for folder in ("cuda_nvrtc", "cu13", "cu14"):
             for library, version in _libraries(base / folder / "lib"):
@@ -117,17 +173,23 @@ def _wheels(dists: dict[tuple[str, str], str]) -> Iterator[Toolkit]:
 
 
 def _installed() -> Iterator[Toolkit]:
-    prefixes = (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), sys.prefix, _SYSTEM_PREFIX)
-    for prefix in dict.fromkeys(Path(prefix) for prefix in prefixes if prefix):
-        for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
-            for library, version in _libraries(prefix / folder):
-                include = _headers(prefix / "include") or _headers(prefix / folder / "../include")
-                yield Toolkit(str(library), version, include, _fingerprint(include))
+    variables = (os.environ.get(name, "") for name in ("CUDA_PATH", "CUDA_HOME"))
+    for prefix in dict.fromkeys(map(Path, (sys.prefix, *variables, _SYSTEM_PREFIX))):
+        if not prefix.is_absolute():
+            continue
+        pairs = [pair for folder in _LIBRARY_FOLDERS for pair in _libraries(prefix / folder)]
+        # A link has the major version in its name only: the whole name is the better one.
+        for library, version in sorted(pairs, key=lambda pair: _numbers(pair[1]), reverse=True):
+            include = _headers(prefix / "include") or _headers(library.parent / "../include")
+            yield Toolkit(str(library), version, include, _fingerprint(include))
 
 
 def _from_loader() -> Iterator[Toolkit]:
     from cuattn.compile import nvrtc
 
+    # An empty or relative entry makes the loader search the current folder, a common mistake in shell scripts.
+    if not all(map(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "/").split(":"))):
+        return
     include = _headers(Path("/usr/include"))
     for name in _SYSTEM_NAMES:
         version = nvrtc.version_of(name)

@@ -19,6 +19,7 @@ from cuattn.errors import ArgumentError
 from cuattn.extents import byte_bounds
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor, executor_for
+from cuattn.messages import shown
 from cuattn.metadata import check_flag
 from cuattn.rotary_arguments import Angles, Rotary
 
@@ -144,10 +145,10 @@ def _check(
             given[name] = x
     if rope is not None:
         if not isinstance(rope, Rotary):
-            raise ArgumentError(f"rope is {rope!r}; a cuattn.Rotary or None is allowed")
+            raise ArgumentError(f"rope is {shown(rope)}; a cuattn.Rotary or None is allowed")
         given |= rope.arrays
     executor = executor_for(**given)
-    q, k, v = executor.asarray(q), executor.asarray(k), executor.asarray(v)
+    q, k, v = executor.asarray("q", q), executor.asarray(names.k, k), executor.asarray(names.v, v)
     shapes.check_ranks(names, q, k, v)
     row = shapes.check_dtypes(names, q, k, v, kv_format)
     paged, packed = names is not CONTIGUOUS, names is PACKED
@@ -221,12 +222,12 @@ def _check(
     if out is not None or workspace is not None:
         inputs = _memory(names, problem)
         if out is not None:
-            problem.out = executor.asarray(out)
+            problem.out = executor.asarray("out", out)
             attention_arguments.check_out("out", problem.out, extents.out_shape, q.dtype)
             attention_arguments.check_apart("out", byte_bounds(problem.out), inputs)
             inputs["out"] = byte_bounds(problem.out)
         if workspace is not None:
-            problem.workspace = executor.asarray(workspace)
+            problem.workspace = executor.asarray("workspace", workspace)
             attention_arguments.check_workspace(problem.workspace)
             attention_arguments.check_apart("workspace", byte_bounds(problem.workspace), inputs)
     return problem
@@ -259,7 +260,7 @@ def _check_plan(problem: DecodeProblem) -> None:
 
     plan = problem.plan
     if not isinstance(plan, DecodePlan):
-        raise ArgumentError(f"plan is {plan!r}; the result of cuattn.plan_decode, or None, is allowed")
+        raise ArgumentError(f"plan is {shown(plan)}; the result of cuattn.plan_decode, or None, is allowed")
     if problem.num_splits is not None:
         raise ArgumentError(f"num_splits is {problem.num_splits} beside a plan, which says it; leave the default")
     plan.check(problem)

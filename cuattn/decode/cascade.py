@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +19,17 @@ from cuattn.decode.launch import decode
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import Executor
 from cuattn.merge import merge_states
+from cuattn.messages import shown
 from cuattn.metadata import check_flag
 from cuattn.packed import check_cu_seqlens
+from cuattn.renaming import renamed
+from cuattn.scalars import as_integer
 from cuattn.slow_calls import warn_if_slow
 
 __all__ = ["SharedPrefix", "cascade_attention"]
+
+#: What a prefix calls its arguments of `cuattn.paged_attention_varlen`.
+_PREFIX_NAMES = {"block_tables": "block_table", "seqlens_k": "seqlen", "cu_seqlens_q": "group_starts"}
 
 
 class SharedPrefix(NamedTuple):
@@ -136,7 +141,9 @@ def cascade_attention(
     if own.options.window_right == 0:
         _check_own_keys(own)
     if not isinstance(prefixes, SharedPrefix | list | tuple):
-        raise ArgumentError(f"prefixes is {prefixes!r}; a cuattn.SharedPrefix, or a list or tuple of them, is needed")
+        raise ArgumentError(
+            f"prefixes is {shown(prefixes)}; a cuattn.SharedPrefix, or a list or tuple of them, is needed"
+        )
     levels = [prefixes] if isinstance(prefixes, SharedPrefix) else list(prefixes)
     problems = [own, *(_level(own, level, **shared) for level in levels)]
     for problem in problems:
@@ -156,12 +163,12 @@ def _check_own_keys(own: DecodeProblem) -> None:
 def _level(own: DecodeProblem, level: Any, **options: Any) -> DecodeProblem:
     """The queries of each group of a prefix as one sequence over it."""
     if not isinstance(level, SharedPrefix):
-        raise ArgumentError(f"prefixes holds {level!r}; a cuattn.SharedPrefix is needed")
+        raise ArgumentError(f"prefixes holds {shown(level)}; a cuattn.SharedPrefix is needed")
     executor, (batch, num_queries) = own.executor, own.q.shape[:2]
     table = executor.metadata("block_table", level.block_table)
     if table.ndim == 1:
         table = table[None]
-    seqlens = [int(level.seqlen)] if isinstance(level.seqlen, Integral) else level.seqlen
+    seqlens = [level.seqlen] if as_integer(level.seqlen) is not None else level.seqlen
     starts = _group_starts(executor, level.group_starts, batch)
     if table.ndim != 2 or table.shape[0] != starts.size - 1:
         raise ShapeError(
@@ -170,7 +177,9 @@ def _level(own: DecodeProblem, level: Any, **options: Any) -> DecodeProblem:
         )
     with executor.on_device():
         q = own.q.reshape(batch * num_queries, *own.q.shape[2:])
-    return arguments.check_paged_varlen(q, own.k, own.v, table, starts * num_queries, seqlens, causal=False, **options)
+    with renamed(_PREFIX_NAMES):
+        starts = starts * num_queries
+        return arguments.check_paged_varlen(q, own.k, own.v, table, starts, seqlens, causal=False, **options)
 
 
 def _group_starts(executor: Executor, given: Any, batch: int) -> NDArray[np.int64]:

@@ -20,9 +20,10 @@ import numpy as np
 
 from cuattn.config import ELEMENTS, MMA_ROWS, ROW_PADDING_BYTES, WARP_SIZE
 from cuattn.errors import LaunchError
+from cuattn.head_dims import BUCKETS, COLUMNS, MAX_COLUMNS
 from cuattn.kv_formats import KV_FORMATS, KVFormat
 
-__all__ = ["FLASH_DECODE_CONFIGS", "FlashDecodeConfig", "select"]
+__all__ = ["FLASH_DECODE_CONFIGS", "FlashDecodeConfig", "compiled_dims", "select"]
 
 _PART_PADDING = 4  # numbers, of each row of a warp's output in shared memory
 _BLOCK = 16  # the fewest numbers that share a block scale
@@ -39,7 +40,7 @@ class FlashDecodeConfig:
     itemsize : int
         Bytes of an element of the products.
     max_head_dim : int
-        The row serves problems whose larger head dim falls into this bucket or a smaller one.
+        The row serves problems of which neither the bucket of D nor the columns of a CTA are more.
     block_m : int
         Query rows of a CTA: tokens times the heads that share a key/value head.
     block_n : int
@@ -89,7 +90,7 @@ class FlashDecodeConfig:
         return -(-group // self.block_m)
 
     def smem_bytes(self, head_dim: int, head_dim_v: int, kv_format: KVFormat) -> int:
-        """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: ``sizeof(Smem)`` of the kernel."""
+        """Shared memory of a CTA for two of `compiled_dims`: ``sizeof(Smem)`` of the kernel."""
         if self.products == "fma":  # what the warps have found, and nothing else
             return self.warps_n * self.block_m * (head_dim_v + 2) * self.itemsize
         k_row, v_row = (size * self.itemsize + ROW_PADDING_BYTES for size in (head_dim, head_dim_v))
@@ -106,7 +107,7 @@ class FlashDecodeConfig:
         return max(self.block_m * k_row + tiles, parts)
 
     def is_legal(self, head_dim: int, head_dim_v: int, kv_format: KVFormat, smem_limit_bytes: int) -> bool:
-        """Whether the kernel compiles and launches in this shape (buckets as above)."""
+        """Whether the kernel compiles and launches in this shape (head dims as in `smem_bytes`)."""
         if self.products == "mma":
             tiling = self.block_m % (MMA_ROWS * self.warps_m) == 0 and self.block_n % (16 * self.warps_n) == 0
             tiling = tiling and self.num_stages >= 2
@@ -114,7 +115,7 @@ class FlashDecodeConfig:
             keys = self.keys_per_lane(head_dim, head_dim_v)
             tiling = self.block_m % self.warps_m == 0 and keys >= 1 and self.num_stages == 1
         fits = self.smem_bytes(head_dim, head_dim_v, kv_format) <= smem_limit_bytes
-        return tiling and self.num_threads <= 1024 and fits
+        return tiling and self.num_threads <= 1024 and head_dim_v <= MAX_COLUMNS and fits
 
     def keys_per_lane(self, head_dim: int, head_dim_v: int) -> int:
         """Keys of a tile that one lane of attention_decode_fma.cu has a part of: KEYS of kernels/decode_lanes.cuh."""
@@ -132,8 +133,12 @@ class FlashDecodeConfig:
         head_dim: int,
         head_dim_v: int,
         flags: dict[str, Any],
+        *,
+        column_blocks: int = 1,
     ) -> dict[str, Any]:
-        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``flags``: `launch`."""
+        """The kernel's compile-time constants. Head dims and column blocks: `compiled_dims`; the dtype is that of q;
+        ``flags``: `launch`.
+        """
         output, accumulator = ELEMENTS[dtype_name]
         return {
             "Storage": kv_format.storage,
@@ -144,6 +149,7 @@ class FlashDecodeConfig:
             "BLOCK_N": self.block_n,
             "HEAD_DIM": head_dim,
             "HEAD_DIM_V": head_dim_v,
+            "COLUMN_BLOCKS": column_blocks,
             "WARPS_M": self.warps_m,
             "WARPS_N": self.warps_n,
             "NUM_STAGES": self.num_stages,
@@ -160,6 +166,10 @@ FLASH_DECODE_CONFIGS = (
     FlashDecodeConfig("mma", 2, 128, block_m=64, block_n=64, warps_m=4, warps_n=1, num_stages=2),
     FlashDecodeConfig("mma", 2, 256, block_m=64, block_n=32, warps_m=4, warps_n=1, num_stages=2),
     FlashDecodeConfig("mma", 2, 256, block_m=32, block_n=32, warps_m=2, warps_n=1, num_stages=2),
+    FlashDecodeConfig("mma", 2, 512, block_m=16, block_n=32, warps_m=1, warps_n=2, num_stages=2, max_rows=16),
+    FlashDecodeConfig("mma", 2, 512, block_m=16, block_n=16, warps_m=1, warps_n=1, num_stages=2, max_rows=16),
+    FlashDecodeConfig("mma", 2, 512, block_m=64, block_n=16, warps_m=4, warps_n=1, num_stages=2),
+    FlashDecodeConfig("mma", 2, 512, block_m=32, block_n=16, warps_m=2, warps_n=1, num_stages=2),
     # float32, and what float32 holds but 16 bits do not. The rows of a warp share what it reads; a prefill has more.
     FlashDecodeConfig("fma", 4, 64, block_m=1, block_n=128, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
     FlashDecodeConfig("fma", 4, 128, block_m=1, block_n=64, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
@@ -173,6 +183,9 @@ FLASH_DECODE_CONFIGS = (
     FlashDecodeConfig("fma", 4, 64, block_m=32, block_n=8, warps_m=4, warps_n=1, num_stages=1),
     FlashDecodeConfig("fma", 4, 128, block_m=32, block_n=4, warps_m=4, warps_n=1, num_stages=1),
     FlashDecodeConfig("fma", 4, 256, block_m=32, block_n=2, warps_m=4, warps_n=1, num_stages=1),
+    FlashDecodeConfig("fma", 4, 512, block_m=1, block_n=16, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 4, 512, block_m=4, block_n=8, warps_m=1, warps_n=4, num_stages=1, max_rows=16),
+    FlashDecodeConfig("fma", 4, 512, block_m=16, block_n=2, warps_m=4, warps_n=1, num_stages=1),
     # float64
     FlashDecodeConfig("fma", 8, 64, block_m=1, block_n=32, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
     FlashDecodeConfig("fma", 8, 128, block_m=1, block_n=16, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
@@ -183,7 +196,23 @@ FLASH_DECODE_CONFIGS = (
     FlashDecodeConfig("fma", 8, 64, block_m=16, block_n=8, warps_m=4, warps_n=1, num_stages=1),
     FlashDecodeConfig("fma", 8, 128, block_m=16, block_n=4, warps_m=4, warps_n=1, num_stages=1),
     FlashDecodeConfig("fma", 8, 256, block_m=16, block_n=2, warps_m=4, warps_n=1, num_stages=1),
+    FlashDecodeConfig("fma", 8, 512, block_m=1, block_n=8, warps_m=1, warps_n=4, num_stages=1, max_rows=1),
+    FlashDecodeConfig("fma", 8, 512, block_m=2, block_n=4, warps_m=1, warps_n=4, num_stages=1, max_rows=8),
+    FlashDecodeConfig("fma", 8, 512, block_m=8, block_n=1, warps_m=4, warps_n=1, num_stages=1),
 )
+
+_MIN_COLUMNS = 64  # where D is more than `MAX_COLUMNS`: a row of q then takes all lanes of a warp, two columns each
+
+
+@cache
+def compiled_dims(head_dim: int, head_dim_v: int) -> tuple[int, int, int]:
+    """What a call with these head dims is compiled for: the bucket of D, the columns of a CTA, the CTAs of a row.
+
+    >>> compiled_dims(64, 512), compiled_dims(512, 8)
+    ((64, 256, 2), (512, 64, 1))
+    """
+    bucket, (columns, blocks) = BUCKETS[head_dim], COLUMNS[head_dim_v]
+    return bucket, max(columns, _MIN_COLUMNS) if bucket > MAX_COLUMNS else columns, blocks
 
 
 def select(
@@ -204,7 +233,7 @@ def select(
     kv_format : KVFormat
         Of keys and values.
     head_dim, head_dim_v : int
-        The buckets of D and E.
+        Two of `compiled_dims`.
     rows_per_kv_head : int
         Query tokens of the longest sequence, times the query heads that share a key/value head.
     smem_limit_bytes : int
@@ -244,6 +273,6 @@ def _select(
         ):
             return row
     raise LaunchError(
-        f"decoding with head dims up to {head_dim} and {head_dim_v} needs more shared memory than the "
+        f"decoding with head dims up to {head_dim} and {head_dim_v} columns of v needs more shared memory than the "
         f"{smem_limit_bytes} bytes that a CTA may use"
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.compile import occupancy
-from cuattn.config import BUCKETS
+from cuattn.decode.config import compiled_dims
 
 if TYPE_CHECKING:
     from cuattn.decode.config import FlashDecodeConfig
@@ -48,6 +48,9 @@ class CostModel:
         The fixed cost of a CTA; that of the merge; and what it adds for the partial results of each CTA.
     top_speed : float
         Tiles in a unit of time that a CTA reaches when nothing else runs, at most 1.
+    read_once : float
+        The part of what CTAs read that is left when keys that several CTAs read, for a part of the columns of the
+        result each, are counted once.
     """
 
     num_sms: int
@@ -57,6 +60,7 @@ class CostModel:
     reduce_cost: float
     partial_cost: float
     top_speed: float
+    read_once: float = 1.0
 
     @property
     def num_slots(self) -> int:
@@ -85,7 +89,7 @@ class CostModel:
 
     def least(self, total_tiles: float) -> float:
         """The time in which the keys and values can be read at all."""
-        return total_tiles / self.num_sms
+        return self.read_once * total_tiles / self.num_sms
 
     def _speed(self, num_ctas: int | NDArray[np.int64]) -> NDArray[np.float64]:
         """Of each of so many CTAs that run at the same time."""
@@ -122,8 +126,10 @@ def cost_model(
 
     ``rows`` is the most query rows that a CTA has, ``itemsize`` that of the accumulator.
     """
-    tile_bytes = config.block_n * (kv_format.bytes_per_head(head_dim) + kv_format.bytes_per_head(head_dim_v))
-    smem_bytes = config.smem_bytes(BUCKETS[head_dim], BUCKETS[head_dim_v], kv_format)
+    bucket, columns, column_blocks = compiled_dims(head_dim, head_dim_v)
+    key_bytes, value_bytes = kv_format.bytes_per_head(head_dim), kv_format.bytes_per_head(head_dim_v)
+    tile_bytes = config.block_n * (key_bytes + value_bytes / column_blocks)
+    smem_bytes = config.smem_bytes(bucket, columns, kv_format)
     ctas = occupancy.ctas_per_sm(
         arch, num_threads=config.num_threads, registers=REGISTERS[config.products], smem_bytes=smem_bytes
     )
@@ -133,8 +139,9 @@ def cost_model(
         block_n=config.block_n,
         cta_cost=CTA_BYTES / tile_bytes,
         reduce_cost=REDUCE_BYTES / tile_bytes,
-        partial_cost=2 * rows * (head_dim_v + 1) * itemsize / tile_bytes,  # written, and read
+        partial_cost=2 * rows * (head_dim_v / column_blocks + 2) * itemsize / tile_bytes,  # written, and read
         top_speed=min(1.0, max(config.num_stages - 1, 1) * tile_bytes / SATURATING_BYTES),
+        read_once=(key_bytes + value_bytes) / (column_blocks * key_bytes + value_bytes),
     )
 
 

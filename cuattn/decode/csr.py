@@ -6,7 +6,6 @@ Zihao Ye et al., "FlashInfer: efficient and customizable attention engine for LL
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import executor_for
+from cuattn.scalars import MAX_EXTENT, integer
 
 __all__ = ["block_tables_from_csr", "csr_from_block_tables"]
-
-_MAX_INT32 = 2**31 - 1
 
 
 def block_tables_from_csr(indptr: Any, indices: Any, last_page_len: Any, page_size: int) -> tuple[Any, Any]:
@@ -65,7 +63,7 @@ def block_tables_from_csr(indptr: Any, indices: Any, last_page_len: Any, page_si
     >>> lengths
     array([19, 16], dtype=int32)
     """
-    page_size = _check_page_size(page_size)
+    page_size = integer("page_size", page_size, 1, MAX_EXTENT)
     starts = _host_integers("indptr", indptr, 1)
     pages = _host_integers("indices", indices, 1)
     last = _host_integers("last_page_len", last_page_len, 1)
@@ -82,7 +80,7 @@ def block_tables_from_csr(indptr: Any, indices: Any, last_page_len: Any, page_si
     if starts[-1] != pages.size:
         raise ArgumentError(f"indptr ends at {starts[-1]}; there are {pages.size} indices")
     num_pages = np.diff(starts)
-    _check_range("indices", pages, 0, _MAX_INT32, "pages are")
+    _check_range("indices", pages, 0, MAX_EXTENT, "pages are")
     wrong = (last < (num_pages > 0)) | (last > page_size)
     if wrong.any():
         at = int(np.argmax(wrong))
@@ -91,7 +89,7 @@ def block_tables_from_csr(indptr: Any, indices: Any, last_page_len: Any, page_si
             f"{min(1, num_pages[at])} to {page_size} keys on its last page"
         )
     seqlens = np.where(num_pages > 0, (num_pages - 1) * page_size + last, 0)
-    _check_range("seqlens_k", seqlens, 0, _MAX_INT32, "the lengths of sequences are")
+    _check_range("seqlens_k", seqlens, 0, MAX_EXTENT, "the lengths of sequences are")
     tables = np.full((num_pages.size, int(num_pages.max(initial=0))), -1, np.int32)
     tables[np.arange(tables.shape[1]) < num_pages[:, None]] = pages
     return _where(indices, tables), _where(indices, seqlens.astype(np.int32))
@@ -133,7 +131,7 @@ def csr_from_block_tables(block_tables: Any, seqlens_k: Any, page_size: int) -> 
     >>> indptr.tolist(), indices.tolist(), last_page_len.tolist()
     ([0, 2, 3], [7, 4, 5], [3, 16])
     """
-    page_size = _check_page_size(page_size)
+    page_size = integer("page_size", page_size, 1, MAX_EXTENT)
     tables = _host_integers("block_tables", block_tables, 2)
     seqlens = _host_integers("seqlens_k", seqlens_k, 1)
     if seqlens.size != tables.shape[0]:
@@ -141,25 +139,17 @@ def csr_from_block_tables(block_tables: Any, seqlens_k: Any, page_size: int) -> 
     _check_range("seqlens_k", seqlens, 0, tables.shape[1] * page_size, "the tables have room for")
     num_pages = -(-seqlens // page_size)
     indptr = np.concatenate([[0], np.cumsum(num_pages)])
-    _check_range("indptr", indptr[-1:], 0, _MAX_INT32, "numbers of indices are")
+    _check_range("indptr", indptr[-1:], 0, MAX_EXTENT, "numbers of indices are")
     used = np.arange(tables.shape[1]) < num_pages[:, None]
-    wrong = used & ((tables < 0) | (tables > _MAX_INT32))
+    wrong = used & ((tables < 0) | (tables > MAX_EXTENT))
     if wrong.any():
         b, i = (int(n) for n in np.argwhere(wrong)[0])
         raise ArgumentError(
             f"block_tables[{b}, {i}] is {tables[b, i]}, a page that the {seqlens[b]} keys of sequence {b} need; pages "
-            f"are 0 to {_MAX_INT32}"
+            f"are 0 to {MAX_EXTENT}"
         )
     last = np.where(num_pages > 0, seqlens - (num_pages - 1) * page_size, 0)
     return tuple(_where(block_tables, x.astype(np.int32)) for x in (indptr, tables[used], last))
-
-
-def _check_page_size(page_size: Any) -> int:
-    if isinstance(page_size, bool | np.bool_) or not isinstance(page_size, Integral):
-        raise ArgumentError(f"page_size is {page_size!r} of type {type(page_size).__name__}; an integer is allowed")
-    if not 1 <= int(page_size) <= _MAX_INT32:
-        raise ArgumentError(f"page_size is {page_size}; 1 to {_MAX_INT32} are allowed")
-    return int(page_size)
 
 
 def _host_integers(name: str, x: Any, rank: int) -> NDArray[np.int64]:

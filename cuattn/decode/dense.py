@@ -59,7 +59,7 @@ def decode_attention(
     q : array [batch, seqlen_q, heads, head_dim]; float16, bfloat16, float32 or float64
         One query a sequence, or several: speculative tokens, or a chunk of a prompt. NumPy arrays run on the host
         executor, CuPy arrays on the GPU. Any strides; an array whose last axis is not contiguous is copied. Head dims
-        are 1 to 256.
+        are 1 to 512.
     k_cache : array [batch, capacity, kv_heads, head_dim], dtype of ``q`` or as ``kv_format`` says
     v_cache : array [batch, capacity, kv_heads, head_dim_v], dtype of ``k_cache``
         Query head h reads key/value head h // (heads // kv_heads). Pass a cache of [batch, kv_heads, capacity,
@@ -124,7 +124,7 @@ def decode_attention(
     DTypeError
         A dtype that is not in the list, dtypes that differ, or one that ``kv_format`` is not stored in.
     ShapeError
-        A rank other than 4, extents that do not fit each other, a head dim outside of 1 to 256, heads that are no
+        A rank other than 4, extents that do not fit each other, a head dim outside of 1 to 512, heads that are no
         multiple of kv_heads, an option whose shape is not as above, a ``workspace`` that is too small.
     NonFiniteError
         A ``scale`` or ``softcap`` that is not finite; slopes, sinks or scales per tensor or head that are not, where

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuattn.attention_arguments import Operand, operand
 from cuattn.attention_params import UNBOUNDED
-from cuattn.config import BUCKETS
-from cuattn.decode.config import FlashDecodeConfig, select
+from cuattn.decode.config import FlashDecodeConfig, compiled_dims, select
 from cuattn.decode.params import pack_decode
 from cuattn.decode.reduce import launch_reduce
 from cuattn.decode.schedule import schedule
@@ -46,8 +45,7 @@ def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
     return select(
         problem.dtype,
         problem.kv_format,
-        BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
+        *compiled_dims(extents.head_dim, extents.head_dim_v)[:2],
         rows_per_kv_head=most * problem.group,
         smem_limit_bytes=problem.executor.smem_limit_bytes,
     )
@@ -56,14 +54,14 @@ def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
 def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDecodeConfig) -> None:
     executor, extents, options = problem.executor, problem.extents, problem.options
     q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
+    head_dims = compiled_dims(extents.head_dim, extents.head_dim_v)
     slots_scaled = any(scale is not None and scale.per_slot for scale in (problem.k_scale, problem.v_scale))
     kernel = _kernel(
         executor,
         config,
         problem.dtype.name,
         problem.kv_format,
-        BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
+        *head_dims,
         ALIGNED=_aligned(problem, config, q, k, v),
         PAGED=problem.paged,
         SLOT_SCALES=slots_scaled,
@@ -72,7 +70,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         options=bool(options.softcap) or options.alibi_slopes is not None,
     )
     plan = schedule(problem, config)
-    partial_out, partial_lse = partials(problem, plan.num_partials)
+    partial_out, partial_state = partials(problem, plan.num_partials)
     params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=_turns_vectors(problem))
     k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
     args = {
@@ -82,7 +80,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         "g_out": output.array,
         "g_lse": lse,
         "g_partial_out": partial_out,
-        "g_partial_lse": partial_lse,
+        "g_partial_state": partial_state,
         "g_seqlens_k": problem.seqlens_k,
         "g_block_tables": problem.block_tables,
         "g_cu_seqlens_q": plan.cu_seqlens_q,
@@ -97,11 +95,12 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         "g_splits": plan.splits,
         "params": params,
     }
-    heads = extents.num_kv_heads * config.head_blocks(problem.group)
-    smem_bytes = config.smem_bytes(BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v], problem.kv_format)
-    executor.launch(kernel, (plan.num_items * heads,), (config.num_threads,), args, smem_bytes)
+    bucket, columns, column_blocks = head_dims
+    ctas_per_item = extents.num_kv_heads * config.head_blocks(problem.group) * column_blocks
+    smem_bytes = config.smem_bytes(bucket, columns, problem.kv_format)
+    executor.launch(kernel, (plan.num_items * ctas_per_item,), (config.num_threads,), args, smem_bytes)
     if plan.num_partials:
-        launch_reduce(problem, plan, partial_out, partial_lse, output, lse, params)
+        launch_reduce(problem, plan, partial_out, partial_state, output, lse, params)
 
 
 def _aligned(problem: DecodeProblem, config: FlashDecodeConfig, q: Operand, k: Operand, v: Operand) -> bool:
@@ -157,14 +156,16 @@ def _kernel(
     kv_format: KVFormat,
     head_dim: int,
     head_dim_v: int,
+    column_blocks: int,
     *,
     options: bool,
     **flags: Any,
 ) -> Kernel:
-    """The loaded kernel of a config for two buckets of head dims.
+    """The loaded kernel of a config for `compiled_dims`.
 
     ``options``: softcap and ALiBi, together: where a call has one of them, the other costs a comparison a tile.
     """
     score_options = {"SOFTCAP": options, "ALIBI": options, "BIAS": False, "MASK": False, "BiasElement": "float"}
-    constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, {**flags, **score_options})
+    all_flags = {**flags, **score_options}
+    constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, all_flags, column_blocks=column_blocks)
     return executor.kernel(config.source, constants, config.entry)

@@ -8,7 +8,6 @@ not exist are zeros to them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from cuattn import environment
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.launch import Executor
 from cuattn.packed import check_cu_seqlens, check_max_seqlen
+from cuattn.scalars import integer
 
 __all__ = [
     "MAX_SPLITS",
@@ -124,8 +124,4 @@ def check_pages(
 
 def check_num_splits(value: Any) -> int | None:
     """The number of parts that the keys of each sequence are split into, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 1 <= int(value) <= MAX_SPLITS:
-        raise ArgumentError(f"num_splits is {value!r}; an integer from 1 to {MAX_SPLITS}, or None, is allowed")
-    return int(value)
+    return None if value is None else integer("num_splits", value, 1, MAX_SPLITS, optional=True)

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.attention_options import check_options
-from cuattn.config import BUCKETS
 from cuattn.decode import plan_arguments, splits, workspace
-from cuattn.decode.config import FlashDecodeConfig, select
+from cuattn.decode.config import FlashDecodeConfig, compiled_dims, select
 from cuattn.decode.cost import CostModel, cost_model, machine_of
 from cuattn.decode.lengths import check_num_splits
 from cuattn.decode.plan_arguments import PlanLengths
 from cuattn.decode.schedule import Lists, Schedule, bounds_of, check_partials, even_schedule, lists_of, most_blocks
 from cuattn.decode.splits import Bounds
 from cuattn.errors import ArgumentError
+from cuattn.messages import shown
 from cuattn.metadata import check_flag
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def check_plan(plan: Any, problem: DecodeProblem) -> DecodePlan | None:
     if plan is None:
         return None
     if not isinstance(plan, DecodePlan):
-        raise ArgumentError(f"plan is {plan!r}; a result of cuattn.plan_decode or None is allowed")
+        raise ArgumentError(f"plan is {shown(plan)}; a result of cuattn.plan_decode or None is allowed")
     if problem.num_splits is not None:
         raise ArgumentError(f"num_splits is {problem.num_splits} beside a plan, which says it; leave one of them out")
     plan.check(problem)
@@ -295,7 +295,7 @@ def plan_decode(
     >>> import cuattn
     >>> plan = cuattn.plan_decode([100, 60000], num_heads=32, num_kv_heads=8, head_dim=128, dtype=np.float16)
     >>> plan.num_splits.tolist(), plan.workspace_size()
-    ([1, 20], 330240)
+    ([1, 20], 332800)
     >>> cuattn.plan_decode(batch=2, max_seqlen_k=60000, num_heads=32, num_kv_heads=8, head_dim=128, dtype="bfloat16",
     ...                    fixed_grid=True).num_splits
     9
@@ -316,15 +316,15 @@ def plan_decode(
         lengths = replace(lengths, seqlens_k=np.full_like(lengths.seqlens_k, lengths.max_seqlen_k))
     group = num_heads // num_kv_heads
     rows = group * int(lengths.seqlens_q.max(initial=1))
-    buckets = BUCKETS[head_dim], BUCKETS[head_dim_v]
+    bucket, columns, column_blocks = compiled_dims(head_dim, head_dim_v)
     limit = executor.smem_limit_bytes
-    config = select(dtype, row, *buckets, rows_per_kv_head=rows, smem_limit_bytes=limit)
+    config = select(dtype, row, bucket, columns, rows_per_kv_head=rows, smem_limit_bytes=limit)
     arch, sms = machine_of(executor)
     if num_sms is not None:
         sms = plan_arguments.check_extent("num_sms", num_sms, 1)
     itemsize = 8 if dtype == np.float64 else 4
     model = cost_model(config, row, head_dim, head_dim_v, min(rows, config.block_m), itemsize, arch=arch, num_sms=sms)
-    bounds, heads = bounds_of(options), num_kv_heads * config.head_blocks(group)
+    bounds, heads = bounds_of(options), num_kv_heads * config.head_blocks(group) * column_blocks
     chosen, estimate = _choose(model, lengths, bounds, config.tokens_per_block(group), heads, num_splits, fixed_grid)
     each = np.broadcast_to(chosen, lengths.seqlens_q.shape)
     if isinstance(chosen, np.ndarray):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cuattn.attention_arguments import MAX_EXTENT
-from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
-from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
-from cuattn.launch import Executor, executor_for
+from cuattn.config import ELEMENTS
+from cuattn.errors import ArgumentError, DTypeError, ShapeError
+from cuattn.head_dims import MAX_HEAD_DIM
+from cuattn.kv_formats import KV_FORMATS, KVFormat
+from cuattn.launch import Executor, executor_for, executor_of_module
+from cuattn.messages import shown
 from cuattn.packed import check_cu_seqlens
+from cuattn.scalars import MAX_EXTENT, check_dtype, choice, integer
 
 __all__ = ["PlanLengths", "check_extent", "check_format", "check_heads", "check_lengths", "executor_of"]
 
@@ -35,17 +36,12 @@ def executor_of(array_module: Any, seqlens_k: Any) -> Executor:
         if seqlens_k is None or isinstance(seqlens_k, np.ndarray | list | tuple):
             return executor_for(seqlens_k=np.empty(0, np.int32))
         return executor_for(seqlens_k=seqlens_k)
-    name = getattr(array_module, "__name__", None)
-    if name not in ("numpy", "cupy"):
-        raise ArrayTypeError(f"array_module is {array_module!r}; the modules numpy and cupy are allowed")
-    return executor_for(array_module=array_module.empty(0, np.uint8))
+    return executor_of_module(array_module)
 
 
 def check_extent(name: str, value: Any, least: int, most: int = MAX_EXTENT) -> int:
     """An integer argument as an int."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not least <= int(value) <= most:
-        raise ArgumentError(f"{name} is {value!r}; an integer from {least} to {most} is allowed")
-    return int(value)
+    return integer(name, value, least, most)
 
 
 def check_heads(num_heads: Any, num_kv_heads: Any, head_dim: Any, head_dim_v: Any) -> tuple[int, int, int, int]:
@@ -60,16 +56,10 @@ def check_heads(num_heads: Any, num_kv_heads: Any, head_dim: Any, head_dim_v: An
 
 def check_format(dtype: Any, kv_format: Any) -> tuple[np.dtype[Any], KVFormat]:
     """The dtype of q, and the format of the cache."""
-    try:
-        resolved = numpy_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    except TypeError:
-        resolved = None
-    if resolved not in DTYPES:
-        raise DTypeError(f"dtype is {dtype!r}; that of q is needed, one of {', '.join(ELEMENTS)}")
+    resolved = check_dtype("dtype", dtype, ELEMENTS)
     if kv_format is None:
         return resolved, KV_FORMATS[resolved.name]
-    if not isinstance(kv_format, str) or kv_format not in KV_FORMATS:
-        raise ArgumentError(f"kv_format is {kv_format!r}; {', '.join(KV_FORMATS)} or None are allowed")
+    choice("kv_format", kv_format, KV_FORMATS, optional=True)
     row = KV_FORMATS[kv_format]
     if (row.quantized and resolved == np.float64) or (not row.quantized and row.name != resolved.name):
         raise DTypeError(f"dtype is {resolved.name} and kv_format {row.name}; they do not go together")
@@ -110,7 +100,7 @@ def check_lengths(
     if seqlens_q is None:
         queries = np.full(num_sequences, check_extent("seqlen_q", seqlen_q, 0), np.int64)
     elif seqlen_q != 1:
-        raise ArgumentError(f"seqlen_q is {seqlen_q!r} beside cu_seqlens_q, which says it all; leave the default")
+        raise ArgumentError(f"seqlen_q is {shown(seqlen_q)} beside cu_seqlens_q, which says it all; leave the default")
     else:
         queries = seqlens_q
     if known is None:

@@ -42,7 +42,7 @@ def launch_reduce(
     problem: DecodeProblem,
     schedule: Schedule,
     partial_out: Any,
-    partial_lse: Any,
+    partial_state: Any,
     output: Operand,
     lse: Any,
     params: np.void,
@@ -65,7 +65,7 @@ def launch_reduce(
     grid = min(-(-num_rows // shape.rows), MAX_GRID_X)
     args = {
         "g_partial_out": partial_out,
-        "g_partial_lse": partial_lse,
+        "g_partial_state": partial_state,
         "g_sinks": problem.options.sinks,
         "g_out": result,
         "g_lse": lse,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.extents import address
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor
-from cuattn.metadata import as_float, small_array
+from cuattn.messages import shown
+from cuattn.metadata import small_array
+from cuattn.scalars import as_real
 
 __all__ = ["Scale", "check_block_scales", "check_scale", "is_per_slot"]
 
@@ -34,7 +35,10 @@ class Scale:
 
 def is_per_slot(value: Any) -> bool:
     """Whether it can only be an array with an entry for every slot: data of the size of a cache, not a small array."""
-    return getattr(value, "ndim", 0) == 3
+    try:
+        return bool(value.ndim == 3)
+    except Exception:  # no array, or a foreign object that raises what it likes
+        return False
 
 
 def check_scale(
@@ -46,14 +50,15 @@ def check_scale(
     if not kv_format.quantized:
         raise ArgumentError(f"{name} is given, but {kv_format.name} is not a quantized format; None is needed")
     if isinstance(value, bool | np.bool_ | str):
-        raise ArgumentError(f"{name} is {value!r}; a number or an array of float32 is allowed")
-    if isinstance(value, Real | np.floating):
-        value = np.asarray(as_float(value))
+        raise ArgumentError(f"{name} is {shown(value)}; a number or an array of numbers is allowed")
+    number = as_real(value)
+    if number is not None:
+        value = np.asarray(number)
     if not is_per_slot(value):
         shapes: tuple[tuple[int, ...], ...] = ((),) if kv_format.block_size else ((), slots[2:])
         array = small_array(executor, name, value, shapes, _FLOAT32)
         return Scale(array, (0, 0, 0 if array.size == 1 else 1), False)
-    array = executor.asarray(value)
+    array = executor.asarray(name, value)
     if kv_format.block_size:
         raise ShapeError(f"{name} has shape {list(array.shape)}; {kv_format.name} has one factor per tensor: []")
     if array.dtype != _FLOAT32:
@@ -76,7 +81,7 @@ def check_block_scales(
         return None
     if not kv_format.block_size:
         raise ArgumentError(f"{name} is given, but {kv_format.name} has no block scales; None is needed")
-    array = executor.asarray(value)
+    array = executor.asarray(name, value)
     if array.dtype.name not in kv_format.block_scale_dtypes:
         allowed = " or ".join(kv_format.block_scale_dtypes)
         raise DTypeError(f"{name} has dtype {array.dtype}; {allowed} is needed for {kv_format.name}")

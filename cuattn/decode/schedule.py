@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cuattn.attention_options import Options
 from cuattn.decode import splits
-from cuattn.decode.config import FlashDecodeConfig
+from cuattn.decode.config import FlashDecodeConfig, compiled_dims
 from cuattn.decode.cost import CostModel, cost_model, machine_of
 from cuattn.decode.splits import Blocks, Bounds
 from cuattn.errors import ArgumentError
@@ -99,6 +99,7 @@ def schedule(problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
     tokens = config.tokens_per_block(problem.group)
     model = _model_of(problem, config)
     heads = extents.num_kv_heads * config.head_blocks(problem.group)
+    heads *= compiled_dims(extents.head_dim, extents.head_dim_v)[2]  # as many CTAs share a row of the result
     if problem.host_seqlens_q is None or problem.host_seqlens_k is None:
         num_splits = problem.num_splits
         if num_splits is None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from cuattn.attention_arguments import MAX_EXTENT, Extents
-from cuattn.config import DTYPES, ELEMENTS, MAX_HEAD_DIM
+from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat
 from cuattn.kv_formats import resolve as resolve_format
 

@@ -15,17 +15,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cuattn.config import FEW_QUERIES, MAX_HEAD_DIM, kernel_types
+from cuattn.config import FEW_QUERIES, kernel_types
 from cuattn.forward_options import PLAIN, ForwardOptions
 
-__all__ = ["ARCH", "BUCKETS", "HEAD_DIM_BUCKETS", "HOPPER_ALTERNATIVES", "HOPPER_FWD_CONFIGS", "HopperFwdConfig"]
+__all__ = [
+    "ARCH",
+    "BUCKETS",
+    "HEAD_DIM_BUCKETS",
+    "HOPPER_ALTERNATIVES",
+    "HOPPER_FWD_CONFIGS",
+    "MAX_HEAD_DIM",
+    "HopperFwdConfig",
+]
 
 #: The only architecture that has these instructions.
 ARCH = "sm_90a"
 
 #: Head dims that the kernel is compiled for. A smaller one is padded with zeros on the way into shared memory.
 HEAD_DIM_BUCKETS = (64, 96, 128, 192, 256)
-#: The bucket of each head dim from 0 to 256.
+MAX_HEAD_DIM = HEAD_DIM_BUCKETS[-1]
+#: The bucket of each head dim from 0 to `MAX_HEAD_DIM`.
 BUCKETS = tuple(next(size for size in HEAD_DIM_BUCKETS if head_dim <= size) for head_dim in range(MAX_HEAD_DIM + 1))
 
 WARPGROUP_SIZE = 128

@@ -1,17 +1,16 @@
 """Which calls the Hopper kernel takes, and in which shape.
 
-The rule: an architecture of sm_90a; float16, bfloat16, or float8_e4m3fn with ``precision="fp8"``; no bias, no mask, no
-dropout; q, k and v whose bases and strides tensor maps can hold (multiples of 16 bytes); something to compute. Every
-other call takes the portable kernel, with the same results.
+The rule: an architecture of sm_90a; float16, bfloat16, or float8_e4m3fn with ``precision="fp8"``; head dims up to 256;
+no bias, no mask, no dropout; q, k and v whose bases and strides tensor maps can hold (multiples of 16 bytes); something
+to compute. Every other call takes the portable kernel, with the same results.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import Any
 
-from cuattn import compile, environment
+from cuattn import compile, environment, tensor_map_driver
 from cuattn.attention_arguments import Operand, Problem
 from cuattn.attention_options import Options
 from cuattn.attention_params import UNBOUNDED
@@ -19,7 +18,7 @@ from cuattn.config import FEW_QUERIES
 from cuattn.errors import LaunchError, NotSupportedError
 from cuattn.extents import address
 from cuattn.forward_options import ForwardOptions
-from cuattn.hopper.config import ARCH, BUCKETS, HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.hopper.config import ARCH, BUCKETS, HOPPER_FWD_CONFIGS, MAX_HEAD_DIM, HopperFwdConfig
 from cuattn.packed import Packed
 
 __all__ = [
@@ -52,6 +51,8 @@ def why_not(problem: Problem, arch: str) -> str | None:
         return f"the elements are {problem.dtype.name}; {', '.join(DTYPES)} are multiplied by wgmma"
     if problem.dtype.itemsize == 1 and not options.fp8:
         return 'probabilities keep more bits than the elements have; products of 8 bits are for precision="fp8"'
+    if max(extents.head_dim, extents.head_dim_v) > MAX_HEAD_DIM:
+        return f"head dims {extents.head_dim} and {extents.head_dim_v} are not both at most {MAX_HEAD_DIM}"
     for name in ("bias", "mask", "dropout"):
         if getattr(options, name) is not None:
             return f"the call has {'' if name == 'dropout' else 'a '}{name}"
@@ -64,7 +65,7 @@ def why_not(problem: Problem, arch: str) -> str | None:
         if reason is not None:
             return reason
     if problem.executor.name != "host" and not _can_make_maps():
-        return "cuda-bindings, which makes tensor maps, is not installed"
+        return "the driver is older than CUDA 12 and makes no tensor maps"
     return None
 
 
@@ -95,10 +96,7 @@ def _misaligned(what: str, num_bytes: int) -> str:
 
 @cache
 def _can_make_maps() -> bool:
-    try:
-        return importlib.util.find_spec("cuda.bindings.driver") is not None
-    except ModuleNotFoundError:  # not even its parent
-        return False
+    return tensor_map_driver.encoder() is not None
 
 
 def kernel_options(options: Options) -> ForwardOptions:

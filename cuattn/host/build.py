@@ -61,8 +61,10 @@ def library_name() -> str:
     return f"cuattn_host-{platform.machine().lower()}-{source_hash()}.so"
 
 
-def build(output_dir: Path, compiler: Sequence[str] = ()) -> Path:
-    """Compile the interpreter into ``output_dir``; returns the library's path. Raises `BuildError`.
+def build(output_dir: Path, compiler: Sequence[str] = (), flags: Sequence[str] = ()) -> Path:
+    """Compile the interpreter into ``output_dir``, with ``flags`` behind the usual ones; returns the library's path.
+
+    Raises `BuildError`.
 
     The file appears whole or not at all, so several processes may build at once.
     """
@@ -73,12 +75,20 @@ def build(output_dir: Path, compiler: Sequence[str] = ()) -> Path:
     target = output_dir / library_name()
     isas = ISAS.get(platform.machine().lower().replace("amd64", "x86_64"), {"base": ()})
     with tempfile.TemporaryDirectory() as scratch:
-        running = {}
-        for isa, flags in isas.items():
-            obj = Path(scratch, f"executor_{isa}.o")
-            argv = [*command, *FLAGS, *flags, f"-DISA={isa}", "-c", str(SOURCES / "executor.c"), "-o", str(obj)]
-            running[isa] = (obj, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        logs = {isa: process.communicate()[0] for isa, (_, process) in running.items()}
+        running: dict[str, tuple[Path, subprocess.Popen[str]]] = {}
+        source = str(SOURCES / "executor.c")
+        try:
+            for isa, isa_flags in isas.items():
+                obj = Path(scratch, f"executor_{isa}.o")
+                argv = [*command, *FLAGS, *flags, *isa_flags, f"-DISA={isa}", "-c", source, "-o", str(obj)]
+                process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                running[isa] = (obj, process)
+            logs = {isa: process.communicate()[0] for isa, (_, process) in running.items()}
+        except BaseException:  # Ctrl-C: no compiler may go on in a folder that vanishes
+            for _, process in running.values():
+                process.kill()
+                process.communicate()
+            raise
         built = [isa for isa, (_, process) in running.items() if process.returncode == 0]
         if "base" not in built:
             raise BuildError(f"{' '.join(command)} cannot compile the host executor:\n{logs['base'].strip()}")
@@ -86,7 +96,19 @@ def build(output_dir: Path, compiler: Sequence[str] = ()) -> Path:
         defines = [f"-DHAVE_{isa}" for isa in built]
         dispatch = str(SOURCES / "dispatch.c")
         library = Path(scratch, target.name)
-        argv = [*command, *FLAGS, *defines, "-shared", dispatch, *objects, "-o", str(library), "-lpthread", "-lm"]
+        argv = [
+            *command,
+            *FLAGS,
+            *flags,
+            *defines,
+            "-shared",
+            dispatch,
+            *objects,
+            "-o",
+            str(library),
+            "-lpthread",
+            "-lm",
+        ]
         linked = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if linked.returncode:
             raise BuildError(f"{' '.join(command)} cannot link the host executor:\n{linked.stdout.strip()}")

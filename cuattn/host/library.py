@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 
 from .. import environment
-from ..errors import HostUnavailableError
-from . import build
+from ..errors import CacheError, CacheWarning, CuattnWarning, HostUnavailableError
+from . import build, shared_object
 
 MAX_ISAS = 4
 _lock = threading.Lock()
@@ -27,6 +29,24 @@ class RegionStruct(ctypes.Structure):
         ("reads", ctypes.c_void_p),
         ("granule_log2", ctypes.c_int32),
         ("argument", ctypes.c_int32),
+    )
+
+
+class ReadOnlyStruct(ctypes.Structure):
+    """``ReadOnly`` of executor.h."""
+
+    _fields_ = (("base", ctypes.c_uint64), ("end", ctypes.c_uint64), ("argument", ctypes.c_int64))
+
+
+class CallerStruct(ctypes.Structure):
+    """``Caller`` of caller.c."""
+
+    _fields_ = (
+        ("release", ctypes.c_void_p),
+        ("acquire", ctypes.c_void_p),
+        ("call", ctypes.c_void_p),
+        ("drop", ctypes.c_void_p),
+        ("look", ctypes.c_void_p),
     )
 
 
@@ -53,6 +73,8 @@ class LaunchStruct(ctypes.Structure):
         ("params", ctypes.c_void_p),
         ("side", ctypes.c_void_p),
         ("regions", ctypes.c_void_p),
+        ("read_only", ctypes.c_void_p),
+        ("sync_objects", ctypes.c_void_p),
         ("count_rows", ctypes.c_void_p),
         ("count_lanes", ctypes.c_void_p),
         ("count_bytes", ctypes.c_void_p),
@@ -68,6 +90,7 @@ class LaunchStruct(ctypes.Structure):
         ("smem_bytes", ctypes.c_uint32),
         ("local_bytes", ctypes.c_uint32),
         ("num_regions", ctypes.c_uint32),
+        ("num_read_only", ctypes.c_uint32),
         ("entry_registers", ctypes.c_uint32),
         ("check_mem", ctypes.c_int32),
         ("check_init", ctypes.c_int32),
@@ -82,17 +105,22 @@ class LaunchStruct(ctypes.Structure):
     )
 
 
-class Library:
-    """The loaded interpreter for one instruction set."""
+class ForeignLibraryError(Exception):
+    """A shared library that is damaged, or is not the interpreter of this version. The message says in what."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        dll = ctypes.CDLL(str(path))
-        dll.cuattn_isa.restype = ctypes.c_char_p
-        dll.cuattn_op_name.restype = ctypes.c_char_p
-        dll.cuattn_op_name.argtypes = (ctypes.c_char_p, ctypes.c_int)
-        dll.cuattn_launch_size.restype = ctypes.c_size_t
-        dll.cuattn_runner.restype = ctypes.c_void_p
+class Library:
+    """The loaded interpreter for one instruction set. Raises `ForeignLibraryError`, `HostUnavailableError`."""
+
+    def __init__(self, image: bytes) -> None:
+        try:
+            dll = shared_object.load(image)
+            dll.cuattn_isa.restype = ctypes.c_char_p
+            dll.cuattn_op_name.restype = ctypes.c_char_p
+            dll.cuattn_op_name.argtypes = (ctypes.c_char_p, ctypes.c_int)
+            dll.cuattn_launch_size.restype = ctypes.c_size_t
+            dll.cuattn_runner.restype = dll.cuattn_stopper.restype = ctypes.c_void_p
+        except (OSError, AttributeError) as error:
+            raise ForeignLibraryError(str(error)) from error
         self.isas = [isa.decode() for i in range(MAX_ISAS) if (isa := dll.cuattn_isa(i))]
         wanted = environment.host_isa()
         if wanted != "auto" and wanted not in self.isas:
@@ -101,9 +129,11 @@ class Library:
         self.isa = self.isas[0] if wanted == "auto" else wanted
         name = self.isa.encode()
         if dll.cuattn_launch_size(name) != ctypes.sizeof(LaunchStruct):
-            raise HostUnavailableError(f"{path} does not belong to this version of cuattn: delete it")
+            raise ForeignLibraryError("its launch struct has another size")
         self.ops = {dll.cuattn_op_name(name, i).decode(): i for i in range(dll.cuattn_init(name))}
-        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(dll.cuattn_runner(name))
+        # Called with the interpreter's lock, and may return with an exception: see running.py.
+        self.run = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(dll.cuattn_runner(name))
+        self.stop_all = ctypes.CFUNCTYPE(None)(dll.cuattn_stopper(name))
 
 
 def load() -> Library:
@@ -112,7 +142,7 @@ def load() -> Library:
     if _loaded is None:
         with _lock:
             if _loaded is None:
-                _loaded = Library(_find_or_build())
+                _loaded = _find_or_build()
     return _loaded
 
 
@@ -121,27 +151,37 @@ def loaded() -> Library | None:
     return _loaded
 
 
-def _find_or_build() -> Path:
+def _find_or_build() -> Library:
     """The library of the installation if it belongs to these sources, else the cached one, else a new one."""
-    name = build.library_name()
-    installed = Path(__file__).with_name("native") / name
-    if installed.exists():
-        return installed
     from ..compile import cache
 
+    name = build.library_name()
+    installed = Path(__file__).with_name("native") / name
+    try:
+        return Library(installed.read_bytes())
+    except FileNotFoundError:
+        pass
+    except (OSError, ForeignLibraryError) as error:
+        warnings.warn(f"{installed} is not used ({error}): install cuattn again", CuattnWarning, stacklevel=2)
     key, suffix = name.removesuffix(".so"), ".so"
-    cached = cache.read_with_meta(key, suffix)
+    cached = cache.read(key, suffix)
     if cached is not None:
-        return cached[2]
+        try:
+            return Library(cached)
+        except ForeignLibraryError as error:
+            warnings.warn(f"cache entry {name} is not used ({error}); it is made anew", CacheWarning, stacklevel=2)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             data = build.build(Path(scratch), environment.c_compiler()).read_bytes()
-    except (build.BuildError, OSError) as error:
+        library = Library(data)
+    except (build.BuildError, OSError, ForeignLibraryError) as error:
         raise HostUnavailableError(
             f"the host executor is not available: {error}\n"
             "It runs kernels on NumPy arrays; kernels on CuPy arrays do not need it."
         ) from error
-    return cache.write(key, suffix, data)
+    with contextlib.suppress(CacheError):  # it is loaded
+        cache.write(key, suffix, data)
+    return library
 
 
 def op_index() -> dict[str, int]:

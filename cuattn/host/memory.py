@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,23 +11,38 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..errors import UninitializedReadError
-from .library import RegionStruct
+from ..allocation import new_bytes
+from ..errors import DTypeError, UninitializedReadError
+from ..scalars import any_dtype, integer
+from .library import ReadOnlyStruct, RegionStruct
 from .settings import checks
 
 ALIGNMENT = 256  # what cudaMalloc gives
 ADDRESSABLE, READY = 1, 3  # executor.h
+_MOST = 2**63 - 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Tracked:
-    """State bytes of an array made by `empty`."""
+    """State bytes of an array made by `empty`, for as long as ``owner``, which has its memory, lives."""
 
     base: int
     state: np.ndarray
+    owner: weakref.ref[np.ndarray]
 
 
+# By address. Threads share it: it is changed by single operations, and never iterated over but as a copy.
 _tracked: dict[int, _Tracked] = {}
+
+
+def _track(raw: np.ndarray, base: int, nbytes: int) -> None:
+    def released(owner: weakref.ref[np.ndarray]) -> None:
+        found = _tracked.get(base)
+        if found is not None and found.owner is owner:
+            _tracked.pop(base, None)
+
+    # An entry appears together with what removes it, so that an exception between two instructions leaves none behind.
+    _tracked[base] = _Tracked(base, np.full(nbytes, ADDRESSABLE, np.uint8), weakref.ref(raw, released))
 
 
 def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
@@ -35,22 +51,30 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
     While a checker is on its bytes are poison (0xFF: NaN in every float format), and with the init checker kernels may
     not read what no kernel wrote, until `finish` makes it an ordinary array. Aligned as memory from ``cudaMalloc`` is.
     """
-    dtype = np.dtype(dtype)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    nbytes = dtype.itemsize
-    for extent in shape:
-        nbytes *= extent
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    dtype = any_dtype("dtype", dtype)
+    if dtype.hasobject or not dtype.itemsize:
+        raise DTypeError(f"dtype is {dtype}; memory of a kernel holds neither Python objects nor elements of no size")
+    return new_array(_extents(shape), dtype)
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`empty`, of a shape and dtype that are known to be good."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = new_bytes("an array", shape, nbytes + ALIGNMENT)
     start = -raw.ctypes.data % ALIGNMENT
     body = raw[start : start + nbytes]
     active = checks()
     if active:
         body[:] = 0xFF
     if "init" in active and nbytes:
-        base = raw.ctypes.data + start
-        _tracked[base] = _Tracked(base, np.full(nbytes, ADDRESSABLE, np.uint8))
-        weakref.finalize(raw, _tracked.pop, base, None)
+        _track(raw, raw.ctypes.data + start, nbytes)
     return body.view(dtype).reshape(shape)
+
+
+def _extents(shape: Sequence[int] | int) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list):
+        return (integer("shape", shape, 0, _MOST),)
+    return tuple(integer(f"shape[{i}]", extent, 0, _MOST) for i, extent in enumerate(shape))
 
 
 def finish(*arrays: np.ndarray) -> None:
@@ -67,7 +91,7 @@ def finish(*arrays: np.ndarray) -> None:
             continue
         _tracked.pop(found.base, None)
         if "init" in checks():
-            offset = _bounds(array)[0] - found.base
+            offset = bounds(array)[0] - found.base
             states = _element_states(array, found.state[offset:])
             if not (states == READY).all():
                 index = np.argwhere(states != READY)[0]
@@ -87,14 +111,23 @@ def _element_states(array: np.ndarray, state: np.ndarray) -> np.ndarray:
 def _tracked_of(array: np.ndarray) -> _Tracked | None:
     if not _tracked or not array.size:
         return None
-    low, high = _bounds(array)
+    low, high = bounds(array)
     found = _tracked.get(low)
     if found is None:
-        found = next((t for t in _tracked.values() if t.base <= low and high <= t.base + t.state.size), None)
-    return found
+        found = next((t for t in list(_tracked.values()) if t.base <= low and high <= t.base + t.state.size), None)
+    return found if found is not None and found.owner() is not None else None
 
 
-def _bounds(array: np.ndarray) -> tuple[int, int]:
+def forget(arrays: Iterable[tuple[int, np.ndarray]]) -> None:
+    """A launch without checkers gets these arrays: nobody notes what it writes, so they are ordinary from here on."""
+    if _tracked:
+        for _, array in arrays:
+            found = _tracked_of(array)
+            if found is not None:
+                _tracked.pop(found.base, None)
+
+
+def bounds(array: np.ndarray) -> tuple[int, int]:
     """First byte, and one past the last."""
     start = array.__array_interface__["data"][0]
     if array.flags.c_contiguous:
@@ -122,7 +155,7 @@ class Regions:
     """The stretches of memory that a launch may touch, as C structs. Keeps alive what they point to."""
 
     def __init__(self, arrays: Iterable[tuple[int, np.ndarray]], *, init: bool, race: bool, mem: bool) -> None:
-        extents = [_Extent(*_bounds(array), array, argument) for argument, array in arrays if array.size]
+        extents = [_Extent(*bounds(array), array, argument) for argument, array in arrays if array.size]
         extents.sort(key=lambda e: e.low)
         groups: list[list[_Extent]] = []
         top = -1
@@ -144,8 +177,9 @@ class Regions:
             if init or mem:
                 struct.state = self._state(group, low, high, init)
             if race:
-                granules = ((high - low) >> struct.granule_log2) + 1
-                struct.writes, struct.reads = self._zeros(16 * granules), self._zeros(16 * granules)
+                # One for every line of 16 bytes, then one for every granule (race_records.c).
+                records = (high >> 4) - (low >> 4) + 1 + ((high - low) >> struct.granule_log2) + 1
+                struct.writes, struct.reads = self._zeros(16 * records), self._zeros(16 * records)
 
     def _zeros(self, nbytes: int) -> int:
         array = np.zeros(nbytes, np.uint8)
@@ -169,3 +203,25 @@ class Regions:
     @property
     def address(self) -> int:
         return ctypes.addressof(self.structs)
+
+
+def read_only_stretches(arrays: Sequence[tuple[int, np.ndarray]]) -> ctypes.Array[ReadOnlyStruct] | None:
+    """What a launch must not write, as C structs: its read-only arrays, but where writable ones cover them.
+
+    None where there is nothing of the kind, as almost always.
+    """
+    protected = [(argument, array) for argument, array in arrays if not array.flags.writeable and array.size]
+    if not protected:
+        return None
+    writable = sorted(bounds(array) for _, array in arrays if array.flags.writeable and array.size)
+    stretches = []
+    for argument, array in protected:
+        low, high = bounds(array)
+        for start, end in writable:
+            if start < high and low < end:
+                if low < start:
+                    stretches.append(ReadOnlyStruct(low, start, argument))
+                low = max(low, end)
+        if low < high:
+            stretches.append(ReadOnlyStruct(low, high, argument))
+    return (ReadOnlyStruct * len(stretches))(*stretches)

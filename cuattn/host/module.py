@@ -1,8 +1,8 @@
-"""`RawModule` and `RawKernel`: PTX, or CUDA C, run on the CPU through the interface of their CuPy namesakes."""
+"""`RawModule`: PTX, or CUDA C, run on the CPU through the interface of its CuPy namesake."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import hashlib
 import threading
 from collections.abc import Sequence
@@ -12,21 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import environment
-from ..errors import ArgumentError, LaunchError, UnsupportedPTXError
-from ..tensor_map import TensorMap
-from . import faults, library, profile, ptx
-from .memory import Regions
+from ..errors import ArgumentError, CacheError, NotSupportedError, UnsupportedPTXError
+from . import library, names, ptx, table_file
+from .kernel import RawKernel
 from .ptx_module import Variable
-from .settings import ASYNC_MODES, Settings, current
 from .table import Table, build_table
 
-DEFAULT_SMEM_BYTES = 48 * 1024
-SMEM_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
-MAX_GRID = (2**31 - 1, 65535, 65535)
-MAX_BLOCK = (1024, 1024, 64)
-MAX_CLUSTER = 16  # executor.h; 8 is portable
-
-_race_lock = threading.Lock()  # the order between CTAs is kept in one place of the library
+VARIABLE_ALIGNMENT = 256  # at least, as of allocated memory
 
 
 class RawModule:
@@ -35,22 +27,29 @@ class RawModule:
     Parameters
     ----------
     code : str, optional
-        CUDA C source (compiled by NVRTC), or PTX (recognised by its ``.version`` line).
+        CUDA C source (compiled by NVRTC), or PTX (recognised by ``.version``, its first directive).
     path : str or Path, optional
         A ``.ptx`` file instead. Exactly one of ``code`` and ``path``.
     options : sequence of str
         Options for NVRTC.
+    backend : {"nvrtc"}
+    translate_cucomplex, enable_cooperative_groups, jitify : bool
+        As in CuPy, where they may be true; here they may not.
+    name_expressions : sequence of str, optional
+        C++ names of kernels, ``"scale<float, 4>"``, by which `get_function` finds them; templates are instantiated.
     arch : str, optional
         Architecture to compile for, ``"sm_80"`` style; default ``CUATTN_HOST_ARCH``.
 
     Raises
     ------
     ArgumentError
-        Neither or both of ``code`` and ``path``.
+        Neither or both of ``code`` and ``path``, or an argument of another type than stated.
+    NotSupportedError
+        Another backend, or an option that must not be true.
     CompileError
         NVRTC refuses the source.
     UnsupportedPTXError
-        The PTX has something that the executor cannot run.
+        The PTX is malformed, or has something that the executor cannot run.
     HostUnavailableError
         There is no compiled interpreter, and none can be built.
 
@@ -70,25 +69,54 @@ class RawModule:
 
     def __init__(
         self,
-        *,
         code: str | None = None,
+        *,
         path: str | Path | None = None,
         options: Sequence[str] = (),
+        backend: str = "nvrtc",
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
+        name_expressions: Sequence[str] | None = None,
+        jitify: bool | None = None,
         arch: str | None = None,
     ) -> None:
         if (code is None) == (path is None):
             raise ArgumentError("RawModule: give exactly one of code and path")
-        text = Path(path).read_text() if path is not None else code
-        assert text is not None
-        if ".version" not in text or ".target" not in text:
+        if code is not None and not isinstance(code, str):
+            raise ArgumentError(f"RawModule: code is a {type(code).__name__}; a str is needed")
+        expressions = _strings("name_expressions", name_expressions or ())
+        arguments = _strings("options", options)
+        if backend != "nvrtc":
+            raise NotSupportedError(f"RawModule: backend is {backend!r}; only 'nvrtc' is supported")
+        refused = {"translate_cucomplex": translate_cucomplex, "enable_cooperative_groups": enable_cooperative_groups,
+                   "jitify": jitify}  # fmt: skip
+        for name, value in refused.items():
+            if value:
+                raise NotSupportedError(f"RawModule: {name} is {value!r}; the host executor does not support it")
+        text = code if code is not None else _read(Path(path))  # type: ignore[arg-type]
+        if "\0" in text or not _is_text(text):
+            raise ArgumentError("RawModule: the source has characters that no source may have: NUL, lone surrogates")
+        named: dict[str, str] = {}
+        if not ptx.is_ptx(text):
             from ..compile import build_source
 
-            arch = arch or environment.host_arch()
-            binary = build_source(text, name="raw_module", arch=arch, kind="ptx", options=options)
+            arch = environment.host_arch() if arch is None else arch
+            source = names.ask(text, expressions) if expressions else text
+            binary = build_source(source, name="raw_module", arch=arch, kind="ptx", options=arguments)
             text = binary.image.decode()
-        self._tables, self._target = _translate(text)
+            if expressions:
+                text, named = names.answers(text, expressions)
+        tables, target = _translate(text)
+        self._hold(tables, target, named)
+
+    def _hold(self, tables: dict[str, Table], target: str, named: dict[str, str]) -> None:
+        self._tables, self._target, self._named = tables, target, named
         self._variables: dict[str, np.ndarray] = {}
         self._kernels: dict[str, RawKernel] = {}
+        self._lock = threading.RLock()  # two threads must not make two kernels, or a variable twice
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (_translator_hash(), self._tables, self._target, self._named)
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -96,12 +124,14 @@ class RawModule:
         return tuple(self._tables)
 
     def get_function(self, name: str) -> RawKernel:
-        """The kernel called ``name``. Raises `ArgumentError` if there is none."""
-        if name not in self._kernels:
-            if name not in self._tables:
-                raise ArgumentError(f"no kernel {name!r}: the module has {', '.join(self._tables) or 'none'}")
-            self._kernels[name] = RawKernel(self, self._tables[name], self._target)
-        return self._kernels[name]
+        """The kernel called ``name``, in PTX or in ``name_expressions``. Raises `ArgumentError` if there is none."""
+        name = self._named.get(name, name)
+        with self._lock:
+            if name not in self._kernels:
+                if name not in self._tables:
+                    raise ArgumentError(f"no kernel {name!r}: the module has {', '.join(self._tables) or 'none'}")
+                self._kernels[name] = RawKernel(self, self._tables[name], self._target)
+            return self._kernels[name]
 
     def get_global(self, name: str) -> np.ndarray:
         """The bytes of a ``__device__`` or ``__constant__`` variable, as a writable uint8 array."""
@@ -112,215 +142,53 @@ class RawModule:
         raise ArgumentError(f"no module variable {name!r}")
 
     def _variable(self, variable: Variable) -> np.ndarray:
-        if variable.name not in self._variables:
-            raw = np.zeros(variable.size + 256, np.uint8)
-            start = -raw.ctypes.data % 256
-            array = raw[start : start + variable.size]
-            if variable.data:
-                array[:] = np.frombuffer(variable.data, np.uint8)
-            self._variables[variable.name] = array
-        return self._variables[variable.name]
+        with self._lock:
+            if variable.name not in self._variables:
+                self._variables[variable.name] = _allocate(variable)
+            return self._variables[variable.name]
 
 
-class RawKernel:
-    """A kernel on the host executor, called as a ``cupy.RawKernel`` is: ``kernel(grid, block, args, shared_mem=0)``.
-
-    Arguments: NumPy arrays (a pointer to the first element), NumPy scalars (by their dtype), Python ``int`` (int64),
-    ``float`` (float64), ``bool``, ``numpy.void`` structs and tensor maps (`cuattn.tensor_map`) by value, and ``None``
-    for a null pointer.
-    """
-
-    def __init__(self, module: RawModule, table: Table, target: str) -> None:
-        self._module = module
-        self.table = table
-        self.name = table.name
-        self._smem_limit = 1024 * SMEM_LIMIT.get(target.rstrip("af"), 227)
-        #: Dynamic shared memory that a launch may ask for, in bytes; above 48 KB it must be raised first, as on a GPU.
-        self.max_dynamic_shared_size_bytes = max(0, DEFAULT_SMEM_BYTES - table.static_smem_bytes)
-        self.shared_size_bytes = table.static_smem_bytes
-        self.local_size_bytes = table.local_bytes
-        self.max_threads_per_block = table.max_threads
-        # The launch struct's part that never changes.
-        lib = library.load()
-        self._rows = np.ascontiguousarray(table.rows).copy()
-        self._rows[:, 0] = [lib.ops[name] for name in table.op_names]
-        self._side = table.side.copy()
-        self._init = table.slots_init.copy()
-        self._variables = []
-        for offset, symbol in table.relocations:
-            variable = next(v for v in table.module_variables if v.name == symbol)
-            array = module._variable(variable)
-            self._variables.append(array)
-            self._init[offset : offset + 256].view(np.uint64)[:] += np.uint64(array.ctypes.data)
-
-    def __call__(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[object], *, shared_mem: int = 0
-    ) -> None:
-        """Run the kernel and wait for it.
-
-        Raises
-        ------
-        LaunchError
-            Grid, block, shared memory or arguments do not fit; nothing has run.
-        KernelFault
-            A checker found a fault; outputs may be partly written.
-        """
-        grid3, block3 = _triple("grid", grid), _triple("block", block)
-        self._check_launch(grid3, block3, shared_mem)
-        params, arrays = self._pack(args)
-        settings = current()
-        launch = self._launch_struct(grid3, block3, shared_mem, params, settings)
-        checks = settings.checks
-        regions = None
-        if checks:
-            named = [*arrays, *((-1, v) for v in (*self._variables, params))]  # parameters have addresses too
-            regions = Regions(named, init="init" in checks, race="race" in checks, mem="mem" in checks)
-            launch.regions, launch.num_regions = regions.address, regions.count
-        counters = self._counters(launch) if profile.active() else None
-        if "race" in checks:
-            with _race_lock:
-                _run(launch)
-        else:
-            _run(launch)
-        if launch.report.kind:
-            raise faults.from_report(self.table, launch.report)
-        if counters is not None:
-            for open_profile in profile.active():
-                open_profile.add(self.table, *counters)
-
-    def _check_launch(self, grid: tuple[int, int, int], block: tuple[int, int, int], shared_mem: int) -> None:
-        for name, extents, limits in (("grid", grid, MAX_GRID), ("block", block, MAX_BLOCK)):
-            for axis, extent, limit in zip("xyz", extents, limits, strict=True):
-                if not 1 <= extent <= limit:
-                    raise LaunchError(f"{self.name}: {name}.{axis} is {extent}, allowed is 1 to {limit}")
-        if grid[0] * grid[1] * grid[2] >= 1 << 32:
-            raise LaunchError(f"{self.name}: a grid of {grid} has more CTAs than the host executor takes (2**32 - 1)")
-        cluster = self.table.cluster or (1, 1, 1)
-        for axis, extent, step in zip("xyz", grid, cluster, strict=True):
-            if extent % step:
-                raise LaunchError(
-                    f"{self.name}: grid.{axis} is {extent}, allowed are multiples of the cluster's {step}"
-                )
-        if cluster[0] * cluster[1] * cluster[2] > MAX_CLUSTER:
-            raise LaunchError(f"{self.name}: a cluster of {cluster}, allowed are at most {MAX_CLUSTER} CTAs")
-        threads = block[0] * block[1] * block[2]
-        if threads > min(1024, self.table.max_threads):
-            raise LaunchError(f"{self.name}: {threads} threads a block, at most {min(1024, self.table.max_threads)}")
-        if shared_mem < 0 or shared_mem > self.max_dynamic_shared_size_bytes:
-            raise LaunchError(
-                f"{self.name}: shared_mem is {shared_mem}, allowed is 0 to {self.max_dynamic_shared_size_bytes} "
-                "(raise kernel.max_dynamic_shared_size_bytes first)"
-            )
-        if self.table.static_smem_bytes + shared_mem > self._smem_limit:
-            total = self.table.static_smem_bytes + shared_mem
-            raise LaunchError(f"{self.name}: {total} bytes of shared memory, the architecture has {self._smem_limit}")
-
-    def _pack(self, args: Sequence[object]) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-        params = self.table.params
-        if len(args) != len(params):
-            raise LaunchError(f"{self.name}: {len(args)} arguments, the kernel takes {len(params)}")
-        block = bytearray(self.table.param_bytes)
-        arrays: list[tuple[int, np.ndarray]] = []
-        for index, (arg, (offset, size)) in enumerate(zip(args, params, strict=True)):
-            if isinstance(arg, np.ndarray):
-                arrays.append((index, arg))
-                data = arg.__array_interface__["data"][0].to_bytes(8, "little")
-            elif isinstance(arg, TensorMap):
-                if not isinstance(arg.array, np.ndarray):
-                    raise LaunchError(f"{self.name}: argument {index} is a tensor map of an array on a GPU")
-                arrays.append((index, arg.array))
-                data = arg.value.tobytes()
-            elif isinstance(arg, np.generic):
-                data = arg.tobytes()
-            elif isinstance(arg, bool):
-                data = np.bool_(arg).tobytes()
-            elif isinstance(arg, int):
-                data = np.int64(arg).tobytes()
-            elif isinstance(arg, float):
-                data = np.float64(arg).tobytes()
-            elif arg is None:
-                data = bytes(8)
-            else:
-                raise LaunchError(f"{self.name}: argument {index} is a {type(arg).__name__}, not an array or a scalar")
-            if len(data) != size:
-                raise LaunchError(
-                    f"{self.name}: argument {index} ({type(arg).__name__}) has {len(data)} bytes, "
-                    f"the kernel's parameter {size}"
-                )
-            block[offset : offset + size] = data
-        # 64-byte alignment, for structs that kernels address (tensor maps)
-        raw = np.zeros(len(block) + 64, np.uint8)
-        start = -raw.ctypes.data % 64
-        aligned = raw[start : start + len(block)]
-        aligned[:] = np.frombuffer(block, np.uint8)
-        return aligned, arrays
-
-    def _launch_struct(
-        self,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        shared_mem: int,
-        params: np.ndarray,
-        settings: Settings,
-    ) -> library.LaunchStruct:
-        table = self.table
-        launch = library.LaunchStruct()
-        launch.rows, launch.num_rows = self._rows.ctypes.data, len(self._rows)
-        launch.slots_init, launch.init_bytes = self._init.ctypes.data, self._init.nbytes
-        launch.reg_bytes = table.reg_bytes
-        launch.params = params.ctypes.data
-        launch.side = self._side.ctypes.data
-        launch.grid[:], launch.block[:], launch.cluster[:] = grid, block, table.cluster or (1, 1, 1)
-        launch.explicit_cluster = table.cluster is not None
-        launch.entry_registers = table.entry_registers
-        launch.specials[:] = table.specials.tolist()
-        launch.static_smem_bytes = table.static_smem_bytes
-        launch.smem_bytes = table.static_smem_bytes + shared_mem
-        launch.local_bytes = table.local_bytes
-        launch.check_mem = "mem" in settings.checks
-        launch.check_init = "init" in settings.checks
-        launch.check_race = "race" in settings.checks
-        launch.async_mode = ASYNC_MODES.index(settings.async_mode)
-        launch.random_schedule = settings.random_schedule
-        launch.seed = settings.seed
-        launch.num_threads = settings.threads
-        launch.smem_granule_log2 = table.smem_granule_log2
-        return launch
-
-    def _counters(self, launch: library.LaunchStruct) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        counters = tuple(np.zeros(len(self._rows), np.uint64) for _ in range(3))
-        launch.count_rows, launch.count_lanes, launch.count_bytes = (c.ctypes.data for c in counters)
-        return counters  # type: ignore[return-value]
-
-
-def _triple(name: str, extents: Sequence[int]) -> tuple[int, int, int]:
-    values = (extents,) if isinstance(extents, int) else tuple(int(x) for x in extents)
-    if not 1 <= len(values) <= 3:
-        raise LaunchError(f"{name} has {len(values)} extents, allowed are 1 to 3")
-    return (*values, 1, 1)[:3]  # type: ignore[return-value]
-
-
-def _run(launch: library.LaunchStruct) -> None:
-    """Run a launch to its end. In the main thread Ctrl-C stops it, even a kernel that never ends."""
-    run = library.load().run
-    address = ctypes.addressof(launch)
-    if threading.current_thread() is not threading.main_thread():
-        run(address)
-        return
-    done = threading.Event()
-
-    def work() -> None:
-        run(address)
-        done.set()
-
-    # Thread.join is not safe to interrupt and call again in every supported Python; an event is.
-    threading.Thread(target=work, name="cuattn-host-launch").start()
+def _allocate(variable: Variable) -> np.ndarray:
+    alignment = max(VARIABLE_ALIGNMENT, variable.align)
     try:
-        done.wait()
-    except BaseException:
-        launch.stop = 1
-        done.wait()
-        raise
+        raw = np.zeros(variable.size + alignment, np.uint8)
+    except MemoryError as error:
+        raise UnsupportedPTXError(f"no memory for the {variable.size} bytes of variable {variable.name}") from error
+    start = -raw.ctypes.data % alignment
+    array = raw[start : start + variable.size]
+    if variable.data:
+        array[: len(variable.data)] = np.frombuffer(variable.data, np.uint8)
+    return array
+
+
+def _rebuild(translator: str, tables: dict[str, Table], target: str, named: dict[str, str]) -> RawModule:
+    """A module from its pickle. Its tables are for one version of the executor, and hold no addresses."""
+    if translator != _translator_hash():
+        raise ArgumentError("this RawModule was pickled by another version of cuattn: make it anew from its source")
+    module = RawModule.__new__(RawModule)
+    module._hold(tables, target, named)
+    return module
+
+
+def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(isinstance(x, str) for x in values):
+        raise ArgumentError(f"RawModule: {name} is {values!r:.60}; a sequence of str is needed")
+    return tuple(values)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UnsupportedPTXError(f"{path} is no text: the host executor runs PTX, not CUBIN") from error
 
 
 @lru_cache(maxsize=256)
@@ -331,20 +199,29 @@ def _translate(text: str) -> tuple[dict[str, Table], str]:
     key = f"table-{hashlib.sha256((_translator_hash() + text).encode()).hexdigest()[:20]}"
     cached = cache.read(key, ".tables")
     if cached is not None:
-        import pickle
-
         try:
-            tables, target = pickle.loads(cached)
-            return tables, target
-        except Exception:  # a table of another version of a dependency: translate anew
+            return table_file.decode(cached, library.op_index())
+        except ValueError:  # whole, but nothing that this version writes: translate anew
             pass
-    module = ptx.parse(text)
-    tables = {name: build_table(module, entry) for name, entry in module.entries.items()}
+    tables, target = build_tables(text)
+    with contextlib.suppress(CacheError, ValueError):  # it runs from memory as well
+        cache.write(key, ".tables", table_file.encode(tables, target))
+    return tables, target
+
+
+# What reading damaged text may stumble over where no check stands before.
+_ACCIDENTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def build_tables(text: str) -> tuple[dict[str, Table], str]:
+    """Tables of all kernels of a PTX text, and its target. Raises `UnsupportedPTXError`, whatever the text is."""
+    try:
+        module = ptx.parse(text)
+        tables = {name: build_table(module, entry) for name, entry in module.entries.items()}
+    except _ACCIDENTS as error:
+        raise UnsupportedPTXError(f"malformed PTX: {type(error).__name__}: {error}") from error
     if not tables:
         raise UnsupportedPTXError("the PTX has no kernel (.entry)")
-    import pickle
-
-    cache.write(key, ".tables", pickle.dumps((tables, module.target), protocol=5))
     return tables, module.target
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextvars import ContextVar
 from types import TracebackType
 
 import numpy as np
 
-from .lowering.op_classes import class_of
+from .lowering.op_classes import NOT_COUNTED, class_of
 from .table import Table
 
 _SPACES = {0: "generic", 1: "global", 2: "shared", 3: "local"}
@@ -57,6 +58,8 @@ class Profile:
         for index in np.flatnonzero(rows):
             op, count = table.op_names[index], int(rows[index])
             kind = class_of(op)
+            if kind == NOT_COUNTED:
+                continue
             self.instructions[kind] += count
             self.lanes[kind] += int(lanes[index])
             text = table.texts[index]
@@ -77,11 +80,11 @@ class Profile:
             where["write"] += moved
 
 
-_active: list[Profile] = []
+_active: ContextVar[tuple[Profile, ...]] = ContextVar("cuattn.host profiles", default=())
 
 
 class profile:
-    """Count what the launches in a block execute.
+    """Count what the launches in a block execute: those of this thread or task.
 
     Examples
     --------
@@ -94,15 +97,15 @@ class profile:
 
     def __enter__(self) -> Profile:
         self._profile = Profile()
-        _active.append(self._profile)
+        _active.set((*_active.get(), self._profile))
         return self._profile
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _active.remove(self._profile)
+        _active.set(tuple(x for x in _active.get() if x is not self._profile))
 
 
-def active() -> list[Profile]:
-    """Profiles that are open."""
-    return _active
+def active() -> tuple[Profile, ...]:
+    """Profiles that are open here."""
+    return _active.get()

@@ -10,7 +10,8 @@ import bisect
 import re
 
 from ..errors import UnsupportedPTXError
-from .ptx_module import Entry, Module, Parameter, SourceLocation, Variable
+from . import ptx_declarations
+from .ptx_module import Entry, Module, SourceLocation
 from .ptx_types import (
     Address,
     Imm,
@@ -26,31 +27,40 @@ from .ptx_types import (
     Vector,
 )
 
-TYPE_BYTES = {
-    "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4, "s32": 4,
-    "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8,
-}  # fmt: skip
+MAX_DEPTH = 64  # of braces
+MAX_DIRECTIVE = 1024  # a number of threads, registers or CTAs in one direction
+MAX_LITERAL = 40  # characters of a number: far more than 64 bits take
 
 
 class _Scope:
     """A brace-delimited scope: registers and labels, and the operands already resolved in it."""
 
-    __slots__ = ("cache", "labels", "parent", "regs", "suffix")
+    __slots__ = ("cache", "counts", "depth", "labels", "parent", "regs", "suffix")
 
     def __init__(self, parent: _Scope | None, number: int) -> None:
         self.parent = parent
+        self.depth: int = parent.depth + 1 if parent else 0
         self.suffix = f"@{number}" if parent else ""
         self.regs: dict[str, Reg] = {}
+        self.counts: dict[str, tuple[int, str]] = {}  # of ``%r<9>``, by prefix: how many registers, and their type
         self.labels: dict[str, str] = {}
         self.cache: dict[str, Operand] = {}
 
     def find_reg(self, name: str) -> Reg | None:
         scope: _Scope | None = self
+        prefix = name.rstrip("0123456789")
         while scope:
             if name in scope.regs:
                 return scope.regs[name]
+            if prefix in scope.counts and scope.is_numbered(name, prefix):
+                reg = scope.regs[name] = Reg(name + scope.suffix, scope.counts[prefix][1])
+                return reg
             scope = scope.parent
         return None
+
+    def is_numbered(self, name: str, prefix: str) -> bool:
+        digits = name[len(prefix) :]
+        return 0 < len(digits) <= MAX_LITERAL and str(int(digits)) == digits and int(digits) < self.counts[prefix][0]
 
     def find_label(self, name: str) -> str | None:
         scope: _Scope | None = self
@@ -61,28 +71,23 @@ class _Scope:
         return None
 
 
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
-_LABEL = re.compile(r"([\w$%]+)\s*:(?!:)")
-_LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:[^\n]*?inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?[^\n]*")
-_REG = re.compile(r"\.reg\s*\.(\w+)\s+(.*)", re.S)
-_REG_RANGE = re.compile(r"(\S+)<(\d+)>$")
-_VARIABLE = re.compile(
-    r"(?:\.(?:visible|weak|common)\s+)?(\.extern\s+)?\.(shared|local|global|const)\s+(?:\.attribute\([^)]*\)\s*)?"
-    r"(?:\.align\s+(\d+)\s+)?(?:\.v[24]\s+)?\.(\w+)\s+([\w$]+)((?:\s*\[\s*\d*\s*\])*)\s*(?:=\s*(.*))?$",
-    re.S,
+# Possessive quantifiers (``*+``) where a text that does not match could otherwise be tried in ever more ways.
+_COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|//[^\n]*+", re.S)
+_LABEL = re.compile(r"([\w$%]++)\s*+:(?!:)")
+_LOC = re.compile(
+    r"\.loc\s++(\d{1,9})\s++(\d{1,9})\s++(\d{1,9})(?:[^\n]*?inlined_at\s++(\d{1,9})\s++(\d{1,9})\s++(\d{1,9}))?[^\n]*+"
 )
-_PARAM = re.compile(
-    r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s*(?:\.(?!align)\w+\s*)?(?:\.align\s+\d+\s*)?)?"
-    r"([\w$]+)(?:\[(\d+)\])?"
-)
-_ENTRY = re.compile(r"(?:\.(?:visible|weak|extern)\s+)*\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?([^{;]*)\{")
-_DIRECTIVE = re.compile(r"\.(\w+)([\s\d,]*)")
-_GUARDED = re.compile(r"@(!?)\s*([\w$%]+)\s+(.*)", re.S)
-_OPERANDS = re.compile(r"((?:\{[^{}]*\}|\[[^\]]*\]|[^,{}\[\]])+)")
-_ADDRESS = re.compile(r"([\w$%.]+)\s*(?:\+\s*)?(-?\s*(?:0[xX][0-9a-fA-F]+|\d+))?$")
-_INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
-_FLOAT32 = re.compile(r"(-?)0[fF]([0-9a-fA-F]{8})$")
-_FLOAT64 = re.compile(r"(-?)0[dD]([0-9a-fA-F]{16})$")
+_REG = re.compile(r"\.reg\s*+\.(\w++)\s++(.*)", re.S)
+_REG_RANGE = re.compile(r"([\w$%]++)<(\d{1,9})>$")
+_REG_NAME = re.compile(r"[\w$%]++$")
+_ENTRY = re.compile(r"\.entry\s++([\w$]++)\s*+(?:\(([^)]*+)\))?+([^{;]*+)(.?)", re.S)
+_VERSION = re.compile(r"\s*+\.version\s++(\d++\.\d++)\s")
+_TARGET = re.compile(r"\.target\s++(sm_\d{2,3}[af]?)\b")
+_DIRECTIVE = re.compile(r"\.(\w++)([\s\d,]*+)")
+_FILE = re.compile(r'\.file\s++(\d{1,9})\s++"([^"\n]*+)"')
+_GUARDED = re.compile(r"@(!?)\s*+([\w$%]++)\s++(.*)", re.S)
+_OPERANDS = re.compile(r"((?:\{[^{}]*+\}|\[[^\[\]]*+\]|[^,{}\[\]])++)")
+_ADDRESS = re.compile(r"([\w$%.]++)\s*+(?:\+\s*+)?(-?\s*+(?:0[xX][0-9a-fA-F]++|\d++))?$")
 
 
 class _Parser:
@@ -98,29 +103,32 @@ class _Parser:
 
     def module(self) -> Module:
         text = self.text
-        version = re.search(r"\.version\s+(\S+)", text)
-        target = re.search(r"\.target\s+([\w]+)", text)
+        version, target = _VERSION.match(text), _TARGET.search(text)
         if not version or not target:
-            raise UnsupportedPTXError("not PTX: no .version or no .target directive")
+            raise UnsupportedPTXError("not PTX: it does not begin with .version and .target directives")
         entries: dict[str, Entry] = {}
         outside: list[str] = []
         position = 0
         while match := _ENTRY.search(text, position):
-            outside.append(text[position : match.start()])
-            entry = Entry(match[1], _parameters(match[2] or ""))
+            outside.append(text[position : match.start()] + ";")
+            if match[4] != "{":
+                if match[4] != ";":
+                    raise UnsupportedPTXError(f"kernel {match[1]}: the text ends before the body")
+                position = match.end()  # a declaration only
+                continue
+            entry = Entry(match[1], ptx_declarations.parameters(match[1], match[2] or ""))
             for directive in _DIRECTIVE.finditer(match[3]):
-                entry.directives[directive[1]] = tuple(int(x) for x in re.findall(r"\d+", directive[2]))
+                entry.directives[directive[1]] = _extents(entry, directive[1], directive[2])
             position = self.body(entry, match.end() - 1)
+            if entry.name in entries:
+                raise UnsupportedPTXError(f"kernel {entry.name} is defined twice")
             entries[entry.name] = entry
         outside.append(text[position:])
         rest = "".join(outside)
         section = rest.find(".section")
-        files = {int(m[1]): m[2] for m in re.finditer(r'\.file\s+(\d+)\s+"([^"]*)"', rest)}
-        variables = []
-        for statement in rest[: section if section >= 0 else len(rest)].split(";"):
-            start = re.search(r"(?:\.(?:visible|weak|common|extern)\s+)*\.(?:shared|global|const)\b", statement)
-            if start and (variable := _variable(statement[start.start() :].strip())):
-                variables.append(variable)
+        files = {int(m[1]): m[2] for m in _FILE.finditer(rest)}
+        statements = rest[: section if section >= 0 else len(rest)].split(";")
+        variables = [v for s in statements if (v := ptx_declarations.variable(s.strip())) and v.space != "local"]
         return Module(version[1], target[1], entries, variables, files, self.locations)
 
     def body(self, entry: Entry, start: int) -> int:
@@ -139,6 +147,8 @@ class _Parser:
                 raise UnsupportedPTXError(f"kernel {entry.name}: the text ends inside the body")
             char = text[position]
             if char == "{":
+                if scope is not None and scope.depth >= MAX_DEPTH:
+                    raise UnsupportedPTXError(f"kernel {entry.name}: more than {MAX_DEPTH} braces in each other")
                 scope = _Scope(scope, scopes)
                 scopes += 1
                 position += 1
@@ -157,11 +167,15 @@ class _Parser:
                 continue
             if char not in ".@" and (match := _LABEL.match(text, position)):
                 unique = match[1] + scope.suffix
+                if match[1] in scope.labels:
+                    raise UnsupportedPTXError(f"kernel {entry.name}: label {match[1]} stands twice")
                 scope.labels[match[1]] = unique
                 entry.labels[unique] = len(entry.body)
                 position = match.end()
                 continue
-            end = text.index(";", position)
+            end = text.find(";", position)
+            if end < 0:
+                raise UnsupportedPTXError(f"kernel {entry.name}: the text ends inside the body")
             statement = text[position:end].strip()
             if char == ".":
                 self.declaration(entry, scope, statement)
@@ -191,15 +205,19 @@ class _Parser:
     def declaration(self, entry: Entry, scope: _Scope, statement: str) -> None:
         if match := _REG.match(statement):
             type_name = match[1]
+            if type_name != "pred" and type_name not in ptx_declarations.TYPE_BYTES:
+                raise UnsupportedPTXError(f"kernel {entry.name}: registers of type .{type_name}")
             for name in match[2].split(","):
                 name = name.strip()
-                if ranged := _REG_RANGE.match(name):
-                    for number in range(int(ranged[2])):
-                        scope.regs[f"{ranged[1]}{number}"] = Reg(f"{ranged[1]}{number}{scope.suffix}", type_name)
-                else:
+                ranged = _REG_RANGE.match(name)
+                if ranged and not ranged[1][-1].isdigit():
+                    scope.counts[ranged[1]] = (int(ranged[2]), type_name)
+                elif _REG_NAME.match(name):
                     scope.regs[name] = Reg(name + scope.suffix, type_name)
+                else:
+                    raise UnsupportedPTXError(f"kernel {entry.name}: cannot read the register {name[:80]!r}")
             scope.cache.clear()
-        elif variable := _variable(statement):
+        elif variable := ptx_declarations.variable(statement):
             entry.variables.append(variable)
         elif statement.startswith(".param"):
             raise UnsupportedPTXError(f"kernel {entry.name}: calls of a function that was not inlined are refused")
@@ -244,11 +262,13 @@ class _Parser:
             match = _ADDRESS.match(pieces[0])
             if not match:
                 raise UnsupportedPTXError(f"line {line}: cannot read the address {text!r}")
-            offset = int((match[2] or "0").replace(" ", ""), 0)
+            offset = ptx_declarations.integer((match[2] or "0").replace(" ", ""))
             extra = tuple(self.operand(x, scope, line) for x in pieces[1:])
             return Address(self.operand(match[1], scope, line), offset, extra)
         if "|" in text:
             left, _, right = text.partition("|")
+            if "|" in right:
+                raise UnsupportedPTXError(f"line {line}: cannot read the operand {text[:80]!r}")
             return Pair(self.operand(left.strip(), scope, line), self.operand(right.strip(), scope, line))
         if first == "!":
             reg = scope.find_reg(text[1:].strip())
@@ -261,26 +281,26 @@ class _Parser:
             return reg
         if first == "%":
             return Special(text)
-        if _INTEGER.match(text):
-            return Imm(_integer(text))
-        if match := _FLOAT32.match(text):
+        if ptx_declarations.INTEGER.match(text):
+            return Imm(ptx_declarations.integer(text))
+        if match := ptx_declarations.FLOAT32.match(text):
             return Imm(int(match[2], 16) ^ (0x80000000 if match[1] else 0), 32)
-        if match := _FLOAT64.match(text):
+        if match := ptx_declarations.FLOAT64.match(text):
             return Imm(int(match[2], 16) ^ (1 << 63 if match[1] else 0), 64)
         return Symbol(text)
+
+
+def _extents(entry: Entry, name: str, text: str) -> tuple[int, ...]:
+    """The numbers of a directive such as ``.maxntid 128, 1, 1``."""
+    numbers = tuple(int(x[:MAX_LITERAL]) for x in re.findall(r"\d+", text))
+    if len(numbers) > 3 or any(not 1 <= x <= MAX_DIRECTIVE for x in numbers):
+        raise UnsupportedPTXError(f"kernel {entry.name}: .{name} {text.strip()[:80]}")
+    return numbers
 
 
 def _first_word(statement: str) -> tuple[str, str, str]:
     pieces = statement.split(None, 1)
     return pieces[0], " ", pieces[1] if len(pieces) > 1 else ""
-
-
-def _integer(text: str) -> int:
-    text = text.rstrip("U")
-    digits = text.lstrip("-")
-    if len(digits) > 1 and digits[0] == "0" and digits.isdigit():  # PTX octal, as in C
-        return int(digits, 8) * (-1 if text[0] == "-" else 1)
-    return int(text, 0)
 
 
 def _resolve_label(operand: Operand, scope: _Scope, instruction: Instruction) -> Operand:
@@ -292,42 +312,13 @@ def _resolve_label(operand: Operand, scope: _Scope, instruction: Instruction) ->
     return operand
 
 
-def _parameters(text: str) -> list[Parameter]:
-    params = []
-    offset = 0
-    for match in _PARAM.finditer(text):
-        size = TYPE_BYTES[match[2]] * int(match[4] or 1)
-        align = int(match[1] or TYPE_BYTES[match[2]])
-        offset = -(-offset // align) * align
-        params.append(Parameter(match[3], offset, size))
-        offset += size
-    return params
+_BLANK = re.compile(r"(?:\s++|//[^\n]*+|/\*.*?\*/)*+", re.S)
 
 
-def _variable(statement: str) -> Variable | None:
-    match = _VARIABLE.match(statement)
-    if not match:
-        return None
-    element = TYPE_BYTES[match[4]]
-    size = element
-    for extent in re.findall(r"\[\s*(\d*)\s*\]", match[6]):
-        size *= int(extent or 0)
-    data = _initializer(match[7], match[4], size, statement) if match[7] else None
-    return Variable(match[5], match[2], int(match[3] or element), size, bool(match[1]), data)
-
-
-def _initializer(text: str, type_name: str, size: int, statement: str) -> bytes:
-    element = TYPE_BYTES[type_name]
-    out = bytearray()
-    for piece in text.replace("{", " ").replace("}", " ").split(","):
-        piece = piece.strip()
-        if match := _FLOAT32.match(piece) or _FLOAT64.match(piece):
-            out += int(match[2], 16).to_bytes(element, "little")
-        elif _INTEGER.match(piece):
-            out += (_integer(piece) & ((1 << (8 * element)) - 1)).to_bytes(element, "little")
-        elif piece:
-            raise UnsupportedPTXError(f"initial value {piece!r} in {statement.split('=')[0].strip()!r}")
-    return bytes(out).ljust(size, b"\0")
+def is_ptx(text: str) -> bool:
+    """Whether a text is PTX rather than CUDA C: its first directive is ``.version``, with which no C begins."""
+    blank = _BLANK.match(text)
+    return blank is not None and text.startswith(".version", blank.end())
 
 
 def parse(text: str) -> Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .ptx_types import Instruction
+from .ptx_types import Address, Instruction, Operand, Reg, Symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,18 @@ class Variable:
 
 @dataclass(slots=True)
 class Parameter:
+    """A kernel's parameter as declared.
+
+    ``type`` is its PTX type without the dot, ``"u64"``, or ``"struct"`` for an array of bytes. ``pointer`` says whether
+    a 64-bit integer is an address; ``None`` where neither the declaration nor the code tells.
+    """
+
     name: str
     offset: int
     size: int
+    type: str
+    pointer: bool | None = None
+    align: int = 8
 
 
 @dataclass(slots=True)
@@ -51,6 +60,20 @@ class Entry:
     def param_bytes(self) -> int:
         last = self.params[-1] if self.params else None
         return last.offset + last.size if last else 0
+
+    def find_pointers(self) -> None:
+        """Note which parameters the code turns into global addresses as they are."""
+        by_name = {p.name: p for p in self.params if p.size == 8 and p.pointer is None}
+        loaded: dict[Operand, Parameter] = {}
+        for ins in self.body:
+            if ins.parts[:2] == ("ld", "param") and len(ins.operands) == 2:
+                where = ins.operands[1]
+                if isinstance(where, Address) and isinstance(where.base, Symbol) and not where.offset:
+                    param = by_name.get(where.base.name)
+                    if param is not None and isinstance(ins.operands[0], Reg):
+                        loaded[ins.operands[0]] = param
+            elif ins.parts[:3] == ("cvta", "to", "global") and ins.operands[-1] in loaded:
+                loaded[ins.operands[-1]].pointer = True
 
 
 @dataclass(slots=True)

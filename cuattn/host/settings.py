@@ -1,7 +1,12 @@
-"""How launches run: checkers, schedule, asynchrony, threads. Set for the process, or for a ``with`` block."""
+"""How launches run: checkers, schedule, asynchrony, threads.
+
+The environment sets them for the process, `check` and `schedule` for a thread or an asyncio task, from there on or for
+a ``with`` block. They are context variables: what one thread sets, no other one feels.
+"""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -23,13 +28,14 @@ class Settings:
     threads: int
 
 
-_current: Settings | None = None
+_set: ContextVar[Settings | None] = ContextVar("cuattn.host settings", default=None)
 
 
 def current() -> Settings:
-    """The settings in force: the environment's, until something is set."""
-    if _current is not None:
-        return _current
+    """The settings in force here: the environment's, until this thread or task sets something."""
+    settings = _set.get()
+    if settings is not None:
+        return settings
     mode = environment.host_async()
     return Settings(
         environment.host_check(), mode, mode == "random", environment.host_seed(), environment.host_threads()
@@ -38,16 +44,16 @@ def current() -> Settings:
 
 def checks() -> frozenset[str]:
     """The checkers in force, without a look at the rest."""
-    return environment.host_check() if _current is None else _current.checks
+    settings = _set.get()
+    return environment.host_check() if settings is None else settings.checks
 
 
 class _Restore:
     """Takes effect when made; as a context manager it puts back what was in force before."""
 
     def __init__(self, settings: Settings) -> None:
-        global _current
-        self._before = _current
-        _current = settings
+        self._before = _set.get()
+        _set.set(settings)
 
     def __enter__(self) -> None:
         return None
@@ -55,14 +61,13 @@ class _Restore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _current
-        _current = self._before
+        _set.set(self._before)
 
 
 def check(*names: str) -> _Restore:
     """Switch checkers on, and all others off: ``"mem"``, ``"init"``, ``"race"``, or ``"all"``.
 
-    Works at once, or for a ``with`` block. ``check()`` switches all of them off.
+    Works at once, or for a ``with`` block, in this thread or task only. ``check()`` switches all of them off.
 
     Raises
     ------
@@ -83,7 +88,7 @@ def check(*names: str) -> _Restore:
 
 
 def schedule(mode: str = "late", seed: int = 0, *, threads: int | None = None) -> _Restore:
-    """Choose when asynchronous copies land, and in which order warps and CTAs run.
+    """Choose when asynchronous copies land, and in which order warps and CTAs run, in this thread or task only.
 
     Parameters
     ----------

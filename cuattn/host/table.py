@@ -16,13 +16,14 @@ from . import lowering  # noqa: F401  (the rules register themselves)
 from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
 from .lowering.rules import RULES
 from .lowering.targets import arch_specific_targets, oldest_target
-from .ptx_module import Entry, Module, Variable
+from .ptx_module import Entry, Module, Parameter, Variable
 from .ptx_types import Address, Const, Instruction, Label, Operand, Reg, Row, Special, Symbol, Vector
 from .registers import LoweredRow, allocate
 
 MAX_OPERANDS = 20  # executor.h
 ROW_INTS = 6 + MAX_OPERANDS
 NUM_SPECIALS = 48
+MAX_THREADS = 1024  # of a CTA
 SPECIALS = {
     name: number
     for number, name in enumerate(
@@ -52,10 +53,11 @@ class Table:
     op_names: list[str]  # handler of each row
     locations: list[str]  # source line of each row, with where it was inlined
     texts: list[str]  # the PTX instruction of each row
-    params: list[tuple[int, int]]  # (offset, size) of each parameter
+    params: list[Parameter]
     param_bytes: int
     static_smem_bytes: int
-    dynamic_smem_align: int
+    dynamic_smem_gap: int  # bytes between the static variables and the dynamic array
+    param_place: int  # where the block of parameters begins, modulo PARAM_LINE
     local_bytes: int
     smem_granule_log2: int
     max_threads: int
@@ -66,15 +68,17 @@ class Table:
 
 def build_table(module: Module, entry: Entry) -> Table:
     """Lower, allocate and encode one kernel. Raises `UnsupportedPTXError` for an instruction without a rule."""
-    static_smem, dynamic_align, shared = _place_shared(module, entry)
+    static_smem, dynamic_gap, shared = _place_shared(module, entry)
     local, local_bytes = _place_local(entry)
     variables = [v for v in module.variables if v.space in ("global", "const")]
     params = {p.name: p.offset for p in entry.params}
     max_threads = 1
     for extent in entry.directives.get("maxntid", ()) or entry.directives.get("reqntid", ()) or (1024,):
-        max_threads *= extent
+        max_threads = min(max_threads * extent, MAX_THREADS)
     entry_registers = _entry_registers(entry, max_threads)
-    context = Context(params, shared, local, {v.name: v.space for v in variables}, entry_registers)
+    module_names = {v.name: v.space for v in variables}
+    context = Context(params, shared, local, module_names, entry_registers, entry.param_bytes)
+    entry.find_pointers()
     rows, labels = _lower(module, entry, context)
     encoder = _Encoder()
     encoder.collect(rows)
@@ -91,10 +95,11 @@ def build_table(module: Module, entry: Entry) -> Table:
         op_names=[r.row.op for r in rows],
         locations=_Locations(module).of(rows),
         texts=[r.text for r in rows],
-        params=[(p.offset, p.size) for p in entry.params],
+        params=entry.params,
         param_bytes=entry.param_bytes,
         static_smem_bytes=static_smem,
-        dynamic_smem_align=dynamic_align,
+        dynamic_smem_gap=dynamic_gap,
+        param_place=_place_params(entry),
         local_bytes=local_bytes,
         smem_granule_log2=_shared_granule(rows),
         max_threads=max_threads,
@@ -137,7 +142,10 @@ class _Locations:
 
 
 def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int]]:
-    """Shared addresses: the static variables that the kernel names, then the dynamic array."""
+    """Shared addresses: the static variables that the kernel names, then the dynamic array.
+
+    The dynamic array is aligned as it is declared and no better: whatever lies before it on a GPU is not the kernel's.
+    """
     named = {x.name for ins in entry.body for x in _symbols(ins)}
     places: dict[str, int] = {}
     top = 0
@@ -154,9 +162,23 @@ def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int
         places[variable.name] = SHARED_BASE + top
         top += variable.size
     static = -(-top // align) * align if dynamic else top
+    gap = align if dynamic and (SHARED_BASE + static) % (2 * align) == 0 else 0
     for name in dynamic:
-        places[name] = SHARED_BASE + static
-    return static, align, places
+        places[name] = SHARED_BASE + static + gap
+    return static, gap, places
+
+
+PARAM_LINE = 128  # bytes: more than any parameter is aligned to
+
+
+def _place_params(entry: Entry) -> int:
+    """A place at which the parameters are aligned as they are declared and, as far as that can be, no better."""
+    align = max([8, *(p.align for p in entry.params)])
+
+    def over_aligned(place: int) -> int:
+        return sum((place + p.offset) % (2 * p.align) == 0 for p in entry.params if p.size > 8)
+
+    return min(range(align % PARAM_LINE, PARAM_LINE, 2 * align), key=over_aligned, default=0)
 
 
 def _symbols(ins: Instruction) -> list[Symbol]:
@@ -193,7 +215,8 @@ def _lower(module: Module, entry: Entry, context: Context) -> tuple[list[Lowered
         for row in lowered:
             rows.append(LoweredRow(row, ins.guard, ins.guard_negated, ins.location, ins.text))
     starts.append(len(rows))
-    if not rows or rows[-1].row.op != "exit" or rows[-1].guard:
+    ends = len(entry.body) in entry.labels.values()  # a label behind the last instruction
+    if not rows or rows[-1].row.op != "exit" or rows[-1].guard or ends:
         rows.append(LoweredRow(Row("exit"), None, False, -1, "end of the kernel"))
     return rows, {label: starts[index] for label, index in entry.labels.items()}
 
@@ -214,7 +237,7 @@ def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entr
     for rule in RULES.get(ins.parts[0], ()):
         try:
             result = rule(ins, context)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError) as error:
             reason = f" ({error})"
             continue
         if result is not None:
@@ -304,7 +327,15 @@ class _Encoder:
                 [op_index[row.op], guard, int(lowered.guard_negated), row.flags, *_side_bits(row, own), *operands]
                 + [0] * (MAX_OPERANDS - len(operands))
             )
-        return np.array(encoded, np.int32).reshape(-1, ROW_INTS), top + 256
+        return _int32(encoded, rows).reshape(-1, ROW_INTS), top + 256
+
+
+def _int32(encoded: list[list[int]], rows: list[LoweredRow]) -> np.ndarray:
+    try:
+        return np.array(encoded, np.int32)
+    except OverflowError as error:
+        bad = next(i for i, row in enumerate(encoded) if not all(-(1 << 31) <= x < 1 << 31 for x in row))
+        raise UnsupportedPTXError(f"a number in {rows[bad].text!r} does not fit 32 bits") from error
 
 
 def _side_bits(row: Row, own: set[Reg]) -> tuple[int, int]:

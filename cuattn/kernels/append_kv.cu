@@ -12,7 +12,7 @@
 // one slot leave the numbers of either.
 //
 // Constants: Element (of k and v), Storage (of an item of the cache), ROTATE, INTERLEAVED, TABLES (rotations are read,
-// not computed), Table (their element type), NUM_WARPS.
+// not computed), Table (their element type), MAX_HEAD_DIM, NUM_WARPS.
 #include "integers.cuh"
 #include "kv_encode.cuh"
 #include "rotary_units.cuh"
@@ -20,7 +20,6 @@
 using Real = RealOf<Element>::type;
 using Source = Rotations<TABLES, Real, Table>;
 
-constexpr int MAX_HEAD_DIM = 256;
 constexpr int MIN_CTAS = 8;  // of an SM: left alone, the compiler keeps all strides in registers, and few warps fit
 constexpr int PACK = 16 / sizeof(Element);
 constexpr int PER_ITEM = KvFormat<Storage>::PER_ITEM;

@@ -122,6 +122,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     const int num_other = OWN_KEYS ? block.seqlen_q : block.seqlen_k;
     if (block.batch_idx < 0 || block.first_row >= num_own) return;
     const int last_row = min(block.first_row + BLOCK_OWN, num_own) - 1;
+    const bool own_whole = !OWN_KEYS || block.first_row + BLOCK_OWN <= num_own;  // every owned key exists
     const int kv_head_idx = OWN_KEYS ? block.head_idx : block.head_idx / params.heads_per_kv_head;
     const int first_head = OWN_KEYS ? block.head_idx * params.heads_per_kv_head : block.head_idx;
     const int num_heads = OWN_KEYS ? params.heads_per_kv_head : 1;
@@ -202,7 +203,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
             const int row = warp_row + i * 8 + frag_acc_row(lane_idx);
-            lse.rows[i / 2][i % 2] = row <= last_row ? g_lse[row] : 0.0f;
+            // +inf: a row that does not exist has probabilities 0.
+            lse.rows[i / 2][i % 2] = row <= last_row ? g_lse[row] : -negative_infinity<float>();
             delta.rows[i / 2][i % 2] = row <= last_row ? g_delta[row] : 0.0f;
         }
     }
@@ -237,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         cp_async_commit();  // an empty group at the end keeps the count that cp_async_wait relies on
         const int first_column = at.tile_idx * BLOCK_OTHER;
         const int head_idx = first_head + at.head;
-        const bool in_full = tiles.in_full(at.tile_idx);
+        const bool in_full = own_whole && tiles.in_full(at.tile_idx);
         const bool mixed = TILE_CLASSES && tile_class(at) == TILE_MIXED;
         advance(at);
         // Anything that this warp's rows have to do with?
@@ -261,8 +263,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
                 }
                 if (mixed) add_bias_and_mask(probabilities, params, options, lane, num_own, num_other);
             }
-            probabilities_from_logits(probabilities, lse, params.scale_log2);
-            if (!in_full) hide_outside_band(probabilities, band, lane);
+            const bool large = lse.any_large(smem.lse[stage], lane_idx);
+            probabilities_from_logits(probabilities, lse, large, params.scale, params.scale_log2);
+            if (!in_full) hide_outside_band(probabilities, band, lane, num_own);
             if (DROPOUT && params.use_dropout) {
                 mark_dropped(probabilities, params.dropout, block.batch_idx * params.num_heads + head_idx, lane);
             }
@@ -311,7 +314,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     if (GRAD_V) {
         Element* g_rows = g_dv + block.batch_idx * params.dv.batch + block.head_idx * params.dv.head +
                           own_row * params.dv.seq;
-        store_gradient<HEAD_DIM_V>(g_rows, params.dv.seq, smem.own_v[warp_idx * WARP_ROWS], acc_v, params.keep_scale,
-                                   num_own - warp_row, params.head_dim_v, lane_idx);
+        store_gradient<HEAD_DIM_V>(g_rows, params.dv.seq, smem.own_v[warp_idx * WARP_ROWS], acc_v,
+                                   params.keep_scale * INVERSE_P_FACTOR, num_own - warp_row, params.head_dim_v,
+                                   lane_idx);
     }
 }

@@ -132,8 +132,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         multiply_abt<HEAD_DIM>(probabilities, s_q, s_k);
         scale_scores(probabilities, slopes, params, options.slope, sequence.diagonal_offset, lane);
         add_bias_and_mask(probabilities, params, options, lane, sequence.seqlen_q, sequence.seqlen_k);
-        probabilities_from_logits(probabilities, lse, params.scale_log2);
-        if (!tiles.in_full(term.k_tile)) hide_outside_band(probabilities, band, lane);
+        const bool large = lse.any_large(nullptr, lane_idx);
+        probabilities_from_logits(probabilities, lse, large, params.scale, params.scale_log2);
+        if (!tiles.in_full(term.k_tile)) hide_outside_band(probabilities, band, lane, sequence.seqlen_q);
         if (DROPOUT && params.use_dropout) {
             mark_dropped(probabilities, params.dropout, term.batch_idx * params.num_heads + term.head_idx, lane);
         }

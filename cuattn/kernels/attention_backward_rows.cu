@@ -1,10 +1,10 @@
-// What the backward pass needs of every query before anything else: delta, and lse made ready for the other kernels.
+// What the backward pass needs of every query before anything else: delta, and lse made ready for the other kernels
+// (ready_lse.cuh).
 //
-//     delta = sum(dout * out) - dlse
+//     delta = (sum(dout * out) - dlse) 2^-LOG2_P_FACTOR
 //
-// delta is what the softmax takes from every dP of the row (Dao et al., "FlashAttention", 2022, appendix B.4). lse
-// becomes +inf where it is -inf, so that the probabilities of a query that saw no key are exp(-inf) = 0, and is
-// multiplied by log2(e) where the other kernels keep base-2 logits. Where lse is NaN (a logit was +inf) delta is 0: NaN
+// delta is what the softmax takes from every dP of the row (Dao et al., "FlashAttention", 2022, appendix B.4); the
+// factor is the other side of that of the probabilities. Where lse is NaN (a logit was +inf) delta is 0: NaN
 // probabilities make NaN of all that the query sees, and what it does not see has probability 0 and stays 0.
 //
 // Grid: one warp for each query of each head; row = (batch_idx * seqlen_q + query_idx) * num_heads + head_idx, so that
@@ -14,7 +14,7 @@
 // Constants: Element (of dout and out), Accumulator, NUM_WARPS.
 #include "attention_backward_params.cuh"
 #include "elements.cuh"
-#include "online_softmax.cuh"
+#include "ready_lse.cuh"
 
 constexpr int WARP_SIZE = 32;
 
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     const Accumulator* __restrict__ g_dlse,  // likewise; may be null
     Accumulator* __restrict__ g_ready_lse,   // likewise
     Accumulator* __restrict__ g_delta,       // likewise
-    const Accumulator lse_factor,            // log2(e) or 1
+    const int base_2,                        // 1: the other kernels have base-2 logits
     const long long num_rows,
     const AttentionBackwardParams<Accumulator> params)
 {
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
         const long long at = batch_idx * params.lse_batch + head_idx * params.lse_head + query_idx;
         const Accumulator lse = g_lse[at];
         if (g_dlse != nullptr) sum -= g_dlse[at];
-        g_delta[at] = isnan(lse) ? Accumulator(0) : sum;
-        g_ready_lse[at] = lse == negative_infinity<Accumulator>() ? -lse : lse * lse_factor;
+        g_delta[at] = isnan(lse) ? Accumulator(0) : sum * Accumulator(INVERSE_P_FACTOR);
+        g_ready_lse[at] = make_ready_lse(lse, base_2);
     }
 }

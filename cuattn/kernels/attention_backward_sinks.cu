@@ -7,8 +7,8 @@
 //
 // Grid: x = heads. Block: NUM_WARPS warps.
 //
-// Constants: Real (float or double, of all arrays), NUM_WARPS.
-#include "online_softmax.cuh"
+// Constants: Real (float or double, of all arrays), Element (of q, which delta has a factor for), NUM_WARPS.
+#include "ready_lse.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
@@ -16,7 +16,7 @@ constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
 extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_attention_backward_sinks(
     const Real* __restrict__ g_sinks,  // [num_heads]
     const Real* __restrict__ g_lse,    // [num_batch, num_heads, seqlen], natural, as forward returned it
-    const Real* __restrict__ g_delta,  // likewise
+    const Real* __restrict__ g_delta,  // likewise, times 2^-LOG2_P_FACTOR
     Real* __restrict__ g_dsinks,       // [num_heads]
     const long long batch_stride, const long long head_stride,  // of lse and delta, in elements
     const unsigned num_batch, const unsigned seqlen)
@@ -34,7 +34,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_attention_backw
             const long long at = batch_idx * batch_stride + head_idx * head_stride + row;
             const Real lse = g_lse[at];
             if (lse != negative_infinity<Real>()) {
-                sum -= static_cast<double>(exp(sink - lse)) * static_cast<double>(g_delta[at]);
+                Real difference = sink - lse;
+                if (difference > Real(0) && is_large(lse)) difference = 0;
+                sum -= static_cast<double>(exp(difference)) * static_cast<double>(g_delta[at]);
             }
             batch_idx += batch_step;
             row += row_step;
@@ -53,6 +55,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_attention_backw
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int warp = 1; warp < NUM_WARPS; warp++) sum += s_sums[warp];
-        g_dsinks[head_idx] = static_cast<Real>(sum);
+        g_dsinks[head_idx] = static_cast<Real>(sum * (1 << LOG2_P_FACTOR));
     }
 }

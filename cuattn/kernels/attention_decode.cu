@@ -15,11 +15,12 @@
 // [w % WARPS_N * WARP_KEYS, ...).
 //
 // Constants: Storage (of keys and values in memory), Element (of q, and on chip), Output; BLOCK_M, BLOCK_N, HEAD_DIM
-// and HEAD_DIM_V (buckets), WARPS_M, WARPS_N, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, keys and values:
-// multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and BOUND_RIGHT (mask.cuh),
-// SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES, Table
-// (rope.cuh).
+// and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M, WARPS_N, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q,
+// keys and values: multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and BOUND_RIGHT
+// (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES,
+// Table (rope.cuh).
 #include "cached_tiles.cuh"
+#include "column_block.cuh"
 #include "decode_block.cuh"
 #include "rotate_tile.cuh"
 #include "score_tile.cuh"
@@ -55,7 +56,7 @@ struct CachedTiles {
     __device__ __forceinline__ Element* v_tile(int stage) { return v[stage][0]; }
     template <typename PlaceOf>
     __device__ __forceinline__ void load_scales(int, const CachedRows<Stored>&, const CachedRows<Stored>&,
-                                                const Params&, PlaceOf) {}
+                                                int, int, PlaceOf) {}
     __device__ __forceinline__ void convert(int) {}
 };
 
@@ -76,10 +77,10 @@ struct CachedTiles<Stored, true> {
     __device__ __forceinline__ Element* v_tile(int) { return v[0]; }
     template <typename PlaceOf>
     __device__ __forceinline__ void load_scales(int stage, const CachedRows<Stored>& k_rows,
-                                                const CachedRows<Stored>& v_rows, const Params& params,
+                                                const CachedRows<Stored>& v_rows, int head_dim, int head_dim_v,
                                                 PlaceOf place_of) {
-        ::load_scales<SLOT_SCALES, NUM_THREADS>(k_scales[stage], k_rows, params.head_dim, place_of);
-        ::load_scales<SLOT_SCALES, NUM_THREADS>(v_scales[stage], v_rows, params.head_dim_v, place_of);
+        ::load_scales<SLOT_SCALES, NUM_THREADS>(k_scales[stage], k_rows, head_dim, place_of);
+        ::load_scales<SLOT_SCALES, NUM_THREADS>(v_scales[stage], v_rows, head_dim_v, place_of);
     }
     __device__ __forceinline__ void convert(int stage) {
         convert_tile<SLOT_SCALES, NUM_THREADS, Stored>(k[0], stored_k[stage][0], k_scales[stage]);
@@ -167,16 +168,17 @@ __device__ __forceinline__ void mask_scores(Scores& scores, const LaneRow (&rows
 }
 
 // Leaves the state of a warp in shared memory: maximum and sum of its rows, and the output that they belong to.
-__device__ __forceinline__ void stage_state(WarpState& state, Smem& smem, int part, int first_row, int lane_idx) {
+__device__ __forceinline__ void stage_state(WarpState& state, Smem& smem, int part, int first_row, float scale,
+                                            float scale_log2, int lane_idx) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx);
-            const float sum = quad_sum(state.rows[t][half].sum);
+            finish_softmax(state.rows[t][half], scale, scale_log2);
             if (lane_idx % 4 == 0) {
                 smem.parts.row_max[part][row] = state.rows[t][half].max_logit;
-                smem.parts.row_sum[part][row] = sum;
+                smem.parts.row_sum[part][row] = state.rows[t][half].sum;
             }
 #pragma unroll
             for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
@@ -250,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     Output* __restrict__ g_out,              // [batch, seqlen_q, num_heads, head_dim_v]
     float* __restrict__ g_lse,               // [batch, num_heads, seqlen_q], contiguous
     float* __restrict__ g_partial_out,       // [num_partials, num_heads, head_dim_v], contiguous: decode_block.cuh
-    float* __restrict__ g_partial_lse,       // [num_partials, num_heads]
+    float* __restrict__ g_partial_state,     // [num_partials, num_heads, 2]: maximum and sum, merge.cuh
     const int* __restrict__ g_seqlens_k,     // [batch]
     const int* __restrict__ g_block_tables,  // [batch, max_pages]; entries beyond a sequence's length are not read
     const int* __restrict__ g_cu_seqlens_q,  // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
@@ -275,7 +277,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const int part = warp_idx % WARPS_N;
     const int first_row = warp_idx / WARPS_N * WARP_M;  // of this warp
 
-    const DecodeBlock block = decode_block(params, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
+    const ColumnBlock columns(params.head_dim_v);
+    const DecodeBlock block =
+        decode_block(params, columns.cta_idx, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
     if (!block.has_work()) return;
     const int last_token = block.first_token + block.num_tokens - 1;
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
@@ -283,22 +287,23 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const KeyTiles tiles(band, BLOCK_N, block.first_token, last_token);
     const SplitTiles split(tiles, block);
 
-    const CachedKeys<PAGED> keys(params, g_block_tables, block.batch_idx, block.seqlen_k);
+    // Keys behind the last one that a query of the block sees are not read, whatever they hold.
+    const CachedKeys<PAGED> keys(params, g_block_tables, block.batch_idx, band.end(last_token));
     const CachedRows<Storage> k_rows(g_k, params.k, SLOT_SCALES ? g_k_scale : nullptr, params.k_scale,
                                      g_k_block_scales, params.k_blocks, block.kv_head_idx);
     const CachedRows<Storage> v_rows(g_v, params.v, SLOT_SCALES ? g_v_scale : nullptr, params.v_scale,
-                                     g_v_block_scales, params.v_blocks, block.kv_head_idx);
-    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = 1.0f;
+                                     g_v_block_scales, params.v_blocks, block.kv_head_idx, columns.first);
+    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = INVERSE_P_FACTOR;
     if (!SLOT_SCALES && g_k_scale != nullptr) {
         const float k_scale = g_k_scale[block.kv_head_idx * params.k_scale.head];
         scale *= k_scale;
         scale_log2 *= k_scale;
     }
-    if (!SLOT_SCALES && g_v_scale != nullptr) out_factor = g_v_scale[block.kv_head_idx * params.v_scale.head];
+    if (!SLOT_SCALES && g_v_scale != nullptr) out_factor *= g_v_scale[block.kv_head_idx * params.v_scale.head];
 
     const bool packed = g_cu_seqlens_q != nullptr;
     g_q += packed ? block.q_start * params.q.seq : block.batch_idx * params.q.batch;
-    g_out += packed ? block.q_start * params.out.seq : block.batch_idx * params.out.batch;
+    g_out += (packed ? block.q_start * params.out.seq : block.batch_idx * params.out.batch) + columns.first;
     auto load_queries = [&]() {
         gather_rows<ALIGNED, sizeof(Element), BLOCK_M, HEAD_DIM * sizeof(Element), QK_STRIDE * sizeof(Element),
                     NUM_THREADS>(reinterpret_cast<unsigned char*>(smem.q), params.head_dim * sizeof(Element), g_q,
@@ -313,8 +318,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         const auto place_of = [&](int row) { return keys.find(tile_idx * BLOCK_N + row); };
         gather_keys<ALIGNED, BLOCK_N, HEAD_DIM, HEAD_DIM_V, Tiles::K_LANDING_STRIDE, Tiles::V_LANDING_STRIDE,
                     NUM_THREADS>(smem.tiles.k_landing(stage), smem.tiles.v_landing(stage), k_rows, v_rows,
-                                 params.head_dim, params.head_dim_v, place_of);
-        smem.tiles.load_scales(stage, k_rows, v_rows, params, place_of);
+                                 params.head_dim, columns.count, place_of);
+        smem.tiles.load_scales(stage, k_rows, v_rows, params.head_dim, columns.count, place_of);
     };
 
     LaneRow rows[ROW_TILES][2];
@@ -410,7 +415,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
 
     // SYNC: every warp is done with q, keys and values, whose place the states take.
     __syncthreads();
-    stage_state(state, smem, part, first_row, lane_idx);
+    stage_state(state, smem, part, first_row, scale, scale_log2, lane_idx);
     // SYNC: the states of all warps are in shared memory before rows are put together.
     __syncthreads();
     const bool pairs = ((reinterpret_cast<unsigned long long>(g_out) | params.out.seq * sizeof(Output) |
@@ -421,17 +426,20 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         if (block.is_whole()) {
             const MergedRow merged = merge_parts(smem, row, g_sinks == nullptr ? nullptr : g_sinks + query.head);
             store_row(g_out + query.token * params.out.seq + query.head * params.out.head, smem, merged, row,
-                      out_factor, params.head_dim_v, pairs, lane_idx);
-            if (g_lse != nullptr && lane_idx == 0) {
+                      out_factor, columns.count, pairs, lane_idx);
+            if (g_lse != nullptr && columns.is_first() && lane_idx == 0) {
                 g_lse[block.batch_idx * params.lse_batch + query.head * params.lse_head +
                       (packed ? block.q_start : 0) + query.token] = merged.total.lse();
             }
         } else {
             const MergedRow merged = merge_parts(smem, row, nullptr);
             const long long partial = block.partial_row(query.token) * params.num_heads + query.head;
-            store_row(g_partial_out + partial * params.head_dim_v, smem, merged, row, out_factor, params.head_dim_v,
-                      params.head_dim_v % 2 == 0, lane_idx);
-            if (lane_idx == 0) g_partial_lse[partial] = merged.total.lse();
+            store_row(g_partial_out + partial * params.head_dim_v + columns.first, smem, merged, row, out_factor,
+                      columns.count, params.head_dim_v % 2 == 0, lane_idx);
+            if (columns.is_first() && lane_idx == 0) {
+                g_partial_state[2 * partial] = merged.total.max_logit;
+                g_partial_state[2 * partial + 1] = merged.total.sum;
+            }
         }
     }
 }

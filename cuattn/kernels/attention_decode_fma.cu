@@ -20,12 +20,13 @@
 // those rows in steps of WARP_KEYS keys.
 //
 // Constants: Storage (of keys and values in memory), Element (float or double, and the same as Accumulator), Output (of
-// q too); BLOCK_M, BLOCK_N (keys of a step of all warps), HEAD_DIM and HEAD_DIM_V (buckets), WARPS_M, WARPS_N,
-// SMEM_BYTES; ALIGNED (rows of q, keys and values, and of tables of rotations, are whole 16-byte pieces at multiples of
-// 16 bytes; so are the pairs that RoPE turns); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and
-// BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED,
-// TABLES, Table (rope.cuh).
+// q too); BLOCK_M, BLOCK_N (keys of a step of all warps), HEAD_DIM and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M,
+// WARPS_N, SMEM_BYTES; ALIGNED (rows of q, keys and values, and of tables of rotations, are whole 16-byte pieces at
+// multiples of 16 bytes; so are the pairs that RoPE turns); PAGED, SLOT_SCALES (each cached row has a scale);
+// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on
+// request), INTERLEAVED, TABLES, Table (rope.cuh).
 #include "cached_keys.cuh"
+#include "column_block.cuh"
 #include "decode_block.cuh"
 #include "decode_lanes.cuh"
 #include "narrow.cuh"
@@ -36,7 +37,7 @@ constexpr int NUM_THREADS = WARPS_M * WARPS_N * WARP_SIZE;
 
 using Real = Accumulator;
 using Params = DecodeParams<Real>;
-using SoftmaxRow = OnlineSoftmaxRow<Real, !NATURAL_LOGITS>;
+using SoftmaxRow = OnlineSoftmaxRow<Real>;
 using KeyColumns = LaneColumns<Storage, HEAD_DIM, ROTATE && !INTERLEAVED>;
 using ValueColumns = LaneColumns<Storage, HEAD_DIM_V, false>;
 using KeyRow = Real[KeyColumns::PER_LANE];
@@ -72,7 +73,7 @@ __device__ __forceinline__ Real capped(Real score, Real softcap) {
 // The row whose logits a lane computes, and what turns dot products into them.
 struct LogitRow {
     int begin, end;  // keys that it sees
-    Real scale;      // natural or base 2, with that of the keys
+    Real scale;      // with that of the keys
     Real softcap;    // 0: none
     Real slope, position;  // of ALiBi: the key that the query is aligned with
 };
@@ -206,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     Output* __restrict__ g_out,              // [batch, seqlen_q, num_heads, head_dim_v]
     Real* __restrict__ g_lse,                // [batch, num_heads, seqlen_q], contiguous
     Real* __restrict__ g_partial_out,        // [num_partials, num_heads, head_dim_v], contiguous: decode_block.cuh
-    Real* __restrict__ g_partial_lse,        // [num_partials, num_heads]
+    Real* __restrict__ g_partial_state,      // [num_partials, num_heads, 2]: maximum and sum, merge.cuh
     const int* __restrict__ g_seqlens_k,     // [batch]
     const int* __restrict__ g_block_tables,  // [batch, max_pages]; entries beyond a sequence's length are not read
     const int* __restrict__ g_cu_seqlens_q,  // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
@@ -232,7 +233,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const int part = warp_idx % WARPS_N;
     const int first_row = warp_idx / WARPS_N * ROWS;  // of this warp
 
-    const DecodeBlock block = decode_block(params, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
+    const ColumnBlock columns(params.head_dim_v);
+    const DecodeBlock block =
+        decode_block(params, columns.cta_idx, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
     if (!block.has_work()) return;
     const bool is_packed = g_cu_seqlens_q != nullptr;
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
@@ -244,13 +247,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     const int keys_end = static_cast<int>(min(split_end, band_end));
 
     const KeyColumns k_columns{lane, params.num_pairs, params.head_dim};
-    const ValueColumns v_columns{lane, 0, params.head_dim_v};
+    const ValueColumns v_columns{lane, 0, columns.count};
     const AllRotations rotations(g_turns, params.num_pairs, g_cos, g_sin, params.tables);
     const CachedKeys<PAGED> keys(params, g_block_tables, block.batch_idx, keys_end);
     const CachedRows<Storage> k_rows(g_k, params.k, SLOT_SCALES ? g_k_scale : nullptr, params.k_scale,
                                      g_k_block_scales, params.k_blocks, block.kv_head_idx);
     const CachedRows<Storage> v_rows(g_v, params.v, SLOT_SCALES ? g_v_scale : nullptr, params.v_scale,
-                                     g_v_block_scales, params.v_blocks, block.kv_head_idx);
+                                     g_v_block_scales, params.v_blocks, block.kv_head_idx, columns.first);
 
     const OwnPairs own_pairs(lane);
     LogitRow own_row;
@@ -259,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         const int token = query.exists ? query.token : block.first_token;
         own_row.begin = band.begin(token);
         own_row.end = min(keys_end, band.end(token));
-        own_row.scale = NATURAL_LOGITS ? params.scale : params.scale_log2;
+        own_row.scale = params.scale;
         if (!SLOT_SCALES && g_k_scale != nullptr) {
             own_row.scale *= g_k_scale[block.kv_head_idx * params.k_scale.head];
         }
@@ -388,23 +391,26 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     __syncthreads();
     Real out_factor = 1;
     if (!SLOT_SCALES && g_v_scale != nullptr) out_factor = g_v_scale[block.kv_head_idx * params.v_scale.head];
-    g_out += is_packed ? block.q_start * params.out.seq : block.batch_idx * params.out.batch;
+    g_out += (is_packed ? block.q_start * params.out.seq : block.batch_idx * params.out.batch) + columns.first;
     for (int i = threadIdx.x; i < BLOCK_M * HEAD_DIM_V; i += NUM_THREADS) {
         const int row = i / HEAD_DIM_V, col = i % HEAD_DIM_V;
         const QueryRow query = query_row(params, block, row);
-        if (!query.exists || col >= params.head_dim_v) continue;
+        if (!query.exists || col >= columns.count) continue;
         const Real* g_sink = g_sinks == nullptr || !block.is_whole() ? nullptr : g_sinks + query.head;
         const RowResult result = merge_parts(smem, row, col, g_sink);
         if (block.is_whole()) {
             narrow(result.value * out_factor, g_out[query.token * params.out.seq + query.head * params.out.head + col]);
-            if (g_lse != nullptr && col == 0) {
+            if (g_lse != nullptr && columns.is_first() && col == 0) {
                 g_lse[block.batch_idx * params.lse_batch + query.head * params.lse_head +
                       (is_packed ? block.q_start : 0) + query.token] = result.row.lse();
             }
         } else {
             const long long partial = block.partial_row(query.token) * params.num_heads + query.head;
-            g_partial_out[partial * params.head_dim_v + col] = result.value * out_factor;
-            if (col == 0) g_partial_lse[partial] = result.row.lse();
+            g_partial_out[partial * params.head_dim_v + columns.first + col] = result.value * out_factor;
+            if (columns.is_first() && col == 0) {
+                g_partial_state[2 * partial] = result.row.max_logit;
+                g_partial_state[2 * partial + 1] = result.row.sum;
+            }
         }
     }
 }

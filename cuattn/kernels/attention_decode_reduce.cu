@@ -2,8 +2,8 @@
 // how; Dao et al., "Flash-Decoding for long-context inference", 2023.
 //
 // A row is one token of one query head. Its parts are the splits of its sequence, seqlen_q partial rows apart
-// (decode_block.cuh), already divided by their own sums; a split without visible keys has lse = -inf, and its out is
-// not read. The sink of the head enters here, once. Sequences of one split are finished already: their rows are left
+// (decode_block.cuh), already divided by their own sums; a split without visible keys has sum 0, and its out is not
+// read. The sink of the head enters here, once. Sequences of one split are finished already: their rows are left
 // alone, and so are tokens of no sequence.
 //
 // One CTA merges blockDim.z rows at a time, as merge_groups.cuh says. Sums are in the order of the splits, so that the
@@ -58,20 +58,21 @@ __device__ __forceinline__ MergedRow merged_row(long long row_idx, long long num
     return split_row(row_idx, params, g_cu_seqlens_q, g_splits);
 }
 
-__device__ __forceinline__ Parts parts_of(const MergedRow& row, const DecodeParams<Accumulator>& params,
-                                          const Element* g_partial_out, const Accumulator* g_partial_lse) {
+__device__ __forceinline__ Parts<StoredState> parts_of(const MergedRow& row, const DecodeParams<Accumulator>& params,
+                                                       const Element* g_partial_out,
+                                                       const StoredState* g_partial_state) {
     const long long first = (row.splits.first + row.token) * params.num_heads + row.head_idx;
     const long long step = static_cast<long long>(row.seqlen_q) * params.num_heads;
     const Element* g_out = g_partial_out + first * params.head_dim_v;
-    const Accumulator* g_lse = g_partial_lse + first;
+    const StoredState* g_state = g_partial_state + first;
     const long long out_step = step * params.head_dim_v;
-    return {g_out, g_out + out_step, g_lse, g_lse + step, out_step, step, static_cast<unsigned>(row.splits.count)};
+    return {g_out, g_out + out_step, g_state, g_state + step, out_step, step, static_cast<unsigned>(row.splits.count)};
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_decode_reduce(
-    const Element* __restrict__ g_partial_out,      // [num_partials, num_heads, head_dim_v]
-    const Accumulator* __restrict__ g_partial_lse,  // [num_partials, num_heads]
-    const Accumulator* __restrict__ g_sinks,        // [num_heads], or null
+    const Element* __restrict__ g_partial_out,        // [num_partials, num_heads, head_dim_v]
+    const StoredState* __restrict__ g_partial_state,  // [num_partials, num_heads]
+    const Accumulator* __restrict__ g_sinks,          // [num_heads], or null
     Result* __restrict__ g_out,           // [batch, seqlen_q, num_heads, head_dim_v]; packed: without the first axis
     Accumulator* __restrict__ g_lse,      // [batch, num_heads, seqlen_q]; likewise; or null
     const int* __restrict__ g_cu_seqlens_q,  // [batch + 1] of packed sequences, else null
@@ -92,10 +93,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         MergedRow row = merged_row(is_row ? first_row + threadIdx.z : 0, num_rows, params, g_cu_seqlens_q, g_splits);
         if (!is_row) row.splits.count = 0;
         const bool has_parts = row.splits.count > 0;
-        const Parts parts = parts_of(row, params, g_partial_out, g_partial_lse);
+        const Parts<StoredState> parts = parts_of(row, params, g_partial_out, g_partial_state);
 
         const Accumulator sink = g_sinks == nullptr ? -infinity() : g_sinks[row.head_idx];
-        Accumulator row_max = maximum(sink, largest_lse(parts, threadIdx.y, blockDim.y));
+        Accumulator row_max = maximum(sink, largest_max(parts, threadIdx.y, blockDim.y));
         if (has_groups) row_max = largest_of_groups(row_max, thread, first_thread, smem);
         const Accumulator shift = exponent_shift(row_max);
         const Accumulator sink_weight = exponential(sink - shift);

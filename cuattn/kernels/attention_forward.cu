@@ -8,14 +8,16 @@
 // probabilities ever leave the chip (Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023; Milakov and
 // Gimelshein, "Online normalizer calculation for softmax", 2018).
 //
-// Grid: one CTA for each block of queries of each head (query_block.cuh).
+// Grid: one CTA for each block of queries of each head (query_block.cuh), or COLUMN_BLOCKS of them
+// (column_block.cuh).
 // Block: NUM_WARPS warps; warp w owns query rows [w * WARP_M, (w + 1) * WARP_M) of the tile, from q to out.
 //
-// Constants: Storage (of q, k, v in memory), Element (of them on chip), Output, BiasElement; BLOCK_M, BLOCK_N,
-// HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES,
-// SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in:
-// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks,
-// packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
+// Constants: Storage (of q, k, v in memory), Element (of them on chip), Output, BiasElement; BLOCK_M, BLOCK_N, HEAD_DIM
+// and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS, NUM_WARPS,
+// NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled
+// in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh).
+// Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
+#include "column_block.cuh"
 #include "mask.cuh"
 #include "philox.cuh"
 #include "query_block.cuh"
@@ -39,7 +41,6 @@ union Smem {
 };
 
 static_assert(ROW_TILES * MMA_M * NUM_WARPS == BLOCK_M, "every row belongs to one warp, in whole mma tiles");
-static_assert(NUM_STAGES >= 2, "the next tile loads while this one is used");
 static_assert(sizeof(Output) == sizeof(Element), "the output tile is laid out like the others");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
@@ -154,11 +155,12 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
 }
 
 // Completes the row sums over the quad, and takes the sink in as one more term.
-__device__ __forceinline__ void finish_rows(WarpState& state, const float* g_sinks, int head_idx) {
+__device__ __forceinline__ void finish_rows(WarpState& state, float scale, float scale_log2, const float* g_sinks,
+                                            int head_idx) {
 #pragma unroll
     for (int i = 0; i < 2 * ROW_TILES; i++) {
         SoftmaxRow& row = state.rows[i / 2][i % 2];
-        row.sum = quad_sum(row.sum);
+        finish_softmax(row, scale, scale_log2);
         if (g_sinks != nullptr) {
             float correction, term;
             row.sink_exponents(g_sinks[head_idx], correction, term);
@@ -217,8 +219,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int warp_idx = threadIdx.x / WARP_SIZE;
     const int lane_idx = threadIdx.x % WARP_SIZE;
 
-    const QueryBlock block =
-        query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
+    const ColumnBlock columns(params.head_dim_v);
+    const QueryBlock block = query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
+                                                               g_diagonal_offsets, columns.cta_idx);
     if (!block.has_work()) return;
     const int first_query = block.first_query;
     const int num_queries = min(BLOCK_M, block.seqlen_q - first_query);
@@ -226,14 +229,16 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     g_q += block.batch_idx * params.q.batch + block.head_idx * params.q.head +
            (static_cast<long long>(block.q_start) + first_query) * params.q.seq;
     g_k += block.batch_idx * params.k.batch + block.kv_head_idx * params.k.head + block.k_start * params.k.seq;
-    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq;
+    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq +
+           columns.first;
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
                                              params.window_right);
     const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
+    const int keys_end = band.end(first_query + num_queries - 1);  // keys behind are not read, whatever they hold
     const ScoreOptions<float> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
                                       block.head_idx, first_query / BLOCK_M);
 
-    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = params.keep_scale;
+    float scale = params.scale, scale_log2 = params.scale_log2, out_factor = params.keep_scale * INVERSE_P_FACTOR;
     if constexpr (sizeof(Storage) == 1) {
         const int kv_idx = block.batch_idx * (params.num_heads / params.heads_per_kv_head) + block.kv_head_idx;
         const float descale = (g_q_descale == nullptr ? 1.0f : g_q_descale[kv_idx]) *
@@ -254,18 +259,20 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const unsigned s_q = smem_address(smem.q) + lane_offset_a<HEAD_DIM>(warp_idx * WARP_M, lane_idx);
     const unsigned k_offset = lane_offset_bt<HEAD_DIM>(lane_idx), v_offset = lane_offset_b<HEAD_DIM_V>(lane_idx);
     const int warp_query = first_query + warp_idx * WARP_M;
-    const int last_warp_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
-    const bool has_queries = warp_query < block.seqlen_q;
-    const int warp_key_begin = has_queries ? band.begin(warp_query) : 0;
-    const int warp_key_end = has_queries ? band.end(last_warp_query) : 0;
+    // Whether this warp's queries may see any key of a tile.
+    auto sees = [&](int first_key) {
+        const int last_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
+        return warp_query < block.seqlen_q && first_key < band.end(last_query) &&
+               !(BOUND_LEFT && first_key + BLOCK_N <= band.begin(warp_query));
+    };
 
     auto load_keys = [&](int tile_idx, int stage) {
         const int first_key = tile_idx * BLOCK_N;
-        const int num_keys = block.seqlen_k - first_key;
+        const int num_keys = keys_end - first_key;
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k + first_key * params.k.seq,
                                                            params.k.seq, num_keys, params.head_dim);
         load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * params.v.seq,
-                                                             params.v.seq, num_keys, params.head_dim_v);
+                                                             params.v.seq, num_keys, columns.count);
     };
     // Tiles are taken from the last to the first, so that the masked ones come first. load_idx runs NUM_STAGES - 1
     // tiles ahead of tile_idx; hidden tiles are passed over by both.
@@ -284,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     }
 
     for (int stage = 0; tile_idx >= tiles.begin; stage = (stage + 1) % NUM_STAGES) {
-        cp_async_wait<NUM_STAGES - 2>();
+        cp_async_wait<(NUM_STAGES > 1 ? NUM_STAGES - 2 : 0)>();
         // SYNC: every thread's part of this tile (and of q) has landed; and every warp is done with the tile before,
         // whose stage the next load overwrites.
         __syncthreads();
@@ -293,12 +300,16 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             load_idx = options.visible_tile(params, tiles.begin, load_idx - 1);
         }
         cp_async_commit();  // an empty group at the end keeps the count that cp_async_wait relies on
+        if constexpr (NUM_STAGES == 1) {
+            cp_async_wait<0>();
+            // SYNC: every thread's part of this tile (and of q) has landed: there was no room to load it ahead.
+            __syncthreads();
+        }
         const int first_key = tile_idx * BLOCK_N;
         const bool in_full = tiles.in_full(tile_idx);
         const bool mixed = TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED;
         tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
-        // Nothing that this warp's queries may see?
-        if (first_key >= warp_key_end || (BOUND_LEFT && first_key + BLOCK_N <= warp_key_begin)) continue;
+        if (!sees(first_key)) continue;
 
         const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
         Scores scores;
@@ -319,23 +330,28 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     // SYNC: every warp is done with q, k and v, whose place the output tile takes.
     __syncthreads();
-    finish_rows(state, g_sinks, block.head_idx);
+    // Where the result goes is found anew: kept over the loop it would take registers that the loop needs.
+    const ColumnBlock out_columns(params.head_dim_v, reread_cta_idx());
+    const QueryBlock out_block = query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
+                                                                   g_diagonal_offsets, out_columns.cta_idx);
+    finish_rows(state, scale, scale_log2, g_sinks, out_block.head_idx);
     Output(*s_out)[V_STRIDE] = smem.out + warp_idx * WARP_M;
     stage_output(state, s_out, out_factor, lane_idx);
     // SYNC: the warp's output rows are in shared memory; only the warp that wrote them reads them.
     __syncwarp();
-    g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head +
-             (static_cast<long long>(block.q_start) + warp_query) * params.out.seq;
+    const int out_query = out_block.first_query + warp_idx * WARP_M;
+    g_out += out_block.batch_idx * params.out.batch + out_block.head_idx * params.out.head +
+             (static_cast<long long>(out_block.q_start) + out_query) * params.out.seq + out_columns.first;
     const bool vectors = ((reinterpret_cast<unsigned long long>(g_out) | params.out.seq * sizeof(Output)) & 15) == 0;
-    store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, params.out.seq, s_out[0], block.seqlen_q - warp_query,
-                                           params.head_dim_v, vectors, lane_idx);
-    if (g_lse != nullptr && lane_idx % 4 == 0) {
-        g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
-        const int lane_query = warp_query + frag_acc_row(lane_idx);
+    store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, params.out.seq, s_out[0], out_block.seqlen_q - out_query,
+                                           out_columns.count, vectors, lane_idx);
+    if (g_lse != nullptr && out_columns.is_first() && lane_idx % 4 == 0) {
+        g_lse += out_block.batch_idx * params.lse_batch + out_block.head_idx * params.lse_head + out_block.q_start;
+        const int lane_query = out_query + frag_acc_row(lane_idx);
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
             const int query_idx = lane_query + i * 8;
-            if (query_idx < block.seqlen_q) g_lse[query_idx] = state.rows[i / 2][i % 2].lse();
+            if (query_idx < out_block.seqlen_q) g_lse[query_idx] = state.rows[i / 2][i % 2].lse();
         }
     }
 }

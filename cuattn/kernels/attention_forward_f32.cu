@@ -10,15 +10,18 @@
 // which keeps its error near that of pairwise summation; exp2 is within 2 ulp; the output is summed key by key. Nothing
 // is flushed to zero.
 //
-// Grid: one CTA for each block of queries of each head (query_block.cuh).
+// Grid: one CTA for each block of queries of each head (query_block.cuh), or COLUMN_BLOCKS of them
+// (column_block.cuh).
 // Block: NUM_WARPS warps of WARP_M = 8 query rows each (4 where the registers hold no more); lane l has the rows
 // LANE_M (l / 16) .. + LANE_M - 1, half of the warp's, and columns l % 16, l % 16 + 16, ...
 //
 // Constants: Element (float or double; Storage, Output and Accumulator are the same type), BiasElement; BLOCK_M,
-// BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS,
-// SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled in:
-// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh). Sinks,
-// packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
+// BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS,
+// ONE_PLACE (k and v take turns), NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes);
+// the options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK
+// (score_options.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of the diagonal cost a few
+// instructions a CTA and are always there.
+#include "column_block.cuh"
 #include "elements.cuh"
 #include "mask.cuh"
 #include "online_softmax.cuh"
@@ -37,10 +40,14 @@ constexpr int LANE_N = BLOCK_N / 16;  // columns of the scores
 
 // Shared memory of a CTA.
 struct Smem {
+    static constexpr int K_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM>, V_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM_V>;
+
     Element q[BLOCK_M][TILE_STRIDE<HEAD_DIM>];
-    Element k[BLOCK_N][TILE_STRIDE<HEAD_DIM>];
-    Element v[BLOCK_N][TILE_STRIDE<HEAD_DIM_V>];
+    Element kv[ONE_PLACE ? (K_SIZE > V_SIZE ? K_SIZE : V_SIZE) : K_SIZE + V_SIZE];
     Element p[BLOCK_M][TILE_STRIDE<BLOCK_N>];  // each warp uses its own rows
+
+    __device__ __forceinline__ Element* k() { return kv; }
+    __device__ __forceinline__ Element* v() { return kv + (ONE_PLACE ? 0 : K_SIZE); }
 };
 
 static_assert(BLOCK_M == NUM_WARPS * WARP_M && WARP_M % 2 == 0, "every lane has whole rows");
@@ -49,7 +56,7 @@ static_assert(HEAD_DIM % DOT_BLOCK == 0, "head dims come in buckets");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionParams<Element>;
-using SoftmaxRow = OnlineSoftmaxRow<Element, !NATURAL_LOGITS>;
+using SoftmaxRow = OnlineSoftmaxRow<Element>;
 
 // What a lane carries from tile to tile.
 struct LaneState {
@@ -62,10 +69,9 @@ struct LanePosition {
     int query, key;
 };
 
-// Scores become logits, natural or base 2: scale, softcap, ALiBi.
+// Scores become logits: scale, softcap, ALiBi.
 __device__ __forceinline__ void scale_scores(Weights& scores, const Params& params, Element slope, int diagonal_offset,
                                              LanePosition lane) {
-    const Element scale = NATURAL_LOGITS ? params.scale : params.scale_log2;
     const Element inverse_softcap = Element(1) / params.softcap;
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) {
@@ -73,7 +79,7 @@ __device__ __forceinline__ void scale_scores(Weights& scores, const Params& para
 #pragma unroll
         for (int j = 0; j < LANE_N; j++) {
             Element& score = scores[i][j];
-            score *= scale;
+            score *= params.scale;
             if (SOFTCAP && params.softcap != Element(0)) score = soft_cap(score, params.softcap, inverse_softcap);
             if (ALIBI) score -= slope * fabs(position - static_cast<Element>(j * LANES_PER_ROW));
         }
@@ -201,8 +207,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int lane_col = lane_idx % LANES_PER_ROW;              // ... its first column, and that of the output
     const int out_col = lane_col * RowPart<HEAD_DIM_V>::VECTOR;
 
-    const QueryBlock block =
-        query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
+    const ColumnBlock columns(params.head_dim_v);
+    const QueryBlock block = query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
+                                                               g_diagonal_offsets, columns.cta_idx);
     if (!block.has_work()) return;
     const int first_query = block.first_query;
     const int num_queries = min(BLOCK_M, block.seqlen_q - first_query);
@@ -210,10 +217,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     g_q += block.batch_idx * params.q.batch + block.head_idx * params.q.head +
            (static_cast<long long>(block.q_start) + first_query) * params.q.seq;
     g_k += block.batch_idx * params.k.batch + block.kv_head_idx * params.k.head + block.k_start * params.k.seq;
-    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq;
+    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq +
+           columns.first;
     const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
                                              params.window_right);
     const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
+    const int keys_end = band.end(first_query + num_queries - 1);  // keys behind are not read, whatever they hold
     const ScoreOptions<Element> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
                                         block.head_idx, first_query / BLOCK_M);
     const int warp_query = first_query + threadIdx.x / WARP_SIZE * WARP_M;
@@ -229,14 +238,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     auto load_k = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[0], g_k + first_key * params.k.seq, params.k.seq,
-                                                           block.seqlen_k - first_key, params.head_dim);
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k(), g_k + first_key * params.k.seq, params.k.seq,
+                                                           keys_end - first_key, params.head_dim);
         cp_async_commit();
     };
     auto load_v = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[0], g_v + first_key * params.v.seq, params.v.seq,
-                                                             block.seqlen_k - first_key, params.head_dim_v);
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v(), g_v + first_key * params.v.seq, params.v.seq,
+                                                             keys_end - first_key, columns.count);
         cp_async_commit();
     };
 
@@ -250,14 +259,15 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         cp_async_wait<0>();
         // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
         __syncthreads();
-        load_v(tile_idx);  // on its way during the first product
+        if (!ONE_PLACE) load_v(tile_idx);  // on its way during the first product
         const int first_key = tile_idx * BLOCK_N;
         // Anything that this warp's queries may see?
         const bool active = first_key < warp_key_end && !(BOUND_LEFT && first_key + BLOCK_N <= warp_key_begin);
         if (active) {
             const LanePosition lane{first_query + lane_row, first_key + lane_col};
             Weights scores;
-            multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k[lane_col], params.head_dim);
+            multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k() + lane_col * TILE_STRIDE<HEAD_DIM>,
+                                   params.head_dim);
             scale_scores(scores, params, options.slope, block.diagonal_offset, lane);
             if (TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED) {
                 add_bias_and_mask(scores, params, options, block, lane);
@@ -269,19 +279,32 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             }
             store_weights(scores, smem.p[lane_row] + lane_col);
         }
+        const int this_tile_idx = tile_idx;
         tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
         cp_async_wait<0>();
         // SYNC: v has landed and the probabilities are written; every warp is done with k.
         __syncthreads();
-        if (tile_idx >= tiles.begin) load_k(tile_idx);  // on its way during the second product
-        if (active) multiply_add<HEAD_DIM_V>(state.acc_out, smem.p[lane_row], smem.v[0] + out_col);
+        if constexpr (ONE_PLACE) {
+            load_v(this_tile_idx);
+            cp_async_wait<0>();
+            // SYNC: v has landed where k was.
+            __syncthreads();
+        } else if (tile_idx >= tiles.begin) {
+            load_k(tile_idx);  // on its way during the second product
+        }
+        if (active) multiply_add<HEAD_DIM_V>(state.acc_out, smem.p[lane_row], smem.v() + out_col);
+        if constexpr (ONE_PLACE) {
+            // SYNC: every warp is done with v, whose place the next k takes.
+            __syncthreads();
+            if (tile_idx >= tiles.begin) load_k(tile_idx);
+        }
     }
 
     const bool vectors =
         ((reinterpret_cast<unsigned long long>(g_out) | params.out.batch * sizeof(Element) |
           params.out.seq * sizeof(Element) | params.out.head * sizeof(Element)) & 15) == 0;
     g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head + block.q_start * params.out.seq +
-             out_col;
+             columns.first + out_col;
     if (g_lse != nullptr) {
         g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
     }
@@ -292,8 +315,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         const int query_idx = first_query + lane_row + i;
         if (query_idx < block.seqlen_q) {
             store_row(g_out + query_idx * params.out.seq, state.acc_out[i], factor, out_col,
-                      params.head_dim_v, vectors);
-            if (g_lse != nullptr && lane_col == 0) g_lse[query_idx] = row.lse();
+                      columns.count, vectors);
+            if (g_lse != nullptr && columns.is_first() && lane_col == 0) g_lse[query_idx] = row.lse();
         }
     }
 }

@@ -54,9 +54,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int thread_idx = threadIdx.x % WARPGROUP_SIZE;
 
     if (threadIdx.x == 0) {
-        smem.q_ring.init(NUM_CONSUMERS);
-        smem.k_ring.init(NUM_CONSUMERS);
-        smem.v_ring.init(NUM_CONSUMERS, TRANSPOSE_V ? NUM_TRANSPOSERS : 1);
+        // The swizzle of copies and products counts from multiples of 1024. Dynamic shared memory begins at one only
+        // while there is no static shared memory before it.
+        if (smem_address(s_bytes) % alignof(Smem) != 0) __trap();
+        constexpr int NUM_CONSUMER_WARPS = NUM_CONSUMERS * WARPGROUP_SIZE / WARP_SIZE;
+        smem.q_ring.init(NUM_CONSUMER_WARPS);
+        smem.k_ring.init(NUM_CONSUMER_WARPS);
+        smem.v_ring.init(NUM_CONSUMER_WARPS, TRANSPOSE_V ? NUM_TRANSPOSERS : 1);
         if (TRANSPOSE_V) smem.rows_ring.init(NUM_TRANSPOSERS);
         mbarrier_init(smem_address(&smem.v_tail), 1);
         fence_mbarrier_init();
@@ -108,8 +112,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
                                                        g_alibi_slopes);
                 consume(state, smem, tile, params, scales, schedule.pack, options, turns, thread_idx, rings);
             }
-            write_rows(state, tile, params, schedule.pack, first_row, g_sinks, g_v_descale, g_out, g_lse, vectors,
-                       lane_idx);
+            write_rows(state, tile, params, scales, schedule.pack, first_row, g_sinks, g_v_descale, g_out, g_lse,
+                       vectors, lane_idx);
         }
         turns.finish();
     }

@@ -10,8 +10,9 @@
 // Grid: one CTA for each block of NUM_WARPS queries of each head (query_block.cuh).
 // Block: NUM_WARPS warps, one query row each.
 //
-// Constants: Storage (of q, k, v), Output, BiasElement, Accumulator; NUM_WARPS; BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
-// ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is skipped at run time.
+// Constants: Storage (of q, k, v), Output, BiasElement, Accumulator; MAX_HEAD_DIM (of either), NUM_WARPS; BOUND_LEFT,
+// BOUND_RIGHT, SOFTCAP, ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is skipped at
+// run time.
 #include "elements.cuh"
 #include "float8.cuh"
 #include "mask.cuh"
@@ -21,11 +22,10 @@
 #include "score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
-constexpr int MAX_HEAD_DIM = 256;
 constexpr int MAX_PER_LANE = MAX_HEAD_DIM / WARP_SIZE;  // elements of a row that one lane holds
 
 using Params = AttentionParams<Accumulator>;
-using SoftmaxRow = OnlineSoftmaxRow<Accumulator, !NATURAL_LOGITS>;
+using SoftmaxRow = OnlineSoftmaxRow<Accumulator>;
 
 static_assert(BOUND_LEFT && BOUND_RIGHT && SOFTCAP && ALIBI && BIAS && MASK && DROPOUT, "every option is compiled in");
 

@@ -2,23 +2,27 @@
 // the fused kernels are compared with: it moves num_heads * seqlen_q * seqlen_k numbers to memory and back, twice.
 //
 //     cuattn_attention_scores:         scores = options(scale * q k^T): softcap, ALiBi, bias, masks
-//     cuattn_attention_probabilities:  probabilities = softmax(scores), weights = dropout(probabilities), lse
+//     cuattn_attention_probabilities:  probabilities = softmax(scores), weights = dropout(probabilities), lse; weights
+//                                      are 2^LOG2_P_FACTOR times as large (probability_factor.cuh)
 //     cuattn_attention_output:         out = weights v
 //
 // Grid and block of the two products: a CTA of TILE x TILE threads computes TILE x TILE numbers, one a thread;
 // x = (head * row tiles + row tile) * column tiles + column tile, where head = batch_idx * num_heads + head_idx.
 // Of the softmax: x = rows / NUM_WARPS, one warp a row. Head h reads key/value head h / heads_per_kv_head.
 //
-// Constants: Storage (of q, k, v), Probability, Output, BiasElement, Accumulator; TILE, NUM_WARPS;
+// Constants: Storage (of q, k, v), Probability (Element is the same), Output, BiasElement, Accumulator; TILE,
+// NUM_WARPS;
 // BOUND_LEFT, BOUND_RIGHT, SOFTCAP, ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is
 // skipped at run time.
 #include "elements.cuh"
 #include "float8.cuh"
 #include "mask.cuh"
 #include "philox.cuh"
+#include "probability_factor.cuh"
 #include "score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
+constexpr Accumulator WEIGHT_FACTOR = 1 << LOG2_P_FACTOR;
 
 using Params = AttentionParams<Accumulator>;
 
@@ -117,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE, 1) cuattn_attention_sc
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_attention_probabilities(
     const Accumulator* __restrict__ g_scores,   // [batch, num_heads, seqlen_q, seqlen_k], contiguous, as the next two
     Probability* __restrict__ g_probabilities,  // null: not wanted
-    Probability* __restrict__ g_weights,        // probabilities after dropout, before the factor 1 / (1 - p)
+    Probability* __restrict__ g_weights,        // after dropout, before the factor 1 / (1 - p), times WEIGHT_FACTOR
     Accumulator* __restrict__ g_lse,            // [batch, num_heads, seqlen_q], contiguous
     const Accumulator* __restrict__ g_sinks,    // [num_heads], or null
     long long num_rows, const Params params)
@@ -152,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
         const bool kept = !params.use_dropout || dropout_keeps(params.dropout, head, query_idx, i);
         if (g_probabilities != nullptr) g_probabilities[i] = static_cast<Probability>(probability);
         // A product, because a row that is NaN stays NaN.
-        g_weights[i] = static_cast<Probability>(probability * Accumulator(kept));
+        g_weights[i] = static_cast<Probability>(probability * (kept ? WEIGHT_FACTOR : Accumulator(0)));
     }
     if (lane_idx == 0) g_lse[row_idx] = reference + log(sum);
 }
@@ -185,6 +189,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE, 1) cuattn_attention_ou
     }
     if (row_inside && col_inside) {
         g_out += tile.batch_idx * params.out.batch + tile.row * params.out.seq + tile.head_idx * params.out.head;
-        g_out[tile.col] = static_cast<Output>(sum * (params.keep_scale * factor_of(g_v_descale, tile.kv_head)));
+        g_out[tile.col] =
+            static_cast<Output>(sum * (params.keep_scale / WEIGHT_FACTOR * factor_of(g_v_descale, tile.kv_head)));
     }
 }

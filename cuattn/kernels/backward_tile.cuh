@@ -3,6 +3,8 @@
 //
 //     P = exp(logit - lse)    dS = P (Z dP - delta)    Z = 0 or 1 / (1 - dropout_p)
 //
+// P is 2^LOG2_P_FACTOR times as large, and Z dP - delta that much smaller; dS is dS.
+//
 // A CTA owns BLOCK_OWN rows of one side and walks over tiles of BLOCK_OTHER columns of the other: it owns queries and
 // walks over keys, or (OWN_KEYS) owns keys and walks over queries, so that a tile lies transposed. Either way a warp
 // has ROW_TILES * MMA_M rows, and a lane's element [t][n][i] is row t * MMA_M + i / 2 * 8 and column n * MMA_N + i % 2
@@ -13,6 +15,7 @@
 #include "mask.cuh"
 #include "philox.cuh"
 #include "query_block.cuh"
+#include "ready_lse.cuh"
 #include "score_options.cuh"
 #include "warp_products.cuh"
 
@@ -38,6 +41,23 @@ struct QueryTerms {
 
     __device__ __forceinline__ float at(int t, int n, int i) const {
         return OWN_KEYS ? s_columns[n * MMA_N + i % 2] : rows[t][i / 2];
+    }
+
+    // For the whole warp: whether an lse of its rows, or of the BLOCK_OTHER columns at s_lse, is large.
+    __device__ __forceinline__ bool any_large(const float* s_lse, int lane_idx) const {
+        float largest = 0.0f;
+        if (OWN_KEYS) {
+#pragma unroll
+            for (int first = 0; first < BLOCK_OTHER; first += WARP_SIZE) {
+                const int column = first + lane_idx;
+                const bool exists = BLOCK_OTHER % WARP_SIZE == 0 || column < BLOCK_OTHER;
+                if (exists) largest = fmaxf(largest, fabsf(s_lse[column]));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 2 * ROW_TILES; i++) largest = fmaxf(largest, fabsf(rows[i / 2][i % 2]));
+        }
+        return __any_sync(0xffffffff, is_large(largest));
     }
 };
 
@@ -114,35 +134,65 @@ __device__ __forceinline__ void add_bias_and_mask(Tile& scores, const AttentionP
     }
 }
 
-// Logits, or products q k^T where NATURAL_LOGITS is false, become probabilities. lse is in the same base as the
-// logits, and +inf for a query that sees no key.
-__device__ __forceinline__ void probabilities_from_logits(Tile& scores, const QueryTerms& lse, float scale_log2) {
+// The base-2 exponent of a probability, from a natural logit or, where NATURAL_LOGITS is false, a product q k^T.
+__device__ __forceinline__ float exponent_of(float score, float ready_lse, float scale_log2) {
+    if (!NATURAL_LOGITS) return fmaf(score, scale_log2, -ready_lse);
+    const float difference = score - ready_lse;
+    return LOG2_P_FACTOR == 0 ? difference * LOG2_E : fmaf(difference, LOG2_E, float(LOG2_P_FACTOR));
+}
+
+// The same where the lse may be large: ready_lse.cuh. The product with the scale is rounded by itself, as it was in the
+// lse of a forward that saw one key.
+__device__ __forceinline__ float exponent_of_large(float score, float ready_lse, float scale, float scale_log2) {
+    float exponent = exponent_of(score, ready_lse, scale_log2);
+    if (!NATURAL_LOGITS && is_large(ready_lse)) {
+        exponent = fmaf(__fmul_rn(score, scale) - 0.5f * ready_lse, LOG2_E, float(LOG2_P_FACTOR));
+    }
+    // Not fminf, which would make a number of NaN.
+    return exponent > LOG2_P_FACTOR ? float(LOG2_P_FACTOR) : exponent;
+}
+
+// Logits, or products q k^T where NATURAL_LOGITS is false, become probabilities. `large`: some lse of the tile is.
+__device__ __forceinline__ void probabilities_from_logits(Tile& scores, const QueryTerms& lse, bool large, float scale,
+                                                          float scale_log2) {
+    auto exponentiate = [&](auto exponent) {
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
+        for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
+            for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float exponent = NATURAL_LOGITS ? (scores[t][n][i] - lse.at(t, n, i)) * LOG2_E
-                                                      : fmaf(scores[t][n][i], scale_log2, -lse.at(t, n, i));
-                // Written out where a mask may have hidden the key: lse is NaN beside a logit of +inf.
-                const bool hidden = TILE_CLASSES && scores[t][n][i] == negative_infinity<float>();
-                scores[t][n][i] = hidden ? 0.0f : exp2_approx(exponent);
+                for (int i = 0; i < 4; i++) {
+                    // Written out where a mask may have hidden the key: lse is NaN beside a logit of +inf.
+                    const bool hidden = TILE_CLASSES && scores[t][n][i] == negative_infinity<float>();
+                    const float p = exp2_approx(exponent(scores[t][n][i], lse.at(t, n, i)));
+                    scores[t][n][i] = hidden ? 0.0f : p;
+                }
             }
         }
+    };
+    if (large) {
+        exponentiate([&](float score, float ready_lse) {
+            return exponent_of_large(score, ready_lse, scale, scale_log2);
+        });
+    } else {
+        exponentiate([&](float score, float ready_lse) { return exponent_of(score, ready_lse, scale_log2); });
     }
 }
 
-// 0 where query and key do not see each other by their positions. `band` is that of the owned side.
+// 0 where query and key do not see each other by their positions, and for keys that do not exist: they are rows of
+// zeros, whose probabilities e^(0 - lse) have no bound. (A query that does not exist has lse +inf.) `band` is that of
+// the owned side, of num_own rows.
 template <typename Band>
-__device__ __forceinline__ void hide_outside_band(Tile& probabilities, const Band& band, TilePosition lane) {
+__device__ __forceinline__ void hide_outside_band(Tile& probabilities, const Band& band, TilePosition lane,
+                                                  int num_own) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = lane.own + t * MMA_M + half * 8;
             // Counted from this lane's first column, so that the comparisons below are with constants.
-            const int begin = band.begin(row) - lane.other, end = band.end(row) - lane.other;
+            const int begin = band.begin(row) - lane.other;
+            const int end = !OWN_KEYS || row < num_own ? band.end(row) - lane.other : 0;
 #pragma unroll
             for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll
@@ -206,10 +256,10 @@ __device__ __forceinline__ void score_gradients(Tile& dp, const Tile& probabilit
             for (int i = 0; i < 4; i++) {
                 const float p = probabilities[t][n][i];
                 if (DROPOUT) {
-                    const float kept = signbit(p) ? 0.0f : keep_scale;
+                    const float kept = signbit(p) ? 0.0f : keep_scale * INVERSE_P_FACTOR;
                     dp[t][n][i] = fabsf(p) * fmaf(dp[t][n][i], kept, -delta.at(t, n, i));
                 } else {
-                    dp[t][n][i] = p * (dp[t][n][i] - delta.at(t, n, i));
+                    dp[t][n][i] = p * fmaf(dp[t][n][i], INVERSE_P_FACTOR, -delta.at(t, n, i));
                 }
             }
         }

@@ -47,7 +47,8 @@ struct CachedKeys {
     }
 };
 
-// Stored rows of one key/value head, and their scales. Null where there are none.
+// Stored rows of one key/value head from column first_col on, where an item and a block begin; and their scales. Null
+// where there are none.
 template <typename Storage>
 struct CachedRows {
     const Storage* g_rows;
@@ -57,10 +58,10 @@ struct CachedRows {
 
     __device__ __forceinline__ CachedRows(const Storage* rows, const RowStrides& strides, const float* scales,
                                           const RowStrides& scale_strides, const unsigned char* blocks,
-                                          const RowStrides& block_strides, int kv_head_idx)
-        : g_rows(rows + kv_head_idx * strides.head),
+                                          const RowStrides& block_strides, int kv_head_idx, int first_col = 0)
+        : g_rows(rows + kv_head_idx * strides.head + first_col / KvFormat<Storage>::PER_ITEM),
           g_scales(scales == nullptr ? nullptr : scales + kv_head_idx * scale_strides.head),
-          g_blocks(blocks == nullptr ? nullptr : blocks + kv_head_idx * block_strides.head),
+          g_blocks(blocks == nullptr ? nullptr : blocks + kv_head_idx * block_strides.head + first_block(first_col)),
           strides(strides),
           scale_strides(scale_strides),
           block_strides(block_strides) {}
@@ -73,5 +74,11 @@ struct CachedRows {
     }
     __device__ __forceinline__ const unsigned char* blocks(const KeyPlace& place) const {
         return g_blocks + place.offset(block_strides);
+    }
+
+   private:
+    static __device__ __forceinline__ int first_block(int first_col) {
+        constexpr int BLOCK = KvFormat<Storage>::BLOCK;
+        if constexpr (BLOCK == 0) return 0; else return first_col / BLOCK;
     }
 };

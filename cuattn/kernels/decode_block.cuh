@@ -14,7 +14,8 @@
 // Grid: x = (work_idx * kv_heads + kv_head_idx) * head_blocks + head_block, so that CTAs that run at the same time read
 // neighbouring memory. Work items are, in this order, batch entries x token blocks x splits; or what g_work lists:
 // [num_work, 2] (batch_idx, token_block), times the splits; or [num_work, 3] (batch_idx, token_block, split_idx). An
-// entry with batch_idx < 0 is no work.
+// entry with batch_idx < 0 is no work. Where COLUMN_BLOCKS CTAs share the columns of the result (column_block.cuh), x
+// counts them as one.
 #pragma once
 #include "attention_decode_params.cuh"
 #include "mask.cuh"
@@ -82,14 +83,15 @@ __device__ __forceinline__ QueryRow query_row(const DecodeParams<Real>& params, 
 }
 
 template <typename Real>
-__device__ __forceinline__ DecodeBlock decode_block(const DecodeParams<Real>& params, const int* g_seqlens_k,
-                                                    const int* g_cu_seqlens_q, const int* g_work, const int* g_splits) {
+__device__ __forceinline__ DecodeBlock decode_block(const DecodeParams<Real>& params, unsigned cta_idx,
+                                                    const int* g_seqlens_k, const int* g_cu_seqlens_q,
+                                                    const int* g_work, const int* g_splits) {
     DecodeBlock block;
     const int group = params.heads_per_kv_head;
     const unsigned head_blocks = static_cast<unsigned>(group + params.heads_per_block - 1) / params.heads_per_block;
     const unsigned kv_heads = params.num_heads / group;
-    unsigned work_idx = blockIdx.x / (kv_heads * head_blocks);
-    const unsigned head_idx = blockIdx.x - work_idx * (kv_heads * head_blocks);
+    unsigned work_idx = cta_idx / (kv_heads * head_blocks);
+    const unsigned head_idx = cta_idx - work_idx * (kv_heads * head_blocks);
     block.kv_head_idx = head_idx / head_blocks;
     const int head_in_group = (head_idx - block.kv_head_idx * head_blocks) * params.heads_per_block;
     block.first_head = block.kv_head_idx * group + head_in_group;

@@ -12,6 +12,7 @@
 #include "lane_products.cuh"
 #include "mask.cuh"
 #include "philox.cuh"
+#include "ready_lse.cuh"
 #include "score_options.cuh"
 
 // Where a lane's part of a tile begins: weights[i][j] is owned row own + i, and row other + j * LANES_PER_ROW of the
@@ -30,11 +31,10 @@ __device__ __forceinline__ Element tanh_slope(Element x) {
     return Element(4) * e / (sum * sum);
 }
 
-// Scores become logits, natural or base 2: scale, softcap, ALiBi. `slopes` are the derivatives of the softcap; they are
+// Scores become logits: scale, softcap, ALiBi. `slopes` are the derivatives of the softcap; they are
 // set only where SOFTCAP is compiled in.
 __device__ __forceinline__ void scale_scores(Weights& scores, Weights& slopes, const AttentionParams<Element>& params,
                                              Element alibi_slope, int diagonal_offset, TilePosition lane) {
-    const Element scale = NATURAL_LOGITS ? params.scale : params.scale_log2;
     const Element inverse_softcap = Element(1) / params.softcap;
     const Element position = alibi_position<Element>(lane.query(), diagonal_offset, lane.key());
 #pragma unroll
@@ -42,7 +42,7 @@ __device__ __forceinline__ void scale_scores(Weights& scores, Weights& slopes, c
 #pragma unroll
         for (int j = 0; j < LANE_N; j++) {
             Element& score = scores[i][j];
-            score *= scale;
+            score *= params.scale;
             if (SOFTCAP) {
                 slopes[i][j] = 1;
                 if (params.softcap != Element(0)) {
@@ -103,8 +103,8 @@ __device__ __forceinline__ void hide_outside_band(Weights& scores, const Band& b
 }
 
 // Logits become probabilities without those that dropout takes away, and dP becomes dS. s_lse, s_delta: of this lane's
-// first query; lse is in the same base as the logits, and +inf for a query that sees no key. What is hidden is 0 in
-// both, whatever lse and delta are: beside a logit of +inf lse is NaN.
+// first query; lse is ready (ready_lse.cuh). What is hidden is 0 in both, whatever lse and delta are: beside a logit of
+// +inf lse is NaN.
 __device__ __forceinline__ void differentiate(Weights& scores, Weights& dp, const AttentionParams<Element>& params,
                                               const Element* s_lse, const Element* s_delta, unsigned head,
                                               TilePosition lane) {
@@ -113,10 +113,10 @@ __device__ __forceinline__ void differentiate(Weights& scores, Weights& dp, cons
 #pragma unroll
         for (int j = 0; j < LANE_N; j++) {
             const int query = OWN_KEYS ? j * LANES_PER_ROW : i, key = OWN_KEYS ? i : j * LANES_PER_ROW;
-            const Element difference = scores[i][j] - s_lse[query];
-            const Element exponent = NATURAL_LOGITS ? difference * log2_e<Element>() : difference;
+            Element difference = scores[i][j] - s_lse[query];
+            if (difference > Element(0) && is_large(s_lse[query])) difference = 0;
             const bool hidden = scores[i][j] == negative_infinity<Element>();
-            const Element p = hidden ? Element(0) : exp2(exponent);
+            const Element p = hidden ? Element(0) : exp2(difference * log2_e<Element>());
             bool kept = true;
             if (DROPOUT && params.use_dropout) {
                 kept = dropout_keeps(params.dropout, head, lane.query() + query, lane.key() + key);

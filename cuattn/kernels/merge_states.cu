@@ -79,13 +79,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
         // Threads beyond the last row stay for the barriers, with no parts to merge.
         const bool has_row = first_row + threadIdx.z < layout.num_rows;
         const RowPosition row = row_position(has_row ? first_row + threadIdx.z : 0, layout);
-        const Parts parts = {g_first_out + row.offset(layout.first_out), g_rest_out + row.offset(layout.rest_out),
-                             g_first_lse + row.offset(layout.first_lse), g_rest_lse + row.offset(layout.rest_lse),
-                             layout.rest_out_part_stride,                layout.rest_lse_part_stride,
-                             has_row ? layout.num_parts : 0};
+        const Parts<Accumulator> parts = {
+            g_first_out + row.offset(layout.first_out), g_rest_out + row.offset(layout.rest_out),
+            g_first_lse + row.offset(layout.first_lse), g_rest_lse + row.offset(layout.rest_lse),
+            layout.rest_out_part_stride,                layout.rest_lse_part_stride,
+            has_row ? layout.num_parts : 0};
 
         const Accumulator sink = g_sinks == nullptr ? -infinity() : g_sinks[row.head_idx];
-        Accumulator row_max = maximum(sink, largest_lse(parts, threadIdx.y, blockDim.y));
+        Accumulator row_max = maximum(sink, largest_max(parts, threadIdx.y, blockDim.y));
         if (has_groups) row_max = largest_of_groups(row_max, thread, first_thread, smem);
         const Accumulator shift = exponent_shift(row_max);
         const Accumulator sink_weight = exponential(sink - shift);

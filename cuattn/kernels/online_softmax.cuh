@@ -2,9 +2,9 @@
 //
 //     m' = max(m, max x)    d' = d e^(m - m') + sum e^(x - m')
 //
-// The hardware has exp2 and no exp, so that every exponent needs the factor log2(e). BASE_2 rows keep it in the logits:
-// scale * log2(e) is one factor, and x - m' is one fused multiply-add. The other rows keep natural logits, which cannot
-// overflow where a bias of -3e38 stands for "never", and multiply the difference x - m'.
+// Logits are natural. The hardware has exp2 and no exp, so that every exponent needs the factor log2(e): it multiplies
+// the difference x - m', which cannot overflow where a bias of -3e38 stands for "never", and is 0 for the maximum
+// itself, however large. (The tensor-core kernels fold the factor into a fused multiply-add: score_tile.cuh.)
 #pragma once
 
 constexpr float LOG2_E = 1.44269504088896340736f;
@@ -19,7 +19,7 @@ __device__ __forceinline__ Real negative_infinity() {
     return static_cast<Real>(-__int_as_float(0x7f800000));
 }
 
-template <typename Real, bool BASE_2 = true>
+template <typename Real>
 struct OnlineSoftmaxRow {
     Real max_logit;  // running maximum m; -inf while the row has seen nothing
     Real sum;        // running sum d
@@ -36,9 +36,7 @@ struct OnlineSoftmaxRow {
     }
 
     // The base-2 exponent that a difference of logits stands for.
-    static __device__ __forceinline__ Real exponent(Real difference) {
-        return BASE_2 ? difference : difference * log2_e<Real>();
-    }
+    static __device__ __forceinline__ Real exponent(Real difference) { return difference * log2_e<Real>(); }
 
     // Takes the maximum of the next tile and returns the base-2 logarithm of the correction factor, m - m'.
     __device__ __forceinline__ Real raise_max(Real tile_max) {
@@ -50,29 +48,13 @@ struct OnlineSoftmaxRow {
     // One more logit in the denominator, whose value is nowhere. The base-2 logarithms of the factor for what has been
     // summed so far, and of the new term; the caller has exp2, multiplies and adds.
     __device__ __forceinline__ void sink_exponents(Real sink, Real& correction_log2, Real& term_log2) {
-        const Real logit = BASE_2 ? sink * log2_e<Real>() : sink;
-        correction_log2 = raise_max(logit);
-        term_log2 = exponent(logit - reference());
+        correction_log2 = raise_max(sink);
+        term_log2 = exponent(sink - reference());
     }
 
     // Factor that turns accumulated sums of e^(x - m) v into the weighted mean; 0 for a row that saw nothing.
     __device__ __forceinline__ Real inverse_sum() const { return sum == Real(0) ? Real(0) : Real(1) / sum; }
 
-    // Natural-log sum-exp.
-    __device__ __forceinline__ Real lse() const {
-        if (max_logit == negative_infinity<Real>() && sum == Real(0)) return max_logit;
-        return natural_sum(max_logit, log(sum));
-    }
-
-   private:
-    // max + log_sum with max in the row's base. ln 2 in two parts: the product with a large maximum keeps its last
-    // bits.
-    static __device__ __forceinline__ float natural_sum(float max_logit, float log_sum) {
-        if (!BASE_2) return max_logit + log_sum;
-        return fmaf(max_logit, 0.693147182464599609375f, fmaf(max_logit, -1.904654323148236e-09f, log_sum));
-    }
-    static __device__ __forceinline__ double natural_sum(double max_logit, double log_sum) {
-        if (!BASE_2) return max_logit + log_sum;
-        return fma(max_logit, 0.693147180559945286227, fma(max_logit, 2.319046813846299558e-17, log_sum));
-    }
+    // Natural-log sum-exp; -inf for a row that saw nothing.
+    __device__ __forceinline__ Real lse() const { return max_logit + log(sum); }
 };

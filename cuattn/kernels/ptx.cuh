@@ -125,3 +125,10 @@ __device__ __forceinline__ float exp2_approx(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+
+// blockIdx.x, read at this place: what depends on it is computed again, and not kept in registers from an earlier use.
+__device__ __forceinline__ unsigned reread_cta_idx() {
+    unsigned cta_idx;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(cta_idx));
+    return cta_idx;
+}

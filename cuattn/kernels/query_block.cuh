@@ -15,20 +15,21 @@ struct GridPlace {
 };
 
 // LAST_FIRST: the last blocks get the first CTAs. Under a causal mask the last queries have the most keys to visit, and
-// the CTAs that run last are short.
+// the CTAs that run last are short. cta_idx: x, or what column_block.cuh makes of it.
 template <int BLOCK, bool LAST_FIRST>
-__device__ __forceinline__ GridPlace grid_place(const int* g_work, int seqlen, int num_heads) {
+__device__ __forceinline__ GridPlace grid_place(const int* g_work, int seqlen, int num_heads,
+                                                unsigned cta_idx = blockIdx.x) {
     GridPlace place;
     if (g_work == nullptr) {
         const unsigned num_blocks = (static_cast<unsigned>(seqlen) + BLOCK - 1) / BLOCK;
-        const unsigned head = blockIdx.x / num_blocks;
-        const unsigned block = blockIdx.x - head * num_blocks;
+        const unsigned head = cta_idx / num_blocks;
+        const unsigned block = cta_idx - head * num_blocks;
         place.batch_idx = head / num_heads;
         place.head_idx = head - place.batch_idx * num_heads;
         place.first_row = (LAST_FIRST ? num_blocks - 1 - block : block) * BLOCK;
     } else {
-        const unsigned work_idx = blockIdx.x / num_heads;
-        place.head_idx = blockIdx.x - work_idx * num_heads;
+        const unsigned work_idx = cta_idx / num_heads;
+        place.head_idx = cta_idx - work_idx * num_heads;
         place.batch_idx = g_work[2 * work_idx];
         place.first_row = g_work[2 * work_idx + 1] * BLOCK;
     }
@@ -76,9 +77,9 @@ struct QueryBlock : Sequence {
 template <int BLOCK_M, bool LAST_FIRST, typename Real>
 __device__ __forceinline__ QueryBlock query_block(const AttentionParams<Real>& params, const int* g_work,
                                                   const int* g_cu_seqlens_q, const int* g_cu_seqlens_k,
-                                                  const int* g_diagonal_offsets) {
+                                                  const int* g_diagonal_offsets, unsigned cta_idx = blockIdx.x) {
     QueryBlock block;
-    const GridPlace place = grid_place<BLOCK_M, LAST_FIRST>(g_work, params.seqlen_q, params.num_heads);
+    const GridPlace place = grid_place<BLOCK_M, LAST_FIRST>(g_work, params.seqlen_q, params.num_heads, cta_idx);
     block.batch_idx = place.batch_idx;
     block.head_idx = place.head_idx;
     block.kv_head_idx = place.head_idx / params.heads_per_kv_head;

@@ -3,8 +3,8 @@
 // Grid:  any number of CTAs; thread t of CTA c takes token c * NUM_THREADS + t, then those of gridDim.x CTAs on.
 // Block: NUM_THREADS.
 //
-// Lengths and tables may be device data that nobody has checked: a token for which the table has no entry, or one below
-// 0, gets slot -1, which cuattn_append_kv skips.
+// Lengths and tables may be device data that nobody has checked: a token for which the table has no entry, or one that
+// is no page, gets slot -1, which cuattn_append_kv skips.
 //
 // Constants: NUM_THREADS.
 #include "integers.cuh"
@@ -12,6 +12,7 @@
 // Passed by value. Strides are in elements.
 struct SlotsLayout {
     long long num_tokens, max_pages, page_size;
+    long long last_page;  // the slots of those behind it would be beyond 64 bits
     long long table_stride, entry_stride, lengths_stride;
     int num_sequences;
     int tables_are_64_bit, lengths_are_64_bit;
@@ -42,7 +43,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
         if (position >= 0 && entry < layout.max_pages) {
             const long long page = load_integer(g_block_tables, layout.tables_are_64_bit,
                                                 first * layout.table_stride + entry * layout.entry_stride);
-            if (page >= 0) slot = page * layout.page_size + position - entry * layout.page_size;
+            if (page >= 0 && page <= layout.last_page) {
+                slot = page * layout.page_size + position - entry * layout.page_size;
+            }
         }
         g_slots[token_idx] = slot;
     }

@@ -16,6 +16,7 @@ import numpy as np
 from cuattn.compile import Constant
 from cuattn.config import ELEMENTS, WARP_SIZE
 from cuattn.extents import address
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KV_FORMATS, KVFormat
 from cuattn.launch import MAX_GRID
 from cuattn.paging.arguments import Problem, Side, check
@@ -25,6 +26,7 @@ from cuattn.runtime.structs import struct_layout
 __all__ = ["append_kv"]
 
 NUM_WARPS = 4
+_SIZES = {"NUM_WARPS": NUM_WARPS, "MAX_HEAD_DIM": MAX_HEAD_DIM}
 
 _STRIDES = (np.int64, 3)
 
@@ -58,7 +60,7 @@ def append_kv(
     ----------
     k : array [tokens, kv_heads, head_dim]; float16, bfloat16, float32 or float64
         NumPy arrays run on the host executor, CuPy arrays on the GPU. Any strides; an array whose last axis is not
-        contiguous is copied. Head dims are 1 to 256, and even for formats of 4 bits.
+        contiguous is copied. Head dims are 1 to 512, and even for formats of 4 bits.
     v : array [tokens, kv_heads, head_dim_v], dtype of ``k``
     k_pages, v_pages : arrays [num_pages, page_size, kv_heads, head_dim] and [..., head_dim_v], written in place
         Of any strides: head-major pages are a transposed view, and a contiguous cache [batch, capacity, ...] is one
@@ -133,7 +135,11 @@ def evaluate(
     k: Any, v: Any, k_pages: Any, v_pages: Any, slot_mapping: Any, *, look: bool = True, **options: Any
 ) -> None:
     """Validate and launch. Without ``look``, slots and positions that the host sees go unchecked, as a device's do."""
-    problem = check(k, v, k_pages, v_pages, slot_mapping, look=look, **options)
+    write(check(k, v, k_pages, v_pages, slot_mapping, look=look, **options))
+
+
+def write(problem: Problem) -> None:
+    """The launch: all that comes after the checks, which write nothing."""
     num_tokens, num_heads = (int(extent) for extent in problem.k.new.shape[:2])
     if not num_tokens * num_heads * problem.k.pages.shape[0]:
         return
@@ -208,7 +214,7 @@ def constants(dtype: np.dtype[Any], kv_format: KVFormat, angles: Angles | None) 
         }
     return {
         "Element": ELEMENTS[dtype.name][0],
-        "NUM_WARPS": NUM_WARPS,
+        **_SIZES,
         "ROTATE": angles is not None,
         "Storage": kv_format.storage,
         **rotation,
@@ -222,7 +228,7 @@ def variants() -> Iterator[dict[str, Constant]]:
         formats = [row for row in KV_FORMATS.values() if row is dtype or (row.quantized and name != "float64")]
         tables = ("float32", "float64") if name == "float64" else ("float32",)
         for row in formats:
-            element: dict[str, Constant] = {"Element": dtype.storage, "NUM_WARPS": NUM_WARPS, "Storage": row.storage}
+            element: dict[str, Constant] = {"Element": dtype.storage, **_SIZES, "Storage": row.storage}
             plain = ELEMENTS[name][1]
             yield {**element, "ROTATE": False, "INTERLEAVED": False, "TABLES": False, "Table": plain}
             for interleaved in (False, True):

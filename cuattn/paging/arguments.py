@@ -10,16 +10,17 @@ import numpy as np
 
 from cuattn import rotary_arguments
 from cuattn.attention_arguments import operand
-from cuattn.config import DTYPES, MAX_HEAD_DIM
+from cuattn.config import DTYPES
 from cuattn.decode.scales import is_per_slot
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.extents import byte_bounds, on_elements, overlaps_itself, share_elements
+from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv_formats import KVFormat, resolve
 from cuattn.launch import Executor, executor_for
 from cuattn.paging.scales import Scale, check_block_scales, check_scale
 from cuattn.rotary_arguments import MAX_EXTENT, Angles, Positions, Rotary
 
-__all__ = ["Problem", "Side", "check"]
+__all__ = ["Problem", "Side", "check", "check_apart"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,14 +55,14 @@ def check(
     v_pages: Any,
     slot_mapping: Any,
     *,
-    positions: Any,
-    rope: Any,
-    kv_format: Any,
-    k_scale: Any,
-    v_scale: Any,
-    k_block_scales: Any,
-    v_block_scales: Any,
-    look: bool,
+    positions: Any = None,
+    rope: Any = None,
+    kv_format: Any = None,
+    k_scale: Any = None,
+    v_scale: Any = None,
+    k_block_scales: Any = None,
+    v_block_scales: Any = None,
+    look: bool = True,
 ) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.append_kv`."""
     _check_kinds(rope, positions)
@@ -71,10 +72,10 @@ def check(
     blocks = {"k_block_scales": k_block_scales, "v_block_scales": v_block_scales}
     arrays |= {name: x for name, x in blocks.items() if x is not None}
     lists = {"slot_mapping": slot_mapping, "positions": positions}
-    arrays |= {name: x for name, x in lists.items() if x is not None and rotary_arguments.on_device(x, name)}
+    arrays |= {name: x for name, x in lists.items() if x is not None and rotary_arguments.on_device(name, x)}
     executor = executor_for(**arrays)
 
-    k, v, k_pages, v_pages = (executor.asarray(x) for x in (k, v, k_pages, v_pages))
+    k, v, k_pages, v_pages = (executor.asarray(name, arrays[name]) for name in ("k", "v", "k_pages", "v_pages"))
     row = _check_formats(k, v, k_pages, v_pages, kv_format)
     _check_shapes(k, v, k_pages, v_pages, row)
     slots, seen = rotary_arguments.integers(executor, "slot_mapping", slot_mapping)
@@ -188,6 +189,11 @@ def _check_memory(problem: Problem, k: Any, v: Any) -> None:
         read |= {name: x for name, x in (("cos", problem.angles.cos), ("sin", problem.angles.sin)) if x is not None}
     for name, x in written.items():
         check_writable(name, x)
+    check_apart(written, read)
+
+
+def check_apart(written: dict[str, Any], read: dict[str, Any]) -> None:
+    """Raise `OverlapError` if an array that is written shares an element with another one, or with one that is read."""
     pairs = [*combinations(written.items(), 2), *((a, b) for a in written.items() for b in read.items())]
     bounds = {id(x): byte_bounds(x) for x in (*written.values(), *read.values())}
     for (name, x), (other, y) in pairs:

@@ -71,10 +71,10 @@ def copy_pages(pages: Any, src: Any, dst: Any, *, axis: int = 0) -> None:
     >>> pages.tolist()
     [[6, 7], [6, 7], [4, 5], [6, 7]]
     """
-    lists = {name: x for name, x in (("src", src), ("dst", dst)) if rotary_arguments.on_device(x, name)}
+    lists = {name: x for name, x in (("src", src), ("dst", dst)) if rotary_arguments.on_device(name, x)}
     executor = executor_for(pages=pages, **lists)
-    pages = executor.asarray(pages)
-    axis = check_axis(axis, pages.ndim)
+    pages = executor.asarray("pages", pages)
+    axis = check_axis(axis, pages.ndim, "pages")
     (src, src_seen), (dst, dst_seen) = (
         rotary_arguments.integers(executor, name, x) for name, x in (("src", src), ("dst", dst))
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from cuattn.kv_formats import KVFormat
 from cuattn.launch import Executor
 from cuattn.metadata import small_array
+from cuattn.scalars import as_real
 
 __all__ = ["Scale", "check_block_scales", "check_scale"]
 
@@ -33,8 +33,9 @@ def check_scale(executor: Executor, name: str, scale: Any, shape: tuple[int, ...
         return Scale()
     if not row.quantized:
         raise ArgumentError(f"{name} is given, but pages of {row.name} hold the numbers themselves; leave it out")
-    if isinstance(scale, Real | np.floating) and not isinstance(scale, bool | np.bool_):
-        return Scale(_positive(name, float(scale)))
+    number = as_real(scale)
+    if number is not None:
+        return Scale(_positive(name, number))
     if is_per_slot(scale):
         return _per_slot(executor, name, scale, shape, row)
     shapes = [()] if row.block_size else [(), shape[2:]]
@@ -46,7 +47,7 @@ def check_scale(executor: Executor, name: str, scale: Any, shape: tuple[int, ...
 
 
 def _per_slot(executor: Executor, name: str, scale: Any, shape: tuple[int, ...], row: KVFormat) -> Scale:
-    array = executor.asarray(scale)
+    array = executor.asarray(name, scale)
     if row.block_size:
         raise ShapeError(
             f"{name} has shape {tuple(array.shape)}; {row.name} has block scales, and one number for all of them"
@@ -81,7 +82,7 @@ def check_block_scales(
     needed = (*shape, row.blocks(head_dim))
     if blocks is None:
         raise ArgumentError(f"{name} is None; {row.name} needs an array {list(needed)} to write block scales into")
-    array = executor.asarray(blocks)
+    array = executor.asarray(name, blocks)
     if array.dtype.name not in row.block_scale_dtypes:
         raise DTypeError(f"{name} has dtype {array.dtype}; {' or '.join(row.block_scale_dtypes)} is needed")
     if tuple(array.shape) != needed:

@@ -9,8 +9,9 @@ import numpy as np
 from cuattn import rotary_arguments
 from cuattn.errors import ArgumentError, ArrayTypeError, ShapeError
 from cuattn.launch import MAX_GRID, Executor, executor_for
-from cuattn.rows import MAX_EXTENT
+from cuattn.places import check_size, host_list
 from cuattn.runtime.structs import struct_layout
+from cuattn.scalars import MAX_EXTENT, as_integer, integer
 
 __all__ = ["slot_mapping"]
 
@@ -36,7 +37,8 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
     -------
     array [tokens], int64
         ``page * page_size + slot`` of the new tokens, those of sequence 0 first, as `append_kv` takes them. On a
-        device, where nobody looks (``CUATTN_CHECK=1`` does), -1 for a token that the table has no page for.
+        device, where nobody looks (``CUATTN_CHECK=1`` does), -1 for a token that the table has no page for, or one so
+        large that its slots have no numbers of 64 bits.
 
     Raises
     ------
@@ -46,7 +48,7 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
         Shapes that do not fit each other.
     ArgumentError
         A ``page_size`` below 1; a negative count; or, of what the host sees: a negative length, more tokens than the
-        table has room for, or a page below 0 for one of them.
+        table has room for, or a page for one of them that is below 0 or whose slots have no numbers of 64 bits.
 
     Examples
     --------
@@ -54,11 +56,9 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
     >>> cuattn.slot_mapping([[7, 2], [5, -1]], lengths=[3, 0], counts=[2, 1], page_size=4)
     array([31,  8, 20])
     """
-    whole = isinstance(page_size, int | np.integer) and not isinstance(page_size, bool | np.bool_)
-    if not whole or not 1 <= page_size <= MAX_EXTENT:
-        raise ArgumentError(f"page_size is {page_size!r}; an integer from 1 to {MAX_EXTENT} is allowed")
+    page_size = integer("page_size", page_size, 1, MAX_EXTENT)
     lists = {"block_tables": block_tables, "lengths": lengths}
-    placed = {name: x for name, x in lists.items() if rotary_arguments.on_device(x, name)}
+    placed = {name: x for name, x in lists.items() if rotary_arguments.on_device(name, x)}
     executor = executor_for(**(placed or {"block_tables": np.empty(0)}))
     tables, seen_tables = rotary_arguments.integers(executor, "block_tables", block_tables)
     starts, seen_lengths = rotary_arguments.integers(executor, "lengths", lengths)
@@ -69,22 +69,24 @@ def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -
         raise ShapeError(f"lengths has shape {tuple(starts.shape)}; [{batch}] is needed, one a row of block_tables")
     numbers = _check_counts(counts, batch)
     if seen_lengths is not None:
-        _check_room(seen_lengths, numbers, max_pages * int(page_size))
+        _check_room(seen_lengths, numbers, max_pages * page_size)
         if seen_tables is not None:
-            _check_used(seen_tables, seen_lengths.astype(np.int64), numbers, int(page_size))
-    return _slots(executor, tables, starts, numbers, int(page_size))
+            _check_used(seen_tables, seen_lengths.astype(np.int64), numbers, page_size)
+    return _slots(executor, tables, starts, numbers, page_size)
 
 
 def _check_counts(counts: Any, batch: int) -> np.ndarray[Any, Any]:
-    if not isinstance(counts, int | np.integer | list | tuple | np.ndarray) or isinstance(counts, bool | np.bool_):
+    if as_integer(counts) is not None:
+        numbers = np.array(integer("counts", counts, 0, MAX_EXTENT))
+    elif isinstance(counts, list | tuple):
+        numbers = host_list("counts", counts)
+    elif isinstance(counts, np.ndarray):
+        numbers = check_size("counts", counts)
+    else:
         raise ArrayTypeError(
             f"counts is a {type(counts).__name__}; an int, a list or a NumPy array is needed: the host has to know them"
         )
-    try:
-        numbers = np.asarray(counts)
-    except ValueError as error:  # ragged
-        raise ArrayTypeError(f"counts cannot be read as an array: {error}") from error
-    if numbers.size and numbers.dtype.kind not in "iu":
+    if isinstance(numbers, np.ma.MaskedArray) or (numbers.size and numbers.dtype.kind not in "iu"):
         raise ArgumentError(f"counts holds {numbers.dtype}; integers are needed")
     if numbers.shape not in ((), (batch,)):
         raise ShapeError(f"counts has shape {numbers.shape}; one number or [{batch}] is needed")
@@ -101,9 +103,10 @@ def _check_room(lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], cap
         return
     if lengths.min() < 0:
         raise ArgumentError(f"lengths[{int(lengths.argmin())}] is {int(lengths.min())}; numbers from 0 on are allowed")
-    ends = lengths.astype(np.int64) + counts
-    if (ends > capacity).any():
-        b = int(ends.argmax())
+    lengths = lengths.astype(np.int64)
+    wrong = lengths > capacity - counts  # a sum could be beyond 64 bits
+    if wrong.any():
+        b = int(wrong.argmax())
         raise ArgumentError(
             f"sequence {b} has {int(lengths[b])} tokens and gets {int(counts[b])}; its row of block_tables has "
             f"room for {capacity}"
@@ -113,13 +116,21 @@ def _check_room(lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], cap
 def _check_used(
     tables: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], page_size: int
 ) -> None:
-    """Raise if an entry that new tokens need is no page."""
+    """Raise if an entry that new tokens need is no page, or its slots have no numbers."""
     entry = np.arange(tables.shape[1])
     first, last = (lengths // page_size)[:, None], ((lengths + counts - 1) // page_size)[:, None]
-    wrong = (tables < 0) & (entry >= first) & (entry <= last) & (counts > 0)[:, None]
+    most = last_page(page_size)
+    wrong = ((tables < 0) | (tables > most)) & (entry >= first) & (entry <= last) & (counts > 0)[:, None]
     if wrong.any():
         b, i = (int(index) for index in np.argwhere(wrong)[0])
-        raise ArgumentError(f"block_tables[{b}, {i}] is {int(tables[b, i])}; the new tokens need that page")
+        raise ArgumentError(
+            f"block_tables[{b}, {i}] is {int(tables[b, i])}; the new tokens need that page, and pages are 0 to {most}"
+        )
+
+
+def last_page(page_size: int) -> int:
+    """The last page all of whose slots are numbers of 64 bits."""
+    return 2**63 // page_size - 1
 
 
 def _slots(executor: Executor, tables: Any, lengths: Any, counts: np.ndarray[Any, Any], page_size: int) -> Any:
@@ -134,6 +145,7 @@ def _slots(executor: Executor, tables: Any, lengths: Any, counts: np.ndarray[Any
             num_tokens=num_tokens,
             max_pages=tables.shape[1],
             page_size=page_size,
+            last_page=last_page(page_size),
             table_stride=table_stride,
             entry_stride=entry_stride,
             lengths_stride=lengths.strides[0] // lengths.dtype.itemsize,

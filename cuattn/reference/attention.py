@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from cuattn.dropout import dropout_mask
 from cuattn.reference.logits import heads_first, logits, per_head
-from cuattn.reference.narrow import decode, output_dtype, probability_dtype, round_to_e4m3, round_to_tf32
+from cuattn.reference.narrow import decode, output_dtype, probability_dtype, round_probabilities, round_to_tf32
 from cuattn.reference.softmax import Array, logsumexp, softmax
 
 __all__ = ["attention", "attention_naive", "probabilities"]
@@ -123,10 +124,8 @@ def attention_naive(
     p, lse = _softmax_with_sink(logits(queries, keys, dtype=dtype, **of_logits), sinks)
     if tf32:
         rounded = round_to_tf32(p)
-    elif precision == "fp8":
-        rounded = round_to_e4m3(p)
     else:
-        rounded = p.astype(narrow).astype(dtype)
+        rounded = round_probabilities(p, ml_dtypes.float8_e4m3fn if precision == "fp8" else narrow)
     num_heads = p.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):
         out = dropped_out(rounded, **of_dropout) @ heads_first(values, num_heads, dtype)

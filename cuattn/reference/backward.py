@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from cuattn.reference.attention import attention, dropped_out, split_options
 from cuattn.reference.logits import heads_first, logits
-from cuattn.reference.narrow import round_to_tf32
+from cuattn.reference.narrow import round_probabilities, round_to_tf32
 from cuattn.reference.softmax import Array
 from cuattn.reference.varlen import place_of_sequence, sequences
 
@@ -24,6 +24,10 @@ __all__ = [
     "sum_over_group",
     "sum_to_shape",
 ]
+
+
+#: One float32 says an lse from here on to 2^-10 only, and the larger the worse: P ends at 1 there, as in the kernels.
+LARGE_LSE = 2.0**14
 
 
 class Gradients(NamedTuple):
@@ -54,6 +58,7 @@ class Scores(NamedTuple):
     """What the formulas have of size [B, H, N, M] ([B, H, N] for delta)."""
 
     seen: Array  #: bool: the keys that count
+    log_p: Array  #: S - lse
     p: Array
     z: Array  #: kept / (1 - dropout_p)
     dp: Array  #: dout V^T
@@ -89,7 +94,9 @@ def scores(
     s = logits(q, k, dtype=dtype, **of_logits)
     seen = ~np.isneginf(s) & ~np.isneginf(lse)
     zero = s.dtype.type(0)
-    p = np.where(seen, np.exp(s - lse), zero)  # where nothing is seen lse is -inf, in a row with a +inf logit it is NaN
+    log_p = s - lse
+    log_p = np.where((log_p > 0) & (np.abs(lse) >= LARGE_LSE) & np.isfinite(lse), zero, log_p)
+    p = np.where(seen, np.exp(log_p), zero)  # where nothing is seen lse is -inf, in a row with a +inf logit it is NaN
     z = dropped_out(np.ones_like(p), **of_dropout)
     dp = dy @ values.swapaxes(-1, -2)
     ds = np.where(seen, p * (z * dp - delta[..., None]), zero)
@@ -99,7 +106,7 @@ def scores(
     if softcap is not None:  # of c tanh(x / c)
         capped = logits(q, k, scale=of_logits.get("scale"), softcap=softcap, dtype=dtype)
         slope = 1 - np.square(capped / s.dtype.type(softcap))
-    return Scores(seen, p, z, dp, delta, ds, slope)
+    return Scores(seen, log_p, p, z, dp, delta, ds, slope)
 
 
 def _gradients(
@@ -111,6 +118,7 @@ def _gradients(
     lse: Array,
     *,
     operand: Callable[[Array], Array],
+    probability: Callable[[Array], Array],
     dtype: DTypeLike,
     sinks: ArrayLike | None = None,
     **options: Any,
@@ -122,8 +130,8 @@ def _gradients(
     dy, queries, keys = (heads_first(operand(x.astype(dtype)), num_heads, dtype) for x in (dout, q, k))
     with np.errstate(invalid="ignore", over="ignore"):
         of = scores(dout, q, k, v, out, lse, operand=operand, dtype=dtype, **options)
-        pz = np.where(of.z == 0, of.z, of.p * of.z)  # what is dropped is 0, be its probability NaN
-        dv = operand(pz).swapaxes(-1, -2) @ dy
+        pz = np.where(of.z == 0, of.z, probability(of.p) * of.z)  # what is dropped is 0, be its probability NaN
+        dv = pz.swapaxes(-1, -2) @ dy
         dbias = None if bias is None else sum_to_shape(of.ds, np.shape(bias))
         ds = operand(of.ds * of.slope)
         dq = factor * (ds @ keys)
@@ -131,7 +139,8 @@ def _gradients(
         dsinks = None
         if sinks is not None:  # one more key, whose logit is the sink and whose value is 0: dS = P (0 - Delta)
             sink = np.asarray(sinks).astype(dtype).reshape(1, -1, 1)
-            p_sink = np.exp(sink - lse.astype(dtype))
+            log_p = sink - lse.astype(dtype)
+            p_sink = np.exp(np.where((log_p > 0) & (np.abs(lse) >= LARGE_LSE) & np.isfinite(lse), real(0), log_p))
             dsinks = np.where(np.isneginf(sink), sink.dtype.type(0), -p_sink * of.delta).sum(axis=(0, 2))
     dq = dq.transpose(0, 2, 1, 3)
     return Gradients(dq, sum_over_group(dk, num_kv_heads), sum_over_group(dv, num_kv_heads), dbias, dsinks)
@@ -154,7 +163,7 @@ def attention_backward(
 
     With Z = kept / (1 - dropout_p), 1 without dropout, and Delta = rowsum(dout * out) - dlse::
 
-        P = e^(S - lse), 0 where S = -inf        dV = (P Z)^T dout
+        P = e^(S - lse), 0 where S = -inf        dV = (P Z)^T dout      (P <= 1 where |lse| >= 2^14: LARGE_LSE)
         dS = P (Z (dout V^T) - Delta)            dbias = dS, summed over the axes along which bias was broadcast
         dS <- dS (1 - tanh^2) with a softcap     dQ = scale dS K,  dK = scale dS^T Q
         dsinks[h] = -(sum over B and N of e^(sink - lse) Delta)
@@ -172,7 +181,7 @@ def attention_backward(
         computed = attention(q, k, v, dtype=dtype, **options)
         out, lse = computed[0] if out is None else out, computed[1] if lse is None else lse
     arrays = (np.asarray(x) for x in (dout, q, k, v, out, lse))
-    return _gradients(*arrays, operand=np.asarray, dlse=dlse, dtype=dtype, **options)
+    return _gradients(*arrays, operand=np.asarray, probability=np.asarray, dlse=dlse, dtype=dtype, **options)
 
 
 def attention_backward_naive(
@@ -189,7 +198,7 @@ def attention_backward_naive(
 ) -> Gradients:
     """The same formulas in the precision of a kernel, from the same saved out and lse.
 
-    float32 arithmetic (float64 for float64 inputs); P Z and dS, the operands of products, rounded to the dtype of q;
+    float32 arithmetic (float64 for float64 inputs); P and dS, the operands of products, rounded to the dtype of q;
     each result rounded to the dtype of its input, dsinks to float32 or float64. With `precision` "tf32" all operands of
     products are rounded to 10 bits of mantissa. Not an oracle: its distance from one is the yardstick of
     :mod:`cuattn.testing.gradient_tolerance`.
@@ -201,8 +210,13 @@ def attention_backward_naive(
     def operand(x: Array) -> Array:
         return round_to_tf32(x) if precision == "tf32" else np.asarray(x.astype(given).astype(dtype))
 
+    def probability(p: Array) -> Array:
+        return round_to_tf32(p) if precision == "tf32" else round_probabilities(p, given)
+
     with np.errstate(over="ignore"):
-        dq, dk, dv, dbias, dsinks = _gradients(*arrays, operand=operand, dlse=dlse, dtype=dtype, **options)
+        dq, dk, dv, dbias, dsinks = _gradients(
+            *arrays, operand=operand, probability=probability, dlse=dlse, dtype=dtype, **options
+        )
         if dbias is not None:
             dbias = dbias.astype(np.asarray(options["bias"]).dtype)
         return Gradients(dq.astype(given), dk.astype(given), dv.astype(given), dbias, dsinks)

@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike, DTypeLike
 from cuattn.errors import ArgumentError
 from cuattn.reference.softmax import Array
 
-__all__ = ["FP8_FORMATS", "P_FACTOR", "decode", "output_dtype", "probability_dtype", "round_to_e4m3", "round_to_tf32"]
+__all__ = [
+    "FP8_FORMATS",
+    "P_FACTORS",
+    "decode",
+    "output_dtype",
+    "probability_dtype",
+    "round_probabilities",
+    "round_to_tf32",
+]
 
 #: Names of the 8-bit formats that a uint8 array may hold, and their dtypes.
 FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}
@@ -43,18 +51,23 @@ def probability_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return np.dtype(np.float16) if np.dtype(dtype) in FP8_FORMATS.values() else np.dtype(dtype)
 
 
-#: What probabilities are multiplied with before they are rounded to e4m3, whose numbers end at 448 and at 2^-9.
-P_FACTOR = 256
+#: What probabilities are multiplied with before they are rounded: e4m3 ends at 448 and at 2^-9, float16 at 65504 and
+#: at 2^-24.
+P_FACTORS = {np.dtype(ml_dtypes.float8_e4m3fn): 2**8, np.dtype(np.float16): 2**15}
 
 
-def round_to_e4m3(p: ArrayLike) -> Array:
-    """Probabilities `p` with 3 bits of mantissa, those below 2^-14 to multiples of 2^-17; their dtype stays.
+def round_probabilities(p: ArrayLike, dtype: DTypeLike) -> Array:
+    """Probabilities `p` as kernels round them to `dtype`, times a power of two where it has few exponents.
 
-    >>> round_to_e4m3([1.0, 0.55, 2.0**-17, 2.0**-19]).tolist()
+    >>> round_probabilities([1.0, 0.55, 2.0**-17, 2.0**-19], ml_dtypes.float8_e4m3fn).tolist()
     [1.0, 0.5625, 7.62939453125e-06, 0.0]
+    >>> round_probabilities([1.0, 2.0**-39, 2.0**-41], np.float16).tolist() == [1.0, 2.0**-39, 0.0]
+    True
     """
     values = np.asarray(p)
-    return np.asarray((values * P_FACTOR).astype(ml_dtypes.float8_e4m3fn).astype(values.dtype) / P_FACTOR)
+    factor = P_FACTORS.get(np.dtype(dtype), 1)
+    with np.errstate(over="ignore"):
+        return np.asarray((values * factor).astype(dtype).astype(values.dtype) / factor)
 
 
 def round_to_tf32(x: ArrayLike) -> Array:

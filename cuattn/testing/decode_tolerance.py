@@ -1,7 +1,7 @@
 """When is attention to cached keys right? The rule of :mod:`cuattn.testing.tolerance`, sequence by sequence::
 
-    |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + (u_P + u_V) (P |V|) + (e^r - 1) (P |V|) + t |V|
-    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e) + u_acc (4 (1 + |lse|) + sqrt(M)) + c
+    |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + (u_P + u_V) (P |V|) + min((e^r - 1) (P |V|), h) + t |V|
+    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e + log(f)) + u_acc (4 (1 + |lse|) + sqrt(M)) + c
 
 * ``ref`` is the float64 reference of what the cache holds, exactly: codes times their scales, turned if asked;
 * ``naive`` computes with what a kernel multiplies on chip: codes that a scale per slot has multiplied, and whatever has
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from cuattn import reference
 from cuattn.reference.decode import CachedSequence, cached_sequences
 from cuattn.reference.logits import heads_first
+from cuattn.testing.means import what_logits_move
 from cuattn.testing.rotary_tolerance import TRIGONOMETRIC_ROUNDINGS
 from cuattn.testing.rounding import accumulation_dtype, to_numpy, ulp, unit_roundoff
 from cuattn.testing.tolerance import (
@@ -37,6 +38,7 @@ from cuattn.testing.tolerance import (
     assert_within,
     logit_errors,
     oracle_dtype,
+    rounding_of_factor,
     row_error,
     smallest_probability,
     sum_of_kept,
@@ -121,6 +123,7 @@ def _bound(exact: CachedSequence, on_chip: CachedSequence, options: dict[str, An
     logits, error = logit_errors(exact.q, exact.k, u, **of_logits)
     error = error + _rounding_of_logits(exact, options, given) / u
     row = row_error(logits, error, u, sinks=sinks, softcap=softcap) + 2 * math.sqrt(exact.k.shape[1])
+    row = row + rounding_of_factor(given)
     row = u * (row + 4 * (1 + np.abs(np.where(np.isfinite(lse), lse, 0).astype(np.float64))))
 
     magnitudes = np.abs(exact.v).astype(np.float64)
@@ -131,7 +134,7 @@ def _bound(exact: CachedSequence, on_chip: CachedSequence, options: dict[str, An
         naive_error = np.abs(naive.astype(oracle) - out)
         naive_max = float(np.max(naive_error, where=np.isfinite(naive_error), initial=0.0))
         bound = 2 * naive_max + 2 * ulp(out, given)
-        bound = bound + (u_p + np.expm1(np.minimum(row, 700).swapaxes(1, 2)[..., None])) * spread
+        bound = bound + u_p * spread + what_logits_move(out, spread, row, *exact[1:4], **exact.options)
     bound = bound + smallest_probability(given) * sum_of_kept(p, magnitudes)
     p_sum = p.sum(axis=-1).swapaxes(1, 2)[..., None]
     return out, np.where(p_sum == 0, 0.0, bound), lse, row

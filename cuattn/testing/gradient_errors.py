@@ -18,6 +18,7 @@ from cuattn.testing.tolerance import (
     dot_product_error,
     logit_errors,
     oracle_dtype,
+    smallest_operand,
     smallest_probability,
     tiny,
     without_dropout,
@@ -92,13 +93,15 @@ def _errors(of: Scores, dout: Array, q: Array, k: Array, v: Array, out: Array, l
     """The errors of every element that is a term of a gradient."""
     dtype, softcap = q.dtype, options.get("softcap")
     u_p = 2 * U_TF32 if precision == "tf32" else unit_roundoff(dtype)
-    least, least_operand = tiny(u), smallest_probability(dtype)
+    least, least_p, least_operand = tiny(u), smallest_probability(dtype), smallest_operand(dtype)
     kept = of.seen & (of.z != 0)
 
     _, logit_error = logit_errors(q, k, u, precision=precision, **without_dropout(options))
     r = np.minimum(u * (_finite(logit_error) + 2 * np.abs(_finite(lse))[..., None]), 300)
-    p = np.expm1(r) * of.p + least
-    pz = np.where(kept, of.z * (p + u_p * of.p + least_operand), 0)
+    # A probability ends at 1, up to what lse has lost, however little is known of it.
+    most = np.exp(np.minimum(of.log_p + r, np.maximum(of.log_p, 0) + 1)) - of.p
+    p = np.where(r < 1, np.expm1(r) * of.p, most) + least
+    pz = np.where(kept, of.z * (p + u_p * of.p + least_p), 0)
 
     wide_dout, wide_v = dout.astype(np.float64), v.astype(np.float64)
     dp = u * dot_product_error(wide_dout, wide_v)

@@ -2,8 +2,8 @@
 
 An attention output passes when, element by element::
 
-    |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + u_P (P |V|) + (e^r - 1) (P |V|) + t (Z |V|)
-    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e)
+    |out - ref| <= 2 max|naive - ref| + 2 ulp(ref) + u_P (P |V|) + min((e^r - 1) (P |V|), h) + t (Z |V|)
+    |lse - ref| <= r,    r = u_acc (4 (1 + max|s|) + sqrt(M) + e + log(f))
 
 * ``ref`` is the float64 reference of the very inputs that the kernel got (``longdouble`` for float64 inputs);
 * ``naive`` is the plain algorithm in the kernel's own precision (:func:`cuattn.reference.attention_naive`);
@@ -14,9 +14,15 @@ An attention output passes when, element by element::
   their magnitudes, that of a softcap included), a sum of M terms loses about ``sqrt(M) u``, and ``e`` is the running
   error bound of the dot product: each of its D additions loses ``u`` of the partial sum so far, which neither a small
   result nor a lucky naive computation makes good again. For float16 and bfloat16 ``r`` is far below the other terms,
-  unless a logit is huge; for float32 and float64 it is what keeps the rule fair when M or N is 1;
-* ``t`` is half the smallest subnormal number of the dtype of P, or the smallest normal one of the accumulation dtype,
-  which may be flushed: with dropout, all that is kept of a row can be keys that small.
+  unless a logit is huge; for float32 and float64 it is what keeps the rule fair when M or N is 1. ``f`` is the factor
+  that P is multiplied with before it is rounded, 2^15 for float16, else 1: it is added to the exponent of a
+  probability, which is then rounded where 15 is;
+* ``h`` is how far out may be away where logits are so large that ``r`` says nothing any more: it stays a mean of the
+  values that may count, those of keys within 2 r of the largest logit (:mod:`cuattn.testing.means`). So no 0, no NaN
+  and no infinity passes for a mean of other numbers, however large the logits;
+* ``t`` is half the smallest subnormal number of the dtype of P, over the factor that P is multiplied with before it is
+  rounded (2^15 for float16), or the smallest normal one of the accumulation dtype, which may be flushed: with dropout,
+  all that is kept of a row can be keys that small.
 
 With dropout, P stands for P Z in all of this, where Z is 0 or 1 / (1 - p). Float8 inputs stand for their values times
 the descales; q, k and v are exact in float16, out is bfloat16. With ``precision="tf32"`` the rule is looser, because
@@ -41,8 +47,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from cuattn import reference
 from cuattn.errors import ArgumentError
 from cuattn.reference.logits import heads_first, per_head
-from cuattn.reference.narrow import P_FACTOR, decode, output_dtype, probability_dtype
+from cuattn.reference.narrow import P_FACTORS, decode, output_dtype, probability_dtype
 from cuattn.reference.varlen import sequences
+from cuattn.testing.means import what_logits_move
 from cuattn.testing.rounding import accumulation_dtype, to_numpy, ulp, unit_roundoff
 
 Array = NDArray[Any]
@@ -212,10 +219,11 @@ def without_dropout(options: dict[str, Any]) -> dict[str, Any]:
 
 def lse_bound(q: Any, k: Any, **options: Any) -> Array:
     """What lse may be away from the reference, [B, H, N]: the ``r`` of the rule at the top of this file."""
+    factor = rounding_of_factor(decode(to_numpy(q), options.get("fp8_format")).dtype)
     queries, keys, options = _plain(q, k, options)
     u = unit_roundoff(accumulation_dtype(queries.dtype if to_numpy(q).dtype == np.float64 else np.float32))
     error = _logit_error(queries, keys, u, **without_dropout(options))
-    return np.asarray(u * (error + math.sqrt(keys.shape[1])))
+    return np.asarray(u * (error + math.sqrt(keys.shape[1]) + factor))
 
 
 def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Array, Array, Array]:
@@ -239,7 +247,7 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
         if precision == "fp8":
             u_p = unit_roundoff(ml_dtypes.float8_e4m3fn) + math.ceil(keys.shape[1] / 32) * U_FP8_SUM
         bound = 2 * naive_max + 2 * ulp(out, output_dtype(given))
-        bound = bound + (u_p + np.expm1(np.minimum(row, 700).swapaxes(1, 2)[..., None])) * spread
+        bound = bound + u_p * spread + what_logits_move(out, spread, row, queries, keys, values, **options)
     p = reference.probabilities(queries, keys, **options)
     rescale = 1 / (1 - options.get("dropout_p", 0))
     bound = bound + smallest_probability(given, precision) * rescale * sum_of_kept(p, magnitudes)
@@ -251,11 +259,21 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
     return out, np.where(p_sum == 0, 0.0, bound), lse, row
 
 
+def rounding_of_factor(dtype: DTypeLike) -> float:
+    """The ``log(f)`` of the rule, for inputs of `dtype`."""
+    return math.log(P_FACTORS.get(probability_dtype(dtype), 1))
+
+
+def smallest_operand(dtype: DTypeLike) -> float:
+    """Half the smallest subnormal number of `dtype`, or the smallest normal one of its accumulation dtype if larger."""
+    half = float(ml_dtypes.finfo(np.dtype(dtype)).smallest_subnormal) / 2
+    return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
+
+
 def smallest_probability(dtype: DTypeLike, precision: str | None = None) -> float:
     """The ``t`` of the rule, for inputs of `dtype`."""
-    if precision == "fp8":
-        return float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).smallest_subnormal) / P_FACTOR / 2
-    half = float(ml_dtypes.finfo(probability_dtype(dtype)).smallest_subnormal) / 2
+    narrow = np.dtype(ml_dtypes.float8_e4m3fn) if precision == "fp8" else probability_dtype(dtype)
+    half = float(ml_dtypes.finfo(narrow).smallest_subnormal) / P_FACTORS.get(narrow, 1) / 2
     return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
 
 

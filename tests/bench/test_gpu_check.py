@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench import device_tests, gpu_check, gpu_steps, instruction_fixtures
+from bench import device_tests, gpu_check, gpu_run, gpu_steps, instruction_fixtures
 from cuattn.benchmark import Record, from_json, machine
+from cuattn.testing import instructions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +44,7 @@ def test_of_no_executor():
 def test_of_a_gpu():
     raise AssertionError
 """
+EMPTY: dict[str, Any] = {"cases": 0, "opcodes": [], "different": 0, "differences": [], "refused": 0, "errors": []}
 SLOW = """
 import time, pytest
 
@@ -64,9 +70,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_dry_run(tmp_path: Path, machine_paths) -> None:
     (tmp_path / "test_some.py").write_text(PASSES_AND_FAILS)
     out = tmp_path / "out"
-    result = command(
-        "--out", str(out), "--executor", "host", "--minutes", "30", "--tests", str(tmp_path / "test_some.py")
-    )
+    arguments = ("--out", str(out), "--executor", "host", "--minutes", "30", "--tests", str(tmp_path / "test_some.py"))
+    result = command(*arguments)
     data = json.loads((out / "gpu_check.json").read_text())
     steps = {step["name"]: step for step in data["steps"]}
     assert tuple(steps) == gpu_steps.NAMES
@@ -80,6 +85,10 @@ def test_dry_run(tmp_path: Path, machine_paths) -> None:
     assert {record.suite for record in report.records} == {
         *("attention", "backward", "decode", "options", "seed", "layout", "softmax", "latency"),
     }
+    again = command(*arguments)
+    assert again.stdout.count("done before") == len(gpu_steps.NAMES)
+    assert json.loads((out / "gpu_check.json").read_text())["steps"] == data["steps"]
+    assert from_json((out / "results.json").read_text()).records == report.records
     assert report.environment["numpy"]
     for name in ("gpu_check.json", "results.json"):
         assert machine_paths((out / name).read_text().replace(str(tmp_path), "")) == []
@@ -133,9 +142,12 @@ def test_a_result_of_an_earlier_run_is_not_taken_for_this_one_s(
 ) -> None:
     python_that(monkeypatch, tmp_path, "exit 3")
     its_plan = plan(tmp_path)
-    gpu_steps.Run("smoke", its_plan.steps, "host", 1.0).save("ok")
-    outcome, _ = gpu_check.run_step(its_plan, gpu_steps.Step(gpu_steps.smoke, 10, 0))
+    run = gpu_run.Run("smoke", its_plan.steps, "host", 1.0)
+    run.add(Record("smoke", "found before"))
+    run.save("ok")
+    outcome, records = gpu_check.run_step(its_plan, gpu_steps.Step(gpu_steps.smoke, 10, 0))
     assert outcome.status == "crashed"
+    assert records == run.records  # but what it has found is not lost
 
 
 def test_without_time_a_step_is_left_out(tmp_path: Path) -> None:
@@ -153,16 +165,16 @@ def test_a_step_that_raises_keeps_what_it_had(tmp_path: Path, monkeypatch: pytes
         gpu_steps.main, ["smoke", "--out", str(tmp_path), "--executor", "host", "--seconds", "1"]
     )
     assert result.exit_code == 1
-    outcome, _ = gpu_steps.read_result(tmp_path, "smoke")
-    assert (outcome["status"], outcome["detail"]) == ("failed", {"found": 1})
+    outcome, _ = gpu_run.read_result(tmp_path, "smoke")
+    assert (outcome["status"], outcome["detail"]["found"]) == ("failed", 1)
     assert "RuntimeError: half way" in outcome["traceback"]
 
 
 def test_a_suite_in_a_step_keeps_its_records_one_by_one(tmp_path: Path) -> None:
-    run = gpu_steps.Run("softmax", tmp_path, "host", 60.0)
+    run = gpu_run.Run("softmax", tmp_path, "host", 60.0)
     gpu_steps.softmax(run)
     assert not run.failed
-    _, records = gpu_steps.read_result(tmp_path, "softmax")
+    _, records = gpu_run.read_result(tmp_path, "softmax")
     assert records == run.records != []
 
 
@@ -185,10 +197,6 @@ def test_a_test_run_that_never_ends_is_ended(tmp_path: Path) -> None:
 def test_an_instruction_that_cannot_be_loaded_does_not_take_the_others_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
-    from cuattn.testing import instructions
-
     cases = instructions.cases_for("integer", 80)[:4]
     broken = replace(cases[1], opcode="frobnicate.s32")
     wrong = replace(cases[2], expected=tuple((value[0] ^ 1,) for value in cases[2].expected))
@@ -196,7 +204,9 @@ def test_an_instruction_that_cannot_be_loaded_does_not_take_the_others_with_it(
     monkeypatch.setattr(instructions, "FAMILIES", {"integer": None})
     monkeypatch.setattr(instructions, "ARCHITECTURES", (80,))
     monkeypatch.setattr(instructions, "cases_for", lambda name, arch: table)
-    found = instruction_fixtures.run_table("host", tmp_path, tiny=False, until=time.monotonic() + 60)
+    monkeypatch.setattr(instruction_fixtures, "run_programs", lambda *_: {**EMPTY, "cases": 24})
+    found, complete = instruction_fixtures.run_table("host", tmp_path, tiny=False, until=time.monotonic() + 60)
+    assert complete
     row = found["integer_sm_80"]
     assert (row["cases"], row["different"], row["refused"]) == (4, 1, 1)
     assert row["errors"][0].startswith("frobnicate.s32: UnsupportedPTXError")
@@ -206,20 +216,21 @@ def test_an_instruction_that_cannot_be_loaded_does_not_take_the_others_with_it(
     )
 
 
-@pytest.mark.parametrize("status, later", [("ok", "auto"), ("failed", "off"), ("timeout", "off")])
-def test_steps_do_without_a_hopper_kernel_that_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, later: str
-) -> None:
-    seen = {}
+def test_families_of_an_earlier_run_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ran(executor: str, scratch: Path, key: str, answers: instruction_fixtures.Answers) -> dict[str, Any]:
+        answers[f"{key}_0"] = np.arange(3)
+        return {**EMPTY, "cases": len(answers)}
 
-    def run_step(plan: gpu_check.Plan, step: gpu_steps.Step) -> tuple[gpu_check.Outcome, list[Record]]:
-        seen[step.name] = plan.environment.get("CUATTN_HOPPER")
-        return gpu_check.Outcome(step.name, status if step.name == "hopper" else "ok"), []
-
-    monkeypatch.setattr(gpu_check, "run_step", run_step)
-    CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path), "--executor", "host"])
-    assert (seen["smoke"], seen["hopper"]) == ("off", "auto")
-    assert {seen[step.name] for step in gpu_steps.STEPS[3:]} == {later}
-    seen.clear()
-    CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path), "--executor", "host", "--only", "attention"])
-    assert seen == {"attention": None}
+    monkeypatch.setattr(instruction_fixtures, "run_programs", ran)
+    monkeypatch.setattr(instructions, "ARCHITECTURES", (90,))
+    later = time.monotonic() + 60
+    monkeypatch.setattr(instruction_fixtures, "_families", lambda *_: {"a": partial(ran, "", tmp_path)})
+    assert instruction_fixtures.run_table("host", tmp_path, tiny=True, until=later)[0]["a"]["cases"] == 1
+    two = {"a": partial(ran, "", tmp_path), "b": partial(ran, "", tmp_path)}
+    monkeypatch.setattr(instruction_fixtures, "_families", lambda *_: two)
+    found, complete = instruction_fixtures.run_table("host", tmp_path, tiny=True, until=0)
+    assert (list(found), complete) == (["a"], False)
+    found, complete = instruction_fixtures.run_table("host", tmp_path, tiny=True, until=later)
+    assert [found[name]["cases"] for name in "ab"] == [1, 2] and complete
+    with np.load(tmp_path / "instruction_answers.npz") as file:
+        assert sorted(file) == ["a_0", "b_0"]

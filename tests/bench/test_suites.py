@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +28,9 @@ from cuattn.benchmark import (
     start,
     variants,
 )
+from cuattn.benchmark.suite import run_steps
 from cuattn.benchmark.timing import Timing
+from cuattn.config import ELEMENTS
 from cuattn.errors import ArgumentError
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
@@ -69,6 +76,26 @@ def test_attention_and_softmax_on_the_host() -> None:
     attention, _, softmax = (record.metrics for record in report.records)
     assert attention["gflop_per_s"] == pytest.approx(4 * 8 * 16 * 16 * 32 / attention["time_us"] / 1e3, rel=1e-2)
     assert softmax["bandwidth_gb_per_s"] == pytest.approx(2 * 8192 * 16 * 2 / softmax["time_us"] / 1e3, rel=1e-2)
+
+
+def test_every_suite_runs_in_every_dtype_that_it_is_offered() -> None:
+    options = replace(TINY, dtypes=tuple(ELEMENTS))
+    steps = plan(["attention", "backward", "softmax", "layout", "decode"], options)
+    # One problem of a kind and dtype: the others differ in sizes, which other tests have.
+    chosen = {(step.suite, *_kind(step.label)): step for step in steps if not step.label.startswith("generate_")}
+    report = run_steps(list(chosen.values()))
+    assert [record.error for record in report.failures] == []
+    for suite in {step.suite for step in steps}:
+        for dtype in ELEMENTS:
+            assert any(record.suite == suite and f"_{dtype}" in record.case for record in report.records), (
+                suite,
+                dtype,
+            )
+
+
+def _kind(label: str) -> tuple[str, ...]:
+    """The operation, the dtype, and the format of a cache."""
+    return (label.partition("_")[0], *re.findall(r"b?float\d+|nvfp4|int8|e4m3fn|orderfree", label))
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +270,25 @@ def test_cuda_bench_without_peers(cuda_bench: operations.CudaBench) -> None:
     assert "speed_over_best_peer" not in record.metrics
     assert record.metrics["bandwidth_gb_per_s"] == pytest.approx(case.num_bytes / 50 / 1e3, rel=1e-3)
     assert record.metrics["fraction_of_copy"] == pytest.approx(case.num_bytes / 50 / 1e3 / 4000, rel=1e-2)
+
+
+def test_an_installed_wheel_is_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    asked = []
+
+    def flash_attn_func(q: Any, k: Any, v: Any, softmax_scale: float | None, causal: bool) -> Any:
+        asked.append((softmax_scale, causal))
+        return v.clone(), "lse"  # in the layout of q, k and v
+
+    wheel = ModuleType("flash_attn_interface")
+    wheel.__dict__.update(flash_attn_func=flash_attn_func, __spec__=ModuleSpec("flash_attn_interface", None))
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", wheel)
+    (peer,) = (peer for peer in peers.attention_peers() if peer.name == "flash-attn 3")
+    case = AttentionCase(1, 16, 2, 32, causal=True)
+    arrays = case.make_inputs(0)
+    out = peer.prepare(case, arrays)()
+    assert asked == [(None, True)]
+    assert torch.equal(out.transpose(1, 2), torch.from_dlpack(arrays["v"]))  # [B, H, N, E], as SDPA returns it
 
 
 def test_a_disturbed_measurement_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

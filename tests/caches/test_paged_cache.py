@@ -399,7 +399,7 @@ def test_steps_out_of_order() -> None:
     rows, q = np.zeros((2, 1, 1), np.float32), np.zeros((2, 1, 1), np.float32)
     with pytest.raises(errors.StepError, match="must be appended before"):
         made.attend(0, q)
-    with pytest.raises(errors.ArgumentError, match="layer is 2; 0 to 1"):
+    with pytest.raises(errors.ArgumentError, match="layer is 2; an integer from 0 to 1"):
         made.append(2, rows, rows)
     with pytest.raises(errors.ShapeError, match="k has shape"):
         made.append(0, rows[:1], rows)
@@ -445,16 +445,16 @@ def test_leaving_a_step_by_an_exception_aborts_it() -> None:
     [
         (lambda c, s: c.reserve([s], 1.5), errors.ArgumentError, "counts is 1.5"),
         (lambda c, s: c.reserve([s], [1, 2]), errors.ArgumentError, "counts has 2 numbers for 1"),
-        (lambda c, s: c.reserve([s], [True]), errors.ArgumentError, "counts holds True"),
-        (lambda c, s: c.reserve([s], np.array([-1])), errors.ArgumentError, "counts holds"),
+        (lambda c, s: c.reserve([s], [True]), errors.ArgumentError, r"counts\[0\] is True"),
+        (lambda c, s: c.reserve([s], np.array([-1])), errors.ArgumentError, r"counts\[0\] is"),
         (lambda c, s: c.reserve([s, s], 1), errors.ArgumentError, "twice"),
         (lambda c, s: c.reserve([3], 1), errors.ArgumentError, r"seqs\[0\]: int"),
         (lambda c, s: c.reserve(None, 1), errors.ArgumentError, "seqs: NoneType"),
         (lambda c, s: c.reserve([s], ((1,), 2)), errors.ArgumentError, "counts has 2 numbers for 1"),
-        (lambda c, s: c.reserve([s], [(1,)]), errors.ArgumentError, "counts holds"),
+        (lambda c, s: c.reserve([s], [(1,)]), errors.ArgumentError, r"counts\[0\] is"),
         (lambda c, s: c.swap_out(np.array(0.5)), errors.ArgumentError, "seqs: ndarray"),
         (lambda c, s: c.block_tables([s, 1]), errors.ArgumentError, r"seqs\[1\]: int"),
-        (lambda c, s: c.layer_arrays(-1), errors.ArgumentError, "layer is -1; 0 to 0"),
+        (lambda c, s: c.layer_arrays(-1), errors.ArgumentError, "layer is -1; an integer from 0 to 0"),
         (lambda c, s: c.reserve([s], 2, [1]), errors.ArgumentError, "tokens has 1 numbers; 2"),
         (lambda c, s: c.reserve([s], 2, [[1]]), errors.ArgumentError, r"tokens\[0\] has 1 numbers"),
         (lambda c, s: c.reserve([s], 2, [[1, 2], None]), errors.ArgumentError, "tokens has 2 entries"),
@@ -465,7 +465,7 @@ def test_leaving_a_step_by_an_exception_aborts_it() -> None:
         (lambda c, s: c.add([1.0]), errors.ArgumentError, "tokens holds 1.0"),
         (lambda c, s: c.add(np.zeros((2, 2), int)), errors.ArgumentError, "integers"),
         (lambda c, s: c.add([1], cache_key=[]), errors.ArgumentError, "hashable"),
-        (lambda c, s: c.truncate(s, 1), errors.ArgumentError, "length holds 1; integers from 0 to 0"),
+        (lambda c, s: c.truncate(s, 1), errors.ArgumentError, "length is 1; an integer from 0 to 0"),
         (lambda c, s: c.swap_in(s), errors.SequenceError, "one that is swapped is needed"),
         (lambda c, s: make().fork(s), errors.SequenceError, "belongs to another cache"),
     ],
@@ -487,9 +487,9 @@ def test_bad_arguments_change_nothing(call, error, message) -> None:
         (dict(page_size=-1), errors.ArgumentError, "page_size is -1"),
         (dict(num_layers=1.0), errors.ArgumentError, "num_layers is 1.0"),
         (dict(num_kv_heads=True), errors.ArgumentError, "num_kv_heads is True"),
-        (dict(head_dim=257), errors.ArgumentError, "head_dim is 257; 1 to 256"),
-        (dict(head_dim_v=257), errors.ArgumentError, "head_dim_v is 257"),
-        (dict(dtype=np.int32), errors.DTypeError, "dtype is int32"),
+        (dict(head_dim=513), errors.ArgumentError, "head_dim is 513; 1 to 512"),
+        (dict(head_dim_v=513), errors.ArgumentError, "head_dim_v is 513"),
+        (dict(dtype=np.int32), errors.DTypeError, "dtype is .*int32"),
         (dict(dtype="no"), errors.DTypeError, "dtype is 'no'"),
         (dict(kv_format="int4"), errors.ArgumentError, "kv_format is 'int4'"),
         (dict(kv_format="float16"), errors.ArgumentError, "a plain format is the dtype's own"),
@@ -498,7 +498,7 @@ def test_bad_arguments_change_nothing(call, error, message) -> None:
         (dict(k_scale=1.0), errors.ArgumentError, "k_scale was given"),
         (dict(kv_format="mxfp4", head_dim=2, v_scale=1.0), errors.ArgumentError, "v_scale was given"),
         (dict(kv_format="int8", k_scale=0.0), errors.NonFiniteError, "k_scale is 0.0"),
-        (dict(kv_format="int8", k_scale=[1.0, 2.0]), errors.ArrayTypeError, "k_scale"),
+        (dict(kv_format="int8", k_scale=[1.0, 2.0]), errors.ShapeError, "k_scale"),
         (dict(prefix_caching=1), errors.ArgumentError, "prefix_caching is 1"),
         (dict(array_module=threading), errors.ArrayTypeError, "array_module"),
     ],

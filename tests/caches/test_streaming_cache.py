@@ -177,13 +177,24 @@ def test_what_the_cache_decides(executor, option):
 @pytest.mark.parametrize(
     ("more", "message"),
     (
-        ({"num_sinks": -1}, "num_sinks is -1; integers from 0"),
-        ({"window": 0}, "window is 0; integers from 1"),
+        ({"num_sinks": -1}, "num_sinks is -1; an integer from 0"),
+        ({"window": 0}, "window is 0; an integer from 1"),
         ({"max_chunk": 0}, "max_chunk is 0"),
         ({"rope": "yes"}, "rope is 'yes'; a cuattn.Rotary or None"),
-        ({"window": 2**30, "batch": 4}, "the number of slots of all sequences is"),
+        ({"window": 2**30, "batch": 4}, r"batch \* \(num_sinks \+ window \+ max_chunk\) is"),
     ),
 )
 def test_caches_that_cannot_be(executor, more, message):
     with pytest.raises(errors.ArgumentError, match=message):
         streaming(executor, **more)
+
+
+def test_a_result_does_not_go_into_the_cache(executor):
+    model = streaming(executor)
+    step = model.reserve([model.add()], [1])
+    model.append(step, 0)
+    pages = model.cache._storage.layers[0]["v_pages"]
+    q = executor.array(np.zeros((1, 1, pages.shape[2], HEAD_DIM), np.float32))
+    for out in (pages[:1], q[..., :HEAD_DIM_V]):
+        with pytest.raises(errors.OverlapError, match="out lies in the memory range of"):
+            step.attend(0, q, out=out)

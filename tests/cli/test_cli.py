@@ -186,6 +186,21 @@ def test_a_failing_suite_gives_its_reason_and_exit_code_1(run: Run, monkeypatch:
     assert "N 16" in result.stdout  # the other suite ran
 
 
+def test_a_missed_goal_is_named_and_gives_exit_code_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(options: benchmark.Options) -> list[Step]:
+        goal = {"fraction_of_unchecked": ">= 0.2"}
+        values = {"slow": {"fraction_of_unchecked": 0.153}, "good": {"fraction_of_unchecked": 0.25}}
+        records = [benchmark.Record("softmax", name, metrics, goals=goal) for name, metrics in values.items()]
+        return [Step("softmax", "both", 1.0, lambda: records)]
+
+    monkeypatch.setitem(benchmark.SUITES, "softmax", Suite("softmax", "misses", measured))
+    result = run("run", "softmax")
+    assert result.exit_code == 1
+    assert "missed: softmax, slow: fraction of unchecked is 0.153, goal >= 0.2" in result.stdout
+    assert "missed: softmax, good" not in result.stdout
+    assert "1 of 2 goals reached" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -193,7 +208,7 @@ def test_a_failing_suite_gives_its_reason_and_exit_code_1(run: Run, monkeypatch:
         (["run", "speed"], "'speed' is not one of 'smoke', 'attention'"),
         (["run", "--dtype", "int8"], "'int8' is not one of 'float16'"),
         (["run", "--seqlen", "0"], "0 is not in the range"),
-        (["run", "--head-dim", "257"], "257 is not in the range"),
+        (["run", "--head-dim", "513"], "513 is not in the range"),
         (["run", "--budget", "0"], "0.0 is not in the range"),
         (["run", "--seed", "-1"], "-1 is not in the range"),
         (["run", "--executor", "tpu"], "'tpu' is not one of 'auto', 'host', 'cuda'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -36,10 +37,10 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, whatever is compiled fails the test."""
 
-    def refuse() -> None:
+    def refuse(*args: object, **keywords: object) -> None:
         raise AssertionError("NVRTC was used")
 
-    monkeypatch.setattr(nvrtc, "library", refuse)
+    monkeypatch.setattr(nvrtc, "compile", refuse)
 
 
 @pytest.mark.parametrize("kind", ["ptx", "cubin"])
@@ -74,13 +75,14 @@ def build(name):
 binary, seconds = build("scale")
 assert binary.image[:4] == b"\\x7fELF"
 maps = Path("/proc/self/maps")
-print(seconds, "cupy" in sys.modules, "scipy" in sys.modules, maps.exists() and "libnvrtc" in maps.read_text())
+heavy = "cupy" in sys.modules, "scipy" in sys.modules, maps.exists() and "libnvrtc" in maps.read_text()
+print(seconds, *heavy, "cuattn.compile.workers" in sys.modules)
 """
-    assert run_python(code).stdout.split()[1:] == ["False", "False", "True"]
+    assert run_python(code).stdout.split()[1:] == ["False", "False", "False", "True"]
     best = 1.0
     for _ in range(6):  # on a busy machine, a few attempts
         seconds, *loaded = run_python(code).stdout.split()
-        assert loaded == ["False", "False", "False"]
+        assert loaded == ["False", "False", "False", "False"]
         best = min(best, float(seconds))
         if best < 0.010:
             break
@@ -247,32 +249,26 @@ for _ in range(150):
     assert [process.returncode for process in processes] == [0, 0]
 
 
-def test_directory_of_another_user_is_refused(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build_tiny()
-    cc.forget()
-    monkeypatch.setattr(os, "getuid", lambda: cache_dir.stat().st_uid + 1)
-    for access in (build_tiny, cache.ls, cache.clear, lambda: cache.read("any", ".bin"), cache.root):
-        with pytest.raises(CacheError, match="CUATTN_CACHE_DIR"):
-            access()
+def test_a_cleared_cache_is_filled_again(cache_dir: Path) -> None:
+    # What this process has in memory stays good, and its file can be had again.
+    binary = build_tiny()
+    for _ in range(2):
+        cache.clear()
+        assert not binary.path.exists()
+        assert build_tiny().image == binary.image
+        assert cc.on_disk(binary).read_bytes() == binary.image
+        cc.forget()
+        assert build_tiny().image == binary.image
+    shutil.rmtree(cache_dir)
+    assert cc.on_disk(binary).read_bytes() == binary.image
 
 
-def test_directory_that_everybody_can_write_is_refused(cache_dir: Path) -> None:
-    cache_dir.mkdir()
-    cache_dir.chmod(0o777)
-    with pytest.raises(CacheError, match="chmod o-w"):
-        build_tiny()
-    assert list(cache_dir.iterdir()) == []
-    cache_dir.chmod(0o755)
-    assert build_tiny().path.parent == cache_dir
-
-
-def test_path_that_is_a_file_is_refused(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_dir.write_text("a file")
-    with pytest.raises(CacheError, match="not a directory"):
-        build_tiny()
-    monkeypatch.setenv("CUATTN_CACHE_DIR", str(cache_dir / "below"))
-    with pytest.raises(CacheError, match="is a file"):
-        build_tiny()
+def test_an_entry_under_another_name_is_none(cache_dir: Path) -> None:
+    cache.write("one", ".ptx", b"first")
+    for suffix in (".ptx", ".ptx.meta"):
+        shutil.copyfile(cache_dir / f"one{suffix}", cache_dir / f"two{suffix}")
+    with pytest.warns(CacheWarning, match="two.ptx is damaged"):
+        assert cache.read("two", ".ptx") is None
 
 
 def _no_permission(*args: object, **kwargs: object) -> None:

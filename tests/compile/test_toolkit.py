@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cuattn.compile import toolkit
+from cuattn.compile import nvrtc, toolkit
 from cuattn.errors import NVRTCNotFoundError
 
+FROM_LOADER = toolkit._from_loader
 HEADERS = ("cuda_fp16.h", "cuda_bf16.h", "cuda_runtime_api.h")
 
 
@@ -140,8 +141,6 @@ def test_cuda_11_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_broken_library_is_named(tmp_path: Path) -> None:
-    from cuattn.compile import nvrtc
-
     library = put_cuda12_wheels(tmp_path / "site")
     nvrtc.library.cache_clear()
     try:
@@ -150,3 +149,90 @@ def test_broken_library_is_named(tmp_path: Path) -> None:
     finally:
         nvrtc.library.cache_clear()
     assert str(library) in str(caught.value)
+
+
+def put_anywhere(folder: Path) -> None:
+    """What an attacker, or an unpacked archive, may leave in a folder."""
+    put_cuda13_wheels(folder)
+    put(folder / "lib64" / "libnvrtc.so.99.1")
+    put_headers(folder / "include")
+
+
+@pytest.mark.parametrize("entry", ["", ".", "{here}"])
+def test_nothing_is_taken_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+    here = tmp_path / "download"
+    put_anywhere(here)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [entry.replace("{here}", str(here)), *sys.path])
+    for name in ("CUDA_PATH", "CUDA_HOME"):
+        monkeypatch.setenv(name, ".")
+    with pytest.raises(NVRTCNotFoundError):
+        toolkit.find()
+    library = put_cuda12_wheels(tmp_path / "site")
+    assert toolkit.find().library == str(library)
+
+
+def test_nothing_is_taken_from_the_folder_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_anywhere(tmp_path / "program")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "program"), *sys.path])
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "program" / "main.py")])
+    with pytest.raises(NVRTCNotFoundError):
+        toolkit.find()
+
+
+def test_packages_may_be_installed_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "lib" / "site-packages"
+    library = put_cuda12_wheels(site)
+    monkeypatch.setattr(sys, "path", [str(site)])
+    monkeypatch.chdir(site)
+    assert toolkit.find().library == str(library)
+
+
+def test_a_loader_that_searches_the_current_folder_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolkit, "_from_loader", FROM_LOADER)
+    monkeypatch.setattr(nvrtc, "version_of", lambda name: pytest.fail(f"{name} was loaded"))
+    for path in ("", ":/usr/lib", "/usr/lib:", "lib", "/usr/lib:./lib"):
+        monkeypatch.setenv("LD_LIBRARY_PATH", path)
+        with pytest.raises(NVRTCNotFoundError):
+            toolkit.find()
+
+
+def test_wheels_win_over_a_newer_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = put_cuda12_wheels(tmp_path / "site")
+    for version in ("12.10.1", "13.2.1"):
+        put(tmp_path / f"cuda-{version}" / "lib64" / f"libnvrtc.so.{version}")
+        monkeypatch.setenv("CUDA_PATH", str(tmp_path / f"cuda-{version}"))
+        toolkit.find.cache_clear()
+        assert toolkit.find().library == str(library)
+
+
+def test_another_major_version_than_that_of_cupy_is_refused(tmp_path: Path) -> None:
+    put_cuda13_wheels(tmp_path / "site")
+    put(tmp_path / "site" / "cupy_cuda12x-14.2.0.dist-info" / "METADATA")
+    with pytest.raises(NVRTCNotFoundError, match="CuPy is for CUDA 12"):
+        toolkit.find()
+
+
+@pytest.mark.parametrize("named", ["lib64/libnvrtc.so.12.4.127", "lib64", ""])
+def test_a_variable_names_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    put_cuda13_wheels(tmp_path / "site")
+    put(tmp_path / "site" / "cupy_cuda13x-14.2.0.dist-info" / "METADATA")
+    library = put(tmp_path / "cuda" / "lib64" / "libnvrtc.so.12.4.127")
+    (library.parent / "libnvrtc.so.12").symlink_to(library.name)
+    include = put_headers(tmp_path / "cuda" / "include")
+    monkeypatch.setenv("CUATTN_NVRTC", str(tmp_path / "cuda" / named))
+    kit = toolkit.find()
+    assert (kit.library, kit.version, kit.include) == (str(library), "12.4.127", include)
+    monkeypatch.setenv("CUATTN_NVRTC", str(tmp_path / "nowhere"))
+    toolkit.find.cache_clear()
+    with pytest.raises(NVRTCNotFoundError, match=r"CUATTN_NVRTC=.*nowhere"):
+        toolkit.find()
+
+
+def test_a_variable_that_names_a_library_of_the_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_library: Path
+) -> None:
+    monkeypatch.setenv("CUATTN_NVRTC", str(real_library))
+    kit = toolkit.find()
+    assert kit.library == str(real_library)
+    assert kit.include is not None and kit.include.is_relative_to(real_library.parents[2])

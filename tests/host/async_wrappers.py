@@ -13,6 +13,7 @@ typedef unsigned long long u64;
 #define DEVICE __device__ __forceinline__
 DEVICE u32 smem(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEVICE void init(u32 b, u32 n) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(b), "r"(n) : "memory"); }
+DEVICE void fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEVICE void inval(u32 b) { asm volatile("mbarrier.inval.shared::cta.b64 [%0];" :: "r"(b) : "memory"); }
 DEVICE u64 arrive(u32 b) {
   u64 t;

@@ -240,7 +240,7 @@ def test_an_asynchronous_write_over_what_was_stored_needs_a_fence_too():
     __shared__ alignas(8) u64 bar;
     data[threadIdx.x] = 1;
     FENCE
-    if (threadIdx.x == 0) init(smem(&bar), 1);
+    if (threadIdx.x == 0) { init(smem(&bar), 1); fence_init(); }
     __syncthreads();
     if (threadIdx.x == 0) { arrive_expect(smem(&bar), 256); bulk_load(smem(data), in, 256, smem(&bar)); }
     wait(smem(&bar), 0);

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import enum
-import sys
-from types import ModuleType, SimpleNamespace
+import ctypes
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import cuattn.host as host
-from cuattn import errors
+from cuattn import errors, tensor_map_driver
 from cuattn.host import tensor_map as host_encoding
 from cuattn.launch import CudaExecutor, Kernel
 from cuattn.tensor_map import DATA_TYPES, TensorMap, tensor_map
@@ -125,35 +124,22 @@ class FakeArray:
         self.__cuda_array_interface__ = {}
 
 
-def _enumeration(names):
-    return enum.IntEnum("Fake", {name: number for number, name in enumerate(names)})
-
-
 @pytest.fixture
 def driver(monkeypatch):
-    """A module in the place of cuda.bindings.driver that notes what it is asked."""
+    """The driver's function, called through C: it notes what it is asked, and writes where it is told."""
     calls = []
-    words = [0x1111 * (k + 1) for k in range(16)]
 
-    def encode(*args):
-        calls.append(args)
-        return driver.status, SimpleNamespace(opaque=words)
+    def encode(place, data_type, rank, address, dims, strides, box, steps, *modes):
+        lists = (
+            list(values[:count]) for values, count in ((dims, rank), (strides, rank - 1), (box, rank), (steps, rank))
+        )
+        calls.append((place, data_type, rank, address, *lists, *modes))
+        ctypes.memmove(place, driver.data, len(driver.data))
+        return driver.status
 
-    driver = SimpleNamespace(
-        status=0, calls=calls, words=words, cuTensorMapEncodeTiled=encode,
-        cuuint64_t=lambda x: ("u64", x), cuuint32_t=lambda x: ("u32", x),
-        CUtensorMapDataType=_enumeration(
-            ("UINT8", "UINT16", "UINT32", "INT32", "UINT64", "INT64", "FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
-        ),
-        CUtensorMapInterleave=_enumeration(("NONE", "16B", "32B")),
-        CUtensorMapSwizzle=_enumeration(("NONE", "32B", "64B", "128B")),
-        CUtensorMapL2promotion=_enumeration(("NONE", "64B", "128B", "256B")),
-        CUtensorMapFloatOOBfill=_enumeration(("NONE", "NAN")),
-    )  # fmt: skip
-    bindings = ModuleType("cuda.bindings")
-    bindings.driver = driver
-    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *tensor_map_driver.ARGUMENT_TYPES)(encode)
+    driver = SimpleNamespace(status=0, calls=calls, data=bytes(range(128)))
+    monkeypatch.setattr(tensor_map_driver, "encoder", lambda: function)
     return driver
 
 
@@ -162,34 +148,47 @@ def test_the_driver_gets_the_arguments_in_its_order(driver):
     described = tensor_map(
         array, (64, 16, 1), swizzle="128B", fill="nan", l2_promotion="256B", element_strides=(1, 2, 1)
     )
-    ((data_type, rank, address, dims, strides, box, steps, interleave, swizzle, promotion, fill),) = driver.calls
-    assert data_type.name == "BFLOAT16" and rank == 3 and address == 0x7F0000000100
-    assert dims == [("u64", 96), ("u64", 30), ("u64", 2)]
-    assert strides == [("u64", 192), ("u64", 5760)]
-    assert box == [("u32", 64), ("u32", 16), ("u32", 1)]
-    assert steps == [("u32", 1), ("u32", 2), ("u32", 1)]
-    assert (interleave.name, swizzle.name, promotion.name, fill.name) == ("NONE", "128B", "256B", "NAN")
-    assert np.frombuffer(described.value.tobytes(), np.uint64).tolist() == driver.words
+    ((_, data_type, rank, address, dims, strides, box, steps, *modes),) = driver.calls
+    assert (data_type, rank, address) == (9, 3, 0x7F0000000100)  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+    assert (dims, strides, box, steps) == ([96, 30, 2], [192, 5760], [64, 16, 1], [1, 2, 1])
+    assert modes == [0, 3, 3, 1]  # not interleaved, swizzle of 128 bytes, promotion to 256, NaN
+    assert described.value.tobytes() == driver.data
+
+
+def test_the_driver_writes_to_an_aligned_address(driver):
+    kept = [bytearray(17 * k + 1) for k in range(20)]  # so that memory is taken at other places
+    for _ in range(20):
+        tensor_map(FakeArray((4, 64), BF16), (64, 1))
+        kept.append(bytearray(23 * len(kept)))
+    assert {call[0] % 64 for call in driver.calls} == {0}
+
+
+def test_a_map_of_one_dimension_has_no_strides(driver):
+    tensor_map(FakeArray((64,), BF16), (64,))
+    assert driver.calls[0][4:6] == ([64], [])
 
 
 @pytest.mark.parametrize("name", DATA_TYPES)
 def test_element_types_by_their_driver_names(driver, name):
+    names = ("uint8", "uint16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "bfloat16")
     dtype = np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
     tensor_map(FakeArray((4, 128), dtype), (16, 1))
-    known = driver.calls[0][0].name.lower()
+    known = names[driver.calls[0][1]]
     assert known == name or (known == f"uint{8 * dtype.itemsize}" and name not in ("float16", "bfloat16"))
 
 
 def test_a_refusal_of_the_driver(driver):
     driver.status = 1
-    with pytest.raises(errors.LaunchError, match=r"driver refuses TensorMap\(dims=\(64, 4\).*: 1"):
+    with pytest.raises(errors.LaunchError, match=r"driver refuses TensorMap\(dims=\(64, 4\).*: error 1"):
         tensor_map(FakeArray((4, 64), BF16), (64, 1))
 
 
-def test_without_cuda_bindings(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(errors.NotSupportedError, match="cuda-bindings"):
+def test_without_a_driver(monkeypatch):
+    monkeypatch.setattr(tensor_map_driver, "_LIBRARY", "no such library")
+    tensor_map_driver.encoder.cache_clear()
+    with pytest.raises(errors.NotSupportedError, match="needs a driver of CUDA 12 or newer"):
         tensor_map(FakeArray((4, 64), BF16), (64, 1))
+    tensor_map_driver.encoder.cache_clear()
 
 
 def test_the_checks_are_the_same_for_a_gpu(driver):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from cuattn import compile
-from cuattn.config import BUCKETS, FEW_QUERIES, FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS, FlashFwdConfig, select
+from cuattn.config import FEW_QUERIES, FLASH_FWD_CONFIGS, FlashFwdConfig, select
 from cuattn.errors import LaunchError
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions, compiled_options
+from cuattn.head_dims import BUCKETS, COLUMNS, HEAD_DIM_BUCKETS, MAX_COLUMNS, MAX_HEAD_DIM
 
 KIB = 1024
 LIMITS = (99 * KIB, 163 * KIB, 227 * KIB)  # sm_86, sm_80, sm_90
@@ -34,7 +35,12 @@ def dtype_of(row):
 def selected(limits=LIMITS):
     """Every (row, bucket) that selection gives for equal head dims."""
     pairs = {
-        (select(dtype, size, size, seqlen_q=seqlen_q, smem_limit_bytes=limit, options=options, tf32=tf32), size)
+        (
+            select(
+                dtype, size, COLUMNS[size][0], seqlen_q=seqlen_q, smem_limit_bytes=limit, options=options, tf32=tf32
+            ),
+            size,
+        )
         for options in (PLAIN, EVERYTHING)
         for dtype, tf32 in KINDS
         for size in HEAD_DIM_BUCKETS
@@ -45,9 +51,18 @@ def selected(limits=LIMITS):
 
 
 def test_buckets():
-    assert [BUCKETS[d] for d in (1, 32, 33, 64, 65, 96, 97, 128, 129, 192, 193, 256)] == [
-        *(32, 32, 64, 64, 96, 96, 128, 128, 192, 192, 256, 256)
+    assert [BUCKETS[d] for d in (1, 32, 33, 64, 65, 96, 97, 128, 129, 192, 193, 256, 257, 512)] == [
+        *(32, 32, 64, 64, 96, 96, 128, 128, 192, 192, 256, 256, 512, 512)
     ]
+    assert len(BUCKETS) == len(COLUMNS) == MAX_HEAD_DIM + 1
+
+
+def test_columns_of_a_row_are_shared_out_once():
+    for head_dim_v in range(1, MAX_HEAD_DIM + 1):
+        columns, blocks = COLUMNS[head_dim_v]
+        assert columns in HEAD_DIM_BUCKETS and columns <= MAX_COLUMNS
+        assert (blocks - 1) * columns < head_dim_v <= blocks * columns  # none of the CTAs is without work
+        assert (columns, blocks) == (BUCKETS[head_dim_v], 1) or head_dim_v > MAX_COLUMNS
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -58,7 +73,7 @@ def test_buckets():
 )
 def test_every_problem_has_a_legal_row(dtype, tf32, limit):
     for head_dim in HEAD_DIM_BUCKETS:
-        for head_dim_v in HEAD_DIM_BUCKETS:
+        for head_dim_v in (size for size in HEAD_DIM_BUCKETS if size <= MAX_COLUMNS):
             for seqlen_q in (0, 1, FEW_QUERIES, FEW_QUERIES + 1, 10**6):
                 for options in (PLAIN, EVERYTHING):
                     row = select(
@@ -84,16 +99,19 @@ def test_every_row_is_selected_somewhere():
 def test_illegal_rows():
     good = dict(products="mma", itemsize=2, max_head_dim=64, block_m=64, block_n=64, num_warps=4, num_stages=2)
     assert FlashFwdConfig(**good).is_legal(64, 64, 99 * KIB)
-    for change in ({"block_m": 96}, {"num_stages": 1}, {"block_n": 24}, {"num_warps": 64, "block_m": 1024}):
+    for change in ({"block_m": 96}, {"num_stages": 0}, {"block_n": 24}, {"num_warps": 64, "block_m": 1024}):
         assert not FlashFwdConfig(**(good | change)).is_legal(64, 64, 227 * KIB), change
     assert not FlashFwdConfig(**good).is_legal(64, 64, 46079)
+    assert not FlashFwdConfig(**(good | {"max_head_dim": 512})).is_legal(64, 512, 227 * KIB)
     assert not FlashFwdConfig(**(good | {"products": "fma"})).is_legal(64, 64, 227 * KIB)
     with pytest.raises(LaunchError, match="needs more shared memory than the 1024 bytes"):
         select(FLOAT16, 64, 64, seqlen_q=1, smem_limit_bytes=1024)
 
 
 def assert_no_spills(row, head_dim, arch, options, aligned=True, dtype_name=None):
-    constants = row.constants(dtype_name or dtype_of(row).name, head_dim, head_dim, options, aligned=aligned)
+    columns, blocks = COLUMNS[head_dim]
+    dtype_name = dtype_name or dtype_of(row).name
+    constants = row.constants(dtype_name, head_dim, columns, options, aligned=aligned, column_blocks=blocks)
     resources = compile.build(row.source, constants, arch=arch, kind="cubin").resources[row.entry]
     spilled = resources.spill_stores, resources.spill_loads, resources.stack_bytes
     assert spilled == (0, 0, 0), (options, aligned, resources)
@@ -102,7 +120,9 @@ def assert_no_spills(row, head_dim, arch, options, aligned=True, dtype_name=None
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90a"))
 @pytest.mark.parametrize(
-    ("row", "head_dim"), [pair for pair in selected() if pair[0].itemsize == 2 or pair[1] in (64, 128, 256)], ids=str
+    ("row", "head_dim"),
+    [pair for pair in selected() if pair[0].itemsize == 2 or pair[1] in (64, 128, 256, 512)],
+    ids=str,
 )
 def test_no_row_spills(row, head_dim, arch):
     """ptxas accepts every row on both architectures, and keeps everything in registers: with everything, and on one of
@@ -160,5 +180,6 @@ def test_compiles_for_the_other_architectures(arch):
 def test_every_row_compiles_for_blackwell(row, arch):
     """There, the portable kernels serve every call."""
     limit = compile.smem_limit_bytes(arch)
-    head_dim = max(size for size in HEAD_DIM_BUCKETS if size <= row.max_head_dim and row.is_legal(size, size, limit))
+    sizes = (size for size in HEAD_DIM_BUCKETS if size <= row.max_head_dim)
+    head_dim = max(size for size in sizes if row.is_legal(size, COLUMNS[size][0], limit))
     assert_no_spills(row, head_dim, arch, PLAIN)

@@ -8,11 +8,12 @@ import pytest
 
 from cuattn import compile
 from cuattn.backward.config import FLASH_BWD_CONFIGS, SIDES, FlashBwdConfig, Launch, select
-from cuattn.config import HEAD_DIM_BUCKETS
 from cuattn.errors import LaunchError
 from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.head_dims import HEAD_DIM_BUCKETS, MAX_GRADIENT_HEAD_DIM
 
 KIB = 1024
+SIZES = tuple(size for size in HEAD_DIM_BUCKETS if size <= MAX_GRADIENT_HEAD_DIM)
 LIMITS = (99 * KIB, 163 * KIB, 227 * KIB)  # sm_86, sm_80, sm_90
 WINDOW = ForwardOptions(bound_left=True, bound_right=True)
 #: The kinds of rows: (dtype, whether its products are in tf32).
@@ -30,7 +31,7 @@ def kind_of(row: FlashBwdConfig) -> np.dtype:
 
 
 def largest_head_dim(row: FlashBwdConfig) -> int:
-    return max(d for d in HEAD_DIM_BUCKETS if d <= row.max_head_dim and row.is_legal(d, d, LIMITS[-1]))
+    return max(d for d in SIZES if d <= row.max_head_dim and row.is_legal(d, d, LIMITS[-1]))
 
 
 def launches_of(row: FlashBwdConfig) -> list[Launch]:
@@ -43,8 +44,8 @@ def launches_of(row: FlashBwdConfig) -> list[Launch]:
 @pytest.mark.parametrize("own", SIDES)
 @pytest.mark.parametrize(("dtype", "tf32"), [*KINDS, (np.dtype(ml_dtypes.bfloat16), False)], ids=str)
 def test_every_problem_has_a_legal_row(dtype, tf32, own, limit):
-    for head_dim in HEAD_DIM_BUCKETS:
-        for head_dim_v in HEAD_DIM_BUCKETS:
+    for head_dim in SIZES:
+        for head_dim_v in SIZES:
             for options in (PLAIN, EVERYTHING):
                 for add_dq in (False, True) if own == "keys" and dtype.itemsize == 2 else (False,):
                     row = select(
@@ -67,7 +68,7 @@ def test_every_row_is_selected_somewhere():
     selected = {
         select(dtype, size, size, own=own, smem_limit_bytes=limit, options=options, tf32=tf32)
         for dtype, tf32 in KINDS
-        for size in HEAD_DIM_BUCKETS
+        for size in SIZES
         for own in SIDES
         for limit in LIMITS
         for options in (PLAIN, EVERYTHING)

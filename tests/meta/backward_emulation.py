@@ -14,6 +14,7 @@ import numpy as np
 import cuattn
 from cuattn import reference
 from cuattn.reference import Gradients
+from cuattn.reference.narrow import round_probabilities
 
 #: Faults, and the options that a call must have for them to matter.
 FAULTS = {
@@ -92,6 +93,9 @@ def tiled_backward(dout, q, k, v, out, lse, *, block_m, block_n, sequential=Fals
 
     def operand(x):
         return reference.round_to_tf32(x) if precision == "tf32" else x.astype(operand_dtype or q.dtype).astype(real)
+
+    def probability(x):
+        return operand(x) if precision == "tf32" else round_probabilities(x, operand_dtype or q.dtype)
 
     scale, softcap, bias, slopes = (options.pop(name, None) for name in ("scale", "softcap", "bias", "alibi_slopes"))
     scale = real(1 / math.sqrt(head_dim) if scale is None else scale)
@@ -183,7 +187,7 @@ def tiled_backward(dout, q, k, v, out, lse, *, block_m, block_n, sequential=Fals
 
                 p_kept = p if fault == "dropout_forgotten_in_dv" else np.where(drop, real(0), p)
                 if fault != "first_tile_of_dv" or rows.start:
-                    dv[:, :, columns] += _matmul(operand(p_kept).swapaxes(-1, -2), dy_tile, sequential)
+                    dv[:, :, columns] += _matmul(probability(p_kept).swapaxes(-1, -2), dy_tile, sequential)
                 dp = _matmul(dy_tile, v_tile.swapaxes(-1, -2), sequential)
                 z = np.where(drop, real(0), real(1) if fault == "dropout_not_rescaled_in_ds" else rescale)
                 ds = p * (z * dp - delta[:, heads, rows, None])

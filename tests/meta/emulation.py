@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 
 import cuattn
 from cuattn import reference
-from cuattn.reference.narrow import output_dtype, probability_dtype, round_to_e4m3
+from cuattn.reference.narrow import output_dtype, probability_dtype, round_probabilities
 
 FAULTS = (
     "dropped_key",
@@ -141,10 +142,10 @@ def tiled_attention(q, k, v, *, block_n, sequential=False, fault=None, rng=None,
         summed = p * kept[..., tile] * rescale_kept if fault == "dropout_in_row_sum" else p
         row_sum = row_sum * (1 if fault == "unscaled_row_sum" else rescale) + summed.sum(axis=-1, keepdims=True)
         acc = acc * (1 if fault == "missing_rescale" else rescale)
-        if precision == "fp8":
-            p = round_to_e4m3(p)
+        if tf32:
+            p = reference.round_to_tf32(p)
         else:
-            p = reference.round_to_tf32(p) if tf32 else p.astype(narrow).astype(real)
+            p = round_probabilities(p, ml_dtypes.float8_e4m3fn if precision == "fp8" else narrow)
         p = p if fault == "unmasked_tail" else p * kept[..., tile]
         acc = acc + _matmul(p, tile_values, sequential)
         row_max = row_max if fault == "block_max_only" and start else new_max

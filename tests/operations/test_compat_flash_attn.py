@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import cuattn
 from cuattn.compat import flash_attn
-from cuattn.errors import ArgumentError, NonFiniteError, NotSupportedError, ShapeError
+from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, NotSupportedError, ShapeError
 from cuattn.testing import assert_attention_close, assert_varlen_close
 
 REQUIRED = inspect.Parameter.empty
@@ -42,6 +43,9 @@ SAME = (
     ({"window_size": (3, -1)}, {"window": (3, None)}),
     ({"window_size": (-1, 2)}, {"window": (None, 2)}),
     ({"window_size": [2, 1]}, {"window": (2, 1)}),
+    ({"window_size": np.array([2, -1])}, {"window": (2, None)}),
+    ({"window_size": (np.array(2), None)}, {"window": (2, None)}),
+    ({"softcap": 0, "softmax_scale": np.array([0.3])}, {"scale": 0.3}),
     ({"window_size": (2**40, 2)}, {"window": (None, 2)}),
     ({"causal": True, "window_size": (4, 0)}, {"causal": True, "window": (4, 0)}),
     ({"causal": True, "window_size": (4, 3)}, {"causal": True, "window": (4, 3)}),
@@ -255,6 +259,9 @@ def test_dropout_needs_a_seed():
         ({"softmax_scale": float("inf")}, NonFiniteError, "softmax_scale is inf"),
         ({"softmax_scale": "1"}, ArgumentError, "softmax_scale is '1' of type str"),
         ({"softmax_scale": True}, ArgumentError, "softmax_scale is True"),
+        ({"window_size": np.array([1.0, 2.0])}, ArgumentError, r"window_size is array\(\[1\., 2\.\]\)"),
+        ({"window_size": np.array([1, 2, 3])}, ArgumentError, r"window_size is \(1, 2, 3\)"),
+        ({"softcap": np.array([1.0, 2.0])}, ArgumentError, r"softcap is an array of shape \[2\]; one number"),
         ({"window_size": {1, 2}}, ArgumentError, r"window_size is \{1, 2\}"),
         ({"deterministic": 1}, ArgumentError, "deterministic is 1"),
         ({"return_attn_probs": None}, ArgumentError, "return_attn_probs is None"),
@@ -269,10 +276,59 @@ def test_wrong_arguments(options, error, message):
         flash_attn.flash_attn_func(q, kv[:, :, 0], kv[:, :, 1], **options)
 
 
-def test_pages_are_not_here_yet():
-    x, cu_seqlens = np.zeros((4, 2, 32), np.float16), np.array([0, 4], np.int32)
-    with pytest.raises(NotSupportedError, match="block_table is given: attention over pages does not work yet"):
-        flash_attn.flash_attn_varlen_func(x, x, x, cu_seqlens, cu_seqlens, 4, 4, block_table=np.zeros((1, 1), np.int32))
+def paged(page_size, *, spare=3, seed=7):
+    """Packed queries, keys and values, the lists of both, and the same keys in pages with NaN everywhere else."""
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((12, 4, 32)).astype(np.float16)
+    k, v = rng.standard_normal((2, 15, 2, 32)).astype(np.float16)
+    starts_q, starts_k = np.array([0, 3, 3, 12], np.int32), np.array([0, 1, 8, 15], np.int32)
+    used = -(-np.diff(starts_k) // page_size)
+    order = rng.permutation(int(used.sum()) + spare).astype(np.int32)
+    table = np.full((3, used.max() + 1), -5, np.int32)
+    pages = np.full((2, order.size, page_size, 2, 32), np.nan, np.float16)
+    for b, (first, last) in enumerate(pairwise(starts_k)):
+        for token in range(first, last):
+            at, slot = divmod(token - first, page_size)
+            if not slot:
+                table[b, at], order = order[0], order[1:]
+            pages[:, table[b, at], slot] = k[token], v[token]
+    return q, k, v, starts_q, starts_k, pages, table
+
+
+@pytest.mark.parametrize("page_size", (1, 3, 16))
+@pytest.mark.parametrize("options", ({"causal": True}, {"window_size": (2, 1), "softcap": 2.0}), ids=str)
+def test_pages(executor, page_size, options):
+    q, k, v, starts_q, starts_k, pages, table = paged(page_size)
+    arrays = [executor.array(x) for x in (q, *pages, starts_q, starts_k)]
+    out, lse, _ = flash_attn.flash_attn_varlen_func(
+        *arrays, 9, np.array(7), **options, block_table=executor.array(table), return_attn_probs=True
+    )
+    ours = {"window": options["window_size"], "softcap": 2.0} if "window_size" in options else options
+    out, lse = executor.numpy(out), executor.numpy(lse)
+    assert lse.shape == (4, 12)
+    assert_varlen_close(out, q, k, v, starts_q, starts_k, lse=lse, **ours)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    (
+        ({"block_table": np.zeros((2, 9), np.int32)}, ShapeError, r"cu_seqlens_k has shape \[4\]; \[batch \+ 1\]"),
+        ({"block_table": np.zeros((3, 2), np.int32)}, ArgumentError, "gives sequence 1 7 keys; .* has room for 6"),
+        ({"block_table": np.zeros(3, np.int32)}, ShapeError, "block_table has shape"),
+        ({"block_table": [[0.5]]}, DTypeError, "block_table has dtype float64"),
+        ({"max_seqlen_k": 6}, ArgumentError, "max_seqlen_k is 6, but a sequence of cu_seqlens_k has 7"),
+        ({"max_seqlen_k": "7"}, ArgumentError, "max_seqlen_k is '7'"),
+        ({"cu_seqlens_k": [0, 3, 1, 15]}, ArgumentError, "cu_seqlens_k descends"),
+        ({"k": np.zeros((15, 2, 32), np.float16)}, ShapeError, r"k has shape \(15, 2, 32\); with block_table pages"),
+        ({"dropout_p": 0.5, "dropout_seed": 0}, NotSupportedError, r"dropout_p is 0\.5 beside block_table"),
+    ),
+)
+def test_wrong_pages(change, error, message):
+    q, _, _, starts_q, starts_k, (k_pages, v_pages), table = paged(3)
+    given = {"q": q, "k": k_pages, "v": v_pages, "cu_seqlens_q": starts_q, "cu_seqlens_k": starts_k}
+    given |= {"max_seqlen_q": 9, "max_seqlen_k": 7, "block_table": table} | change
+    with pytest.raises(error, match=message):
+        flash_attn.flash_attn_varlen_func(**given)
 
 
 def test_wrong_packed_arrays():

@@ -12,7 +12,7 @@ from cuattn.compat.flash_attn import flash_attn_with_kvcache
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NotSupportedError, ShapeError
 
 HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM_V, CAPACITY = 4, 2, 8, 5, 12
-SEQLENS = np.array([3, 0, 7], np.int32)
+SEQLENS, ENTRIES = np.array([3, 0, 7], np.int32), np.array([4, 0, 3], np.int32)
 TOLERANCE = 1e-5  # float32, logits below 10 and at most 9 keys: 80 units, where the kernels' own tests count roundings
 SLOPES = np.array([[0.5, 0.25, 0.1, 0.0], [0.0, 1.0, 0.3, 0.2], [0.7, 0.0, 0.0, 0.4]], np.float32)
 ANGLES = np.arange(CAPACITY)[:, None] * np.array([1.0, 0.3, 0.05])
@@ -27,18 +27,19 @@ def problem(seqlen_q, seqlen_new, kind="batch", dtype=np.float32, seed=0):
     q = draw(batch, seqlen_q, HEADS, HEAD_DIM)
     k, v = draw(batch, seqlen_new, KV_HEADS, HEAD_DIM), draw(batch, seqlen_new, KV_HEADS, HEAD_DIM_V)
     shape = batch, CAPACITY
-    if kind.startswith("pages of "):
-        size = int(kind.removeprefix("pages of "))
+    if "pages of" in kind:
+        size, rows = int(kind.split()[-1]), 5 if "rows" in kind else batch
         columns = -(-CAPACITY // size)
-        order = rng.permutation(batch * columns + 2)[: batch * columns].astype(np.int32).reshape(batch, columns)
-        used = -(-(SEQLENS + seqlen_new) // size)
+        order = rng.permutation(rows * columns + 2)[: rows * columns].astype(np.int32).reshape(rows, columns)
+        used = np.zeros(rows, int)
+        used[ENTRIES if "rows" in kind else slice(None)] = -(-(SEQLENS + seqlen_new) // size)
         order[np.arange(columns) >= used[:, None]] = -7
-        where["block_table"], shape = order, (batch * columns + 2, size)
-    elif kind == "entries":
-        where["cache_batch_idx"], shape = np.array([4, 0, 3], np.int32), (5, CAPACITY)
-    elif kind == "larger":
+        where["block_table"], shape = order, (rows * columns + 2, size)
+    elif kind in ("entries", "larger"):
         shape = 5, CAPACITY
-    elif kind == "padded":
+    if kind == "entries" or "rows" in kind:
+        where["cache_batch_idx"] = ENTRIES
+    if "padded" in kind:
         where["cache_leftpad"] = np.array([2, 0, 5], np.int32)
     caches = [np.full((*shape, KV_HEADS, dim), np.nan, dtype) for dim in (HEAD_DIM, HEAD_DIM_V)]
     for b, seqlen in enumerate(SEQLENS):
@@ -50,9 +51,8 @@ def problem(seqlen_q, seqlen_new, kind="batch", dtype=np.float32, seed=0):
 
 def entry(where, shape, b, j):
     """The place in a cache of entry j of sequence b."""
-    if "block_table" in where:
-        return int(where["block_table"][b, j // shape[1]]), j % shape[1]
-    return int(where.get("cache_batch_idx", np.arange(len(SEQLENS)))[b]), j
+    row = int(where.get("cache_batch_idx", np.arange(len(SEQLENS)))[b])
+    return (row, j) if "block_table" not in where else (int(where["block_table"][row, j // shape[1]]), j % shape[1])
 
 
 def expected(q, k, v, k_cache, v_cache, where, rotary=None, causal=False, window_size=(-1, -1), **options):
@@ -61,11 +61,12 @@ def expected(q, k, v, k_cache, v_cache, where, rotary=None, causal=False, window
     softcap, slopes = options.pop("softcap", None), options.pop("alibi_slopes", None)
     window = None if window_size == (-1, -1) else tuple(None if side < 0 else side for side in window_size)
     for b, seqlen in enumerate(map(int, where["cache_seqlens"])):
+        first = int(where.get("rotary_seqlens", where["cache_seqlens"])[b])
         own_q, new_k = q[b : b + 1].astype(np.float64), k[b : b + 1]
         if rotary is not None:
             steps = np.arange(q.shape[1]) if causal or window is not None else np.zeros(q.shape[1], int)
-            own_q = reference.rope(own_q, seqlen + steps, **rotary)
-            new_k = reference.rope(new_k, seqlen + np.arange(k.shape[1]), **rotary).astype(k.dtype)
+            own_q = reference.rope(own_q, first + steps, **rotary)
+            new_k = reference.rope(new_k, first + np.arange(k.shape[1]), **rotary).astype(k.dtype)
         for i in range(k.shape[1]):
             place = entry(where, k_cache.shape, b, seqlen + i)
             caches[0][place], caches[1][place] = new_k[0, i], v[b, i]
@@ -104,6 +105,7 @@ def check(executor, arrays, *, rotary=None, scale=None, **options):
 
 
 KINDS = ("batch", "larger", "entries", "padded", "pages of 4", "pages of 1", "pages of 5")
+KINDS += ("rows of pages of 4", "padded pages of 5", "padded rows of pages of 3")
 
 
 def test_the_signature_is_that_of_the_package():
@@ -176,7 +178,7 @@ def test_rotations(executor, options, seqlen_q, seqlen_new, interleaved):
     check(executor, problem(seqlen_q, seqlen_new), rotary=rotary, **options)
 
 
-@pytest.mark.parametrize("kind", ("entries", "padded", "pages of 5"))
+@pytest.mark.parametrize("kind", ("entries", "padded", "pages of 5", "padded rows of pages of 4"))
 def test_rotations_elsewhere(executor, kind):
     check(executor, problem(2, 2, kind), rotary={"cos": COS, "sin": SIN, "interleaved": True}, causal=True)
 
@@ -200,7 +202,7 @@ def test_without_lengths_the_cache_is_full(executor):
     np.testing.assert_allclose(executor.numpy(out), reference.attention(q, k[:, :4], v[:, :4])[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ("batch", "entries", "padded", "pages of 4"))
+@pytest.mark.parametrize("kind", ("batch", "entries", "padded", "pages of 4", "padded rows of pages of 4"))
 def test_lengths_and_tables_on_the_executor(executor, kind):
     arrays = problem(2, 2, kind)
     q, k, v, k_cache, v_cache, where = arrays
@@ -244,8 +246,12 @@ TABLE = np.arange(9, dtype=np.int32).reshape(3, 3)
         ("padded", {"cache_leftpad": [2, 3, 5]}, ArgumentError, r"cache_leftpad\[1\] is 3; 0 to 2 are allowed"),
         ("pages of 4", {"block_table": TABLE + 3}, ArgumentError, r"\[2, 2\] is 11, a page that the 9 keys"),
         ("pages of 4", {"block_table": TABLE[:2]}, ShapeError, r"block_table has shape \[2, 3\]"),
-        ("pages of 4", {"cache_batch_idx": [0, 1, 2]}, NotSupportedError, "cache_batch_idx beside block_table"),
-        ("pages of 4", {"cache_leftpad": [0, 0, 0]}, NotSupportedError, "cache_leftpad beside block_table"),
+        ("pages of 4", {"block_table": TABLE + 3}, ArgumentError, r"block_table\[2, 2\] is 11"),
+        ("pages of 4", {"cache_batch_idx": [0, 1, 3]}, ArgumentError, r"cache_batch_idx\[2\] is 3; 0 to 2"),
+        ("pages of 4", {"cache_leftpad": [0, 3, 0]}, ArgumentError, r"cache_leftpad\[1\] is 3; 0 to 2"),
+        ("pages of 4", {"cache_seqlens": [3, 0, 11]}, ArgumentError, r"is 11; .*; block_table has room for 12"),
+        ("batch", {"cache_seqlens": 2**31}, ArgumentError, "cache_seqlens is 2147483648"),
+        ("batch", {"num_splits": np.array([1, 2])}, ArgumentError, r"num_splits is an array of shape \[2\]"),
         ("batch", {"num_splits": -1}, ArgumentError, "num_splits is -1"),
         ("batch", {"causal": "top_left"}, ArgumentError, "causal is 'top_left'"),
         ("batch", {"window_size": (1, -2)}, ArgumentError, r"window_size is \(1, -2\)"),
@@ -283,3 +289,16 @@ def test_padding_needs_entries_that_follow_one_another():
     q, k, v, k_cache, v_cache, where = problem(2, 2, "padded")
     with pytest.raises(NotSupportedError, match=r"k_cache has strides.*with cache_leftpad its batch entries"):
         flash_attn_with_kvcache(q, np.concatenate([k_cache] * 2, 1)[:, :CAPACITY], v_cache, k, v, **where)
+
+
+def test_numbers_in_arrays():
+    """Lengths, windows and other numbers that a program computes with tensors are arrays of one element there."""
+    q, k, v, k_cache, v_cache, _ = problem(2, 2)
+    plain = {"cache_seqlens": 3, "window_size": (2, 0), "softcap": 1.5, "softmax_scale": 0.5, "num_splits": 2}
+    wrapped = {
+        **{"cache_seqlens": np.array(3), "window_size": np.array([2, 0]), "softcap": np.array([1.5], np.float32)},
+        **{"softmax_scale": np.array(0.5), "num_splits": np.array(2)},
+    }
+    filled = [np.nan_to_num(x) for x in (k_cache, v_cache)]
+    outs = [flash_attn_with_kvcache(q, *(x.copy() for x in filled), k, v, **each) for each in (plain, wrapped)]
+    assert np.array_equal(*outs)

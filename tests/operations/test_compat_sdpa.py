@@ -153,13 +153,15 @@ Q, K, V = (2, 4, 5, 32), (2, 4, 7, 32), (2, 4, 7, 32)
         ((Q, (2, 2, 7, 32), (2, 2, 7, 32)), {}, ShapeError, "query has 4 heads .* 2; .*without enable_gqa=True"),
         ((Q, (2, 3, 7, 32), (2, 3, 7, 32)), {"enable_gqa": True}, ShapeError, "query has 4 heads .* divide"),
         ((Q, (2, 8, 7, 32), (2, 8, 7, 32)), {"enable_gqa": True}, ShapeError, "query has 4 heads .* divide"),
-        ((Q, (2, 4, 7, 32), (2, 2, 7, 32)), {"enable_gqa": True}, ShapeError, "key has 4 heads and value has 2"),
-        ((Q, (2, 4, 7, 16), V), {}, ShapeError, "k has head dim 16 and q has head dim 32"),
-        ((Q, K, (2, 4, 6, 32)), {}, ShapeError, "v has shape"),
+        ((Q, (2, 4, 7, 32), (2, 2, 7, 32)), {}, ShapeError, "key has 4 heads and value has 2"),
+        ((Q, (2, 4, 7, 32), (2, 3, 7, 32)), {"enable_gqa": True}, ShapeError, "value has 3; theirs must divide"),
+        ((Q, (2, 4, 7, 16), V), {}, ShapeError, r"k has head dim 16 and q has head dim 32.*\(q is query, k is key\)"),
+        ((Q, K, (2, 4, 8, 32)), {}, ShapeError, r"key has shape \(2, 4, 7, 32\) and value has shape \(2, 4, 8, 32\)"),
+        ((Q[1:], K[1:], (4, 6, 32)), {}, ShapeError, "as many keys as values are needed"),
+        ((Q, K, (2, 4, 6, 32)), {"attn_mask": np.ones((5, 7), bool)}, ShapeError, "without attn_mask, key may have"),
         ((Q, K, V), {"is_causal": 1}, ArgumentError, "is_causal is 1"),
         ((Q, K, V), {"enable_gqa": "yes"}, ArgumentError, "enable_gqa is 'yes'"),
         ((Q, K, V), {"scale": np.nan}, NonFiniteError, "scale is nan"),
-        ((Q, K, V), {"attn_mask": np.ones((5, 7), bool), "is_causal": True}, ArgumentError, "attn_mask .* is_causal"),
         ((Q, K, V), {"attn_mask": np.ones((5, 7), np.int32)}, DTypeError, "attn_mask has dtype int32; bool and"),
         ((Q, K, V), {"attn_mask": np.ones((5, 6), bool)}, ShapeError, r"attn_mask has shape \(5, 6\).*\(2, 4, 5, 7\)"),
         ((Q, K, V), {"attn_mask": np.ones((1, 2, 4, 5, 7), bool)}, ShapeError, "attn_mask has shape"),
@@ -190,6 +192,8 @@ OPTIONS = (
     {"attn_mask": "float", "scale": -0.2},
     {"attn_mask": "bool", "enable_gqa": True},
     {"is_causal": True, "enable_gqa": True, "scale": 1.5},
+    {"attn_mask": "bool", "is_causal": True},
+    {"attn_mask": "float", "is_causal": True, "enable_gqa": True},
 )
 SHAPES = (
     ((5, 16), (7, 16), (7, 8)),
@@ -200,8 +204,11 @@ SHAPES = (
 )
 
 
-# PyTorch wants a head axis for enable_gqa.
-CALLS = [(x, y) for x in SHAPES for y in OPTIONS if len(x[0]) > 2 or "enable_gqa" not in y]
+# PyTorch wants a head axis for enable_gqa, and rank 4 for a mask beside is_causal.
+CALLS = [
+    *((x, y) for x in SHAPES for y in OPTIONS[:-2] if len(x[0]) > 2 or "enable_gqa" not in y),
+    *((SHAPES[2], y) for y in OPTIONS[-2:]),
+]
 
 
 @pytest.mark.parametrize(("shapes", "options"), CALLS, ids=str)
@@ -223,6 +230,33 @@ def test_agrees_with_pytorch(shapes, options):
     out = sdpa(query, key, value, **options)
     assert out.shape == tuple(expected.shape)
     np.testing.assert_allclose(out, expected.numpy(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("heads", ((4, 2), (2, 4), (2, 1), (1, 2), (3, 2), (2, 3)), ids=str)
+def test_heads_of_keys_and_of_values_as_in_pytorch(heads):
+    torch = pytest.importorskip("torch")
+    arrays = make((2, 12, 5, 16), (2, heads[0], 7, 16), (2, heads[1], 7, 16), dtype=np.float64)
+    tensors = map(torch.from_numpy, arrays)
+    expected = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=True)
+    out = sdpa(*arrays, is_causal=True, enable_gqa=True)
+    np.testing.assert_allclose(out, expected.numpy(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("is_causal", (False, True))
+def test_keys_without_a_value_as_in_pytorch(is_causal):
+    torch = pytest.importorskip("torch")
+    arrays = make((2, 3, 5, 16), (2, 3, 9, 16), (2, 3, 7, 16), dtype=np.float64)
+    expected = torch.nn.functional.scaled_dot_product_attention(*map(torch.from_numpy, arrays), is_causal=is_causal)
+    np.testing.assert_allclose(sdpa(*arrays, is_causal=is_causal), expected.numpy(), rtol=1e-12, atol=1e-13)
+
+
+def test_a_mask_beside_is_causal(executor):
+    """Both hold, for every rank and where the mask is broadcast."""
+    query, key, value = make((3, 5, 32), (3, 7, 32), (3, 7, 32))
+    mask = np.random.default_rng(1).random((3, 1, 7)) < 0.6
+    out = executor.numpy(sdpa(*map(executor.array, (query, key, value, mask)), is_causal=True))
+    both = mask & np.tril(np.ones((5, 7), bool))
+    assert_attention_close(heads_last(out[None]), *(heads_last(x[None]) for x in (query, key, value)), mask=both[None])
 
 
 def test_takes_tensors():

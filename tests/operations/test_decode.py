@@ -96,7 +96,7 @@ def test_head_dims(executor, head_dims):
 
 @pytest.mark.slow
 def test_every_head_dim(executor):
-    for head_dim in range(1, 257):
+    for head_dim in range(1, 513):
         problem = cached_problem(
             np.random.default_rng(head_dim), lengths=[9, 70], seqlens_q=1, heads=(2, 1), head_dims=(head_dim,) * 2,
             page_size=5,

@@ -10,9 +10,8 @@ import pytest
 from cached_calls import EVALUATE, assert_equal, assert_right, assert_same, call, check, prepare
 
 import cuattn
-from cuattn.config import BUCKETS
 from cuattn.decode import arguments
-from cuattn.decode.config import FLASH_DECODE_CONFIGS, select
+from cuattn.decode.config import FLASH_DECODE_CONFIGS, compiled_dims, select
 from cuattn.decode.launch import decode
 from cuattn.kv_formats import KV_FORMATS
 from cuattn.rope import Rotary
@@ -33,7 +32,7 @@ def make(lengths=(75, 33), seqlens_q=1, heads=(4, 2), head_dims=(64, 64), dtype=
 
 def fma_row(num_rows, head_dims, itemsize=4):
     """The row that a problem of so many query rows takes in this form."""
-    wide = max(BUCKETS[size] for size in head_dims)
+    wide = max(compiled_dims(*head_dims)[:2])
     fits = (row for row in FMA_ROWS if row.itemsize == itemsize and wide <= row.max_head_dim)
     return next(row for row in fits if row.max_rows == 0 or num_rows <= row.max_rows)
 

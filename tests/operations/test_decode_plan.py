@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import copy_context
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_threads_share_a_plan():
     def run(i):
         results[i] = cuattn.decode_attention(*arrays, seqlens_k, plan=plan)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=copy_context().run, args=(run, i)) for i in range(4)]  # with these checkers
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -273,7 +274,7 @@ def test_a_plan_of_another_shape():
         (errors.ArgumentError, "cu_seqlens_q descends", {"seqlens_k": [3, 9], "cu_seqlens_q": [0, 2, 1]}),
         (errors.ArgumentError, "seqlen_q is 2 beside", {"seqlens_k": [3], "cu_seqlens_q": [0, 2], "seqlen_q": 2}),
         (errors.ArgumentError, "num_heads is 5; a multiple", {"seqlens_k": [3], "num_heads": 5}),
-        (errors.ArgumentError, "head_dim is 257", {"seqlens_k": [3], "head_dim": 257}),
+        (errors.ArgumentError, "head_dim is 513", {"seqlens_k": [3], "head_dim": 513}),
         (errors.DTypeError, "dtype is 'int8'", {"seqlens_k": [3], "dtype": "int8"}),
         (errors.DTypeError, "they do not go together", {"seqlens_k": [3], "kv_format": "float32"}),
         (errors.ArgumentError, "kv_format is 'fp8'", {"seqlens_k": [3], "kv_format": "fp8"}),

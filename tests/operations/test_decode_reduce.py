@@ -40,17 +40,21 @@ def merge(
     rng = np.random.default_rng(seed)
     accumulator = F64 if dtype == F64 else F32
     total, batch = sum(seqlens_q), len(seqlens_q)
-    parts, outs, lses, table = [], [], [], []
+    parts, outs, states, table = [], [], [], []
     for n, splits in zip(seqlens_q, num_splits, strict=True):
-        part_lse = lses_of(rng, (splits, HEADS, n), accumulator, 3.0)
+        part_max = lses_of(rng, (splits, HEADS, n), accumulator, 3.0)
+        part_sum = np.where(np.isneginf(part_max), 0, rng.uniform(1, 9, part_max.shape)).astype(accumulator)
+        with np.errstate(divide="ignore"):
+            part_lse = part_max + np.log(part_sum)
         parts.append((outs_of(rng, part_lse, head_dim, accumulator), part_lse))
-        table.append((splits, sum(len(x) for x in lses)))
+        table.append((splits, sum(len(x) for x in states)))
         if splits > 1 or not listed:
             outs.append(parts[-1][0].reshape(splits * n, HEADS, head_dim))
-            lses.append(part_lse.swapaxes(1, 2).reshape(splits * n, HEADS))
-    num_partials = sum(len(x) for x in lses)
+            state = np.stack([part_max, part_sum], axis=-1)
+            states.append(state.swapaxes(1, 2).reshape(splits * n, HEADS, 2))
+    num_partials = sum(len(x) for x in states)
     partial_out = np.concatenate([*outs, np.zeros((0, HEADS, head_dim), accumulator)])
-    partial_lse = np.concatenate([*lses, np.zeros((0, HEADS), accumulator)])
+    partial_state = np.concatenate([*states, np.zeros((0, HEADS, 2), accumulator)])
     rows = (total,) if packed else (batch, seqlens_q[0])
     out = executor.guarded((*rows, HEADS, head_dim), dtype, layout)
     lse = executor.guarded((HEADS, total) if packed else (batch, HEADS, seqlens_q[0]), accumulator)
@@ -73,7 +77,7 @@ def merge(
     output = Operand(out.array)
     config = FLASH_DECODE_CONFIGS[0]
     params = pack_decode(problem, config, schedule, output, output, output, output, rotary_vectors=False)
-    partials = executor.array(partial_out), executor.array(partial_lse)
+    partials = executor.array(partial_out), executor.array(partial_state)
     reduce.launch_reduce(problem, schedule, *partials, output, lse.array, params)
     out.check()
     return out, lse, parts

@@ -17,7 +17,8 @@ from simulated_cupy import Exporter, installed
 
 import cuattn
 from cuattn import launch
-from cuattn.compat import flash_attn, scaled_dot_product_attention
+from cuattn.compat import flash_attn, flash_attn_interface, scaled_dot_product_attention
+from cuattn.compat.flash_attn import bert_padding
 from cuattn.errors import CuattnError
 
 Q, K, V = (np.full(shape, 0.5, np.float16) for shape in ((2, 5, 4, 32), (2, 7, 2, 32), (2, 7, 2, 32)))
@@ -95,6 +96,18 @@ CALLS = {
     flash_attn.flash_attn_kvpacked_func_backward: {
         **{"q": Q, "kv": np.stack([K, V], axis=2), "dout": SAVED["dout"], "out": OUT, "softmax_lse": LSE}
     },
+    flash_attn_interface.flash_attn_varlen_func: {
+        **PACKED,
+        "max_seqlen_q": 7,
+        "max_seqlen_k": 7,
+        "seqused_q": [3, 0, 5],
+        "seqused_k": [1, 4, 6],
+    },
+    flash_attn_interface.flash_attn_combine: {
+        "out_partial": np.ones((2, 2, 5, 4, 32), np.float32),
+        "lse_partial": np.ones((2, 2, 5, 4), np.float32),
+    },
+    bert_padding.pad_input: {"hidden_states": Q[0], "indices": [0, 1, 2, 3, 4], "batch": 2, "seqlen": 5},
     scaled_dot_product_attention: {
         **dict(zip(("query", "key", "value"), (x.swapaxes(1, 2) for x in (Q, K, V)), strict=True)),
         "enable_gqa": True,

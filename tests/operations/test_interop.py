@@ -5,12 +5,16 @@ It all runs on `simulated_cupy`. What only hardware can confirm is in test_inter
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from option_cases import FEW_FORMATS, OPTION_CASES, option_case
 from simulated_cupy import Exporter, OnCpu, installed
 
 import cuattn
+from cuattn import device_copies
 from cuattn.compat import flash_attn, scaled_dot_product_attention
 from cuattn.errors import ArgumentError, ArrayTypeError
 from cuattn.testing import assert_attention_close, assert_varlen_close
@@ -106,6 +110,48 @@ OPTIONS = {
 }
 
 
+def upload(cupy, x):
+    """CuPy takes 8-bit floats as views of bytes only."""
+    return cupy.asarray(x.view(np.uint8)).view(x.dtype) if x.itemsize == 1 else cupy.asarray(x)
+
+
+def test_8_bit_arrays_are_copied_as_bytes(cupy):
+    """CuPy has no elementwise kernel for them; the stand-in refuses as it does."""
+    x = upload(cupy, make(FEW_FORMATS[-1])[0])
+    for refused in (x.copy, lambda: cupy.array(x), lambda: cupy.empty(3, x.dtype), lambda: x.astype(np.float32)):
+        with pytest.raises(ValueError, match="Unsupported dtype float8"):
+            refused()
+    strided = x[..., ::2]
+    copy = device_copies.copied(strided)
+    assert copy.dtype == x.dtype and copy.flags.c_contiguous
+    assert copy.get().tobytes() == np.ascontiguousarray(strided.get()).tobytes()
+
+
+def test_memory_of_other_libraries_is_held_until_the_kernel_has_read_it(cupy):
+    gone = []
+
+    def call():
+        array = np.ones((3, 8), np.float32)
+        weakref.finalize(array, gone.append, len(cupy.launches))
+        cuattn.softmax(Exporter(array))
+        cupy.launches[-1].args = ()  # the stand-in's own record
+
+    for _ in range(3):
+        call()
+        gc.collect()
+        assert gone == []  # nothing has run yet
+    cupy.num_finished = len(cupy.launches) - 1  # the third is still running
+    call()
+    gc.collect()
+    assert gone == [0, 1]
+    cupy.num_finished = len(cupy.launches)
+    cupy.is_capturing = True  # in a graph nothing runs: an event would never happen
+    call()
+    call()
+    gc.collect()
+    assert gone[:4] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("name", OPTION_CASES)
 @pytest.mark.parametrize("dtype", FEW_FORMATS, ids=str)
 def test_device_arrays_give_what_host_arrays_give(cupy, dtype, name):
@@ -113,8 +159,8 @@ def test_device_arrays_give_what_host_arrays_give(cupy, dtype, name):
     arrays, options = make(dtype), option_case(name, (2, 5, 7, 4, 2, 32, 32), dtype)
     expected = cuattn.attention(*arrays, return_lse=True, **options)
     given = {key: cupy.asarray(x) if isinstance(x, np.ndarray) else x for key, x in options.items()}
-    results = cuattn.attention(*map(cupy.asarray, arrays), return_lse=True, **given)
-    reversed_views = [cupy.asarray(np.ascontiguousarray(x[..., ::-1]))[..., ::-1] for x in arrays]
+    results = cuattn.attention(*(upload(cupy, x) for x in arrays), return_lse=True, **given)
+    reversed_views = [upload(cupy, np.ascontiguousarray(x[..., ::-1]))[..., ::-1] for x in arrays]
     out = cupy.asarray(np.empty_like(expected[0]))
     assert cuattn.attention(*reversed_views, out=out, **given) is out
     assert cupy.num_synchronizations == 0
@@ -214,9 +260,9 @@ def test_lengths_beside_device_arrays(cupy, kind, max_seqlens):
 
 def test_metadata_that_lies_elsewhere(cupy):
     q, k, v = map(Exporter, make())
-    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 1 but q is on CUDA device 0"):
+    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 1 but the call is on CUDA device 0"):
         cuattn.attention(q, k, v, sinks=Exporter(np.zeros(4, np.float32), 1))
-    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 0 but q is on the CPU"):
+    with pytest.raises(ArrayTypeError, match=r"sinks is .*Exporter on CUDA device 0 but the call is on the CPU"):
         cuattn.attention(*make(), sinks=Exporter(np.zeros(4, np.float32)))
     arrays, lengths = make_packed()
     with pytest.raises(ArrayTypeError, match=r"cu_seqlens_k is .*Exporter on CUDA device 1"):

@@ -153,7 +153,7 @@ def test_torch_tensors_are_not_copied():
 
     for dtype in ("float32", "bfloat16"):
         x = torch_arrays(dtype)[0].transpose(1, 2)[:, ::2]
-        array = executor_for(x=x).asarray(x)
+        array = executor_for(x=x).asarray("x", x)
         assert array.__array_interface__["data"][0] == x.data_ptr()
         assert [stride // array.itemsize for stride in array.strides] == list(x.stride())
 
@@ -162,7 +162,7 @@ def test_the_memory_of_a_narrow_tensor_lives_as_long_as_the_array():
     torch = pytest.importorskip("torch")
     from cuattn.launch import host_executor
 
-    arrays = [host_executor("sm_80").asarray(torch.full((1000,), i, dtype=torch.bfloat16)) for i in range(50)]
+    arrays = [host_executor("sm_80").asarray("x", torch.full((1000,), i, dtype=torch.bfloat16)) for i in range(50)]
     assert [set(x.astype(int).tolist()) for x in arrays] == [{i} for i in range(50)]
 
 

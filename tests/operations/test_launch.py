@@ -47,7 +47,7 @@ def test_foreign_arrays_on_the_cpu_run_on_the_host():
     foreign = Foreign(np.arange(3.0))
     executor = executor_for(x=foreign, y=np.zeros(3), z=Convertible())
     assert executor.name == "host"
-    assert executor.asarray(foreign).tolist() == executor.asarray(Convertible()).tolist() == [0.0, 1.0, 2.0]
+    assert executor.asarray("y", foreign).tolist() == executor.asarray("z", Convertible()).tolist() == [0.0, 1.0, 2.0]
 
 
 def test_foreign_arrays_that_numpy_cannot_read():
@@ -55,8 +55,8 @@ def test_foreign_arrays_that_numpy_cannot_read():
         def __dlpack__(self, **options):
             raise BufferError("no such type")
 
-    with pytest.raises(ArrayTypeError, match="Broken cannot be read as a NumPy array: no such type"):
-        host_executor("sm_80").asarray(Broken(None))
+    with pytest.raises(ArrayTypeError, match="b: Broken cannot be read as a NumPy array: no such type"):
+        host_executor("sm_80").asarray("b", Broken(None))
 
 
 def test_places_that_differ():
@@ -65,7 +65,7 @@ def test_places_that_differ():
         executor_for(a=on_device, b=np.zeros(3))
     with pytest.raises(ArrayTypeError, match=r"a is .* CUDA device 0 but b is .* CUDA device 1"):
         executor_for(a=on_device, b=other_device)
-    with pytest.raises(ArrayTypeError, match="a: Foreign on DLPack device type 8"):
+    with pytest.raises(ArrayTypeError, match=r"a: .*Foreign .* DLPack device 8"):
         executor_for(a=Foreign(None, (8, 0)))
 
 
@@ -96,13 +96,4 @@ def test_launches_that_are_refused(monkeypatch, grid, block, smem_bytes, message
     kernel = executor.kernel("attention_plain", SOURCE, "cuattn_attention_plain")
     monkeypatch.setattr(launch.HostExecutor, "_start", lambda *args: pytest.fail("launched"))
     with pytest.raises(LaunchError, match=message):
-        executor.launch(kernel, grid, block, (), smem_bytes)
-
-
-def test_arguments_have_a_stated_width(monkeypatch):
-    executor = host_executor("sm_80")
-    kernel = executor.kernel("attention_plain", SOURCE, "cuattn_attention_plain")
-    monkeypatch.setattr(launch.HostExecutor, "_start", lambda *args: pytest.fail("launched"))
-    for number in (1, 1.0, True):
-        with pytest.raises(LaunchError, match="argument 1 is a Python number"):
-            executor.launch(kernel, (1,), (32,), (np.int32(1), number))
+        executor.launch(kernel, grid, block, {}, smem_bytes)

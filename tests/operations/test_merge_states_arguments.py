@@ -170,8 +170,8 @@ def test_bad_dtypes(executor):
         cuattn.merge_states(outs, lses, sinks=[0.0, np.nan, 0.0])
     with pytest.raises(errors.NonFiniteError, match=r"sinks holds 1e\+300"):
         cuattn.merge_states(outs, lses, sinks=np.full(3, 1e300))
-    with pytest.raises(errors.DTypeError, match="sinks has dtype int64"):
-        cuattn.merge_states(outs, lses, sinks=executor.xp.zeros(3, np.int64))
+    with pytest.raises(errors.DTypeError, match="sinks has dtype bool"):
+        cuattn.merge_states(outs, lses, sinks=executor.xp.zeros(3, np.bool_))
     with pytest.raises(errors.DTypeError, match=r"out\[0\] has dtype float64.*float32, float16, bfloat16"):
         cuattn.merge_states(outs, lses, out=(outs[0].astype(np.float64), lses[0]))
     with pytest.raises(errors.DTypeError, match=r"out\[0\] has dtype float32.*float16"):

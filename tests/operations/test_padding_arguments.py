@@ -52,9 +52,9 @@ def test_counts_that_are_wrong(executor, monkeypatch, options, message):
 
 @pytest.mark.parametrize("count", [-1, 13, 2.0, "5", True, 2**40])
 def test_counts_that_are_none(count):
-    with pytest.raises(errors.ArgumentError, match=r"num_tokens is .*; integers from 0 to 12"):
+    with pytest.raises(errors.ArgumentError, match=r"num_tokens is .*; an integer from 0 to 12"):
         cuattn.padding_plan(MASK, num_tokens=count)
-    with pytest.raises(errors.ArgumentError, match=r"max_seqlen is .*; integers from 0 to 4"):
+    with pytest.raises(errors.ArgumentError, match=r"max_seqlen is .*; an integer from 0 to 4"):
         cuattn.padding_plan(MASK, num_tokens=5, max_seqlen=count)
 
 

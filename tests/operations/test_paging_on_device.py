@@ -15,8 +15,7 @@ from cuattn.rotary_arguments import turn_words
 @pytest.fixture
 def cupy(monkeypatch):
     with installed(monkeypatch) as module:
-        stream = type("Stream", (), {"synchronize": staticmethod(lambda: None)})
-        module.cuda.get_current_stream = lambda: stream
+        module.cuda.get_current_stream().synchronize = lambda: None
         yield module
         turn_words.cache_clear()  # it holds arrays of this stand-in
 

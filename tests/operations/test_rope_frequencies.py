@@ -164,7 +164,7 @@ YARN = {"scaling": "yarn", "factor": 2, "original_max_position": 64}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scaling": "dynamic"}, "scaling is 'dynamic'; None, 'linear', 'ntk', 'yarn', 'llama3'"),
+        ({"scaling": "dynamic"}, "scaling is 'dynamic'; allowed are None, 'linear', 'ntk', 'yarn' and 'llama3'"),
         ({"scaling": 2}, "scaling is 2"),
         ({"factor": 2}, "factor is 2, which scaling=None does not use"),
         ({"scaling": "linear"}, "scaling='linear' needs factor"),
@@ -175,7 +175,7 @@ YARN = {"scaling": "yarn", "factor": 2, "original_max_position": 64}
         ({"scaling": "linear", "factor": math.nan}, "factor is nan"),
         ({"scaling": "linear", "factor": "2"}, "factor is '2' of type str"),
         ({"scaling": "linear", "factor": True}, "factor is True of type bool"),
-        ({"scaling": "llama3", "original_max_position": 0}, "original_max_position is 0; a finite number above 0"),
+        ({"scaling": "llama3", "original_max_position": 0}, "original_max_position is 0; an integer from 1"),
         ({"scaling": "llama3", "low_freq_factor": 4.0}, "low_freq_factor is 4.0 and high_freq_factor 4.0"),
         ({**YARN, "beta_slow": 32.0}, "beta_slow is 32.0 and beta_fast 32.0"),
         ({**YARN, "mscale": 1.0}, "mscale and mscale_all_dim go together"),
@@ -197,7 +197,7 @@ def test_ntk_needs_two_pairs():
         cuattn.rope_frequencies(2, 4, scaling="ntk", factor=2)
 
 
-@pytest.mark.parametrize("rotary_dim", [0, 3, 258, 8.0, None])
+@pytest.mark.parametrize("rotary_dim", [0, 3, 514, 8.0, None])
 def test_bad_rotary_dim(rotary_dim):
     with pytest.raises(errors.ArgumentError, match="rotary_dim is"):
         cuattn.rope_frequencies(rotary_dim, 4)

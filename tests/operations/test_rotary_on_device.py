@@ -22,7 +22,9 @@ def cupy(monkeypatch):
         def synchronize():
             module.num_synchronizations += 1
 
-        stream = type("Stream", (), {"synchronize": staticmethod(synchronize)})
+        stream = type(
+            "Stream", (), {"synchronize": staticmethod(synchronize), "is_capturing": staticmethod(lambda: False)}
+        )
         module.cuda.get_current_stream = lambda: stream
         assert waited == 0
         yield module

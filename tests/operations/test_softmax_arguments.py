@@ -137,7 +137,7 @@ def lse_out(executor, shape, axis):
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("axis", [2, -3, 100])
 def test_axis_out_of_range(executor, function, axis):
-    with pytest.raises(errors.ArgumentError, match=rf"axis is {axis}; -2 to 1"):
+    with pytest.raises(errors.ArgumentError, match=rf"axis is {axis}; an integer from -2 to 1"):
         function(executor.array(normal(2, 3)), axis=axis)
 
 
@@ -151,7 +151,7 @@ def test_axis_is_no_integer(executor, function, axis):
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("algorithm", ["fast", "", None, 2])
 def test_unknown_algorithm(executor, function, algorithm):
-    with pytest.raises(errors.ArgumentError, match=r"algorithm.*'naive', 'safe', 'online'"):
+    with pytest.raises(errors.ArgumentError, match=r"algorithm.*'naive', 'safe' and 'online'"):
         function(executor.array(normal(2, 3)), algorithm=algorithm)
 
 

@@ -333,7 +333,7 @@ def test_bad_arguments(change, error, message):
         (normal(3, 48, dtype=np.int32), None, errors.DTypeError, "qkv: dtype int32"),
         ([[0.0] * 48], None, errors.ArrayTypeError, "qkv"),
         (normal(3, 0), None, errors.ShapeError, "head dim 0"),
-        (normal(3, 6 * 257), None, errors.ShapeError, "head dim 257"),
+        (normal(3, 6 * 513), None, errors.ShapeError, "head dim 513"),
         (normal(3, 48), normal(47), errors.ShapeError, r"bias has shape \(47,\); \(48,\) is needed"),
         (normal(3, 48), normal(1, 48), errors.ShapeError, "bias has shape"),
         (normal(3, 48), normal(48, dtype=np.float64), errors.DTypeError, "bias has dtype float64 and qkv"),

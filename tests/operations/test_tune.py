@@ -183,6 +183,20 @@ def test_rows_that_are_no_longer_in_the_tables_are_ignored(gpu):
         assert not gpu.takes_the_favorite(*arrays)
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[3]", b"[{}]", b"\xff", b"[" * 100_000, b'[{"table": [], "row": 1}]', b'{"table": 0}', b"7"]
+)
+def test_what_is_no_table_of_rows_is_ignored(gpu, text):
+    gpu.favorite = favorite_of(gpu)
+    arrays = gpu.arrays()
+    cache.write(tuned_rows._key(), ".json", text)
+    restart()
+    assert not gpu.takes_the_favorite(*arrays)
+    cuattn.tune(*arrays)  # which writes it anew
+    restart()
+    assert gpu.takes_the_favorite(*arrays)
+
+
 def test_two_processes_keep_what_both_have_found(gpu):
     """The second has read the cache before the first wrote to it."""
     gpu.favorite = favorite_of(gpu)

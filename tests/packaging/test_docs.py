@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cuattn.backward.config import FLASH_BWD_CONFIGS, can_add_dq
-from cuattn.config import FLASH_FWD_CONFIGS, HEAD_DIM_BUCKETS
+from cuattn.config import FLASH_FWD_CONFIGS
 from cuattn.environment import VARIABLES
+from cuattn.head_dims import COLUMNS, HEAD_DIM_BUCKETS
 from cuattn.hopper.config import HOPPER_FWD_CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def test_the_page_of_the_forward_kernel_shows_the_table_of_shapes() -> None:
         f"| {row.products} | {row.itemsize} | {row.max_head_dim} "
         f"| {f'up to {row.max_seqlen_q}' if row.max_seqlen_q else 'any'} | {'any' if row.score_options else 'none'} "
         f"| {row.block_m} × {row.block_n} | {row.num_warps} | {row.num_stages} "
-        f"| {row.smem_bytes(row.max_head_dim, row.max_head_dim):,} |"
+        f"| {row.smem_bytes(row.max_head_dim, COLUMNS[row.max_head_dim][0]):,} |"
         for row in FLASH_FWD_CONFIGS
     ]
     assert [line for line in page.splitlines() if re.match(r"\| (mma|fma) ", line)] == rows

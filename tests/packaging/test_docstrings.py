@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import cuattn
-from cuattn.compat import flash_attn, scaled_dot_product_attention
+from cuattn.compat import flash_attn, flash_attn_interface, scaled_dot_product_attention
+from cuattn.compat.flash_attn import bert_padding
+from cuattn.compat.flash_attn.layers import rotary
 
 PACKAGE = Path(cuattn.__file__).parent
 MODULES = sorted(
@@ -20,7 +22,8 @@ MODULES = sorted(
 )
 FUNCTIONS = [
     *filter(inspect.isfunction, (getattr(cuattn, name) for name in cuattn.__all__)),
-    *(getattr(flash_attn, name) for name in flash_attn.__all__),
+    *(getattr(module, name) for module in (flash_attn, flash_attn_interface, bert_padding) for name in module.__all__),
+    *(getattr(rotary, name) for name in rotary.__all__),
     scaled_dot_product_attention,
 ]
 

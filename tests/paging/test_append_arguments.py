@@ -43,7 +43,7 @@ SHAPES = [
     ({"v": np.ones((3, 1, 32), np.float32)}, "v has shape .*; as many tokens and heads are needed"),
     ({"k": np.ones((3, 2, 31), np.float32)}, "k_pages has shape .* is needed for int8"),
     ({"v": np.ones((3, 2, 33), np.float32)}, "v_pages has shape .* is needed for int8"),
-    ({"k": np.ones((3, 2, 257), np.float32)}, "k has head dim 257; allowed for int8 are 1 to 256"),
+    ({"k": np.ones((3, 2, 513), np.float32)}, "k has head dim 513; allowed for int8 are 1 to 512"),
     ({"k": np.ones((3, 2, 0), np.float32)}, "k has head dim 0"),
     ({"v_pages": np.zeros((5, 2, 2, 32), np.int8)}, "v_pages has shape .*; as many pages, slots and heads"),
     ({"k_pages": np.zeros((8, 2, 32), np.int8)}, "k_pages has shape .*num_pages, page_size, kv_heads, head_dim"),
@@ -76,7 +76,7 @@ DTYPES = [
     ({"k_pages": np.zeros((4, 2, 2, 32), np.uint8)}, "k_pages has dtype uint8; kv_format int8 is stored in int8"),
     ({"slot_mapping": [0.0, 1.0, 2.0]}, "slot_mapping has dtype float64; integers"),
     ({"k_scale": np.ones((4, 2, 2))}, "k_scale has dtype float64; scales of slots are written as float32"),
-    ({"k_scale": np.ones(2, np.int32)}, "k_scale has dtype int32"),
+    ({"k_scale": np.ones(2, np.bool_)}, "k_scale has dtype bool"),
 ]
 
 

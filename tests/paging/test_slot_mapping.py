@@ -63,6 +63,25 @@ def test_slots_beyond_32_bits():
     assert slots.tolist() == [(2**31 - 1) * 256 + 7]
 
 
+def test_no_slot_wraps_around(executor, monkeypatch):
+    """The product of a page and the page size, or the end of a sequence, may be beyond 64 bits."""
+    last = (2**63 - 1) // 4
+    tables = np.array([[last - 1], [last], [last + 1], [2**62], [2**61]])
+    slots = cuattn.slot_mapping(tables[:1], [3], 1, 4)
+    assert slots.tolist() == [4 * (last - 1) + 3] and slots[0] > 0
+    for page in tables[2:]:
+        with pytest.raises(errors.ArgumentError, match=rf"block_tables\[0, 0\] is {page[0]}; .* pages are 0 to "):
+            cuattn.slot_mapping([page], [0], 1, 4)
+    for length in (2**63 - 1, 2**62):
+        with pytest.raises(errors.ArgumentError, match=f"sequence 0 has {length} tokens and gets 1"):
+            cuattn.slot_mapping([[0]], np.array([length]), 1, 4)
+    for check in ("_check_used", "_check_room"):  # as on a device, where such a page is none
+        monkeypatch.setattr(f"cuattn.paging.slots.{check}", lambda *args: None)
+    tables, lengths = np.array([*tables, [-3], [7]]), np.array([0, 0, 0, 0, 0, 0, 4])
+    found = cuattn.slot_mapping(executor.array(tables), executor.array(lengths), 1, 4)
+    assert executor.numpy(found).tolist() == [4 * (last - 1), 4 * last, -1, -1, -1, -1, -1]
+
+
 REFUSED = [
     ({"page_size": 0}, errors.ArgumentError, "page_size is 0"),
     ({"page_size": True}, errors.ArgumentError, "page_size is True"),

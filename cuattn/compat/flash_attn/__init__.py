@@ -9,7 +9,7 @@ What each argument means is said once, at `flash_attn_func`. Different from the 
 * lse holds the logits as documented, ALiBi included: also when the mask is causal.
 * Gradients are functions of their own, ``..._backward``: dout, the arrays of the forward call, out and softmax_lse,
   then the rest of the forward call. The package has them inside of PyTorch's automatic differentiation.
-* ``block_table`` works in `flash_attn_with_kvcache` only, with pages of every size.
+* ``block_table`` takes pages of every size.
 
 References
 ----------

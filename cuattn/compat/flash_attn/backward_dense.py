@@ -8,8 +8,11 @@ import cuattn
 from cuattn.backward import arguments
 from cuattn.compat.arguments import unpack
 from cuattn.compat.flash_attn.gradients import backward_options, packed_gradients
+from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED
+from cuattn.renaming import renamed
 
 
+@renamed(FLASH_ATTN)
 def flash_attn_func_backward(
     dout: Any,
     q: Any,
@@ -94,6 +97,7 @@ def flash_attn_func_backward(
     return grads.dq, grads.dk, grads.dv
 
 
+@renamed(FLASH_ATTN | QKVPACKED)
 def flash_attn_qkvpacked_func_backward(
     dout: Any,
     qkv: Any,
@@ -164,6 +168,7 @@ def flash_attn_qkvpacked_func_backward(
     return packed_gradients(problem, names, 2, dqkv)[1]
 
 
+@renamed(FLASH_ATTN | KVPACKED)
 def flash_attn_kvpacked_func_backward(
     dout: Any,
     q: Any,

@@ -6,10 +6,13 @@ from typing import Any
 
 import cuattn
 from cuattn.backward import arguments
-from cuattn.compat.arguments import unpack
+from cuattn.compat.arguments import max_seqlens, unpack
 from cuattn.compat.flash_attn.gradients import backward_options, packed_gradients
+from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED
+from cuattn.renaming import renamed
 
 
+@renamed(FLASH_ATTN)
 def flash_attn_varlen_func_backward(
     dout: Any,
     q: Any,
@@ -91,11 +94,12 @@ def flash_attn_varlen_func_backward(
         dropout_seed,
         dropout_offset,
     )
-    options |= {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "dq": dq, "dk": dk, "dv": dv}
+    options |= max_seqlens(max_seqlen_q, max_seqlen_k) | {"dq": dq, "dk": dk, "dv": dv}
     grads = cuattn.attention_varlen_backward(dout, q, k, v, out, softmax_lse, cu_seqlens_q, cu_seqlens_k, **options)
     return grads.dq, grads.dk, grads.dv
 
 
+@renamed(FLASH_ATTN | QKVPACKED)
 def flash_attn_varlen_qkvpacked_func_backward(
     dout: Any,
     qkv: Any,
@@ -162,7 +166,7 @@ def flash_attn_varlen_qkvpacked_func_backward(
         dropout_seed,
         dropout_offset,
     )
-    options |= {"max_seqlen_q": max_seqlen, "max_seqlen_k": max_seqlen}
+    options |= max_seqlens(max_seqlen, max_seqlen)
     layout, names = "[total, 3, heads, head_dim]", ("dq", "dk", "dv")
     q, k, v = unpack("qkv", qkv, layout, 1, 3)
     if dqkv is not None:
@@ -171,6 +175,7 @@ def flash_attn_varlen_qkvpacked_func_backward(
     return packed_gradients(problem, names, 1, dqkv)[1]
 
 
+@renamed(FLASH_ATTN | KVPACKED)
 def flash_attn_varlen_kvpacked_func_backward(
     dout: Any,
     q: Any,
@@ -242,7 +247,7 @@ def flash_attn_varlen_kvpacked_func_backward(
         dropout_seed,
         dropout_offset,
     )
-    options |= {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "dq": dq}
+    options |= max_seqlens(max_seqlen_q, max_seqlen_k) | {"dq": dq}
     layout, names = "[total_k, 2, kv_heads, head_dim]", ("dk", "dv")
     k, v = unpack("kv", kv, layout, 1, 2, q=q)
     if dkv is not None:

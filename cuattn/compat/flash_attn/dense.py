@@ -6,9 +6,12 @@ from typing import Any
 
 import cuattn
 from cuattn.compat.arguments import dropout_options, results, score_options, unpack
+from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED
 from cuattn.metadata import check_flag
+from cuattn.renaming import renamed
 
 
+@renamed(FLASH_ATTN)
 def flash_attn_func(
     q: Any,
     k: Any,
@@ -90,6 +93,7 @@ def flash_attn_func(
     return results(cuattn.attention(q, k, v, causal=causal, **options), return_attn_probs)
 
 
+@renamed(FLASH_ATTN | QKVPACKED)
 def flash_attn_qkvpacked_func(
     qkv: Any,
     dropout_p: float = 0.0,
@@ -152,6 +156,7 @@ def flash_attn_qkvpacked_func(
     )
 
 
+@renamed(FLASH_ATTN | KVPACKED)
 def flash_attn_kvpacked_func(
     q: Any,
     kv: Any,

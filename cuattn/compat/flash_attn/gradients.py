@@ -40,7 +40,7 @@ def packed_gradients(problem: BackwardProblem, names: tuple[str, ...], axis: int
     warn_if_slow(problem.forward, problem.packed, work=BACKWARD_FLOPS)
     executor, forward = problem.executor, problem.forward
     if given is not None:
-        return backward(problem).dq, executor.asarray(given)
+        return backward(problem).dq, executor.asarray(f"d{''.join(name[1:] for name in names)}", given)
     shape = list(forward.v.shape)
     shape.insert(axis, len(names))
     if forward.extents.num_heads:

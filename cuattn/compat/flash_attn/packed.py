@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import cuattn
-from cuattn.compat.arguments import dropout_options, results, score_options, unpack
-from cuattn.errors import NotSupportedError
+from cuattn.compat.arguments import dropout_options, max_seqlens, results, score_options, unpack
+from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED, VARLEN
+from cuattn.decode.lengths import integers
+from cuattn.errors import ArgumentError, NotSupportedError, ShapeError
+from cuattn.launch import executor_for
 from cuattn.metadata import check_flag
+from cuattn.packed import check_cu_seqlens, check_max_seqlen
+from cuattn.renaming import renamed
 
 
+@renamed(VARLEN)
 def flash_attn_varlen_func(
     q: Any,
     k: Any,
@@ -42,8 +50,10 @@ def flash_attn_varlen_func(
         Sequence b has the tokens from cu_seqlens[b] up to, but without, cu_seqlens[b + 1].
     max_seqlen_q, max_seqlen_k : int
         Length of the longest sequence, or more.
-    block_table : None
-        Keys in pages: not working yet.
+    block_table : int32 [batch, max_blocks], optional
+        ``k`` and ``v`` are then pages, [num_blocks, page_block_size, kv_heads, ...] of any page size, and these are the
+        pages of each sequence, in order. Entries behind the used ones are not read; ``cu_seqlens_k`` says how many keys
+        a sequence has and no longer where they lie.
     Every other argument
         As for `flash_attn_func`, of each sequence by itself.
 
@@ -56,9 +66,12 @@ def flash_attn_varlen_func(
     Raises
     ------
     NotSupportedError
-        ``block_table`` is given.
+        ``block_table`` and dropout.
+    ArgumentError
+        Lengths that the host sees to be wrong; more keys than ``block_table`` has room for.
     CuattnError
-        As for `flash_attn_func`, and what `cuattn.attention_varlen` refuses.
+        As for `flash_attn_func`, and what `cuattn.attention_varlen` (or `cuattn.paged_attention_varlen`, for which
+        pages are k_pages and v_pages) refuses.
 
     References
     ----------
@@ -74,19 +87,52 @@ def flash_attn_varlen_func(
     >>> flash_attn_varlen_func(q, q, v, cu_seqlens, cu_seqlens, 3, 3, causal=True)[:, 0, 0]
     array([0. , 0.5, 2. , 2.5, 3. ], dtype=float32)
     """
-    if block_table is not None:
-        raise NotSupportedError(
-            "block_table is given: attention over pages does not work yet; pass keys and values as packed arrays"
-        )
     options = score_options(softmax_scale, window_size, softcap, alibi_slopes)
-    options |= dropout_options(dropout_p, dropout_seed, dropout_offset)
+    dropout = dropout_options(dropout_p, dropout_seed, dropout_offset)
     check_flag("deterministic", deterministic)
     options["return_lse"] = check_flag("return_attn_probs", return_attn_probs)
-    options |= {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k}
-    result = cuattn.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=causal, **options)
+    options |= {"causal": causal, **max_seqlens(max_seqlen_q, max_seqlen_k)}
+    if block_table is None:
+        options |= dropout
+        result = cuattn.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+    else:
+        if dropout["dropout_p"] != 0:
+            raise NotSupportedError(
+                f"dropout_p is {dropout_p} beside block_table; attention over pages drops nothing: 0 is allowed"
+            )
+        longest = options.pop("max_seqlen_k")
+        seqlens_k = _seqlens_of_pages(q, k, v, cu_seqlens_k, longest, block_table)
+        result = cuattn.paged_attention_varlen(q, k, v, block_table, cu_seqlens_q, seqlens_k, **options)
     return results(result, return_attn_probs)
 
 
+def _seqlens_of_pages(q: Any, k: Any, v: Any, cu_seqlens_k: Any, max_seqlen_k: Any, block_table: Any) -> Any:
+    """The keys of each sequence, checked where the host sees them, under the names that the caller knows."""
+    executor = executor_for(q=q, k=k, v=v)
+    tables = integers(executor, "block_table", block_table, None, 2, "[batch, max_blocks]").array
+    batch, max_blocks = tables.shape
+    given = integers(executor, "cu_seqlens_k", cu_seqlens_k, batch + 1, 1, "[batch + 1], as block_table has rows,")
+    pages = executor.asarray("k", k)
+    if pages.ndim != 4:
+        raise ShapeError(
+            f"k has shape {tuple(pages.shape)}; with block_table pages are needed: [num_blocks, page_block_size, "
+            "kv_heads, head_dim]"
+        )
+    limit = check_max_seqlen("max_seqlen_k", max_seqlen_k)
+    if given.seen is not None:
+        starts = given.seen.astype(np.int64)
+        longest = check_cu_seqlens("cu_seqlens_k", starts, int(starts[-1]), "max_seqlen_k", limit)
+        if longest > max_blocks * pages.shape[1]:
+            at = int(np.diff(starts).argmax())
+            raise ArgumentError(
+                f"cu_seqlens_k gives sequence {at} {longest} keys; its row of block_table has room for "
+                f"{max_blocks * pages.shape[1]}"
+            )
+    with executor.on_device():
+        return given.array[1:] - given.array[:-1]
+
+
+@renamed(FLASH_ATTN | QKVPACKED)
 def flash_attn_varlen_qkvpacked_func(
     qkv: Any,
     cu_seqlens: Any,
@@ -157,6 +203,7 @@ def flash_attn_varlen_qkvpacked_func(
     )
 
 
+@renamed(FLASH_ATTN | KVPACKED)
 def flash_attn_varlen_kvpacked_func(
     q: Any,
     kv: Any,

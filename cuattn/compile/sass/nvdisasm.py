@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cuattn.compile import toolkit
 from cuattn.errors import DisassemblyError, NvdisasmNotFoundError
 
 INSTALL_HINT = 'pip install nvidia-cuda-nvdisasm (the extra "cuattn[inspect]"), or put that of a CUDA toolkit on PATH'
@@ -60,13 +60,13 @@ def disassemble(cubin: Path) -> str:
 
 
 def _candidates() -> Iterator[Path]:
-    for entry in sys.path:
+    for entry in toolkit.search_path():
         # One folder a CUDA major version from CUDA 13 on, one a component before.
-        yield from sorted(Path(entry or ".", "nvidia").glob(f"cu[0-9]*/bin/{_PROGRAM}"), reverse=True)
-        yield Path(entry or ".", "nvidia", "cuda_nvdisasm", "bin", _PROGRAM)
+        yield from sorted(Path(entry, "nvidia").glob(f"cu[0-9]*/bin/{_PROGRAM}"), reverse=True)
+        yield Path(entry, "nvidia", "cuda_nvdisasm", "bin", _PROGRAM)
     for name in ("CUDA_PATH", "CUDA_HOME"):
-        if prefix := os.environ.get(name):
+        if os.path.isabs(prefix := os.environ.get(name, "")):
             yield Path(prefix, "bin", _PROGRAM)
-    if found := shutil.which(_PROGRAM):
+    if os.path.isabs(found := shutil.which(_PROGRAM) or ""):
         yield Path(found)
     yield Path(_SYSTEM_PREFIX, "bin", _PROGRAM)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cuattn.compile import arch as archs
-from cuattn.compile.builder import Binary
+from cuattn.compile.builder import Binary, on_disk
 from cuattn.compile.ptxas_notes import Note, notes
 from cuattn.compile.resources import Resources
 from cuattn.compile.sass import graph, kinds
@@ -131,7 +131,7 @@ def inspect(binary: Binary, *, clock_ghz: float = CLOCK_GHZ, num_sms: int = NUM_
         return _loop_report(instructions, limits)
 
     result = {}
-    for function in parse(disassemble(binary.path)):
+    for function in parse(disassemble(on_disk(binary))):
         if function.instructions:
             about = tuple(note for note in found if note.function in ("", function.name))
             result[function.name] = _kernel_report(

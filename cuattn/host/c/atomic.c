@@ -74,11 +74,4 @@ static int op_fence(Warp *warp, const Row *row) {
   return STEP;
 }
 
-/* fence.proxy.async: between ordinary accesses and those of asynchronous operations. */
-static int op_proxy_fence(Warp *warp, const Row *row) {
-  (void)row;
-  if (warp->cta->races) race_proxy_fence(warp);
-  return STEP;
-}
-
-static const OpEntry ops_atomic[] = {{"atom", op_atom}, {"fence", op_fence}, {"proxy_fence", op_proxy_fence}, {0, 0}};
+static const OpEntry ops_atomic[] = {{"atom", op_atom}, {"fence", op_fence}, {0, 0}};

@@ -71,6 +71,7 @@ static int global_piece(void *context, u32 shared, u64 global, u32 bytes, int in
   if (!inside) return STEP;
   Access access = !op->to ? op->reduction == NO_REDUCTION ? ACCESS_WRITE : ACCESS_UPDATE : ACCESS_READ;
   const Launch *launch = warp->cta->launch;
+  if (check_read_only(warp, op->row, op->lane, global, bytes, access)) return FAILED;
   Region *region = find_region(launch, global, bytes);
   if (!region) return launch->check_mem ? global_outside(warp, op->row, op->lane, global, bytes, access) : STEP;
   if (region->state && check_states(warp, op->row, op->lane, region->state + (global - region->base), global, bytes, access, "global"))
@@ -88,7 +89,7 @@ static int shared_source_piece(void *context, u32 shared, u64 global, u32 bytes,
 static int bulk_check(BulkOp *op) {
   const Launch *launch = op->issuer->cta->launch;
   u32 bytes = (u32)tile_bytes(&op->tile);
-  if (!(launch->check_mem | launch->check_init | launch->check_race)) return STEP;
+  if (!global_is_checked(launch, op->to ? ACCESS_READ : ACCESS_WRITE)) return STEP;
   if (!op->from || !op->to) {
     Tile rows = op->tile; /* in global memory a row is contiguous */
     rows.swizzle_mask = 0;

@@ -95,8 +95,13 @@ static int bulk_deliver(BulkOp op, u64 address, u64 mbarrier, u32 alignment, int
     return fail(warp, op.row, op.lane, FAULT_MEMORY, address, "multicast to CTAs 0x%x of a cluster of %u", mask, cluster->size);
   for (; mask; mask &= mask - 1) {
     op.to = cluster->ctas[__builtin_ctz(mask)];
-    if (!mbarrier_find(op.to, op.mbarrier))
+    const Mbarrier *found = mbarrier_find(op.to, op.mbarrier);
+    if (!found)
       return fail(warp, op.row, op.lane, FAULT_ASYNC, mbarrier, "there is no mbarrier at byte %u of CTA %u: it was not initialised", op.mbarrier, op.to->rank);
+    if (!found->fenced)
+      return fail_pair(warp, op.row, op.lane, FAULT_ASYNC, mbarrier, (s32)(found->row - warp->cta->launch->rows),
+                       "a bulk copy completes on the mbarrier at byte %u of CTA %u, whose initialisation it may not see: no fence.mbarrier_init by the thread "
+                       "that initialised it, nor a fence.proxy.async, lies between the two", op.mbarrier, op.to->rank);
     u32 bytes = (u32)tile_bytes(&op.tile);
     if (warp->cta->launch->check_mem && mbarrier_overlap(op.to, op.to_offset, bytes))
       return fail(warp, op.row, op.lane, FAULT_MEMORY, address, "a bulk copy of %u bytes to shared byte %u, over a live mbarrier", bytes, op.to_offset);
@@ -194,6 +199,30 @@ static int op_bulk_tensor_store(Warp *warp, const Row *row) {
 
 /* ---- hints */
 
+/* A cache policy: a word that createpolicy makes (lowering/bulk.py); the hardware reads no other. a: policy */
+static int op_cache_policy(Warp *warp, const Row *row) {
+  const u64 *policy = SLOT(u64, 0);
+  for (u32 rest = warp->exec; rest; rest &= rest - 1) {
+    int lane = __builtin_ctz(rest);
+    u32 kind = (u32)(policy[lane] >> 56);
+    if (policy[lane] << 8 != 0xf0ull << 56 || (kind != 0x10 && kind != 0x12 && kind != 0x14 && kind != 0x16))
+      return fail(warp, row, lane, FAULT_MEMORY, policy[lane], "0x%llx is no cache policy: createpolicy makes them", (unsigned long long)policy[lane]);
+  }
+  return STEP;
+}
+
+/* A prefetch of global memory into L2. a: address, offset, size */
+static int op_bulk_prefetch(Warp *warp, const Row *row) {
+  for (u32 rest = warp->exec; rest; rest &= rest - 1) {
+    int lane = __builtin_ctz(rest);
+    u32 bytes = SLOT(u32, 2)[lane];
+    u64 address = bulk_address(warp, row, 0, BULK_WIDE_SRC, lane);
+    if (bulk_size(warp, row, lane, bytes) || bulk_global(warp, row, lane, address)) return FAILED;
+    if (bytes && warp->cta->launch->check_mem && !find_region(warp->cta->launch, address, bytes)) return global_outside(warp, row, lane, address, bytes, ACCESS_READ);
+  }
+  return STEP;
+}
+
 /* a: map, offset, rank (0: any) */
 static int op_bulk_prefetch_map(Warp *warp, const Row *row) {
   for (u32 rest = warp->exec; rest; rest &= rest - 1) {
@@ -205,6 +234,6 @@ static int op_bulk_prefetch_map(Warp *warp, const Row *row) {
 
 static const OpEntry ops_bulk[] = {
   {"bulk_load", op_bulk_load}, {"bulk_copy", op_bulk_copy}, {"bulk_store", op_bulk_store}, {"bulk_tensor_load", op_bulk_tensor_load},
-  {"bulk_tensor_store", op_bulk_tensor_store}, {"bulk_prefetch_map", op_bulk_prefetch_map}, {"bulk_commit", op_bulk_commit},
+  {"bulk_tensor_store", op_bulk_tensor_store}, {"bulk_prefetch", op_bulk_prefetch}, {"bulk_prefetch_map", op_bulk_prefetch_map}, {"cache_policy", op_cache_policy}, {"bulk_commit", op_bulk_commit},
   {"bulk_wait", op_bulk_wait}, {0, 0},
 };

@@ -264,6 +264,7 @@ static int run_warp(Warp *warp) {
         row++;
         continue;
       case JUMPED:
+        if (launch->stop) return FAILED; /* a loop may be endless */
         if (!warp->live) {
           warp_finished(warp);
           return STEP;

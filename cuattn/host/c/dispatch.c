@@ -8,15 +8,17 @@ typedef struct {
   int (*init)(void);
   const char *(*op_name)(int);
   size_t (*launch_size)(void);
-  void (*run)(void *);
+  void (*run)(void *, const void *);
+  void (*stop)(void);
 } Variant;
 
 #define DECLARE(isa)                                                          \
   int cuattn_init_##isa(void);                                                \
   const char *cuattn_op_name_##isa(int);                                      \
   size_t cuattn_launch_size_##isa(void);                                      \
-  void cuattn_run_##isa(void *);
-#define VARIANT(isa) {#isa, cuattn_init_##isa, cuattn_op_name_##isa, cuattn_launch_size_##isa, cuattn_run_##isa}
+  void cuattn_run_##isa(void *, const void *);                                \
+  void cuattn_stop_##isa(void);
+#define VARIANT(isa) {#isa, cuattn_init_##isa, cuattn_op_name_##isa, cuattn_launch_size_##isa, cuattn_run_##isa, cuattn_stop_##isa}
 
 DECLARE(base)
 #ifdef HAVE_v3
@@ -70,3 +72,4 @@ PUBLIC int cuattn_init(const char *isa) { return find(isa)->init(); }
 PUBLIC const char *cuattn_op_name(const char *isa, int index) { return find(isa)->op_name(index); }
 PUBLIC size_t cuattn_launch_size(const char *isa) { return find(isa)->launch_size(); }
 PUBLIC void *cuattn_runner(const char *isa) { return (void *)find(isa)->run; }
+PUBLIC void *cuattn_stopper(const char *isa) { return (void *)find(isa)->stop; }

@@ -26,6 +26,7 @@
 #include "bulk.c"
 #include "wgmma.c"
 #include "deadlock.c"
+#include "caller.c"
 #include "scheduler.c"
 #include "op_files.h"
 #include "ops.c"

@@ -120,6 +120,14 @@ typedef struct {
 
 enum { ASYNC_EAGER, ASYNC_LATE, ASYNC_RANDOM };
 
+/* A stretch of global memory that must not be written: arrays that are read-only, as far as no writable one covers them. */
+typedef struct {
+  u64 base, end;
+  s64 argument;
+} ReadOnly;
+
+typedef struct SyncObject SyncObject; /* race_global.c */
+
 /* A launch. Python fills this struct (library.py mirrors it). */
 typedef struct {
   const Row *rows;
@@ -127,12 +135,14 @@ typedef struct {
   const u8 *params;
   const s32 *side;       /* slots of rows with many registers: a[k] of such a row is an index into it */
   Region *regions;
+  const ReadOnly *read_only;
+  SyncObject **sync_objects; /* the race checker's own */
   u64 *count_rows, *count_lanes, *count_bytes; /* per row, or NULL: counters are off */
   u64 seed;
   s64 num_rows, init_bytes, reg_bytes;
   u32 grid[3], block[3], cluster[3]; /* cluster: extents in CTAs; 1, 1, 1 without */
   s32 specials[NUM_SPECIALS];
-  u32 static_smem_bytes, smem_bytes, local_bytes, num_regions;
+  u32 static_smem_bytes, smem_bytes, local_bytes, num_regions, num_read_only;
   u32 entry_registers;   /* registers a thread starts with; 0 where setmaxnreg has no say */
   s32 check_mem, check_init, check_race, async_mode, random_schedule, num_threads, smem_granule_log2, explicit_cluster;
   volatile s32 stop;     /* set by the first fault, or from outside */
@@ -201,6 +211,8 @@ typedef struct {
   u32 phase;              /* phases completed */
   s64 tx_bytes;           /* bytes that the current phase still expects */
   const Row *row;         /* where it was initialised */
+  u32 thread;             /* by which thread of the CTA */
+  u32 fenced;             /* a fence has made it known to asynchronous operations since */
 } Mbarrier;
 
 typedef struct {

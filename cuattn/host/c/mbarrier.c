@@ -87,9 +87,35 @@ static int op_mbarrier_init(Warp *warp, const Row *row) {
       }
       index = table->at[offset / 8] = (u16)++table->count;
     }
-    table->items[index - 1] = (Mbarrier){.offset = offset, .live = 1, .expected = count, .pending = count, .row = row};
+    table->items[index - 1] = (Mbarrier){.offset = offset, .live = 1, .expected = count, .pending = count, .row = row, .thread = warp->id * WARP_SIZE + (u32)lane};
     if (cta->smem_state) memset(cta->smem_state + offset, BYTE_READY, 8);
   }
+  return STEP;
+}
+
+/* Asynchronous operations know the mbarriers that these lanes of the warp have initialised, or all of the CTA's. */
+static void mbarriers_fence(Warp *warp, int only_own) {
+  MbarrierTable *table = &warp->cta->mbarriers;
+  for (u32 i = 0; i < table->count; i++) {
+    Mbarrier *mbarrier = &table->items[i];
+    int own = mbarrier->thread / WARP_SIZE == warp->id && warp->exec >> mbarrier->thread % WARP_SIZE & 1;
+    if (own || !only_own) mbarrier->fenced = 1;
+  }
+}
+
+/* fence.mbarrier_init: of the executing threads' own initialisations. */
+static int op_mbarrier_fence(Warp *warp, const Row *row) {
+  (void)row;
+  mbarriers_fence(warp, 1);
+  if (warp->cta->races) race_fence(warp);
+  return STEP;
+}
+
+/* fence.proxy.async: between ordinary accesses, initialisations among them, and those of asynchronous operations. */
+static int op_proxy_fence(Warp *warp, const Row *row) {
+  (void)row;
+  mbarriers_fence(warp, 0);
+  if (warp->cta->races) race_proxy_fence(warp);
   return STEP;
 }
 
@@ -240,6 +266,6 @@ static int mbarriers_check_exit(Cta *cta) {
 }
 
 static const OpEntry ops_mbarrier[] = {
-  {"mbarrier_init", op_mbarrier_init}, {"mbarrier_inval", op_mbarrier_inval}, {"mbarrier_arrive", op_mbarrier_arrive},
+  {"mbarrier_init", op_mbarrier_init}, {"mbarrier_fence", op_mbarrier_fence}, {"proxy_fence", op_proxy_fence}, {"mbarrier_inval", op_mbarrier_inval}, {"mbarrier_arrive", op_mbarrier_arrive},
   {"mbarrier_wait", op_mbarrier_wait}, {"mbarrier_pending_count", op_mbarrier_pending_count}, {0, 0},
 };

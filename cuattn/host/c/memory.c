@@ -6,22 +6,24 @@
 
 /* ---- initialisation states */
 
-static inline int bytes_ready(const u8 *state, u32 bytes) {
-  u8 all = BYTE_READY;
+/* Whether all of `bits` are set in each state. Most accesses that are checked are of 16 bytes. */
+static inline int bytes_have(const u8 *state, u32 bytes, u8 bits) {
+  if (bytes == 16) {
+    u64 halves[2], wanted = bits * 0x0101010101010101ull;
+    memcpy(halves, state, sizeof halves);
+    return (halves[0] & halves[1] & wanted) == wanted;
+  }
+  u8 all = bits;
   for (u32 i = 0; i < bytes; i++) all &= state[i];
-  return all == BYTE_READY;
+  return all == bits;
 }
 
-static inline int bytes_addressable(const u8 *state, u32 bytes) {
-  u8 all = BYTE_ADDRESSABLE;
-  for (u32 i = 0; i < bytes; i++) all &= state[i];
-  return all == BYTE_ADDRESSABLE;
-}
+static inline int bytes_ready(const u8 *state, u32 bytes) { return bytes_have(state, bytes, BYTE_READY); }
 
 /* Check an access against byte states and note what it writes. Returns STEP or FAILED. */
 static int check_states(Warp *warp, const Row *row, int lane, u8 *state, u64 address, u32 bytes, Access access, const char *space) {
   const Launch *launch = warp->cta->launch;
-  if (launch->check_mem && !bytes_addressable(state, bytes))
+  if (launch->check_mem && !bytes_have(state, bytes, BYTE_ADDRESSABLE))
     return fail(warp, row, lane, FAULT_MEMORY, address, "%u-byte %s of %s memory between the elements of an array",
                 bytes, access_name(access), space);
   if (access_reads(access) && launch->check_init && !bytes_ready(state, bytes))
@@ -106,6 +108,24 @@ static int global_outside(Warp *warp, const Row *row, int lane, u64 address, u32
               (long long)(address - nearest->base));
 }
 
+/* Whether an access to global memory has anything to be checked for. */
+static inline int global_is_checked(const Launch *launch, Access access) {
+  return launch->check_mem | launch->check_init | launch->check_race | (access_writes(access) && launch->num_read_only);
+}
+
+/* A write into an array that NumPy calls read-only: it may be a file, a constant, or many elements in one place. */
+static int check_read_only(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access) {
+  const Launch *launch = warp->cta->launch;
+  if (!access_writes(access)) return STEP;
+  for (u32 i = 0; i < launch->num_read_only; i++) {
+    const ReadOnly *stretch = &launch->read_only[i];
+    if (address < stretch->end && address + bytes > stretch->base)
+      return fail(warp, row, lane, FAULT_MEMORY, address, "%u-byte %s at byte %lld of argument %d, a read-only array", bytes,
+                  access_name(access), (long long)(address - stretch->base), (int)stretch->argument);
+  }
+  return STEP;
+}
+
 /* Bounds, alignment and initialisation of a global access. Without the memory checker an address outside every array is
  * trusted, as on a GPU: then there is no region. */
 static int global_region(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access, Region **found) {
@@ -122,7 +142,8 @@ static int global_region(Warp *warp, const Row *row, int lane, u64 address, u32 
 static int global_pointer(Warp *warp, const Row *row, int lane, u64 address, u32 bytes, Access access, u8 **pointer) {
   Launch *launch = warp->cta->launch;
   *pointer = (u8 *)address;
-  if (!(launch->check_mem | launch->check_init | launch->check_race)) return STEP;
+  if (!global_is_checked(launch, access)) return STEP;
+  if (check_read_only(warp, row, lane, address, bytes, access)) return FAILED;
   Region *region;
   if (global_region(warp, row, lane, address, bytes, access, &region)) return FAILED;
   return region && region->writes ? race_global(warp, row, lane, region, address, bytes, access) : STEP;
@@ -150,7 +171,7 @@ static int resolve(Warp *warp, const Row *row, int address_at, u32 bytes, Access
   const u32 *narrow = (const u32 *)wide;
   if (launch->count_bytes)
     __atomic_fetch_add(&launch->count_bytes[row - launch->rows], (u64)__builtin_popcount(warp->exec) * bytes, __ATOMIC_RELAXED);
-  if (space == SPACE_GLOBAL && (row->flags & MEM_WIDE_ADDRESS) && !(launch->check_mem | launch->check_init | launch->check_race)) {
+  if (space == SPACE_GLOBAL && (row->flags & MEM_WIDE_ADDRESS) && !global_is_checked(launch, access)) {
     for (int i = 0; i < WARP_SIZE; i++) pointers[i] = (u8 *)(wide[i] + (u64)offset);
     return STEP;
   }

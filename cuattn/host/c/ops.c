@@ -27,6 +27,7 @@ int EXPORT(cuattn_init)(void) {
     OP_FILES_ALU(ADD_OPS)
 #undef ADD_OPS
     handlers = handler_table;
+    pthread_atfork(NULL, NULL, forget_launches);
   }
   return num_handlers;
 }
@@ -35,4 +36,6 @@ const char *EXPORT(cuattn_op_name)(int index) { return handler_names[index]; }
 
 size_t EXPORT(cuattn_launch_size)(void) { return sizeof(Launch); }
 
-void EXPORT(cuattn_run)(Launch *launch) { run_launch(launch); }
+void EXPORT(cuattn_run)(Launch *launch, const Caller *caller) { run_launch(launch, caller); }
+
+void EXPORT(cuattn_stop)(void) { stop_launches(); }

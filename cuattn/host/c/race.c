@@ -2,7 +2,7 @@
  * them that orders them (race_clocks.c says what does).
  *
  * Shared memory keeps the last write, and of each warp or kind of asynchronous operation the last read, for every
- * granule (the smallest shared access of the kernel). */
+ * location (race_records.c). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +15,8 @@ typedef u64 Stamp;
 #define STAMP_ATOMIC 0x40u
 #define STAMP_LANE(stamp) ((u32)((stamp) & 63))
 #define SEVERAL_LANES 32u
+
+#include "race_records.c"
 
 static inline Stamp stamp_of(const Launch *launch, const Row *row, u32 actor, u32 clock, u32 lane) {
   return (u64)clock << 38 | ((u64)(row - launch->rows) & 0x3ffff) << 20 | (u64)actor << 8 | lane;
@@ -92,8 +94,6 @@ static int report_race(Warp *warp, const Row *row, int lane, u64 address, const 
                    (unsigned long long)address, theirs, who, where);
 }
 
-static inline Stamp *reads_of(CtaRaces *races, u32 reader) { return races->reads + (size_t)reader * races->num_granules; }
-
 /* ---- shared memory, of the own CTA or of another one of the cluster */
 
 static int report_shared(Warp *warp, const Row *row, int lane, u32 place, Stamp other, const char *mine, const char *theirs) {
@@ -103,27 +103,26 @@ static int report_shared(Warp *warp, const Row *row, int lane, u32 place, Stamp 
 
 static inline int race_in(Cta *cta, u32 reader, Warp *warp, const Row *row, int lane, u32 offset, u32 bytes, Access access) {
   CtaRaces *races = cta->races;
-  u32 shift = (u32)cta->launch->smem_granule_log2;
-  u32 first = offset >> shift, last = (offset + bytes - 1) >> shift;
+  Records at = shared_records(cta, offset, bytes);
   int is_atomic = access_is_strong(access), is_write = access_writes(access);
   Stamp mine = make_stamp(warp, row, (u32)lane) | (is_atomic ? STAMP_ATOMIC : 0);
   if (!is_write) races->seen |= 1ull << reader;
-  for (u32 granule = first; granule <= last; granule++) {
-    Stamp write = races->writes[granule];
+  for (u64 i = at.first; i <= at.last; i++) {
+    Stamp write = races->writes[i];
     if (write && !(is_atomic && write & STAMP_ATOMIC) && (write & STAMP_PENDING || !ordered(warp, write, lane)))
-      return report_shared(warp, row, lane, granule << shift, write, is_write ? "a write" : "a read", "a write");
+      return report_shared(warp, row, lane, place_of(at, i), write, is_write ? "a write" : "a read", "a write");
     if (!is_write) {
-      Stamp *reads = reads_of(races, reader), old = reads[granule];
+      Stamp *read = reads_of(races, reader) + i, old = *read;
       int several = old && STAMP_ACTOR(old) == warp_actor(warp) && STAMP_CLOCK(old) == warp->clock && STAMP_LANE(old) != (u32)lane;
-      reads[granule] = several ? (mine & ~63ull) | SEVERAL_LANES : mine;
+      *read = several ? (mine & ~63ull) | SEVERAL_LANES : mine;
       continue;
     }
     for (u64 readers = races->seen; readers; readers &= readers - 1) {
-      Stamp read = reads_of(races, (u32)__builtin_ctzll(readers))[granule];
+      Stamp read = reads_of(races, (u32)__builtin_ctzll(readers))[i];
       if (read && !(is_atomic && read & STAMP_ATOMIC) && !ordered(warp, read, lane))
-        return report_shared(warp, row, lane, granule << shift, read, "a write", "a read");
+        return report_shared(warp, row, lane, place_of(at, i), read, "a write", "a read");
     }
-    races->writes[granule] = mine;
+    races->writes[i] = mine;
   }
   return STEP;
 }
@@ -140,10 +139,9 @@ static int race_distributed(Warp *warp, const Row *row, int lane, Cta *cta, u32 
 
 /* An asynchronous copy of the issuing warp into shared memory (cp.async): in flight until its issuer has waited for it. */
 static void race_async(Warp *warp, const Row *row, int lane, u32 offset, u32 bytes, int in_flight) {
-  Cta *cta = warp->cta;
-  u32 shift = (u32)cta->launch->smem_granule_log2;
   Stamp stamp = make_stamp(warp, row, (u32)lane) | (in_flight ? STAMP_PENDING : 0);
-  for (u32 granule = offset >> shift; granule <= (offset + bytes - 1) >> shift; granule++) cta->races->writes[granule] = stamp;
+  Records at = shared_records(warp->cta, offset, bytes);
+  for (u64 i = at.first; i <= at.last; i++) warp->cta->races->writes[i] = stamp;
 }
 
 /* ---- barriers of the CTA and of the cluster */

@@ -22,23 +22,23 @@ static int check_async_source(Warp *issuer, const Row *row, int lane, u32 place,
 static int race_async_issue_write(Warp *issuer, const Row *row, int lane, Cta *target, u32 offset, u32 bytes, u32 actor) {
   CtaRaces *races = target->races;
   if (!races || !bytes) return STEP;
-  u32 shift = (u32)target->launch->smem_granule_log2, first = offset >> shift, last = (offset + bytes - 1) >> shift;
+  Records at = shared_records(target, offset, bytes);
   Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane) | STAMP_PENDING, passed = 0;
   for (u64 readers = races->seen; readers; readers &= readers - 1) {
     Stamp *reads = reads_of(races, (u32)__builtin_ctzll(readers));
-    for (u32 granule = first; granule <= last; granule++) {
-      if (reads[granule] && reads[granule] != passed && !ordered(issuer, reads[granule], lane))
-        return report_shared(issuer, row, lane, granule << shift, reads[granule], "an asynchronous write", "a read");
-      passed = reads[granule];
-      reads[granule] = 0; /* whoever knows this write knows of the read */
+    for (u64 i = at.first; i <= at.last; i++) {
+      if (reads[i] && reads[i] != passed && !ordered(issuer, reads[i], lane))
+        return report_shared(issuer, row, lane, place_of(at, i), reads[i], "an asynchronous write", "a read");
+      passed = reads[i];
+      reads[i] = 0; /* whoever knows this write knows of the read */
     }
   }
-  for (u32 granule = first; granule <= last; granule++) {
-    Stamp write = races->writes[granule];
-    if (write != passed && check_async_source(issuer, row, lane, granule << shift, write, "an asynchronous write", "an asynchronous operation writes to"))
+  for (u64 i = at.first; i <= at.last; i++) {
+    Stamp write = races->writes[i];
+    if (write != passed && check_async_source(issuer, row, lane, place_of(at, i), write, "an asynchronous write", "an asynchronous operation writes to"))
       return FAILED;
     passed = write;
-    races->writes[granule] = mine;
+    races->writes[i] = mine;
   }
   return STEP;
 }
@@ -47,9 +47,9 @@ static int race_async_land_write(Cta *target, const Row *row, Warp *issuer, int 
   (void)issuer;
   CtaRaces *races = target->races;
   if (!races || !bytes) return STEP;
-  u32 shift = (u32)target->launch->smem_granule_log2;
+  Records at = shared_records(target, offset, bytes);
   Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane);
-  for (u32 granule = offset >> shift; granule <= (offset + bytes - 1) >> shift; granule++) races->writes[granule] = mine;
+  for (u64 i = at.first; i <= at.last; i++) races->writes[i] = mine;
   return STEP;
 }
 
@@ -64,12 +64,13 @@ static u32 reader_of(const Cta *target, u32 actor) {
 static int race_async_read(Warp *issuer, const Row *row, int lane, Cta *target, u32 offset, u32 bytes, u32 actor) {
   CtaRaces *races = target->races;
   if (!races || !bytes) return STEP;
-  u32 shift = (u32)target->launch->smem_granule_log2, reader = reader_of(target, actor);
+  u32 reader = reader_of(target, actor);
+  Records at = shared_records(target, offset, bytes);
   Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane), passed = 0, *reads = reads_of(races, reader);
   races->seen |= 1ull << reader;
-  for (u32 granule = offset >> shift; granule <= (offset + bytes - 1) >> shift; granule++) {
-    Stamp write = races->writes[granule], *old = &reads[granule];
-    if (write != passed && check_async_source(issuer, row, lane, granule << shift, write, "an asynchronous read", "an asynchronous operation reads"))
+  for (u64 i = at.first; i <= at.last; i++) {
+    Stamp write = races->writes[i], *old = &reads[i];
+    if (write != passed && check_async_source(issuer, row, lane, place_of(at, i), write, "an asynchronous read", "an asynchronous operation reads"))
       return FAILED;
     passed = write;
     if (!*old || STAMP_ACTOR(*old) != actor || STAMP_CLOCK(*old) <= STAMP_CLOCK(mine)) *old = mine;

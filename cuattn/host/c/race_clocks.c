@@ -22,9 +22,9 @@ typedef struct {
 enum { MBARRIER_ACTORS = 64 };
 
 struct CtaRaces {
-  u64 *writes;            /* [granules] a Stamp each */
-  u64 *reads;             /* [num_readers][granules] */
-  u32 num_granules;
+  u64 *writes;            /* [num_records] a Stamp each: of lines, then of granules (race_records.c) */
+  u64 *reads;             /* [num_readers][num_records] */
+  u32 num_lines, num_records;
   u32 num_readers;        /* warps, warpgroups, and one each for bulk groups, mbarriers, other CTAs */
   u64 seen;               /* bit r: reader r has read something */
   u32 *clocks;            /* [actors of the CTA] of those that are not warps */

@@ -4,18 +4,10 @@
  * that are not of one cluster are ordered only by atomics with a fence before. */
 #include <stdlib.h>
 
-/* A stamp with its CTA; for readers it may stand for several. */
-typedef struct {
-  Stamp stamp;
-  u32 cta;                /* linear index */
-  u32 kind_epoch;         /* readers only: 0 one thread, SEVERAL_CTAS, or 1 + the barrier epoch: several warps of `cta` */
-} GlobalStamp;
-#define SEVERAL_CTAS 0xffffffffu
-
-enum { NUM_STRIPES = 1024 };
+enum { NUM_STRIPES = 1024, STRIPE_LOG2 = 8 };
 static volatile char stripes[NUM_STRIPES];
 
-static inline volatile char *stripe_of(u64 address) { return &stripes[(address >> 8) * 0x9e3779b97f4a7c15ull >> 54]; }
+static inline volatile char *stripe_of(u64 address) { return &stripes[(address >> STRIPE_LOG2) * 0x9e3779b97f4a7c15ull >> 54]; }
 
 static Cta *cluster_member(const Cta *cta, u32 index) {
   if (index == cta->index) return cta->cluster->ctas[cta->rank];
@@ -48,17 +40,17 @@ static void note_reader(Warp *warp, GlobalStamp *reader, Stamp mine, u32 owner, 
   }
 }
 
-/* An access that is recorded as `mine` of CTA `owner`. `is_async`: by the asynchronous proxy. */
+/* An access inside one stripe that is recorded as `mine` of CTA `owner`. `is_async`: by the asynchronous proxy. */
 static int race_global_as(Warp *warp, const Row *row, int lane, Region *region, u64 address, u32 bytes, Access access, Stamp mine, u32 owner,
                           int is_async) {
-  u64 first = (address - region->base) >> region->granule_log2, last = (address + bytes - 1 - region->base) >> region->granule_log2;
   int is_atomic = access_is_strong(access), is_write = access_writes(access);
   volatile char *stripe = stripe_of(address);
   int result = STEP;
   lock(stripe);
-  for (u64 granule = first; granule <= last && result == STEP; granule++) {
-    GlobalStamp *write = (GlobalStamp *)region->writes + granule, *reader = (GlobalStamp *)region->reads + granule;
-    u64 place = region->base + (granule << region->granule_log2);
+  Records at = global_records(region, address, bytes);
+  for (u64 i = at.first; i <= at.last && result == STEP; i++) {
+    GlobalStamp *write = (GlobalStamp *)region->writes + i, *reader = (GlobalStamp *)region->reads + i;
+    u64 place = global_place_of(region, at, i);
     if (write->stamp && !(is_atomic && write->stamp & STAMP_ATOMIC) && !ordered_global(warp, write, lane)) {
       result = report_race(warp, row, lane, place, "global", write->stamp, write->cta, is_write ? "a write" : "a read", "a write");
     } else if (is_async && write->stamp && cluster_member(warp->cta, write->cta) && !fenced(warp, write->stamp, lane)) {
@@ -85,25 +77,33 @@ static int race_async_global(Warp *issuer, const Row *row, int lane, Region *reg
   if (!issuer->races || !region || !region->writes || !bytes) return STEP;
   Cta *owner = actor_cta(issuer->cta, actor);
   Stamp mine = stamp_of(owner->launch, row, actor, *actor_clock(owner, actor), (u32)lane) | (access_is_strong(access) ? STAMP_ATOMIC : 0);
-  return race_global_as(issuer, row, lane, region, address, bytes, access, mine, owner->index, 1);
+  for (u64 next, end = address + bytes; address < end; address = next) {
+    next = ((address >> STRIPE_LOG2) + 1) << STRIPE_LOG2;
+    if (next > end) next = end;
+    if (race_global_as(issuer, row, lane, region, address, (u32)(next - address), access, mine, owner->index, 1)) return FAILED;
+  }
+  return STEP;
 }
 
 /* ---- order between CTAs: a location that atomics meet at, with a vector clock for every CTA that released there */
 
-typedef struct SyncObject {
+struct SyncObject {
   u64 address;
   u32 **clocks;           /* [CTAs][actors of a CTA], NULL where that CTA never released here */
-  struct SyncObject *next;
-} SyncObject;
+  SyncObject *next;
+};
 
 enum { NUM_SYNC_BUCKETS = 256 };
-static SyncObject *sync_objects[NUM_SYNC_BUCKETS];
 static volatile char sync_lock;
 
 static u32 num_ctas(const Launch *launch) { return launch->grid[0] * launch->grid[1] * launch->grid[2]; }
 
-static SyncObject *sync_object(const Launch *launch, u64 address, int create) {
-  SyncObject **bucket = &sync_objects[(address >> 2) % NUM_SYNC_BUCKETS];
+static SyncObject *sync_object(Launch *launch, u64 address, int create) {
+  if (!launch->sync_objects) {
+    if (!create) return NULL;
+    launch->sync_objects = calloc(NUM_SYNC_BUCKETS, sizeof *launch->sync_objects);
+  }
+  SyncObject **bucket = &launch->sync_objects[(address >> 2) % NUM_SYNC_BUCKETS];
   for (SyncObject *object = *bucket; object; object = object->next)
     if (object->address == address) return object;
   if (!create) return NULL;
@@ -164,9 +164,10 @@ static void race_acquire(Warp *warp, u8 **pointers, int space) {
 static CtaRaces *races_new(const Cta *cta) {
   CtaRaces *races = calloc(1, sizeof *races);
   races->num_readers = cta->num_warps + num_warpgroups(cta) + 3;
-  races->num_granules = (cta->launch->smem_bytes >> cta->launch->smem_granule_log2) + 1;
-  races->writes = calloc(races->num_granules, sizeof(Stamp));
-  races->reads = calloc((size_t)races->num_granules * races->num_readers, sizeof(Stamp));
+  races->num_lines = (cta->launch->smem_bytes >> LINE_LOG2) + 1;
+  races->num_records = races->num_lines + (races->num_lines << (LINE_LOG2 - cta->launch->smem_granule_log2));
+  races->writes = calloc(races->num_records, sizeof(Stamp));
+  races->reads = calloc((size_t)races->num_records * races->num_readers, sizeof(Stamp));
   races->clocks = calloc(actors_per_cta(cta), sizeof(u32));
   return races;
 }
@@ -178,12 +179,12 @@ static void races_forget(const Cta *cta) {
   races->foreign = NULL;
 }
 
-/* A CTA starts. */
+/* A CTA starts. Records of granules are made when their line is split. */
 static void races_reset_cta(Cta *cta) {
   CtaRaces *races = cta->races;
-  memset(races->writes, 0, races->num_granules * sizeof(Stamp));
+  memset(races->writes, 0, races->num_lines * sizeof(Stamp));
   for (u64 readers = races->seen; readers; readers &= readers - 1)
-    memset(reads_of(races, (u32)__builtin_ctzll(readers)), 0, races->num_granules * sizeof(Stamp));
+    memset(reads_of(races, (u32)__builtin_ctzll(readers)), 0, races->num_lines * sizeof(Stamp));
   races->seen = 0;
   for (u32 i = 0; i < actors_per_cta(cta); i++) races->clocks[i] = 1;
   for (u32 i = 0; i < NUM_BARRIERS; i++) view_reset(cta, &races->barriers[i]);
@@ -226,14 +227,15 @@ static void races_free_warp(Warp *warp) {
   free(warp->races);
 }
 
-static void races_reset_launch(const Launch *launch) {
-  for (int bucket = 0; bucket < NUM_SYNC_BUCKETS; bucket++) {
-    for (SyncObject *object = sync_objects[bucket], *next; object; object = next) {
+static void races_free_launch(Launch *launch) {
+  for (int bucket = 0; launch->sync_objects && bucket < NUM_SYNC_BUCKETS; bucket++) {
+    for (SyncObject *object = launch->sync_objects[bucket], *next; object; object = next) {
       next = object->next;
       for (u32 i = 0; i < num_ctas(launch); i++) free(object->clocks[i]);
       free(object->clocks);
       free(object);
     }
-    sync_objects[bucket] = NULL;
   }
+  free(launch->sync_objects);
+  launch->sync_objects = NULL;
 }

@@ -8,10 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RANDOM_RESIDENTS = 2, MAX_TIMEOUTS = 1000 };
+enum { RANDOM_RESIDENTS = 2, MAX_TIMEOUTS = 1000, MAX_THREADS = 64 };
 
 typedef struct {
   Launch *launch;
+  Running running;
   u64 next;      /* position in the queue, shared by the threads */
   u64 stride;    /* the queue visits start + k * stride modulo the number of clusters */
   u64 start;
@@ -242,8 +243,7 @@ static u64 num_clusters(const Launch *launch) {
   return num_ctas(launch) / (launch->cluster[0] * launch->cluster[1] * launch->cluster[2]);
 }
 
-static void *worker(void *argument) {
-  Queue *queue = argument;
+static void run_clusters(Queue *queue) {
   Launch *launch = queue->launch;
   u64 total = num_clusters(launch);
   int residents = launch->random_schedule ? RANDOM_RESIDENTS : 1, alive = 0;
@@ -266,27 +266,44 @@ static void *worker(void *argument) {
   } while (alive && !launch->stop);
   for (int i = 0; i < residents; i++)
     if (clusters[i]) cluster_free(clusters[i]);
+}
+
+static void *worker(void *argument) {
+  Queue *queue = argument;
+  run_clusters(queue);
+  worker_stops(&queue->running);
   return NULL;
 }
 
 static u64 greatest_divisor(u64 a, u64 b) { return b ? greatest_divisor(b, a % b) : a; }
 
-static void run_launch(Launch *launch) {
-  u64 total = num_clusters(launch);
-  Queue queue = {.launch = launch, .stride = 1};
-  if (launch->random_schedule && total > 1) {
-    u64 random = launch->seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
-    queue.start = next_random(&random) % total;
-    queue.stride = 1 + next_random(&random) % (total - 1);
-    while (greatest_divisor(queue.stride, total) != 1) queue.stride = queue.stride % (total - 1) + 1;
-  }
-  u64 threads = (u64)launch->num_threads < total ? (u64)launch->num_threads : total;
-  pthread_t ids[64];
-  if (threads > 64) threads = 64;
+static void queue_order(Queue *queue, u64 total) {
+  const Launch *launch = queue->launch;
+  queue->stride = 1;
+  if (!launch->random_schedule || total <= 1) return;
+  u64 random = launch->seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
+  queue->start = next_random(&random) % total;
+  queue->stride = 1 + next_random(&random) % (total - 1);
+  while (greatest_divisor(queue->stride, total) != 1) queue->stride = queue->stride % (total - 1) + 1;
+}
+
+/* Called with the interpreter's lock, which is given back meanwhile. */
+static void run_launch(Launch *launch, const Caller *caller) {
+  void *state = caller->release();
+  u64 total = num_clusters(launch), threads = (u64)launch->num_threads < total ? (u64)launch->num_threads : total;
+  pthread_t ids[MAX_THREADS];
+  Queue queue = {.launch = launch, .running = {.launch = launch}};
+  queue_order(&queue, total);
+  launch_enters(&queue.running);
   u64 started = 0;
-  for (u64 i = 1; i < threads; i++)
-    if (!pthread_create(&ids[started], NULL, worker, &queue)) started++;
-  worker(&queue);
+  pthread_mutex_lock(&queue.running.mutex); /* none stops before all are counted */
+  while (started < threads && started < MAX_THREADS && !pthread_create(&ids[started], NULL, worker, &queue)) started++;
+  queue.running.workers = started;
+  pthread_mutex_unlock(&queue.running.mutex);
+  if (!started) run_clusters(&queue); /* no thread to be had: without a look at the interpreter */
+  state = wait_for_launch(&queue.running, caller, state);
   for (u64 i = 0; i < started; i++) pthread_join(ids[i], NULL);
-  if (launch->check_race) races_reset_launch(launch);
+  if (launch->check_race) races_free_launch(launch);
+  launch_leaves(&queue.running);
+  caller->acquire(state);
 }

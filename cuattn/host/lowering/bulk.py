@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..ptx_types import Address, Const, Imm, Instruction, Row, Source, Vector
+from ..ptx_types import Address, Const, Imm, Instruction, Operand, Row, Source, Vector
 from .context import Context
 from .memory import SPACES, address
-from .rules import destination, rule, source
+from .rules import destination, policy_check, rule, source
 
 # c/bulk_ops.c
 WIDE_DST, WIDE_SRC, WIDE_MBARRIER, OWN_SHARED, REDUCES = 1, 2, 4, 8, 16
@@ -22,6 +22,11 @@ _SHARED_TYPES = {
     "add": frozenset({"u32", "s32", "u64"}), "min": frozenset({"u32", "s32"}), "max": frozenset({"u32", "s32"}),
     "inc": frozenset({"u32"}), "dec": frozenset({"u32"}), "and": frozenset({"b32"}), "or": frozenset({"b32"}),
     "xor": frozenset({"b32"}),
+}  # fmt: skip
+#: What `createpolicy` makes of a whole access, as compilers write it out; op_cache_policy knows these words.
+POLICIES = {
+    "L2::evict_unchanged": 0x10F0 << 48, "L2::evict_first": 0x12F0 << 48, "L2::evict_last": 0x14F0 << 48,
+    "L2::evict_normal": 0x16F0 << 48,
 }  # fmt: skip
 _DIMENSIONS = {f"{n}d": n for n in range(1, 6)}
 _COMPLETES = "mbarrier::complete_tx::bytes"
@@ -59,6 +64,7 @@ class _Operands:
     def __init__(self, ins: Instruction, context: Context) -> None:
         self.items, self.context = list(ins.operands), context
         self.flags = 0
+        self.policy: Operand | None = None
 
     def address(self, space: str, wide_flag: int) -> list[Source]:
         slot, offset, wide = address(self.items.pop(0), self.context, SPACES[space])
@@ -83,16 +89,25 @@ class _Operands:
         return [slot, offset], [source(x, "b32") for x in coordinates]
 
     def finish(self, has_hint: bool) -> None:
-        """What is left: the cache policy, a hint."""
+        """What is left: the cache policy."""
         if len(self.items) != int(has_hint):
             raise ValueError("wrong number of operands")
+        self.policy = self.items.pop() if has_hint else None
+
+    def checked(self, row: Row | None) -> Row | list[Row] | None:
+        """The row, behind the check of its cache policy."""
+        return [policy_check(self.policy), row] if row and self.policy else row
 
 
 @rule("cp")
-def lower_bulk(ins: Instruction, context: Context) -> Row | None:
+def lower_bulk(ins: Instruction, context: Context) -> Row | list[Row] | None:
     if ins.parts[1:3] != ("async", "bulk"):
         return None
     parts, operands = _Parts(ins.parts[3:]), _Operands(ins, context)
+    return operands.checked(_bulk(parts, operands, ins))
+
+
+def _bulk(parts: _Parts, operands: _Operands, ins: Instruction) -> Row | None:
     kind = parts.take("commit_group", "wait_group", "prefetch", "tensor", "global", *_SHARED)
     if kind == "commit_group":
         parts.finish()
@@ -117,10 +132,14 @@ def lower_bulk(ins: Instruction, context: Context) -> Row | None:
 
 
 @rule("cp")
-def lower_bulk_reduce(ins: Instruction, context: Context) -> Row | None:
+def lower_bulk_reduce(ins: Instruction, context: Context) -> Row | list[Row] | None:
     if ins.parts[1:4] != ("reduce", "async", "bulk"):
         return None
     parts, operands = _Parts(ins.parts[4:]), _Operands(ins, context)
+    return operands.checked(_bulk_reduce(parts, operands))
+
+
+def _bulk_reduce(parts: _Parts, operands: _Operands) -> Row:
     kind = parts.take("tensor", "global", "shared::cluster")
     if kind == "tensor":
         return _tensor_reduce(parts, operands)
@@ -220,10 +239,10 @@ def _prefetch(parts: _Parts, operands: _Operands) -> Row:
         parts.take("global")
         has_hint = parts.optional("L2::cache_hint")
         parts.finish()
-        operands.address("global", 0)
-        operands.number()
+        start = operands.address("global", WIDE_SRC)
+        size = operands.number()
         operands.finish(has_hint)
-        return Row("nop")
+        return Row("bulk_prefetch", srcs=[*start, size], flags=operands.flags)
     rank = _DIMENSIONS[parts.take(*_DIMENSIONS)]
     parts.take("L2")
     parts.take("global")
@@ -256,8 +275,9 @@ def lower_prefetch_tensormap(ins: Instruction, context: Context) -> Row | None:
 
 @rule("createpolicy")
 def lower_createpolicy(ins: Instruction, context: Context) -> Row | None:
-    """A cache policy is a hint that changes nothing: any value will do."""
+    """A policy changes nothing here, but it is one of the words that the hardware knows: that of its first priority."""
     policy = destination(ins.operands[0])
-    if policy is None or not policy.wide or ins.parts[-1] != "b64":
+    words = [POLICIES[part] for part in ins.parts if part in POLICIES]
+    if policy is None or not policy.wide or ins.parts[-1] != "b64" or not words:
         return None
-    return Row("mov_b64", [policy], [Const(0, True)])
+    return Row("mov_b64", [policy], [Const(words[0], True)])

@@ -21,6 +21,7 @@ class Context:
     local: dict[str, int]
     module: dict[str, str]  # names of .global and .const variables → space
     entry_registers: int = 0  # registers a thread starts with, 0 unknown
+    param_bytes: int = 0
     scratch: int = 0
     param_registers: dict[Reg, int] = field(default_factory=dict)  # registers that hold a parameter's address
 

@@ -72,7 +72,7 @@ def lower_fence(ins: Instruction, context: Context) -> Row | None:
         # Between the generic proxy and tensor maps or virtual aliases: no effect on what is executed here.
         return Row("nop") if parts[1] in ("alias", "tensormap::generic") else None
     if parts == ("mbarrier_init", "release", "cluster"):
-        return Row("fence")
+        return Row("mbarrier_fence")
     orders, scopes = {"sc", "acq_rel", "acquire", "release"}, {"cta", "gpu", "sys", "cluster"}
     if len(parts) == 2 and parts[0] in orders and parts[1] in scopes:
         return Row("fence")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ptx_types import Address, Const, Imm, Instruction, Operand, Reg, Row, Source, Special, Symbol, Vector
 from .context import GENERIC_LOCAL, GENERIC_SHARED, Context
-from .rules import destination, rule, source
+from .rules import destination, policy_check, rule, source
 
 # c/memory_types.h
 SPACES = {"generic": 0, "global": 1, "shared": 2, "shared::cta": 2, "local": 3, "param": 4, "const": 1,
@@ -66,10 +66,22 @@ def _access(ins: Instruction) -> tuple[int, int, str, int] | None:
 
 @rule("ld", "ldu")
 def lower_ld(ins: Instruction, context: Context) -> Row | list[Row] | None:
+    return _with_policy(ins, _load(ins, context))
+
+
+def _with_policy(ins: Instruction, row: Row | None) -> Row | list[Row] | None:
+    """The row of a load or store, behind the check of its cache policy."""
+    has_policy = "L2::cache_hint" in ins.parts
+    if row is None or has_policy != (len(ins.operands) == 3):
+        return None
+    return [policy_check(ins.operands[2]), row] if has_policy else row
+
+
+def _load(ins: Instruction, context: Context) -> Row | None:
     access = _access(ins)
     if access is None:
         return None
-    space, flags, _, count = access
+    space, flags, type_name, count = access
     target = ins.operands[0]
     dsts = [destination(x) for x in (target.items if isinstance(target, Vector) else (target,))]
     if len(dsts) != count:
@@ -82,6 +94,8 @@ def lower_ld(ins: Instruction, context: Context) -> Row | list[Row] | None:
     if space == SPACES["param"]:
         place = _param_offset(where, context)
         if place is not None:
+            if place < 0 or place + (count << SIZE_LOG2[type_name[1:]]) > context.param_bytes:
+                raise ValueError(f"it reads beyond the {context.param_bytes} bytes of parameters")
             return Row("ld_param", dsts, [place], flags=flags | wide)
         space = SPACES["global"]  # a computed address, of a parameter that is an array
     slot, offset, wide_address = address(where, context, space)
@@ -99,7 +113,11 @@ def _param_offset(where: Operand, context: Context) -> int | None:
 
 
 @rule("st")
-def lower_st(ins: Instruction, context: Context) -> Row | None:
+def lower_st(ins: Instruction, context: Context) -> Row | list[Row] | None:
+    return _with_policy(ins, _store(ins, context))
+
+
+def _store(ins: Instruction, context: Context) -> Row | None:
     access = _access(ins)
     if access is None:
         return None

@@ -84,14 +84,16 @@ def _check_width(reg: Reg, type_name: str) -> None:
         raise ValueError(f"register {reg.name} of type .{reg.type} where .{type_name} is expected")
 
 
+_BITS = {"8": 8, "16": 16, "32": 32, "64": 64, "8x2": 16, "16x2": 32}
+
+
 def bits_of(type_name: str) -> int:
     """Bits of a register of that type: 16 for ``s16`` and ``bf16``, 32 for ``f16x2``."""
     digits = type_name.lstrip("abcdefghijklmnopqrstuvwxyz")
-    if digits.endswith("x2"):
-        return 2 * int(digits[:-2])
-    if not digits.isdigit():
-        raise ValueError(f".{type_name} is not an arithmetic type")
-    return int(digits)
+    bits = _BITS.get(digits)
+    if bits is None:
+        raise ValueError(f".{type_name:.20} is not an arithmetic type")
+    return bits
 
 
 def untyped(type_name: str) -> str:

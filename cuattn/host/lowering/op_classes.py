@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+#: The class of a check that belongs to the instruction behind it.
+NOT_COUNTED = "not counted"
+
 #: Handlers outside arithmetic.
 CORE_CLASSES = {
     "bra": "control", "brx": "control", "exit": "control", "trap": "control", "nop": "control",
-    "bar": "barrier", "fence": "barrier", "warp_sync": "barrier", "proxy_fence": "barrier",
+    "bar": "barrier", "fence": "barrier", "warp_sync": "barrier", "proxy_fence": "barrier", "mbarrier_fence": "barrier",
     "cluster_arrive": "barrier", "cluster_wait": "barrier", "mapa": "memory", "getctarank": "memory",
     "mbarrier_init": "barrier", "mbarrier_inval": "barrier", "mbarrier_arrive": "barrier", "mbarrier_wait": "barrier",
     "mbarrier_pending_count": "barrier", "setmaxnreg": "control",
@@ -13,7 +16,8 @@ CORE_CLASSES = {
     "ld": "memory", "st": "memory", "ld_param": "memory", "param_address": "memory", "isspacep": "memory",
     "atom": "atomic",
     "bulk_load": "async", "bulk_copy": "async", "bulk_store": "async", "bulk_tensor_load": "async",
-    "bulk_tensor_store": "async", "bulk_prefetch_map": "async", "bulk_commit": "async", "bulk_wait": "async",
+    "bulk_tensor_store": "async", "bulk_prefetch": "async", "bulk_prefetch_map": "async", "bulk_commit": "async",
+    "bulk_wait": "async", "cache_policy": NOT_COUNTED,
     "cp_async": "async", "cp_async_commit": "async", "cp_async_wait": "async",
     "cp_async_arrive": "async",
     "shfl": "collective", "vote": "collective", "match": "collective", "redux": "collective",

@@ -40,9 +40,16 @@ def source(operand: Operand, type_name: str) -> Source:
     raise ValueError(f"cannot read {operand!r} as .{type_name}")
 
 
+_SIZES = ("8", "16", "32", "64")  # bits of a type
+
+
 def immediate_bits(imm: Imm, type_name: str) -> int:
     """The bits of a literal in a slot of ``type_name`` (narrow integers zero extended)."""
-    bits = int(type_name[1:]) if type_name[1:].isdigit() else 32
+    bits = 32
+    if type_name[1:].isdigit():
+        if type_name[1:] not in _SIZES:
+            raise ValueError(f"there is no type .{type_name:.20}")
+        bits = int(type_name[1:])
     if type_name == "pred":
         return int(imm.value != 0)
     if type_name == "f64" and imm.float_width == 32:
@@ -57,3 +64,8 @@ def destination(operand: Operand) -> Reg | None:
     if isinstance(operand, Sink):
         return None
     raise ValueError(f"cannot write to {operand!r}")
+
+
+def policy_check(policy: Operand) -> Row:
+    """The check of the cache policy of an instruction: a row before that of the instruction."""
+    return Row("cache_policy", srcs=[source(policy, "b64")])

@@ -173,7 +173,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
                                         const TileScales& scales, int pack, const RowOptions& options,
                                         const Turns& turns, int thread_idx, RingPositions& rings) {
     const float scale_log2 = positive_scale_log2(scales.scale_log2);
-    const bool releases = thread_idx == 0;  // one thread speaks for the warpgroup: wgmma is done for all of it or none
+    const bool releases = thread_idx % WARP_SIZE == 0;  // a lane speaks for its warp, which has waited as one
     const int first_row = turns.consumer_idx * WGMMA_M;
     const unsigned long long desc_q = wgmma_descriptor(smem_address(smem.q[0][first_row]), SPAN_BYTES);
     const unsigned long long desc_k = wgmma_descriptor(smem_address(smem.k), SPAN_BYTES);
@@ -206,7 +206,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         score_logits(scores, params, scales, options, key_tile * BLOCK_N, masked);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            corrections[half] = softmax_row<LOG2_P_FACTOR>(state.rows[0][half], scores[0], half, scale_log2);
+            corrections[half] = softmax_row(state.rows[0][half], scores[0], half, scale_log2);
         }
     };
 
@@ -254,8 +254,9 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
 
 // Completes the row sums over the quad, takes the sink in as one more term, and writes out and lse.
 __device__ __forceinline__ void write_rows(ConsumerState& state, const WorkTile& tile, const Params& params,
-                                           int pack, int first_row, const float* g_sinks, const float* g_v_descale,
-                                           Output* g_out, float* g_lse, bool vectors, int lane_idx) {
+                                           const TileScales& scales, int pack, int first_row, const float* g_sinks,
+                                           const float* g_v_descale, Output* g_out, float* g_lse, bool vectors,
+                                           int lane_idx) {
     float out_factor = INVERSE_P_FACTOR;
     if (sizeof(Element) == 1 && g_v_descale != nullptr) out_factor *= g_v_descale[descale_idx(tile, params)];
 #pragma unroll
@@ -263,7 +264,7 @@ __device__ __forceinline__ void write_rows(ConsumerState& state, const WorkTile&
         SoftmaxRow& sums = state.rows[0][half];
         const Row row(tile, pack, first_row + half * 8);
         const long long query = static_cast<long long>(tile.block.q_start) + row.query;
-        sums.sum = quad_sum(sums.sum) * INVERSE_P_FACTOR;
+        finish_softmax(sums, scales.scale, scales.scale_log2);
         float correction = 1.0f;
         if (g_sinks != nullptr) {
             float term;

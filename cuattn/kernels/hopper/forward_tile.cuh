@@ -17,8 +17,6 @@ constexpr int SPAN_STEPS = SPAN / MMA_K;
 
 constexpr bool TRANSPOSE_V = sizeof(Element) == 1;
 constexpr int NUM_TRANSPOSERS = WARPGROUP_SIZE / WARP_SIZE - 1;  // warps
-constexpr int LOG2_P_FACTOR = TRANSPOSE_V ? 8 : 0;               // of probabilities, and of their sum
-constexpr float INVERSE_P_FACTOR = 1.0f / (1 << LOG2_P_FACTOR);
 
 // Values as they land, key by key; and as wgmma reads them, the same or column by column.
 template <bool TRANSPOSED>

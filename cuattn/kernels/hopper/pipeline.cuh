@@ -8,7 +8,8 @@ template <int NUM_STAGES>
 struct RingBarriers {
     unsigned long long full[NUM_STAGES], empty[NUM_STAGES];
 
-    // `num_producers`: threads that arrive on `full`, beside what bytes they announce.
+    // `num_consumers`: threads that release a stage, one of every warp that reads it. `num_producers`: threads that
+    // arrive on `full`, beside what bytes they announce.
     __device__ __forceinline__ void init(int num_consumers, int num_producers = 1) const {
         for (int stage = 0; stage < NUM_STAGES; stage++) {
             mbarrier_init(smem_address(&full[stage]), num_producers);

@@ -1,0 +1,1 @@
+"""Layers of the flash-attn package, as functions of arrays."""
