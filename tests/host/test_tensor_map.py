@@ -225,7 +225,7 @@ def test_a_map_of_the_other_executor_is_refused(driver):
     with pytest.raises(errors.LaunchError, match="argument 1 is a tensor map of an array on a GPU"):
         kernel((1,), (32,), (np.int32(5), on_gpu, np.zeros(17, np.uint64)))
     executor = CudaExecutor.__new__(CudaExecutor)
-    fake_kernel = Kernel("source", "entry", None, 0)
+    fake_kernel = Kernel("source", "entry", None, 0, None)
     assert executor._values(fake_kernel, (np.int32(1), on_gpu)) == (np.int32(1), on_gpu.value)
     with pytest.raises(errors.LaunchError, match="entry: argument 0 is a tensor map of a NumPy array"):
         executor._values(fake_kernel, (tensor_map(aligned((4, 64)), (64, 2)),))

@@ -11,7 +11,7 @@ from simulated_cupy import installed
 from cuattn import launch
 from cuattn.attention import evaluate
 from cuattn.attention_arguments import Operand, check
-from cuattn.attention_params import UNBOUNDED
+from cuattn.attention_params import UNBOUNDED, forward_layout
 from cuattn.hopper import launch as hopper_launch
 from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.testing.arrays import Layout, place
@@ -20,20 +20,6 @@ from cuattn.varlen import evaluate as evaluate_varlen
 F16 = np.float16
 SMALL = HopperFwdConfig(128, 128, 1, 64, 2, 56, 256)  # tiles of 64 by 64
 LARGE = HopperFwdConfig(128, 128, 2, 128, 2, 40, 232)
-ARGUMENTS = (
-    *("map_q", "map_k", "map_v", "out", "lse", "alibi_slopes", "sinks"),
-    *(
-        "q_descale",
-        "k_descale",
-        "v_descale",
-        "diagonal_offsets",
-        "cu_seqlens_q",
-        "cu_seqlens_k",
-        "work",
-        "params",
-        "schedule",
-    ),
-)
 
 
 @pytest.fixture
@@ -43,7 +29,7 @@ def launches(monkeypatch):
 
     def start(self, kernel, grid, block, args, smem_bytes=0):
         assert kernel == ("attention_forward_hopper", "cuattn_attention_forward_hopper")
-        given = dict(zip(ARGUMENTS, args, strict=True))
+        given = {name.removeprefix("g_"): value for name, value in args.items()}
         given["schedule"] = np.frombuffer(given["schedule"].tobytes(), np.int32).tolist()
         noted.append(SimpleNamespace(arch=self.arch, grid=grid, block=block, smem_bytes=smem_bytes, **given))
 
@@ -133,17 +119,34 @@ def test_arguments_that_a_call_does_not_use_are_null(launches):
 
 
 def test_the_numbers_are_those_of_every_forward_kernel(launches):
-    """attention_params.cuh, read at the places of its fields."""
+    """attention_params.cuh, by the names of its fields."""
     q, k, v = arrays()
     told = one(launches, evaluate, q, k, v, window=(7, None), softcap=2.5, scale=0.5)
-    strides = np.frombuffer(told.params.tobytes()[: 27 * 8], np.int64).tolist()
-    assert strides[:9] == [s // 2 for x in (q, k, v) for s in x.strides[:3]]
-    assert strides[9:12] == [100 * 4 * 64, 4 * 64, 64]  # out
-    assert strides[12:24] == [0] * 12  # bias, mask, classes of tiles
-    integers = np.frombuffer(told.params.tobytes()[27 * 8 :][: 13 * 4], np.int32).tolist()
-    assert integers == [4, 2, 100, 150, UNBOUNDED, UNBOUNDED, 40, 64, 0, 1, 7, UNBOUNDED, 0]
-    reals = np.frombuffer(told.params.tobytes()[27 * 8 + 13 * 4 + 16 :][:16], np.float32).tolist()
-    assert reals == pytest.approx([1.0, 0.5, 0.5 * np.log2(np.e), 2.5])
+    fields = np.frombuffer(told.params.tobytes(), forward_layout(np.float32).dtype)[0]
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        assert fields[name].tolist() == tuple(stride // 2 for stride in x.strides[:3])
+    assert fields["out"].tolist() == (100 * 4 * 64, 4 * 64, 64)
+    assert all(fields[name].tolist() == (0, 0, 0, 0) for name in ("bias", "mask", "tile_class"))
+    numbers = {
+        "num_heads": 4,
+        "heads_per_kv_head": 2,
+        "seqlen_q": 100,
+        "seqlen_k": 150,
+        "max_seqlen_q": UNBOUNDED,
+        "max_seqlen_k": UNBOUNDED,
+        "head_dim": 40,
+        "head_dim_v": 64,
+        "diagonal_offset": 0,
+        "diagonal_from_end": 1,
+        "window_left": 7,
+        "window_right": UNBOUNDED,
+        "use_dropout": 0,
+        "keep_scale": 1.0,
+        "scale": 0.5,
+        "softcap": 2.5,
+    }
+    assert {name: fields[name] for name in numbers} == numbers
+    assert fields["scale_log2"] == pytest.approx(0.5 * np.log2(np.e))
 
 
 def test_the_grid_is_persistent(launches):
