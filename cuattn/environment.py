@@ -223,6 +223,7 @@ _ALL = (
 VARIABLES: Mapping[str, Variable] = types.MappingProxyType({variable.name: variable for variable in _ALL})
 
 _warned: set[str] = set()
+_parsed: dict[str, tuple[str, Any]] = {}  # the last text of a variable and its value: a call asks for several
 
 
 def read(name: str) -> Any:
@@ -236,9 +237,16 @@ def read(name: str) -> Any:
     variable = VARIABLES[name]
     if "checked" not in _warned:
         warn_unknown()
-    text = os.environ.get(name, "").strip() or variable.default
+    given = os.environ.get(name, "")
+    known = _parsed.get(name)
+    if known is not None and known[0] == given:
+        return known[1]
+    text = given.strip() or variable.default
     try:
-        return variable.parse(text)
+        value = variable.parse(text)
+        if not isinstance(value, Path):  # which may stand for another place tomorrow
+            _parsed[name] = given, value
+        return value
     except (ValueError, KeyError, RuntimeError, OSError) as error:  # the last two: no home, no current folder
         raise EnvironmentVariableError(f"{name}={text!r} is not allowed: use {variable.allowed}") from error
 

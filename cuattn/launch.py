@@ -183,14 +183,10 @@ class HostExecutor(Executor):
         return np.ascontiguousarray(x, dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
-        from cuattn.host.memory import new_array
-
-        return new_array((shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype))
+        return _host_memory().new_array((shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype))
 
     def finish(self, *arrays: Any) -> None:
-        from cuattn import host
-
-        host.finish(*arrays)
+        _host_memory().finish(*arrays)
 
     def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
         from cuattn import host
@@ -300,6 +296,14 @@ def executor_of_module(array_module: Any) -> Executor:
         raise
     except Exception as error:  # no driver
         raise ArrayTypeError(f"array_module is cupy, which cannot be used here: {error}") from error
+
+
+@cache
+def _host_memory() -> Any:
+    """The module of the host executor's arrays, which a program without NumPy arrays never imports."""
+    from cuattn.host import memory
+
+    return memory
 
 
 @cache

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 
 from ..allocation import new_bytes
 from ..errors import DTypeError, UninitializedReadError
+from ..extents import address
 from ..scalars import any_dtype, integer
 from .library import ReadOnlyStruct, RegionStruct
 from .settings import checks
@@ -61,13 +62,14 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """`empty`, of a shape and dtype that are known to be good."""
     nbytes = math.prod(shape) * dtype.itemsize
     raw = new_bytes("an array", shape, nbytes + ALIGNMENT)
-    start = -raw.ctypes.data % ALIGNMENT
+    base = address(raw)
+    start = -base % ALIGNMENT
     body = raw[start : start + nbytes]
     active = checks()
     if active:
         body[:] = 0xFF
     if "init" in active and nbytes:
-        _track(raw, raw.ctypes.data + start, nbytes)
+        _track(raw, base + start, nbytes)
     return body.view(dtype).reshape(shape)
 
 
