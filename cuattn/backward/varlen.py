@@ -60,6 +60,7 @@ def attention_varlen_backward(
     v : array [tokens_k, kv_heads, head_dim_v], dtype of ``q``
     out : array [tokens_q, heads, head_dim_v], dtype of ``q``
     lse : array [heads, tokens_q], float32 (float64 for float64)
+        As forward returned it; exact to 2^-24 of its size, which is felt as `cuattn.attention_backward` says.
     cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
         As for `cuattn.attention_varlen`, and the same as there.
     scale, causal, window, softcap, bias, mask, alibi_slopes, sinks
