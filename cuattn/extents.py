@@ -27,6 +27,17 @@ def byte_bounds(x: Any) -> tuple[int, int]:
     return low, high + x.dtype.itemsize
 
 
+def is_foreign(dtype: np.dtype[Any]) -> bool:
+    """Whether no kernel reads the numbers of a dtype: CUDA C has none like them, or they have the other byte order."""
+    return dtype.names is not None or not dtype.isnative or dtype.kind in "USMm" or dtype.char in "gG"
+
+
+def as_bytes(x: Any) -> Any:
+    """``x`` for a kernel that moves bytes, whatever they stand for: a view, where its dtype is foreign to kernels."""
+    foreign = isinstance(x, np.ndarray) and is_foreign(x.dtype)
+    return x.view(f"V{x.dtype.itemsize}") if foreign else x
+
+
 def on_elements(x: Any) -> bool:
     """Whether every element lies at a multiple of its size."""
     return not any(value % x.dtype.itemsize for value in (address(x), *x.strides))

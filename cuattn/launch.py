@@ -27,7 +27,8 @@ import numpy as np
 
 from cuattn import compile, environment
 from cuattn.device_copies import copied
-from cuattn.errors import ArrayTypeError, CuattnError, LaunchError
+from cuattn.errors import ArrayTypeError, CuattnError, DTypeError, LaunchError
+from cuattn.extents import is_foreign
 from cuattn.imported import Held
 from cuattn.messages import shown
 from cuattn.places import HOST, check_size, describe, host_array, host_list, place, unreadable
@@ -236,6 +237,8 @@ class CudaExecutor(Executor):
             if found not in (HOST, self.device_id):
                 raise ArrayTypeError(f"{name} is {describe(found, x)} but the call is on CUDA device {self.device_id}")
             x = host_array(name, x) if found == HOST else self.asarray(name, x)
+            if found != HOST and is_foreign(x.dtype):
+                raise DTypeError(f"{name} has dtype {x.dtype}, which a GPU has not; pass it from the CPU")
         return check_size(name, x)
 
     def put(self, x: Any, dtype: Any) -> Any:

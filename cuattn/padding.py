@@ -14,7 +14,7 @@ import numpy as np
 
 from cuattn import environment, rows
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.extents import byte_bounds
+from cuattn.extents import as_bytes, byte_bounds
 from cuattn.launch import Executor, executor_for, executor_of_module
 from cuattn.padding_rows import NUM_THREADS, Movement, fold
 from cuattn.padding_scan import scan
@@ -194,7 +194,7 @@ def remove_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
         return result
 
     def launch(source: Any, target: Any) -> bool:
-        arrays = {"g_padded": source, "g_tokens": indices, "g_packed": target}
+        arrays = {"g_padded": as_bytes(source), "g_tokens": indices, "g_packed": as_bytes(target)}
         return _launch(executor, "cuattn_remove_padding", arrays, fold(source, target), plan.num_tokens)
 
     return _deliver(executor, launch, x, result, out)
@@ -245,7 +245,8 @@ def restore_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
         return result
 
     def launch(source: Any, target: Any) -> bool:
-        arrays = {"g_packed": source, "g_tokens": indices, "g_padding": padding, "g_padded": target}
+        arrays = {"g_packed": as_bytes(source), "g_tokens": indices, "g_padding": padding}
+        arrays["g_padded"] = as_bytes(target)
         return _launch(executor, "cuattn_restore_padding", arrays, fold(target, source), plan.batch * plan.seqlen)
 
     return _deliver(executor, launch, x, result, out)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cuattn import rows
-from cuattn.extents import address
+from cuattn.extents import address, as_bytes
 from cuattn.launch import Executor
 from cuattn.runtime.structs import struct_layout
 
@@ -43,7 +43,7 @@ def scan(executor: Executor, mask: Any) -> tuple[Any, Any]:
         executor.kernel("padding_plan", {"NUM_THREADS": NUM_THREADS}, f"cuattn_padding_{name}")
         for name in ("count", "scan")
     )
-    args = {"g_mask": mask, "g_counts": counts, "layout": layout}
+    args = {"g_mask": as_bytes(mask), "g_counts": counts, "layout": layout}
     executor.launch(count, (num_chunks,), (NUM_THREADS,), args)
     args |= {"g_order": order, "g_cu_seqlens": cu_seqlens}
     executor.launch(place, (num_chunks,), (NUM_THREADS,), args)

@@ -218,6 +218,8 @@ def run(count: int, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         ready = prepare(folder)
+        # The C library is none of the cache's where the installation has one.
+        faults = [(name, victim) for name, victim in faults if not victim or any(ready.glob(f"*{victim}"))]
         for number in range(count):
             name, victim = faults[number % len(faults)]
             cache = folder / f"cache{number}"

@@ -12,7 +12,7 @@ import numpy as np
 from cuattn import rotary_arguments
 from cuattn.compile import Constant
 from cuattn.errors import ArgumentError, ArrayTypeError, OverlapError, ShapeError
-from cuattn.extents import address, overlaps_itself, share_elements
+from cuattn.extents import address, as_bytes, overlaps_itself, share_elements
 from cuattn.launch import MAX_GRID, Executor, executor_for
 from cuattn.rows import MAX_EXTENT, check_axis
 from cuattn.runtime.structs import struct_layout
@@ -190,7 +190,7 @@ def _launch(executor: Executor, pages: Any, runs: Runs, src: Any, dst: Any) -> N
         min(-(-runs.num_runs // block_y), MAX_GRID[2]),
     )
     kernel = executor.kernel("copy_pages", constants(runs.unit_bytes), "cuattn_copy_pages")
-    args = {"g_pages": pages, "g_src": src, "g_dst": dst, "layout": layout}
+    args = {"g_pages": as_bytes(pages), "g_src": src, "g_dst": dst, "layout": layout}
     executor.launch(kernel, grid, (block_x, block_y), args)
 
 

@@ -92,6 +92,7 @@ def sums_of_rows(executor, lse, delta, sinks):
     batch, heads, rows = lse.shape
     forward = SimpleNamespace(
         extents=Extents(batch, rows, 1, heads, 1, 1, 1),
+        dtype=lse.dtype,
         accumulator=lse.dtype.type,
         options=SimpleNamespace(sinks=arrays[2]),
     )

@@ -146,7 +146,8 @@ def test_every_code(executor, dtype):
     q[:, 0, 0, 3] = 1
     each_key = k.view(dtype).reshape(finite.size, 1, 1, 32)
     _, lse = call(executor, q, each_key, each_key, scale=1.0)
-    np.testing.assert_allclose(lse.ravel(), finite.view(dtype).astype(np.float32), rtol=1e-6, atol=1e-7)
+    # a probability is 2^15 times as large, and its exponent is rounded there: to 2^-21
+    np.testing.assert_allclose(lse.ravel(), finite.view(dtype).astype(np.float32), rtol=1e-6, atol=2**-21)
 
 
 @float8s

@@ -102,7 +102,8 @@ def test_work(seqlens, causal, window):
         visited = tiles(first, last)
         expected_barriers += row.num_warps * (len(visited) + 1)
         queries = last - first + 1 if visited else 0
-        keys = sum(min(row.block_n, seqlen_k - tile * row.block_n) for tile in visited)
+        keys_end = visible(last, seqlen_q, seqlen_k, causal, window)[1]  # what lies behind is not read
+        keys = sum(min(row.block_n, keys_end - tile * row.block_n) for tile in visited)
         expected_read += 2 * head_dim * (queries + 2 * keys)
         for warp in range(first, last + 1, warp_rows):
             expected_mma += mma_per_tile * len(tiles(warp, min(warp + warp_rows, seqlen_q) - 1))

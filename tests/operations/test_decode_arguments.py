@@ -431,8 +431,8 @@ def test_workspace(function):
     read_only.flags.writeable = False
     refused(function, ArrayTypeError, "workspace is read-only", workspace=read_only)
     out = np.full(result_shape(function), 7, np.float32)
-    # 6 tokens, 4 splits, 4 heads, 16 numbers and a log-sum-exp each
-    few = np.zeros(6 * 4 * 4 * 17 * 4 - 1, np.uint8)
+    # 6 tokens, 4 splits, 4 heads, 16 numbers, a maximum and a sum each
+    few = np.zeros(6 * 4 * 4 * 18 * 4 - 1, np.uint8)
     message = f"workspace has {few.size} bytes; {few.size + 1} are needed"
     refused(function, ShapeError, message, workspace=few, out=out, num_splits=4)
 

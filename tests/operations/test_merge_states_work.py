@@ -14,6 +14,7 @@ import cuattn
 from cuattn import compile as kernel_compiler
 from cuattn import host, merge_launch
 from cuattn.launch import executor_for
+from cuattn.runtime.structs import struct_layout
 from cuattn.testing.merging import assert_merge_close
 from cuattn.testing.strategies import examples
 
@@ -86,7 +87,7 @@ def test_rows_beyond_32_bits():
         num_rows = math.prod(shape)
         rows = np.array([0, 1, shape[2] - 1, shape[2], 2**32 - 1, 2**32, num_rows // 3, num_rows - 1], np.int64)
         rows = rows[rows < num_rows]
-        layout = np.zeros(1, merge_launch.LAYOUT)
+        layout = np.zeros(1, struct_layout("merge_states", "MergeLayout").dtype)
         layout["num_rows"], layout["num_heads"], layout["seqlen"] = num_rows, shape[1], shape[2]
         positions = np.zeros((len(rows), 3), np.int64)
         kernel((1,), (len(rows),), (rows, positions, np.void(layout.tobytes())))

@@ -198,6 +198,24 @@ def test_there_and_back(executor, dtype):
     check()
 
 
+FOREIGN = (np.dtype(">f4"), np.dtype("M8[s]"), np.dtype("S4"), np.dtype([("a", "u2"), ("b", ">u2")]))
+
+
+@pytest.mark.parametrize("dtype", FOREIGN, ids=str)
+def test_dtypes_that_no_kernel_reads_are_moved_all_the_same(dtype):
+    mask = np.array([[1, 0, 1], [0, 1, 1]], np.bool_)
+    values = np.arange(2 * 3 * 5 * dtype.itemsize, dtype=np.uint8).view(dtype).reshape(2, 3, 5)
+    plan = cuattn.padding_plan(mask)
+    packed = cuattn.remove_padding(values, plan)
+    assert_same_bits(packed, values[mask])
+    restored = cuattn.restore_padding(packed, plan)
+    assert_same_bits(restored[mask], values[mask])
+    assert not restored[~mask].view(np.uint8).any()
+    pages = values.copy()
+    cuattn.copy_pages(pages, [0], [1])
+    assert_same_bits(pages[1], values[0])
+
+
 def test_padding_is_never_read(executor):
     """Padding slots that nothing has written: the init checker would say so."""
     mask = np.array([[True, False, True], [False, False, True]])
