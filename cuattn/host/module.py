@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,6 +14,8 @@ import numpy as np
 
 from .. import environment
 from ..errors import ArgumentError, CacheError, NotSupportedError, UnsupportedPTXError
+from ..messages import shown
+from ..scalars import check_flag
 from . import library, names, ptx, table_file
 from .kernel import RawKernel
 from .ptx_module import Variable
@@ -84,15 +87,20 @@ class RawModule:
             raise ArgumentError("RawModule: give exactly one of code and path")
         if code is not None and not isinstance(code, str):
             raise ArgumentError(f"RawModule: code is a {type(code).__name__}; a str is needed")
-        expressions = _strings("name_expressions", name_expressions or ())
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ArgumentError(f"RawModule: path is a {type(path).__name__}; a str or a Path is needed")
+        expressions = () if name_expressions is None else _strings("name_expressions", name_expressions)
         arguments = _strings("options", options)
-        if backend != "nvrtc":
-            raise NotSupportedError(f"RawModule: backend is {backend!r}; only 'nvrtc' is supported")
-        refused = {"translate_cucomplex": translate_cucomplex, "enable_cooperative_groups": enable_cooperative_groups,
-                   "jitify": jitify}  # fmt: skip
+        if not isinstance(backend, str) or backend != "nvrtc":
+            raise NotSupportedError(f"RawModule: backend is {shown(backend)}; only 'nvrtc' is supported")
+        refused = {
+            "translate_cucomplex": translate_cucomplex,
+            "enable_cooperative_groups": enable_cooperative_groups,
+            "jitify": jitify is not None and jitify,
+        }
         for name, value in refused.items():
-            if value:
-                raise NotSupportedError(f"RawModule: {name} is {value!r}; the host executor does not support it")
+            if check_flag(name, value):
+                raise NotSupportedError(f"RawModule: {name} is True; the host executor does not support it")
         text = code if code is not None else _read(Path(path))  # type: ignore[arg-type]
         if "\0" in text or not _is_text(text):
             raise ArgumentError("RawModule: the source has characters that no source may have: NUL, lone surrogates")
@@ -171,8 +179,8 @@ def _rebuild(translator: str, tables: dict[str, Table], target: str, named: dict
 
 
 def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(values, str) or not all(isinstance(x, str) for x in values):
-        raise ArgumentError(f"RawModule: {name} is {values!r:.60}; a sequence of str is needed")
+    if not isinstance(values, tuple | list) or not all(isinstance(x, str) for x in values):
+        raise ArgumentError(f"RawModule: {name} is {shown(values)}; a tuple or list of str is needed")
     return tuple(values)
 
 
