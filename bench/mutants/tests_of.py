@@ -30,11 +30,17 @@ FOLDERS = ("operations", "paging")
 FAMILIES = (
     ("*softmax*", ("test_softmax*.py", "test_online_softmax*.py")),
     ("attention_standard", ("test_standard*.py",)),
-    ("attention_backward*", ("test_attention_backward*.py",)),
+    ("attention_backward*", ("test_attention_backward*.py", "test_extreme_logits*.py")),
     ("attention_decode_reduce", ("test_decode_reduce*.py", "test_decode_properties*.py")),
-    ("attention_forward_hopper", ("test_attention_hopper*.py",)),
-    ("attention_decode*", ("test_decode*.py", "test_paged*.py", "test_append_and_attend*.py", "test_odd_strides*.py")),
-    ("attention*", ("test_attention*.py", "test_compat*.py", "test_known_defects*.py", "test_odd_strides*.py")),
+    ("attention_forward_hopper", ("test_attention_hopper*.py", "test_extreme_logits*.py")),
+    (
+        "attention_decode*",
+        ("test_decode*.py", "test_paged*.py", "test_append_and*.py", "test_odd_strides*.py", "test_extreme_logits*.py"),
+    ),
+    (
+        "attention*",
+        ("test_attention*.py", "test_compat*.py", "test_known*.py", "test_odd_strides*.py", "test_extreme_logits*.py"),
+    ),
     ("rope*", ("test_rope*.py", "test_split_qkv*.py", "test_odd_strides*.py")),
     ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py", "test_odd_strides*.py")),
     ("padding*", ("test_padding*.py", "test_split_qkv*.py")),
