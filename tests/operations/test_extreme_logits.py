@@ -108,6 +108,19 @@ def test_equal_logits_of_any_size_give_the_mean(executor, dtype, value):
                 assert (dv == 1).all()
 
 
+@pytest.mark.parametrize("deterministic", (True, False))
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+def test_an_lse_that_is_below_its_only_logit(executor, dtype, deterministic):
+    """By its last bits, as one that was computed elsewhere may be: e^(logit - lse) would be 7 and more, P is 1."""
+    x = np.full((1, 1, 1, HEAD_DIM), 2300, dtype)  # a logit of 3 10^7
+    v, dout = np.full_like(x, 3), np.full_like(x, 0.5)
+    q, k, v, dout = (executor.array(a) for a in (x, x, v, dout))
+    out, lse = cuattn.attention(q, k, v, return_lse=True)
+    below = np.nextafter(np.nextafter(executor.numpy(lse), np.float32(0)), np.float32(0))
+    grads = cuattn.attention_backward(dout, q, k, v, out, executor.array(below), deterministic=deterministic)
+    np.testing.assert_array_equal(executor.numpy(grads.dv).astype(np.float64), 0.5)
+
+
 @pytest.mark.parametrize("dtype, size", ((F16, 6e3), (BF16, 3e4), (F32, 3e4)), ids=str)
 def test_one_massive_activation(executor, dtype, size):
     """All queries look at one key, at logits of 10^7 and 10^8: it gets all of dout, and the others nothing."""
