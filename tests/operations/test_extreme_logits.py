@@ -121,6 +121,23 @@ def test_an_lse_that_is_below_its_only_logit(executor, dtype, deterministic):
     np.testing.assert_array_equal(executor.numpy(grads.dv).astype(np.float64), 0.5)
 
 
+@pytest.mark.parametrize("deterministic", (True, False))
+def test_one_row_with_a_large_lse_wherever_it_is(executor, deterministic):
+    """Every row has one key, and a probability of 1: a tile looks at all of its rows before it takes the short way."""
+    # a head dim whose warps own two tiles of rows
+    k = np.full((1, 1, 1, 64), 2300, F16)
+    for row in (0, 7, 8, 15, 16, 24, 33, 40, 63):
+        q = np.full((1, 64, 1, 64), 0.25, F16)
+        q[0, row] = 2300
+        dout = np.full_like(q, 0.5)
+        arrays = [executor.array(x) for x in (q, k, np.full_like(k, 3))]
+        out, lse = cuattn.attention(*arrays, return_lse=True)
+        options = {"dlse": executor.array(np.full((1, 1, 64), 0.01, np.float32)), "deterministic": deterministic}
+        grads = cuattn.attention_backward(executor.array(dout), *arrays, out, lse, **options)
+        np.testing.assert_allclose(executor.numpy(grads.dv).astype(np.float64), 32, rtol=1e-3)
+        np.testing.assert_allclose(executor.numpy(grads.dq).astype(np.float64), 0.01 * 2300 / 8, rtol=2e-3)
+
+
 @pytest.mark.parametrize("dtype, size", ((F16, 6e3), (BF16, 3e4), (F32, 3e4)), ids=str)
 def test_one_massive_activation(executor, dtype, size):
     """All queries look at one key, at logits of 10^7 and 10^8: it gets all of dout, and the others nothing."""
