@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from cuattn.attention_options import Options, check_options
+from cuattn.attention_params import LOG2_E
 from cuattn.config import DTYPES, ELEMENTS, STORAGE_8BIT
 from cuattn.device_copies import copied
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
@@ -21,7 +22,6 @@ from cuattn.launch import Executor, executor_for
 from cuattn.messages import shown
 from cuattn.scalars import MAX_EXTENT, choice, real
 
-LOG2_E = math.log2(math.e)
 WORKSPACE_ALIGNMENT = 16  # bytes
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}

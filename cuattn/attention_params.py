@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from cuattn.decode.arguments import DecodeProblem
     from cuattn.packed import Packed
 
-__all__ = ["REALS", "UNBOUNDED", "backward_layout", "decode_layout", "forward_fields", "forward_layout"]
+__all__ = ["LOG2_E", "REALS", "UNBOUNDED", "backward_layout", "decode_layout", "forward_fields", "forward_layout"]
 
 UNBOUNDED = 2**31 - 1  # a side of the window
 
 #: Real, the type of the accumulators, as the kernels call it.
 REALS: dict[type[np.floating[Any]], str] = {np.float32: "float", np.float64: "double"}
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 _NO_STRIDES = 0, 0, 0, 0
 _NO_DROPOUT = 0, 0, 0, 0
 
@@ -84,6 +84,6 @@ def forward_fields(
         else (dropout.seed_low, dropout.seed_high, dropout.offset, dropout.threshold),
         "keep_scale": 1.0 if dropout is None else dropout.rescale,
         "scale": problem.scale,
-        "scale_log2": problem.scale * _LOG2_E,
+        "scale_log2": problem.scale * LOG2_E,
         "softcap": options.softcap,
     }
