@@ -1,4 +1,4 @@
-"""The structs that attention kernels are passed by value: kernels/attention_params.cuh and those derived from it."""
+"""The structs that attention kernels are passed by value: attention/attention_params.cuh and those derived from it."""
 
 from __future__ import annotations
 

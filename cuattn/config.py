@@ -36,9 +36,9 @@ DTYPES = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np
 
 WARP_SIZE = 32
 MMA_ROWS = 16  # query rows of one mma.m16n8k16
-FMA_ROWS = (4, 8)  # query rows of a warp of attention_forward_f32.cu: as many as its registers hold
+FMA_ROWS = (4, 8)  # query rows of a warp of attention_forward_fma.cu: as many as its registers hold
 FEW_QUERIES = 64  # so many or fewer do not fill the query tile of the large rows
-ROW_PADDING_BYTES = 16  # of each row of a tile in shared memory (tiles.cuh)
+ROW_PADDING_BYTES = 16  # of each row of a tile in shared memory (common/tiles.cuh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class FlashFwdConfig:
     @property
     def source(self) -> str:
         """Name of the kernel file."""
-        return "attention_forward" if self.products == "mma" else "attention_forward_f32"
+        return "attention_forward" if self.products == "mma" else "attention_forward_fma"
 
     @property
     def entry(self) -> str:

@@ -62,7 +62,7 @@ class ForwardOptions:
 
     @property
     def natural_logits(self) -> bool:
-        """Whether the kernel keeps natural logits instead of base-2 ones (online_softmax.cuh)."""
+        """Whether the kernel keeps natural logits instead of base-2 ones (attention/online_softmax.cuh)."""
         return self.softcap or self.alibi or self.bias
 
     @property

@@ -28,7 +28,7 @@ class ForwardPath:
     ----------
     kernel : str
         Name of the kernel file: "attention_forward_hopper", "attention_forward" (tensor cores of every architecture) or
-        "attention_forward_f32" (IEEE arithmetic in float32 and float64).
+        "attention_forward_fma" (IEEE arithmetic in float32 and float64).
     row : FlashFwdConfig or HopperFwdConfig
         Its shape: tiles, threads, stages.
     options : ForwardOptions

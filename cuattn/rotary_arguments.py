@@ -84,14 +84,14 @@ class Angles:
 
     @property
     def table_layout(self) -> tuple[int, int, int]:
-        """The fields of the struct TableLayout of kernels/rope.cuh: strides of cosines and sines, positions."""
+        """The fields of the struct TableLayout of kernels/rotary/rope.cuh: strides of cosines and sines, positions."""
         if self.cos is None:
             return 0, 0, 0
         cos_stride, sin_stride = (table.strides[0] // table.dtype.itemsize for table in (self.cos, self.sin))
         return cos_stride, sin_stride, self.cos.shape[0]
 
     def constants(self, dtype: np.dtype[Any]) -> dict[str, Constant]:
-        """The constants of rotary_units.cuh and of the kernels that include it."""
+        """The constants of rotary/rotary_units.cuh and of the kernels that include it."""
         table_dtype = None if self.cos is None else self.cos.dtype.name
         return kernel_constants(dtype.name, self.interleaved, table_dtype)
 

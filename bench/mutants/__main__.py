@@ -89,7 +89,8 @@ def main(
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return re.fullmatch(pattern.replace("*", ".*"), Path(name).with_suffix("").as_posix()) is not None
+    path = Path(name).with_suffix("")
+    return any(re.fullmatch(pattern.replace("*", ".*"), written) for written in (path.name, path.as_posix()))
 
 
 def _listing(name: str, mutants: list[Mutant]) -> Table:

@@ -3,120 +3,168 @@
 from bench.mutants.semantic import Semantic
 
 ATTENTION = (
-    Semantic("mma.cuh", "fragment map: a, rows and columns", r"return lane_idx % 16; \}", "return lane_idx / 2; }"),
-    Semantic("mma.cuh", "fragment map: halves of a pair swapped", r"left\[0\], left\[1\]", "left[1], left[0]"),
-    Semantic("mma.cuh", "fragment map: quarters swapped", r"frag_a\[1\]", "frag_a[2]"),
     Semantic(
-        "mma.cuh",
+        "common/mma.cuh", "fragment map: a, rows and columns", r"return lane_idx % 16; \}", "return lane_idx / 2; }"
+    ),
+    Semantic("common/mma.cuh", "fragment map: halves of a pair swapped", r"left\[0\], left\[1\]", "left[1], left[0]"),
+    Semantic("common/mma.cuh", "fragment map: quarters swapped", r"frag_a\[1\]", "frag_a[2]"),
+    Semantic(
+        "common/mma.cuh",
         "one lane of a quad is not asked",
         r"return fmaxf\(x, __shfl_xor_sync\(0xffffffff, x, 2\)\)",
         "return x",
     ),
-    Semantic("mma.cuh", "half of a quad's sum", r"return x \+ __shfl_xor_sync\(0xffffffff, x, 2\)", "return x"),
-    Semantic("tiles.cuh", "no zeros beyond the last row", r"row < num_rows \? col_valid\[i\] : 0", "col_valid[i]"),
-    Semantic("tiles.cuh", "no zeros beyond the head dim", r"min\(Share::CHUNK, max\(0, (.*?)\)\);", "Share::CHUNK;"),
-    Semantic("ptx.cuh", "float16 pair swapped", r'"f"\(high\), "f"\(low\)', '"f"(low), "f"(high)'),
-    Semantic("ptx.cuh", "bfloat16 pair swapped", r'"f"\(high\), "f"\(low\)', '"f"(low), "f"(high)', 1),
-    Semantic("ptx.cuh", "the whole chunk is read", r'"r"\(src_bytes\)', '"n"(16)'),
-    Semantic("ptx.cuh", "the whole 8 bytes are read", r'"r"\(src_bytes\)', '"n"(8)', 1),
-    Semantic("ptx.cuh", "the whole 4 bytes are read", r'"r"\(src_bytes\)', '"n"(4)', 2),
-    Semantic("ptx.cuh", "one group too many may be pending", r'"n"\(NUM_PENDING\)', '"n"(NUM_PENDING + 1)'),
-    Semantic("ptx.cuh", "not transposed", r"\.x4\.trans\.", ".x4."),
-    Semantic("ptx.cuh", "transposed", r"m8n8\.x4\.shared", "m8n8.x4.trans.shared"),
-    Semantic("ptx.cuh", "fragments of a in another order", r'"r"\(a\[1\]\), "r"\(a\[2\]\)', '"r"(a[2]), "r"(a[1])'),
-    Semantic("ptx.cuh", "fragments of b in another order", r'"r"\(b0\), "r"\(b1\)', '"r"(b1), "r"(b0)'),
+    Semantic("common/mma.cuh", "half of a quad's sum", r"return x \+ __shfl_xor_sync\(0xffffffff, x, 2\)", "return x"),
     Semantic(
-        "ptx.cuh", "the accumulator is not added to", r"\{%8, %9\}, \{%0, %1, %2, %3\}", "{%8, %9}, {%3, %2, %1, %0}"
+        "common/tiles.cuh", "no zeros beyond the last row", r"row < num_rows \? col_valid\[i\] : 0", "col_valid[i]"
     ),
-    Semantic("online_softmax.cuh", "the maximum of the tile alone", r"max\(max_logit, tile_max\)", "tile_max"),
-    Semantic("online_softmax.cuh", "no guard for empty rows", r"max_logit == \S+\(\) \? Real\(0\) : ", ""),
-    Semantic("online_softmax.cuh", "division by an empty sum", r"sum == Real\(0\) \? Real\(0\) : ", ""),
-    Semantic("online_softmax.cuh", "lse in base 2", r"max_logit \+ log\(sum\)", "max_logit + log2(sum)"),
-    Semantic("score_tile.cuh", "large maxima take the ordinary path", r">= LARGE_SHIFT\)\)", ">= 1e38f))"),
-    Semantic("score_tile.cuh", "large maxima: the shift is kept", r"shifts\[half\] = -LOG2_FACTOR;", ""),
-    Semantic("score_tile.cuh", "large maxima: differences are not taken", r"subtract_from_row\(scores, .*?\);", ""),
     Semantic(
-        "score_tile.cuh",
+        "common/tiles.cuh", "no zeros beyond the head dim", r"min\(Share::CHUNK, max\(0, (.*?)\)\);", "Share::CHUNK;"
+    ),
+    Semantic("common/ptx.cuh", "float16 pair swapped", r'"f"\(high\), "f"\(low\)', '"f"(low), "f"(high)'),
+    Semantic("common/ptx.cuh", "bfloat16 pair swapped", r'"f"\(high\), "f"\(low\)', '"f"(low), "f"(high)', 1),
+    Semantic("common/ptx.cuh", "the whole chunk is read", r'"r"\(src_bytes\)', '"n"(16)'),
+    Semantic("common/ptx.cuh", "the whole 8 bytes are read", r'"r"\(src_bytes\)', '"n"(8)', 1),
+    Semantic("common/ptx.cuh", "the whole 4 bytes are read", r'"r"\(src_bytes\)', '"n"(4)', 2),
+    Semantic("common/ptx.cuh", "one group too many may be pending", r'"n"\(NUM_PENDING\)', '"n"(NUM_PENDING + 1)'),
+    Semantic("common/ptx.cuh", "not transposed", r"\.x4\.trans\.", ".x4."),
+    Semantic("common/ptx.cuh", "transposed", r"m8n8\.x4\.shared", "m8n8.x4.trans.shared"),
+    Semantic(
+        "common/ptx.cuh", "fragments of a in another order", r'"r"\(a\[1\]\), "r"\(a\[2\]\)', '"r"(a[2]), "r"(a[1])'
+    ),
+    Semantic("common/ptx.cuh", "fragments of b in another order", r'"r"\(b0\), "r"\(b1\)', '"r"(b1), "r"(b0)'),
+    Semantic(
+        "common/ptx.cuh",
+        "the accumulator is not added to",
+        r"\{%8, %9\}, \{%0, %1, %2, %3\}",
+        "{%8, %9}, {%3, %2, %1, %0}",
+    ),
+    Semantic(
+        "attention/online_softmax.cuh", "the maximum of the tile alone", r"max\(max_logit, tile_max\)", "tile_max"
+    ),
+    Semantic("attention/online_softmax.cuh", "no guard for empty rows", r"max_logit == \S+\(\) \? Real\(0\) : ", ""),
+    Semantic("attention/online_softmax.cuh", "division by an empty sum", r"sum == Real\(0\) \? Real\(0\) : ", ""),
+    Semantic("attention/online_softmax.cuh", "lse in base 2", r"max_logit \+ log\(sum\)", "max_logit + log2(sum)"),
+    Semantic("attention/score_tile.cuh", "large maxima take the ordinary path", r">= LARGE_SHIFT\)\)", ">= 1e38f))"),
+    Semantic("attention/score_tile.cuh", "large maxima: the shift is kept", r"shifts\[half\] = -LOG2_FACTOR;", ""),
+    Semantic(
+        "attention/score_tile.cuh", "large maxima: differences are not taken", r"subtract_from_row\(scores, .*?\);", ""
+    ),
+    Semantic(
+        "attention/score_tile.cuh",
         "large maxima: what is summed does not follow",
         r"corrections\[half\] = \(old_max\[half\] - reference\) \* scale_log2;",
         "corrections[half] = 0.0f;",
     ),
-    Semantic("score_tile.cuh", "lse knows of the factor", r"\(row\.sum\) \* INVERSE_P_FACTOR", "(row.sum)"),
-    Semantic("score_tile.cuh", "lse in base 2", r"\(shift \+ LOG2_P_FACTOR\) \* LN_2", "(shift + LOG2_P_FACTOR)"),
-    Semantic("score_tile.cuh", "large maxima stay products", r"row\.max_logit \* positive_scale;", "row.max_logit;"),
-    Semantic("probability_factor.cuh", "float16 has no factor", r"<__half> = 15", "<__half> = 0"),
-    Semantic("online_softmax.cuh", "2^x of natural logits", r"difference \* log2_e<Real>\(\);", "difference;"),
-    Semantic("mask.cuh", "one key too many", r"diagonal \+ right \+ 1", "diagonal + right + 2"),
-    Semantic("mask.cuh", "one key too few", r"diagonal - left", "diagonal - left + 1"),
+    Semantic("attention/score_tile.cuh", "lse knows of the factor", r"\(row\.sum\) \* INVERSE_P_FACTOR", "(row.sum)"),
     Semantic(
-        "mask.cuh", "full tiles by the wrong query", r"full_begin = (.*?)last_query", r"full_begin = \1first_query"
+        "attention/score_tile.cuh", "lse in base 2", r"\(shift \+ LOG2_P_FACTOR\) \* LN_2", "(shift + LOG2_P_FACTOR)"
     ),
-    Semantic("mask.cuh", "full tiles by the wrong query", r"full_end = (.*?)first_query", r"full_end = \1last_query"),
-    Semantic("mask.cuh", "positions beyond the range", r"max\(0ll, (min\(.*?offset\))\)", r"\1"),
     Semantic(
-        "query_block.cuh",
+        "attention/score_tile.cuh", "large maxima stay products", r"row\.max_logit \* positive_scale;", "row.max_logit;"
+    ),
+    Semantic("attention/probability_factor.cuh", "float16 has no factor", r"<__half> = 15", "<__half> = 0"),
+    Semantic(
+        "attention/online_softmax.cuh", "2^x of natural logits", r"difference \* log2_e<Real>\(\);", "difference;"
+    ),
+    Semantic("attention/mask.cuh", "one key too many", r"diagonal \+ right \+ 1", "diagonal + right + 2"),
+    Semantic("attention/mask.cuh", "one key too few", r"diagonal - left", "diagonal - left + 1"),
+    Semantic(
+        "attention/mask.cuh",
+        "full tiles by the wrong query",
+        r"full_begin = (.*?)last_query",
+        r"full_begin = \1first_query",
+    ),
+    Semantic(
+        "attention/mask.cuh",
+        "full tiles by the wrong query",
+        r"full_end = (.*?)first_query",
+        r"full_end = \1last_query",
+    ),
+    Semantic("attention/mask.cuh", "positions beyond the range", r"max\(0ll, (min\(.*?offset\))\)", r"\1"),
+    Semantic(
+        "attention/query_block.cuh",
         "heads of a group in another order",
         r"head_idx / params\.heads_per_kv_head",
         "head_idx % (params.num_heads / params.heads_per_kv_head)",
     ),
     Semantic(
-        "query_block.cuh",
+        "attention/query_block.cuh",
         "the next sequence is seen",
         r"min\(max_length, end - start\)",
         "total - start",
     ),
     Semantic(
-        "query_block.cuh",
+        "attention/query_block.cuh",
         "the diagonal of the whole batch",
         r"\+= seqlen_k - seqlen_q",
         "+= params.seqlen_k - params.seqlen_q",
     ),
-    Semantic("column_block.cuh", "every CTA has the first columns", r"first = \(blockIdx.*?;", "first = 0;"),
-    Semantic("column_block.cuh", "columns beyond the row", r"min\(HEAD_DIM_V, head_dim_v - first\)", "HEAD_DIM_V"),
+    Semantic("attention/column_block.cuh", "every CTA has the first columns", r"first = \(blockIdx.*?;", "first = 0;"),
     Semantic(
-        "column_block.cuh", "one CTA for two rows", r"cta_idx = blockIdx\.x / COLUMN_BLOCKS;", "cta_idx = blockIdx.x;"
+        "attention/column_block.cuh", "columns beyond the row", r"min\(HEAD_DIM_V, head_dim_v - first\)", "HEAD_DIM_V"
     ),
-    Semantic("column_block.cuh", "lse from every CTA", r"COLUMN_BLOCKS == 1 \|\| first == 0", "true"),
+    Semantic(
+        "attention/column_block.cuh",
+        "one CTA for two rows",
+        r"cta_idx = blockIdx\.x / COLUMN_BLOCKS;",
+        "cta_idx = blockIdx.x;",
+    ),
+    Semantic("attention/column_block.cuh", "lse from every CTA", r"COLUMN_BLOCKS == 1 \|\| first == 0", "true"),
     Semantic("attention_forward.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"),
     Semantic(
         "attention_forward.cu", "both halves into the first", r"params\.out\.seq \+ columns\.first", "params.out.seq"
     ),
     Semantic("attention_forward.cu", "the only stage is not waited for", r"NUM_STAGES == 1\)", "false)"),
     Semantic(
-        "attention_forward_f32.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"
+        "attention_forward_fma.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"
     ),
-    Semantic("attention_forward_f32.cu", "both halves into the first", r"columns\.first \+ out_col", "out_col"),
-    Semantic("attention_forward_f32.cu", "the next tile's values", r"load_v\(this_tile_idx\)", "load_v(tile_idx)"),
+    Semantic("attention_forward_fma.cu", "both halves into the first", r"columns\.first \+ out_col", "out_col"),
+    Semantic("attention_forward_fma.cu", "the next tile's values", r"load_v\(this_tile_idx\)", "load_v(tile_idx)"),
     Semantic(
-        "attention_forward_f32.cu",
+        "attention_forward_fma.cu",
         "values before keys are done with",
         r"if \(!ONE_PLACE\) load_v\(tile_idx\)",
         "load_v(tile_idx)",
     ),
     Semantic(
-        "attention_forward_f32.cu",
+        "attention_forward_fma.cu",
         "keys before values are done with",
         r"(whose place the next k takes\.)\s*__syncthreads\(\);",
         r"\1\n",
     ),
     Semantic(
-        "attention_forward_f32.cu",
+        "attention_forward_fma.cu",
         "values that have not landed",
         r"(load_v\(this_tile_idx\);)\s*cp_async_wait<0>\(\);",
         r"\1",
     ),
-    Semantic("philox.cuh", "nine rounds", r"round < 10", "round < 9"),
-    Semantic("philox.cuh", "words of rows and keys swapped", r"words\.word\[2\] :", "words.word[1] :"),
-    Semantic("philox.cuh", "row and key swapped", r"(j / 16 \* 8 \+ j % 8), (i / 16 \* 8 \+ i % 8)", r"\2, \1"),
-    Semantic("philox.cuh", "a key that never changes", r"key_low \+= WEYL_LOW;", ";"),
-    Semantic("score_options.cuh", "softcap without its division", r"tanh\(score \* inverse_softcap\)", "tanh(score)"),
-    Semantic("score_options.cuh", "ALiBi without the diagonal", r"\(query_idx\) \+ diagonal_offset", "(query_idx)"),
+    Semantic("attention/philox.cuh", "nine rounds", r"round < 10", "round < 9"),
+    Semantic("attention/philox.cuh", "words of rows and keys swapped", r"words\.word\[2\] :", "words.word[1] :"),
     Semantic(
-        "score_options.cuh", "mixed tiles are passed over", r"== TILE_HIDDEN\) tile_idx--", "!= TILE_OPEN) tile_idx--"
+        "attention/philox.cuh", "row and key swapped", r"(j / 16 \* 8 \+ j % 8), (i / 16 \* 8 \+ i % 8)", r"\2, \1"
     ),
-    Semantic("score_options.cuh", "the mask of the first entry", r"mask\.offset\(batch_idx, ", "mask.offset(0, "),
+    Semantic("attention/philox.cuh", "a key that never changes", r"key_low \+= WEYL_LOW;", ";"),
     Semantic(
-        "score_options.cuh",
+        "attention/score_options.cuh",
+        "softcap without its division",
+        r"tanh\(score \* inverse_softcap\)",
+        "tanh(score)",
+    ),
+    Semantic(
+        "attention/score_options.cuh", "ALiBi without the diagonal", r"\(query_idx\) \+ diagonal_offset", "(query_idx)"
+    ),
+    Semantic(
+        "attention/score_options.cuh",
+        "mixed tiles are passed over",
+        r"== TILE_HIDDEN\) tile_idx--",
+        "!= TILE_OPEN) tile_idx--",
+    ),
+    Semantic(
+        "attention/score_options.cuh", "the mask of the first entry", r"mask\.offset\(batch_idx, ", "mask.offset(0, "
+    ),
+    Semantic(
+        "attention/score_options.cuh",
         "the bias of the first head",
         r"bias\.offset\(batch_idx, head_idx",
         "bias.offset(batch_idx, 0",
@@ -131,9 +179,9 @@ ATTENTION = (
         r"acc_out\[t\]\[e\]\[2 \* half\] \*= correction",
         "acc_out[t][e][2 * half] *= 1.0f",
     ),
-    Semantic("score_tile.cuh", "skip the rescale of the sum", r"row\.sum \*= corrections\[half\];", ";"),
+    Semantic("attention/score_tile.cuh", "skip the rescale of the sum", r"row\.sum \*= corrections\[half\];", ";"),
     Semantic("attention_forward.cu", "drop the mask on the last tiles", r"if \(!in_full\) mask_scores\(.*?\);", ""),
-    Semantic("score_tile.cuh", "one lane's part of the sum", r"quad_sum\(row\.sum\)", "row.sum"),
+    Semantic("attention/score_tile.cuh", "one lane's part of the sum", r"quad_sum\(row\.sum\)", "row.sum"),
     Semantic(
         "attention_forward.cu", "the sink's term is forgotten", r"correction \+ exp2_approx\(term\)", "correction"
     ),
@@ -162,22 +210,32 @@ ATTENTION = (
     Semantic("attention_forward.cu", "ALiBi adds", r"\[i\] -= slope", "[i] += slope"),
     Semantic("attention_forward.cu", "v is not descaled", r"if \(g_v_descale != nullptr\).*?;", ""),
     Semantic(
-        "attention_forward_f32.cu",
+        "attention_forward_fma.cu",
         "skip the rescale of the output",
         r"state\.acc_out\[i\]\.scale\(correction\);",
         "",
     ),
-    Semantic("attention_forward_f32.cu", "skip the rescale of the sum", r"row\.sum \*= correction;", ";"),
+    Semantic("attention_forward_fma.cu", "skip the rescale of the sum", r"row\.sum \*= correction;", ";"),
     Semantic(
-        "attention_forward_f32.cu",
+        "attention_forward_fma.cu",
         "one step short of a butterfly",
         r"lane_mask < LANES_PER_ROW;",
         "lane_mask < LANES_PER_ROW / 2;",
     ),
-    Semantic("attention_forward_f32.cu", "the sink's term is forgotten", r"correction \+ exp2\(term\)", "correction"),
-    Semantic("attention_forward_f32.cu", "ALiBi adds", r"score -= slope", "score += slope"),
-    Semantic("warp_products.cuh", "fragments of b swapped", r"frag_b\[0\], frag_b\[1\]", "frag_b[1], frag_b[0]"),
-    Semantic("warp_products.cuh", "fragments of the neighbor", r"frag_b\[0\], frag_b\[1\]", "frag_b[2], frag_b[3]", 1),
-    Semantic("warp_products.cuh", "columns of p and rows of b in other orders", r"\[i % 2 \* 2 \+ i / 2\]", "[i]"),
-    Semantic("warp_products.cuh", "scores are not cleared", r"\[i\] = 0\.0f;", "[i] = 1.0f;"),
+    Semantic("attention_forward_fma.cu", "the sink's term is forgotten", r"correction \+ exp2\(term\)", "correction"),
+    Semantic("attention_forward_fma.cu", "ALiBi adds", r"score -= slope", "score += slope"),
+    Semantic(
+        "attention/warp_products.cuh", "fragments of b swapped", r"frag_b\[0\], frag_b\[1\]", "frag_b[1], frag_b[0]"
+    ),
+    Semantic(
+        "attention/warp_products.cuh",
+        "fragments of the neighbor",
+        r"frag_b\[0\], frag_b\[1\]",
+        "frag_b[2], frag_b[3]",
+        1,
+    ),
+    Semantic(
+        "attention/warp_products.cuh", "columns of p and rows of b in other orders", r"\[i % 2 \* 2 \+ i / 2\]", "[i]"
+    ),
+    Semantic("attention/warp_products.cuh", "scores are not cleared", r"\[i\] = 0\.0f;", "[i] = 1.0f;"),
 )

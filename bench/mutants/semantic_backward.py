@@ -2,8 +2,8 @@
 
 from bench.mutants.semantic import Semantic
 
-MMA, FMA = "attention_backward.cu", "attention_backward_f32.cu"
-BIAS, BIAS_F32 = "attention_backward_bias.cu", "attention_backward_bias_f32.cu"
+MMA, FMA = "attention_backward.cu", "attention_backward_fma.cu"
+BIAS, BIAS_F32 = "attention_backward_bias.cu", "attention_backward_bias_fma.cu"
 ROWS, SINKS = "attention_backward_rows.cu", "attention_backward_sinks.cu"
 
 
@@ -18,14 +18,21 @@ BACKWARD = (
     Semantic(ROWS, "dlse is added", r"sum -= g_dlse", "sum += g_dlse"),
     Semantic(ROWS, "dlse is forgotten", r"if \(g_dlse != nullptr\) sum -= g_dlse\[at\];", ""),
     Semantic(ROWS, "one step short of a butterfly", r"= WARP_SIZE / 2; lane_mask", "= WARP_SIZE / 4; lane_mask"),
-    Semantic("ready_lse.cuh", "rows that see nothing keep -inf", r"return -lse;", "return lse;"),
-    Semantic("ready_lse.cuh", "lse stays natural", r"if \(!base_2\) return lse;", "return lse;"),
-    Semantic("ready_lse.cuh", "a large lse is as others are", r"\? shift : Real\(2\) \* lse", "? shift : shift"),
-    Semantic("ready_lse.cuh", "a large lse is not doubled", r"Real\(2\) \* lse", "lse"),
-    Semantic("ready_lse.cuh", "no lse is large", r"return fabs\(ready_lse\) >= large_lse<Real>\(\);", "return false;"),
-    Semantic("backward_tile.cuh", "probabilities have no end", r"exponent > LOG2_P_FACTOR \?", "false ?"),
-    Semantic("lane_tile.cuh", "probabilities have no end", r"if \(difference > .*?\) difference = 0;", ""),
-    Semantic("backward_tile.cuh", "keys that do not exist", r"!OWN_KEYS \|\| row < num_own \?", "true ?"),
+    Semantic("backward/ready_lse.cuh", "rows that see nothing keep -inf", r"return -lse;", "return lse;"),
+    Semantic("backward/ready_lse.cuh", "lse stays natural", r"if \(!base_2\) return lse;", "return lse;"),
+    Semantic(
+        "backward/ready_lse.cuh", "a large lse is as others are", r"\? shift : Real\(2\) \* lse", "? shift : shift"
+    ),
+    Semantic("backward/ready_lse.cuh", "a large lse is not doubled", r"Real\(2\) \* lse", "lse"),
+    Semantic(
+        "backward/ready_lse.cuh",
+        "no lse is large",
+        r"return fabs\(ready_lse\) >= large_lse<Real>\(\);",
+        "return false;",
+    ),
+    Semantic("backward/backward_tile.cuh", "probabilities have no end", r"exponent > LOG2_P_FACTOR \?", "false ?"),
+    Semantic("backward/lane_tile.cuh", "probabilities have no end", r"if \(difference > .*?\) difference = 0;", ""),
+    Semantic("backward/backward_tile.cuh", "keys that do not exist", r"!OWN_KEYS \|\| row < num_own \?", "true ?"),
     Semantic(MMA, "keys that do not exist", r"!OWN_KEYS \|\| block\.first_row \+ BLOCK_OWN <= num_own", "true"),
     Semantic(MMA, "dv keeps the factor", r"params\.keep_scale \* INVERSE_P_FACTOR", "params.keep_scale"),
     Semantic(ROWS, "a NaN lse keeps its delta", r"isnan\(lse\) \? Accumulator\(0\) : ", ""),
@@ -82,76 +89,98 @@ BACKWARD = (
     Semantic(FMA, "dS in the place of P", r"store_weights\(scores,", "store_weights(dp,"),
     Semantic(FMA, "P in the place of dS", r"store_weights\(dp,", "store_weights(scores,"),
     Semantic(FMA, "zero rows are not loaded", r"idx < num_valid \? sizeof\(Element\) : 0", "sizeof(Element)"),
-    Semantic("backward_tile.cuh", "delta is dropped", r"-delta\.at\(t, n, i\)\)", "0.0f)"),
-    Semantic("backward_tile.cuh", "delta is dropped", r"_FACTOR, -delta\.at\(t, n, i\)\)", "_FACTOR, 0)"),
-    Semantic("backward_tile.cuh", "delta is added", r"FACTOR, -delta\.at\(t, n, i\)", "FACTOR, delta.at(t, n, i)"),
-    Semantic("backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
-    Semantic("backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? own : other", "OWN_KEYS ? other : own"),
+    Semantic("backward/backward_tile.cuh", "delta is dropped", r"-delta\.at\(t, n, i\)\)", "0.0f)"),
+    Semantic("backward/backward_tile.cuh", "delta is dropped", r"_FACTOR, -delta\.at\(t, n, i\)\)", "_FACTOR, 0)"),
     Semantic(
-        "backward_tile.cuh",
+        "backward/backward_tile.cuh", "delta is added", r"FACTOR, -delta\.at\(t, n, i\)", "FACTOR, delta.at(t, n, i)"
+    ),
+    Semantic(
+        "backward/backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"
+    ),
+    Semantic(
+        "backward/backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? own : other", "OWN_KEYS ? other : own"
+    ),
+    Semantic(
+        "backward/backward_tile.cuh",
         "softcap's derivative is 1",
         r"tanh_fast\(score \* inverse_softcap, .*?\);",
         "tanh_fast(score * inverse_softcap);",
     ),
     Semantic(
-        "backward_tile.cuh", "ALiBi of the transposed tile", r"OWN_KEYS \? column - row : row - column", "row - column"
+        "backward/backward_tile.cuh",
+        "ALiBi of the transposed tile",
+        r"OWN_KEYS \? column - row : row - column",
+        "row - column",
     ),
-    Semantic("backward_tile.cuh", "words of the transposed tile", r"OWN_KEYS \? w % 2 : w / 2", "w / 2"),
+    Semantic("backward/backward_tile.cuh", "words of the transposed tile", r"OWN_KEYS \? w % 2 : w / 2", "w / 2"),
     Semantic(
-        "backward_tile.cuh",
+        "backward/backward_tile.cuh",
         "the bias of the transposed tile",
         r"OWN_KEYS \? params\.bias\.query : params\.bias\.key",
         "params.bias.key",
     ),
     Semantic(
-        "backward_tile.cuh",
+        "backward/backward_tile.cuh",
         "the mask of the transposed tile",
         r"OWN_KEYS \? params\.mask\.query : params\.mask\.key",
         "params.mask.key",
     ),
-    Semantic("backward_tile.cuh", "dropped elements have dP", r"signbit\(p\) \? 0\.0f : keep_scale", "keep_scale"),
-    Semantic("backward_tile.cuh", "dropped elements have no dS", r"fabsf\(p\) \* fmaf", "fmaxf(p, 0.0f) * fmaf"),
     Semantic(
-        "backward_tile.cuh",
+        "backward/backward_tile.cuh", "dropped elements have dP", r"signbit\(p\) \? 0\.0f : keep_scale", "keep_scale"
+    ),
+    Semantic(
+        "backward/backward_tile.cuh", "dropped elements have no dS", r"fabsf\(p\) \* fmaf", "fmaxf(p, 0.0f) * fmaf"
+    ),
+    Semantic(
+        "backward/backward_tile.cuh",
         "kept elements are not scaled",
         r"signbit\(p\) \? 0\.0f : keep_scale",
         "signbit(p) ? 0.0f : 1.0f",
     ),
-    Semantic("backward_tile.cuh", "probabilities of hidden keys", r"hidden \? 0\.0f : exp2", "exp2"),
-    Semantic("lane_tile.cuh", "delta is dropped", r"weighted - s_delta\[query\]", "weighted"),
-    Semantic("lane_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
-    Semantic("lane_tile.cuh", "softcap's derivative is 1", r"slopes\[i\]\[j\] = tanh_slope\(.*?\);", ""),
-    Semantic("lane_tile.cuh", "ALiBi of the transposed tile", r"OWN_KEYS \? j \* LANES_PER_ROW - i : ", ""),
+    Semantic("backward/backward_tile.cuh", "probabilities of hidden keys", r"hidden \? 0\.0f : exp2", "exp2"),
+    Semantic("backward/lane_tile.cuh", "delta is dropped", r"weighted - s_delta\[query\]", "weighted"),
+    Semantic("backward/lane_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
+    Semantic("backward/lane_tile.cuh", "softcap's derivative is 1", r"slopes\[i\]\[j\] = tanh_slope\(.*?\);", ""),
+    Semantic("backward/lane_tile.cuh", "ALiBi of the transposed tile", r"OWN_KEYS \? j \* LANES_PER_ROW - i : ", ""),
     Semantic(
-        "lane_tile.cuh",
+        "backward/lane_tile.cuh",
         "dropout of row and key swapped",
         r"lane\.query\(\) \+ query, lane\.key\(\) \+ key",
         "lane.key() + key, lane.query() + query",
     ),
     Semantic(
-        "lane_tile.cuh",
+        "backward/lane_tile.cuh",
         "dropped elements have dP",
         r"kept \? dp\[i\]\[j\] \* params\.keep_scale : Element\(0\)",
         "dp[i][j] * params.keep_scale",
     ),
-    Semantic("lane_tile.cuh", "kept elements are not scaled", r"dp\[i\]\[j\] \* params\.keep_scale", "dp[i][j]"),
-    Semantic("lane_tile.cuh", "dropped elements are in dv", r"kept \? p : Element\(0\)", "p"),
     Semantic(
-        "lane_tile.cuh",
+        "backward/lane_tile.cuh", "kept elements are not scaled", r"dp\[i\]\[j\] \* params\.keep_scale", "dp[i][j]"
+    ),
+    Semantic("backward/lane_tile.cuh", "dropped elements are in dv", r"kept \? p : Element\(0\)", "p"),
+    Semantic(
+        "backward/lane_tile.cuh",
         "the bias of the transposed tile",
         r"OWN_KEYS \? params\.bias\.query : params\.bias\.key",
         "params.bias.key",
     ),
     Semantic(
-        "lane_tile.cuh",
+        "backward/lane_tile.cuh",
         "2^x of natural logits",
         r"NATURAL_LOGITS \? difference \* log2_e<Element>\(\) : difference",
         "difference",
     ),
-    Semantic("lane_products.cuh", "weights are not cleared", r"weights\[i\]\[j\] = 0;", "weights[i][j] = 1;"),
-    Semantic("lane_products.cuh", "a block too many is summed", r"block < num_terms", "block <= num_terms"),
-    Semantic("lane_products.cuh", "the last block alone", r"weights\[i\]\[j\] \+= partial", "weights[i][j] = partial"),
-    Semantic("lane_products.cuh", "not multiplied by the factor", r"row\.x\[e\]\[x\] \* factor", "row.x[e][x]"),
+    Semantic("attention/lane_products.cuh", "weights are not cleared", r"weights\[i\]\[j\] = 0;", "weights[i][j] = 1;"),
+    Semantic("attention/lane_products.cuh", "a block too many is summed", r"block < num_terms", "block <= num_terms"),
+    Semantic(
+        "attention/lane_products.cuh",
+        "the last block alone",
+        r"weights\[i\]\[j\] \+= partial",
+        "weights[i][j] = partial",
+    ),
+    Semantic(
+        "attention/lane_products.cuh", "not multiplied by the factor", r"row\.x\[e\]\[x\] \* factor", "row.x[e][x]"
+    ),
     Semantic(SINKS, "the sign", r"sum -= static_cast", "sum += static_cast"),
     Semantic(SINKS, "the first entry of the batch alone", r"batch_idx < num_batch\)", "batch_idx < 1)"),
     Semantic(SINKS, "without its weight", r"static_cast<double>\(exp\(difference\)\) \* ", ""),
@@ -168,41 +197,52 @@ BACKWARD = (
         "num_elements + num_elements - 1 - element]",
     ),
     Semantic(
-        "bias_sums.cuh",
+        "backward/bias_sums.cuh",
         "a part begins one term early",
         r"/ sums\.num_parts \* part \+ min",
         "/ sums.num_parts * part - (part > 0) + min",
     ),
-    Semantic("bias_sums.cuh", "a term is counted by two parts", r"\+ \(part < num_terms % sums\.num_parts\)", "+ 1"),
     Semantic(
-        "bias_sums.cuh", "the rest of the terms is left out", r" \+ min\(static_cast<long long>\(part\), .*?\);", ";"
+        "backward/bias_sums.cuh", "a term is counted by two parts", r"\+ \(part < num_terms % sums\.num_parts\)", "+ 1"
     ),
     Semantic(
-        "bias_sums.cuh",
+        "backward/bias_sums.cuh",
+        "the rest of the terms is left out",
+        r" \+ min\(static_cast<long long>\(part\), .*?\);",
+        ";",
+    ),
+    Semantic(
+        "backward/bias_sums.cuh",
         "tiles of the last key head are kept",
         r"new_keys = !same_batch \|\| .*?;",
         "new_keys = !same_batch || walk.term.k_tile != before.k_tile;",
     ),
     Semantic(
-        "bias_sums.cuh", "queries of another head are kept", r"walk\.term\.head_idx != before\.head_idx \|\| ", ""
+        "backward/bias_sums.cuh",
+        "queries of another head are kept",
+        r"walk\.term\.head_idx != before\.head_idx \|\| ",
+        "",
     ),
     Semantic(
-        "bias_sums.cuh", "of another entry of the batch too", r"walk\.term\.batch_idx == before\.batch_idx", "true"
+        "backward/bias_sums.cuh",
+        "of another entry of the batch too",
+        r"walk\.term\.batch_idx == before\.batch_idx",
+        "true",
     ),
     Semantic(
-        "bias_sums.cuh",
+        "backward/bias_sums.cuh",
         "the visible tiles of the other side",
         r"range\(band\.transposed\(sequence\.seqlen_q\), BLOCK_M",
         "range(band, BLOCK_M",
     ),
     Semantic(
-        "bias_sums.cuh",
+        "backward/bias_sums.cuh",
         "every part writes to the first",
         r" \+ blockIdx\.x % sums\.num_parts \* sums\.num_elements",
         "",
     ),
     Semantic(
-        "bias_sums.cuh",
+        "backward/bias_sums.cuh",
         "key heads by the query head",
         r"walk\.term\.head_idx / params\.heads_per_kv_head \* strides\.head",
         "walk.term.head_idx * strides.head",
@@ -230,12 +270,12 @@ BACKWARD = (
     Semantic(MMA, "dS of warps with nothing to do is left over", r"if \(ADD_DQ && !active\) smem\.clear\(.*?\);", ""),
     Semantic(MMA, "every head adds to the first", r"head_idx \* params\.dq\.head \+ row_tile", "row_tile"),
     Semantic(MMA, "packed sums begin at the first row", r"packed_row_tile\(block\.q_start, block\.batch_idx\)", "0"),
-    Semantic("dq_sums.cuh", "ends before the last keys", r"key < BLOCK_OWN;", "key < BLOCK_OWN - 16;"),
-    Semantic("dq_sums.cuh", "queries beyond the end are added", r"row_tile \* MMA_M >= num_queries \|\| ", ""),
-    Semantic("dq_sums.cuh", "columns beyond the head dim are added", r"if \(first_col \+ .*?\) break;", ""),
-    Semantic("dq_sums.cuh", "dS of another warp", r"\(warp_idx \* ROW_TILES \+ t\)", "t"),
-    Semantic("dq_sums.cuh", "not added up", r"atomicAdd\((.*?), acc", r"atomicExch(\1, acc"),
-    Semantic("dq_sums.cuh", "dS not transposed", r"ldmatrix_x4_trans\(frag_ds", "ldmatrix_x4(frag_ds"),
+    Semantic("backward/dq_sums.cuh", "ends before the last keys", r"key < BLOCK_OWN;", "key < BLOCK_OWN - 16;"),
+    Semantic("backward/dq_sums.cuh", "queries beyond the end are added", r"row_tile \* MMA_M >= num_queries \|\| ", ""),
+    Semantic("backward/dq_sums.cuh", "columns beyond the head dim are added", r"if \(first_col \+ .*?\) break;", ""),
+    Semantic("backward/dq_sums.cuh", "dS of another warp", r"\(warp_idx \* ROW_TILES \+ t\)", "t"),
+    Semantic("backward/dq_sums.cuh", "not added up", r"atomicAdd\((.*?), acc", r"atomicExch(\1, acc"),
+    Semantic("backward/dq_sums.cuh", "dS not transposed", r"ldmatrix_x4_trans\(frag_ds", "ldmatrix_x4(frag_ds"),
     Semantic("attention_backward_dq.cu", "not scaled", r"sum \* params\.scale", "sum"),
     Semantic("attention_backward_dq.cu", "the sums are not cleared", r"g_sums\[i\] = make_float4\(.*?\);", ";"),
     Semantic("attention_backward_dq.cu", "packed sums begin at the first row", r"packed_row_tile\(.*?\)\);", "0);"),

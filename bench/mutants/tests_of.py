@@ -21,7 +21,7 @@ from cuattn.compile.expand import KERNELS
 
 ROOT = Path(__file__).resolve().parents[2]
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-_LOC_FILE = re.compile(rb'^\s*\.file\s+(\d+)\s+"(?:[^"]*/)?([^"/]+)"', re.MULTILINE)
+_LOC_FILE = re.compile(rb'^\s*\.file\s+(\d+)\s+"(?:/cuattn/kernels/)?([^"]+)"', re.MULTILINE)
 _LOC = re.compile(rb"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s")
 
 FOLDERS = ("operations", "paging")
@@ -66,7 +66,7 @@ class Variant:
 
     key: str
     digest: str
-    lines: frozenset[tuple[str, int]]  # (file name, line)
+    lines: frozenset[tuple[str, int]]  # (path among the kernels, line)
 
     @property
     def source(self) -> str:

@@ -21,7 +21,7 @@ __all__ = ["BIAS_BWD_CONFIGS", "BiasBwdConfig", "select"]
 
 @dataclass(frozen=True, slots=True)
 class BiasBwdConfig:
-    """One shape of attention_backward_bias.cu ("mma") or attention_backward_bias_f32.cu ("fma").
+    """One shape of attention_backward_bias.cu ("mma") or attention_backward_bias_fma.cu ("fma").
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class BiasBwdConfig:
     @property
     def source(self) -> str:
         """Name of the kernel file."""
-        return "attention_backward_bias" if self.products == "mma" else "attention_backward_bias_f32"
+        return "attention_backward_bias" if self.products == "mma" else "attention_backward_bias_fma"
 
     @property
     def entry(self) -> str:

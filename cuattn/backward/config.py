@@ -29,7 +29,7 @@ Side = Literal["queries", "keys"]
 #: Who may own the rows that a CTA sums gradients for.
 SIDES: tuple[Side, Side] = ("queries", "keys")
 
-_FMA_ROWS = (2, 4, 8)  # rows of a warp of attention_backward_f32.cu: as many as its registers hold
+_FMA_ROWS = (2, 4, 8)  # rows of a warp of attention_backward_fma.cu: as many as its registers hold
 _TERM_BYTES = 4  # lse and delta of a query are floats beside tiles of up to 4 bytes an element
 
 
@@ -91,7 +91,7 @@ class FlashBwdConfig:
     @property
     def source(self) -> str:
         """Name of the kernel file."""
-        return "attention_backward" if self.products == "mma" else "attention_backward_f32"
+        return "attention_backward" if self.products == "mma" else "attention_backward_fma"
 
     @property
     def entry(self) -> str:

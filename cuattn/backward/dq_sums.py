@@ -1,4 +1,4 @@
-"""dq as sums that CTAs add to in no order (dq_sums.cuh): where they lie, zeros to begin with, and dq from them."""
+"""dq as sums that CTAs add to in no order (backward/dq_sums.cuh): where they lie, their zeros, and dq from them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Prepared:
     lse: Any  # ready for the kernels: see attention_backward_rows.cu
     delta: Any
     workspace: dict[str, Any]
-    forward: dict[str, Any]  # the fields of kernels/attention_params.cuh, without classes
+    forward: dict[str, Any]  # the fields of kernels/attention/attention_params.cuh, without classes
 
     @property
     def aligned(self) -> bool:
@@ -58,7 +58,7 @@ class Prepared:
         dv: Operand | None = None,
         classes: LogitArray | None = None,
     ) -> np.void:
-        """The struct of kernels/attention_backward_params.cuh."""
+        """The struct of kernels/backward/attention_backward_params.cuh."""
         fields = self.forward if classes is None else {**self.forward, "tile_class": classes.strides}
         return backward_layout(self.problem.forward.accumulator).pack(
             **fields,

@@ -118,7 +118,7 @@ class FlashDecodeConfig:
         return tiling and self.num_threads <= 1024 and head_dim_v <= MAX_COLUMNS and fits
 
     def keys_per_lane(self, head_dim: int, head_dim_v: int) -> int:
-        """Keys of a tile that one lane of attention_decode_fma.cu has a part of: KEYS of kernels/decode_lanes.cuh."""
+        """Keys of a tile that one lane of attention_decode_fma.cu has a part of: KEYS of decode/decode_lanes.cuh."""
         rows = lanes = self.block_m // self.warps_m
         most_columns = (8 if rows >= 8 else 16) * 4 // self.itemsize
         narrow, wide = sorted((head_dim, head_dim_v))

@@ -1,4 +1,4 @@
-"""The struct that decode kernels are passed by value, of kernels/attention_decode_params.cuh.
+"""The struct that decode kernels are passed by value, of kernels/decode/attention_decode_params.cuh.
 
 >>> magic, shift = divisor(48)
 >>> [key * magic >> shift for key in (0, 47, 48, 2**31 - 1)] == [0, 0, 1, (2**31 - 1) // 48]

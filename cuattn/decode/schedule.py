@@ -33,7 +33,7 @@ MAX_PARTIALS = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Schedule:
-    """Work items, as kernels/decode_block.cuh reads them.
+    """Work items, as kernels/decode/decode_block.cuh reads them.
 
     Attributes
     ----------

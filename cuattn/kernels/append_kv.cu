@@ -13,9 +13,9 @@
 //
 // Constants: Element (of k and v), Storage (of an item of the cache), ROTATE, INTERLEAVED, TABLES (rotations are read,
 // not computed), Table (their element type), MAX_HEAD_DIM, NUM_WARPS.
-#include "integers.cuh"
-#include "kv_encode.cuh"
-#include "rotary_units.cuh"
+#include "common/integers.cuh"
+#include "kv/kv_encode.cuh"
+#include "rotary/rotary_units.cuh"
 
 using Real = RealOf<Element>::type;
 using Source = Rotations<TABLES, Real, Table>;

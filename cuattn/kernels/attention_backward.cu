@@ -25,15 +25,15 @@
 // (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases
 // and strides of q, k, v, dout: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
 // (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh).
-#include "attention_backward_params.cuh"
-#include "mma.cuh"
+#include "backward/attention_backward_params.cuh"
+#include "common/mma.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * 32;
 constexpr int WARP_ROWS = BLOCK_OWN / NUM_WARPS;
 constexpr int ROW_TILES = WARP_ROWS / MMA_M;
 
-#include "backward_tile.cuh"
-#include "dq_sums.cuh"
+#include "backward/backward_tile.cuh"
+#include "backward/dq_sums.cuh"
 
 constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
 constexpr int V_STRIDE = TILE_STRIDE<HEAD_DIM_V>;

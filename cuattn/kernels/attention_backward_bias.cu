@@ -12,7 +12,7 @@
 // Constants: Element, BiasElement; BLOCK_M queries, BLOCK_N keys, HEAD_DIM and HEAD_DIM_V (buckets: the head dims
 // proper are arguments and may be smaller), NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v and dout:
 // multiples of 16 bytes); the options that are compiled in, as in attention_forward.cu: BIAS is one of them.
-#include "mma.cuh"
+#include "common/mma.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
 constexpr int WARP_ROWS = BLOCK_M / NUM_WARPS;
@@ -20,8 +20,8 @@ constexpr int ROW_TILES = WARP_ROWS / MMA_M;
 constexpr bool OWN_KEYS = false;
 constexpr int BLOCK_OTHER = BLOCK_N;
 
-#include "backward_tile.cuh"
-#include "bias_sums.cuh"
+#include "backward/backward_tile.cuh"
+#include "backward/bias_sums.cuh"
 
 // Shared memory of a CTA.
 union Smem {

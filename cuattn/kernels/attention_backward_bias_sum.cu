@@ -5,7 +5,7 @@
 // Grid: x = groups of NUM_THREADS elements of the gradient.
 //
 // Constants: Real (float or double, of the parts), BiasElement, NUM_THREADS.
-#include "narrow.cuh"
+#include "common/narrow.cuh"
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_attention_backward_bias_sum(
     const Real* __restrict__ g_partial,   // [num_parts, num_elements]

@@ -10,9 +10,9 @@
 // Block: NUM_WARPS warps.
 //
 // Constants: Element, NUM_WARPS.
-#include "attention_backward_params.cuh"
-#include "mma.cuh"
-#include "query_block.cuh"
+#include "backward/attention_backward_params.cuh"
+#include "common/mma.cuh"
+#include "attention/query_block.cuh"
 
 constexpr int SUMS_PER_TILE = 4 * WARP_SIZE;
 

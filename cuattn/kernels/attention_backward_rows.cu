@@ -12,9 +12,9 @@
 // Block: NUM_WARPS warps.
 //
 // Constants: Element (of dout and out), Accumulator, NUM_WARPS.
-#include "attention_backward_params.cuh"
-#include "elements.cuh"
-#include "ready_lse.cuh"
+#include "backward/attention_backward_params.cuh"
+#include "common/elements.cuh"
+#include "backward/ready_lse.cuh"
 
 constexpr int WARP_SIZE = 32;
 

@@ -8,7 +8,7 @@
 // Grid: x = heads. Block: NUM_WARPS warps.
 //
 // Constants: Real (float or double, of all arrays), Element (of q, which delta has a factor for), NUM_WARPS.
-#include "ready_lse.cuh"
+#include "backward/ready_lse.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;

@@ -19,11 +19,11 @@
 // keys and values: multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and BOUND_RIGHT
 // (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES,
 // Table (rope.cuh).
-#include "cached_tiles.cuh"
-#include "column_block.cuh"
-#include "decode_block.cuh"
-#include "rotate_tile.cuh"
-#include "score_tile.cuh"
+#include "decode/cached_tiles.cuh"
+#include "attention/column_block.cuh"
+#include "decode/decode_block.cuh"
+#include "rotary/rotate_tile.cuh"
+#include "attention/score_tile.cuh"
 
 using Params = DecodeParams<float>;
 

@@ -25,13 +25,13 @@
 // multiples of 16 bytes; so are the pairs that RoPE turns); PAGED, SLOT_SCALES (each cached row has a scale);
 // BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on
 // request), INTERLEAVED, TABLES, Table (rope.cuh).
-#include "cached_keys.cuh"
-#include "column_block.cuh"
-#include "decode_block.cuh"
-#include "decode_lanes.cuh"
-#include "narrow.cuh"
-#include "online_softmax.cuh"
-#include "score_options.cuh"
+#include "decode/cached_keys.cuh"
+#include "attention/column_block.cuh"
+#include "decode/decode_block.cuh"
+#include "decode/decode_lanes.cuh"
+#include "common/narrow.cuh"
+#include "attention/online_softmax.cuh"
+#include "attention/score_options.cuh"
 
 constexpr int NUM_THREADS = WARPS_M * WARPS_N * WARP_SIZE;
 

@@ -13,8 +13,8 @@
 // Block: at most NUM_THREADS.
 //
 // Constants: Element (of the partial results), Result, VECTORIZED, NUM_THREADS.
-#include "decode_block.cuh"
-#include "merge_groups.cuh"
+#include "decode/decode_block.cuh"
+#include "merge/merge_groups.cuh"
 
 // A row of the result, and where its partial results are.
 struct MergedRow {

@@ -17,12 +17,12 @@
 // NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled
 // in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh).
 // Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
-#include "column_block.cuh"
-#include "mask.cuh"
-#include "philox.cuh"
-#include "query_block.cuh"
-#include "score_tile.cuh"
-#include "tiles.cuh"
+#include "attention/column_block.cuh"
+#include "attention/mask.cuh"
+#include "attention/philox.cuh"
+#include "attention/query_block.cuh"
+#include "attention/score_tile.cuh"
+#include "common/tiles.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * 32;
 constexpr int WARP_M = BLOCK_M / NUM_WARPS;

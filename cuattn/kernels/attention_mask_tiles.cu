@@ -8,8 +8,8 @@
 // Grid: x = groups of NUM_WARPS tiles, in the order of g_tile_class. Block: NUM_WARPS warps.
 //
 // Constants: BiasElement, NUM_WARPS; SOFTCAP, ALIBI, BIAS, MASK (all true, of score_options.cuh).
-#include "attention_params.cuh"
-#include "score_options.cuh"
+#include "attention/attention_params.cuh"
+#include "attention/score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int PIECE = 16;  // elements of a mask that a lane reads at once

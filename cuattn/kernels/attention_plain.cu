@@ -4,7 +4,7 @@
 //
 // The 32 lanes share a row of q (lane l holds elements l, l + 32, ...). For each key they form the dot product
 // together, make a logit of it, update the running maximum and sum of the online softmax, and add the key's value to
-// the output. No tile, no tensor core, no shared memory: attention_forward.cu and attention_forward_f32.cu do the same
+// the output. No tile, no tensor core, no shared memory: attention_forward.cu and attention_forward_fma.cu do the same
 // arithmetic on BLOCK_M queries and BLOCK_N keys at a time, and take the same arguments.
 //
 // Grid: one CTA for each block of NUM_WARPS queries of each head (query_block.cuh).
@@ -13,13 +13,13 @@
 // Constants: Storage (of q, k, v), Output, BiasElement, Accumulator; MAX_HEAD_DIM (of either), NUM_WARPS; BOUND_LEFT,
 // BOUND_RIGHT, SOFTCAP, ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is skipped at
 // run time.
-#include "elements.cuh"
-#include "float8.cuh"
-#include "mask.cuh"
-#include "online_softmax.cuh"
-#include "philox.cuh"
-#include "query_block.cuh"
-#include "score_options.cuh"
+#include "common/elements.cuh"
+#include "common/float8.cuh"
+#include "attention/mask.cuh"
+#include "attention/online_softmax.cuh"
+#include "attention/philox.cuh"
+#include "attention/query_block.cuh"
+#include "attention/score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int MAX_PER_LANE = MAX_HEAD_DIM / WARP_SIZE;  // elements of a row that one lane holds

@@ -8,7 +8,7 @@
 // One CTA of NUM_THREADS threads: it counts the blocks of each sequence, sums the counts up, and fills the list.
 //
 // Constants: BLOCK_M, NUM_THREADS.
-#include "query_block.cuh"
+#include "attention/query_block.cuh"
 
 constexpr int WARP_SIZE = 32;
 

@@ -14,12 +14,12 @@
 // NUM_WARPS;
 // BOUND_LEFT, BOUND_RIGHT, SOFTCAP, ALIBI, BIAS, MASK, DROPOUT, all of them true: an option that a call does not use is
 // skipped at run time.
-#include "elements.cuh"
-#include "float8.cuh"
-#include "mask.cuh"
-#include "philox.cuh"
-#include "probability_factor.cuh"
-#include "score_options.cuh"
+#include "common/elements.cuh"
+#include "common/float8.cuh"
+#include "attention/mask.cuh"
+#include "attention/philox.cuh"
+#include "attention/probability_factor.cuh"
+#include "attention/score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr Accumulator WEIGHT_FACTOR = 1 << LOG2_P_FACTOR;

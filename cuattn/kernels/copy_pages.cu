@@ -9,7 +9,7 @@
 // Pages may be device data that nobody has checked: a pair with a page that does not exist is skipped.
 //
 // Constants: Unit (what a thread moves at once), NUM_THREADS.
-#include "integers.cuh"
+#include "common/integers.cuh"
 
 constexpr int NUM_AXES = 4;
 constexpr int UNITS_PER_THREAD = 4;

@@ -9,7 +9,7 @@
 //
 // Grid:  any number of CTAs; CTA c takes the groups of blockDim.z rows c, c + gridDim.x, ...
 // Block: at most NUM_THREADS.
-#include "merge_groups.cuh"
+#include "merge/merge_groups.cuh"
 
 static_assert(sizeof(Result) <= sizeof(Element), "a pack of results takes one store");
 

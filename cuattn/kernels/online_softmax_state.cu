@@ -6,7 +6,7 @@
 //
 // Grid:  any number of CTAs; CTA c takes the row groups c, c + gridDim.x, ...
 // Block: NUM_THREADS, shared by ROWS_PER_CTA rows (see softmax_rows.cuh); for the log-sum-exp one thread a row.
-#include "softmax_algorithms.cuh"
+#include "softmax/softmax_algorithms.cuh"
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
     cuattn_online_softmax_update(const Element* g_x,  // [num_rows, num_cols], strides in layout

@@ -10,8 +10,8 @@
 // Every thread reads both elements of a pair before it writes them, and no other thread touches them: out may be x.
 //
 // Constants: Element, INTERLEAVED, TABLES (rotations are read, not computed), Table (their element type), NUM_THREADS.
-#include "integers.cuh"
-#include "rotary_units.cuh"
+#include "common/integers.cuh"
+#include "rotary/rotary_units.cuh"
 
 using Real = RealOf<Element>::type;
 

@@ -7,7 +7,7 @@
 // is no page, gets slot -1, which cuattn_append_kv skips.
 //
 // Constants: NUM_THREADS.
-#include "integers.cuh"
+#include "common/integers.cuh"
 
 // Passed by value. Strides are in elements.
 struct SlotsLayout {

@@ -6,8 +6,8 @@
 //
 // Grid:  any number of CTAs; CTA c takes the row groups c, c + gridDim.x, ...
 // Block: NUM_THREADS, shared by ROWS_PER_CTA rows (see softmax_rows.cuh).
-#include "softmax_algorithms.cuh"
-#include "softmax_output.cuh"
+#include "softmax/softmax_algorithms.cuh"
+#include "softmax/softmax_output.cuh"
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
     cuattn_softmax(const Element* g_x,  // [num_rows, num_cols], strides in layout

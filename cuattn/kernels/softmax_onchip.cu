@@ -5,7 +5,7 @@
 //
 // Grid:  any number of CTAs; CTA c takes the row groups c, c + gridDim.x, ...
 // Block: NUM_THREADS, shared by ROWS_PER_CTA rows (see softmax_rows.cuh).
-#include "softmax_output.cuh"
+#include "softmax/softmax_output.cuh"
 
 struct Row {
     Pack pack[PACKS_PER_THREAD];

@@ -7,8 +7,8 @@
 //
 // Grid:  x the chunks of a row, exactly; y any number: CTA (c, y) takes chunk c of the row groups y, y + gridDim.y, ...
 // Block: NUM_THREADS, shared by ROWS_PER_CTA rows (see softmax_rows.cuh).
-#include "softmax_algorithms.cuh"
-#include "softmax_output.cuh"
+#include "softmax/softmax_algorithms.cuh"
+#include "softmax/softmax_output.cuh"
 
 // This CTA's columns [begin, end) of every row.
 struct Chunk {

@@ -10,8 +10,8 @@
 //
 // Constants: Element, ROTATE, INTERLEAVED, TABLES (rotations are read, not computed), Table (their element type),
 // NUM_THREADS.
-#include "integers.cuh"
-#include "rotary_units.cuh"
+#include "common/integers.cuh"
+#include "rotary/rotary_units.cuh"
 
 using Real = RealOf<Element>::type;
 

@@ -138,7 +138,7 @@ def test_list() -> None:
     assert CliRunner().invoke(main, ["--kernel", "no_such"]).exit_code == 1
 
 
-def mutant(before: str, after: str, name: str = "softmax_state.cuh") -> runner.Mutant:
+def mutant(before: str, after: str, name: str = "softmax/softmax_state.cuh") -> runner.Mutant:
     source = Source.of(name, (KERNELS / name).read_text(encoding="utf-8"))
     start = source.text.index(before)
     (found,) = runner._named(source, [Edit("by hand", start, start + len(before), after)])
@@ -154,7 +154,7 @@ def test_one_of_each_fate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tests_of, "test_files", lambda kernels: [test_file])
     for module in (tests_of, runner):
         monkeypatch.setattr(module, "test_environment", lambda work: dict(environment))
-    laboratory = runner.Laboratory(tmp_path, "softmax_state.cuh", total_s=100.0)
+    laboratory = runner.Laboratory(tmp_path, "softmax/softmax_state.cuh", total_s=100.0)
     assert len(laboratory.tests) > 5
     same = laboratory.run(mutant("{ return expf(x); }", "{  return expf(x); }"))
     assert (same.status, same.reason) == (runner.DISCARDED, EQUAL)

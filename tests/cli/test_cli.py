@@ -349,7 +349,7 @@ def test_inspect_without_a_disassembler_or_with_an_unknown_name(run: Run, monkey
 
 def test_warmup_for_hopper_has_both_kernels_that_a_call_may_take() -> None:
     target = compile.Target("sm_90a", "cubin")
-    cases = ("bfloat16", {"attention_forward", "attention_forward_hopper"}), ("float32", {"attention_forward_f32"})
+    cases = ("bfloat16", {"attention_forward", "attention_forward_hopper"}), ("float32", {"attention_forward_fma"})
     for dtype, sources in cases:
         found = list(wanted(target, (dtype,), (1, 4096), (64,), False))
         assert {source for source, _ in found} == sources

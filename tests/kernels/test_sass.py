@@ -112,7 +112,7 @@ def test_portable_rows_multiply_on_tensor_cores(one):
 @pytest.mark.parametrize(
     ("name", "work"),
     [
-        ("attention_forward_f32/float32_d64_64x64_w8_s1_plain", "multiply-adds"),
+        ("attention_forward_fma/float32_d64_64x64_w8_s1_plain", "multiply-adds"),
         ("attention_backward/dq_float16_d64_128x32_w4_s2_plain", "matrix products"),
         ("attention_decode/float16_float16_d128_16x64_w1x4_s2_plain", "matrix products"),
         ("copy_pages/default", "global memory"),

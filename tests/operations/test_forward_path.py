@@ -102,7 +102,7 @@ def test_calls_that_the_hopper_kernel_takes(name):
 def test_calls_that_are_left_to_the_portable_kernels(name):
     inputs, options, reason = LEFT_TO_OTHERS[name]
     found = path(*inputs, **options)
-    assert found.kernel == ("attention_forward_f32" if inputs[0].dtype == np.float32 else "attention_forward")
+    assert found.kernel == ("attention_forward_fma" if inputs[0].dtype == np.float32 else "attention_forward")
     assert found.row in FLASH_FWD_CONFIGS
     assert found.reason.startswith("not the Hopper kernel: ") and reason in found.reason
     with pytest.raises(NotSupportedError, match="does not take this call"):

@@ -119,7 +119,7 @@ def test_arguments_that_a_call_does_not_use_are_null(launches):
 
 
 def test_the_numbers_are_those_of_every_forward_kernel(launches):
-    """attention_params.cuh, by the names of its fields."""
+    """attention/attention_params.cuh, by the names of its fields."""
     q, k, v = arrays()
     told = one(launches, evaluate, q, k, v, window=(7, None), softcap=2.5, scale=0.5)
     fields = np.frombuffer(told.params.tobytes(), forward_layout(np.float32).dtype)[0]

@@ -43,7 +43,7 @@ def test_the_page_of_the_forward_kernel_shows_the_table_of_shapes() -> None:
 
 
 def test_the_page_of_the_hopper_kernel_shows_the_table_of_shapes() -> None:
-    page = (ROOT / "docs/kernels/attention-forward-hopper.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/kernels/attention_forward_hopper.md").read_text(encoding="utf-8")
     rows = [
         f"| {row.itemsize} | {row.max_head_dim}, {row.max_head_dim_v} "
         f"| {f'up to {row.max_seqlen_q}' if row.max_seqlen_q else 'any'} | {'any' if row.score_options else 'none'} "

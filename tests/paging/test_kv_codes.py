@@ -17,7 +17,7 @@ BYTES = np.arange(256, dtype=np.uint8)
 
 # What the loads of the decode kernels do: `widen`, and the block scales.
 PROBE = """
-#include "kv_decode.cuh"
+#include "kv/kv_decode.cuh"
 template <typename Format>
 __device__ float scale_of(unsigned char scale) {
     if constexpr (KvFormat<Format>::BLOCK > 0) return block_scale(Format(), scale);
@@ -44,7 +44,7 @@ def codes_as_numbers(row, codes):
 def headers(tmp_path_factory):
     """A folder with the headers of the kernels and the probe."""
     folder = tmp_path_factory.mktemp("kernels")
-    for name in ("kv_decode.cuh", "elements.cuh", "float8.cuh"):
+    for name in ("kv/kv_decode.cuh", "common/elements.cuh", "common/float8.cuh"):
         (folder / name).write_text((KERNELS / name).read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "probe.cu").write_text(PROBE, encoding="utf-8")
     return folder

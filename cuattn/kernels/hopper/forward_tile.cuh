@@ -5,8 +5,8 @@
 #include "hopper/pipeline.cuh"
 #include "hopper/query_tile.cuh"
 #include "hopper/wgmma.cuh"
-#include "mask.cuh"
-#include "score_tile.cuh"
+#include "attention/mask.cuh"
+#include "attention/score_tile.cuh"
 
 constexpr int NUM_THREADS = (1 + NUM_CONSUMERS) * WARPGROUP_SIZE;
 constexpr int SPAN = SPAN_BYTES / sizeof(Element);  // columns of a tile that lie side by side

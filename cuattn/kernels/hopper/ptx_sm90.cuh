@@ -4,7 +4,7 @@
 // Like those of ptx.cuh, asynchronous operations and waits carry a "memory" clobber, so that the compiler keeps them in
 // program order with the plain loads and stores around them.
 #pragma once
-#include "ptx.cuh"
+#include "common/ptx.cuh"
 
 // What cuTensorMapEncodeTiled makes: where a tile copy finds its array, and how the tile lies in shared memory.
 struct alignas(64) TensorMap {

@@ -3,7 +3,7 @@
 // The assembly of an instruction names every accumulator, so that each N has a text of its own; the macros below put it
 // together, and one line at the end of the file makes a shape.
 #pragma once
-#include "float8.cuh"
+#include "common/float8.cuh"
 #include "hopper/ptx_sm90.cuh"
 
 // Orders register accesses before the wgmma that follow.

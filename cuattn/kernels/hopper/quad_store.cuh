@@ -1,6 +1,6 @@
 // Rows of a wgmma accumulator to global memory, without a detour through shared memory.
 #pragma once
-#include "mma.cuh"
+#include "common/mma.cuh"
 
 // Word i of lane t of a quad goes to word t of lane i.
 __device__ __forceinline__ void quad_transpose(unsigned (&words)[4], int lane_idx) {

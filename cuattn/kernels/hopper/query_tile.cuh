@@ -8,7 +8,7 @@
 // causal mask the last block first, because it has the most keys to visit. Of packed sequences: the order of g_work
 // (query_block.cuh), heads fastest.
 #pragma once
-#include "query_block.cuh"
+#include "attention/query_block.cuh"
 
 struct HopperSchedule {
     int num_tiles;

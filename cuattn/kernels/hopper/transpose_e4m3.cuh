@@ -7,9 +7,9 @@
 // arrive key by key and are stored column by column, the keys of a sixteen in the new order. Transposed in pairs of
 // bytes by ldmatrix, a lane has keys 2 c and 2 c + 1 of either tile, of two columns: run c of both.
 #pragma once
-#include "float8.cuh"
+#include "common/float8.cuh"
 #include "hopper/wgmma.cuh"
-#include "mma.cuh"
+#include "common/mma.cuh"
 
 constexpr int GROUP_KEYS = 32;  // of one wgmma, and of one transposition
 constexpr int UNIT_BYTES = 16;  // what swizzles permute, and what ldmatrix and stmatrix move

@@ -1,0 +1,45 @@
+// Philox4x32-10: a counter-based random generator (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
+// 1, 2, 3", 2011), and the dropout mask that attention makes of it.
+//
+// Whether the probability of query i and key j is kept depends on (seed, offset, batch, head, i, j) alone. One call
+// gives four words, for rows i and i + 8 and keys j and j + 8 of a 16 x 16 block: those that one lane holds of a
+// tensor-core accumulator, and of its transpose. cuattn.dropout_mask is the same function in NumPy.
+#pragma once
+#include "attention/attention_params.cuh"
+
+struct PhiloxWords {
+    unsigned word[4];
+};
+
+__device__ __forceinline__ PhiloxWords philox4x32(unsigned key_low, unsigned key_high, unsigned c0, unsigned c1,
+                                                  unsigned c2, unsigned c3) {
+    constexpr unsigned MULTIPLIER_0 = 0xd2511f53u, MULTIPLIER_1 = 0xcd9e8d57u;
+    constexpr unsigned WEYL_LOW = 0x9e3779b9u, WEYL_HIGH = 0xbb67ae85u;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const unsigned high_0 = __umulhi(MULTIPLIER_0, c0), low_0 = MULTIPLIER_0 * c0;
+        const unsigned high_1 = __umulhi(MULTIPLIER_1, c2), low_1 = MULTIPLIER_1 * c2;
+        c0 = high_1 ^ c1 ^ key_low;
+        c2 = high_0 ^ c3 ^ key_high;
+        c1 = low_1;
+        c3 = low_0;
+        key_low += WEYL_LOW;
+        key_high += WEYL_HIGH;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+// The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8).
+// Element (i + 8 r, j + 8 c) has word 2 r + c.
+__device__ __forceinline__ PhiloxWords dropout_words(const DropoutParams& dropout, unsigned head, int i, int j) {
+    return philox4x32(dropout.seed_low, dropout.seed_high, j / 16 * 8 + j % 8, i / 16 * 8 + i % 8, head,
+                      dropout.offset);
+}
+
+// Whether one element is kept; the four words of a call serve only one.
+__device__ __forceinline__ bool dropout_keeps(const DropoutParams& dropout, unsigned head, int i, int j) {
+    const PhiloxWords words = dropout_words(dropout, head, i, j);
+    const unsigned left = i / 8 % 2 ? words.word[2] : words.word[0];
+    const unsigned right = i / 8 % 2 ? words.word[3] : words.word[1];
+    return (j / 8 % 2 ? right : left) < dropout.threshold;
+}

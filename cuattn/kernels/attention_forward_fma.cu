@@ -1,0 +1,322 @@
+// Attention forward for float32 and float64 without tensor cores: every product is an IEEE fused multiply-add.
+//
+//     out = dropout(softmax(logits)) v,    lse = log(sum(exp(logits))),    logits = options(scale * q k^T)
+//
+// One CTA computes BLOCK_M queries of one head with the same online softmax over key tiles as attention_forward.cu. The
+// matrix products are tiled in registers: a lane computes LANE_M rows x BLOCK_N / 16 columns of the scores and LANE_M
+// rows x HEAD_DIM_V / 16 columns of the output, so that each number read from shared memory is used several times.
+//
+// Accuracy: all arithmetic is in the element type and rounds to nearest. A dot product is summed in blocks of 32 terms,
+// which keeps its error near that of pairwise summation; exp2 is within 2 ulp; the output is summed key by key. Nothing
+// is flushed to zero.
+//
+// Grid: one CTA for each block of queries of each head (query_block.cuh), or COLUMN_BLOCKS of them
+// (column_block.cuh).
+// Block: NUM_WARPS warps of WARP_M = 8 query rows each (4 where the registers hold no more); lane l has the rows
+// LANE_M (l / 16) .. + LANE_M - 1, half of the warp's, and columns l % 16, l % 16 + 16, ...
+//
+// Constants: Element (float or double; Storage, Output and Accumulator are the same type), BiasElement; BLOCK_M,
+// BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS,
+// ONE_PLACE (k and v take turns), NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes);
+// the options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK
+// (score_options.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of the diagonal cost a few
+// instructions a CTA and are always there.
+#include "attention/column_block.cuh"
+#include "common/elements.cuh"
+#include "attention/mask.cuh"
+#include "attention/online_softmax.cuh"
+#include "attention/philox.cuh"
+#include "attention/query_block.cuh"
+#include "attention/score_options.cuh"
+#include "common/tiles.cuh"
+
+constexpr int WARP_SIZE = 32;
+constexpr int NUM_THREADS = NUM_WARPS * WARP_SIZE;
+constexpr int WARP_M = BLOCK_M / NUM_WARPS;
+constexpr int LANE_M = WARP_M / 2;    // rows a lane computes: a half-warp has half of the warp's
+constexpr int LANE_N = BLOCK_N / 16;  // columns of the scores
+
+#include "attention/lane_products.cuh"
+
+// Shared memory of a CTA.
+struct Smem {
+    static constexpr int K_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM>, V_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM_V>;
+
+    Element q[BLOCK_M][TILE_STRIDE<HEAD_DIM>];
+    Element kv[ONE_PLACE ? (K_SIZE > V_SIZE ? K_SIZE : V_SIZE) : K_SIZE + V_SIZE];
+    Element p[BLOCK_M][TILE_STRIDE<BLOCK_N>];  // each warp uses its own rows
+
+    __device__ __forceinline__ Element* k() { return kv; }
+    __device__ __forceinline__ Element* v() { return kv + (ONE_PLACE ? 0 : K_SIZE); }
+};
+
+static_assert(BLOCK_M == NUM_WARPS * WARP_M && WARP_M % 2 == 0, "every lane has whole rows");
+static_assert(BLOCK_N % LANES_PER_ROW == 0, "every lane has whole columns");
+static_assert(HEAD_DIM % DOT_BLOCK == 0, "head dims come in buckets");
+static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
+
+using Params = AttentionParams<Element>;
+using SoftmaxRow = OnlineSoftmaxRow<Element>;
+
+// What a lane carries from tile to tile.
+struct LaneState {
+    RowParts<HEAD_DIM_V> acc_out;
+    SoftmaxRow rows[LANE_M];
+};
+
+// Where a lane's scores of a tile lie.
+struct LanePosition {
+    int query, key;
+};
+
+// Scores become logits: scale, softcap, ALiBi.
+__device__ __forceinline__ void scale_scores(Weights& scores, const Params& params, Element slope, int diagonal_offset,
+                                             LanePosition lane) {
+    const Element inverse_softcap = Element(1) / params.softcap;
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+        const Element position = alibi_position<Element>(lane.query + i, diagonal_offset, lane.key);
+#pragma unroll
+        for (int j = 0; j < LANE_N; j++) {
+            Element& score = scores[i][j];
+            score *= params.scale;
+            if (SOFTCAP && params.softcap != Element(0)) score = soft_cap(score, params.softcap, inverse_softcap);
+            if (ALIBI) score -= slope * fabs(position - static_cast<Element>(j * LANES_PER_ROW));
+        }
+    }
+}
+
+// Adds the bias, and -inf where the mask says so. Nothing outside of [seqlen_q, seqlen_k] is read.
+__device__ __forceinline__ void add_bias_and_mask(Weights& scores, const Params& params,
+                                                  const ScoreOptions<Element>& options, const QueryBlock& block,
+                                                  LanePosition lane) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+        const int query = lane.query + i;
+        const int num_keys = query < block.seqlen_q ? block.seqlen_k - lane.key : 0;
+        if (BIAS && options.g_bias != nullptr) {
+            const BiasElement* g_bias = options.g_bias + params.bias.offset(0, 0, query, lane.key);
+#pragma unroll
+            for (int j = 0; j < LANE_N; j++) {
+                const int key = j * LANES_PER_ROW;
+                if (key < num_keys) scores[i][j] += bias_value<Element>(g_bias[key * params.bias.key]);
+            }
+        }
+        if (MASK && options.g_mask != nullptr) {
+            const unsigned char* g_mask = options.g_mask + params.mask.offset(0, 0, query, lane.key);
+#pragma unroll
+            for (int j = 0; j < LANE_N; j++) {
+                const int key = j * LANES_PER_ROW;
+                if (key < num_keys && !g_mask[key * params.mask.key]) scores[i][j] = negative_infinity<Element>();
+            }
+        }
+    }
+}
+
+// -inf where a key is not visible by its position.
+template <typename Band>
+__device__ __forceinline__ void mask_scores(Weights& scores, const Band& band, LanePosition lane) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+        // Counted from this lane's first column, so that the comparisons below are with constants.
+        const int begin = band.begin(lane.query + i) - lane.key, end = band.end(lane.query + i) - lane.key;
+#pragma unroll
+        for (int j = 0; j < LANE_N; j++) {
+            const int key = j * LANES_PER_ROW;
+            if (key >= end || (BOUND_LEFT && key < begin)) scores[i][j] = negative_infinity<Element>();
+        }
+    }
+}
+
+// scores become probabilities relative to the running maximum; the accumulated output follows when the maximum rises.
+__device__ __forceinline__ void softmax_step(LaneState& state, Weights& scores) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+        SoftmaxRow& row = state.rows[i];
+        Element tile_max = scores[i][0];
+#pragma unroll
+        for (int j = 1; j < LANE_N; j++) tile_max = fmax(tile_max, scores[i][j]);
+#pragma unroll
+        for (int lane_mask = 1; lane_mask < LANES_PER_ROW; lane_mask *= 2) {
+            tile_max = fmax(tile_max, __shfl_xor_sync(0xffffffff, tile_max, lane_mask));
+        }
+        const Element correction = exp2(row.raise_max(tile_max));
+        const Element reference = row.reference();
+        row.sum *= correction;  // of this lane's columns only: summed over the row after the last tile
+#pragma unroll
+        for (int j = 0; j < LANE_N; j++) {
+            scores[i][j] = exp2(SoftmaxRow::exponent(scores[i][j] - reference));
+            row.sum += scores[i][j];
+        }
+        state.acc_out[i].scale(correction);
+    }
+}
+
+// Probabilities that dropout does not keep become 0. The others are scaled once, with the output.
+__device__ __forceinline__ void drop_probabilities(Weights& probabilities, const DropoutParams& dropout, unsigned head,
+                                                   LanePosition lane) {
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+#pragma unroll
+        for (int j = 0; j < LANE_N; j++) {
+            const bool kept = dropout_keeps(dropout, head, lane.query + i, lane.key + j * LANES_PER_ROW);
+            if (!kept) probabilities[i][j] = 0;
+        }
+    }
+}
+
+// Completes a row's sum over its lanes, takes the sink in as one more term, and returns what to multiply the
+// accumulated output with.
+__device__ __forceinline__ Element finish_row(SoftmaxRow& row, const Element* g_sinks, int head_idx) {
+#pragma unroll
+    for (int lane_mask = 1; lane_mask < LANES_PER_ROW; lane_mask *= 2) {
+        row.sum += __shfl_xor_sync(0xffffffff, row.sum, lane_mask);
+    }
+    if (g_sinks == nullptr) return row.inverse_sum();
+    Element correction, term;
+    row.sink_exponents(g_sinks[head_idx], correction, term);
+    correction = exp2(correction);
+    row.sum = row.sum * correction + exp2(term);
+    return correction * row.inverse_sum();
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward_fma(
+    const Element* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
+    const Element* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Element* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    Element* __restrict__ g_out,         // [batch, seqlen_q, num_heads, head_dim_v]
+    Element* __restrict__ g_lse,         // [batch, num_heads, seqlen_q], last axis contiguous; this and below: or null
+    const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
+    const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
+    const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
+    const Element* __restrict__ g_alibi_slopes,     // [batch or 1, num_heads]
+    const Element* __restrict__ g_sinks,            // [num_heads]
+    const Element* __restrict__ g_q_descale,        // for 8-bit elements: not used here
+    const Element* __restrict__ g_k_descale,        // likewise
+    const Element* __restrict__ g_v_descale,        // likewise
+    const int* __restrict__ g_diagonal_offsets,     // [batch]
+    const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
+    const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
+    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
+    const Params params)
+{
+    extern __shared__ __align__(16) unsigned char s_bytes[];
+    Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
+    const int lane_idx = threadIdx.x % WARP_SIZE;
+    const int lane_row = threadIdx.x / LANES_PER_ROW * LANE_M;  // this lane's first row of the tile, ...
+    const int lane_col = lane_idx % LANES_PER_ROW;              // ... its first column, and that of the output
+    const int out_col = lane_col * RowPart<HEAD_DIM_V>::VECTOR;
+
+    const ColumnBlock columns(params.head_dim_v);
+    const QueryBlock block = query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
+                                                               g_diagonal_offsets, columns.cta_idx);
+    if (!block.has_work()) return;
+    const int first_query = block.first_query;
+    const int num_queries = min(BLOCK_M, block.seqlen_q - first_query);
+
+    g_q += block.batch_idx * params.q.batch + block.head_idx * params.q.head +
+           (static_cast<long long>(block.q_start) + first_query) * params.q.seq;
+    g_k += block.batch_idx * params.k.batch + block.kv_head_idx * params.k.head + block.k_start * params.k.seq;
+    g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq +
+           columns.first;
+    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
+                                             params.window_right);
+    const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
+    const int keys_end = band.end(first_query + num_queries - 1);  // keys behind are not read, whatever they hold
+    const ScoreOptions<Element> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
+                                        block.head_idx, first_query / BLOCK_M);
+    const int warp_query = first_query + threadIdx.x / WARP_SIZE * WARP_M;
+    const int last_warp_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
+    const bool has_queries = warp_query < block.seqlen_q;
+    const int warp_key_begin = has_queries ? band.begin(warp_query) : 0;
+    const int warp_key_end = has_queries ? band.end(last_warp_query) : 0;
+
+    LaneState state;
+    clear<HEAD_DIM_V>(state.acc_out);
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) state.rows[i].reset();
+
+    auto load_k = [&](int tile_idx) {
+        const int first_key = tile_idx * BLOCK_N;
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k(), g_k + first_key * params.k.seq, params.k.seq,
+                                                           keys_end - first_key, params.head_dim);
+        cp_async_commit();
+    };
+    auto load_v = [&](int tile_idx) {
+        const int first_key = tile_idx * BLOCK_N;
+        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v(), g_v + first_key * params.v.seq, params.v.seq,
+                                                             keys_end - first_key, columns.count);
+        cp_async_commit();
+    };
+
+    // Tiles are taken from the last to the first, as in attention_forward.cu; hidden tiles are passed over.
+    int tile_idx = options.visible_tile(params, tiles.begin, tiles.end - 1);
+    if (tile_idx >= tiles.begin) {
+        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
+        load_k(tile_idx);
+    }
+    while (tile_idx >= tiles.begin) {
+        cp_async_wait<0>();
+        // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
+        __syncthreads();
+        if (!ONE_PLACE) load_v(tile_idx);  // on its way during the first product
+        const int first_key = tile_idx * BLOCK_N;
+        // Anything that this warp's queries may see?
+        const bool active = first_key < warp_key_end && !(BOUND_LEFT && first_key + BLOCK_N <= warp_key_begin);
+        if (active) {
+            const LanePosition lane{first_query + lane_row, first_key + lane_col};
+            Weights scores;
+            multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k() + lane_col * TILE_STRIDE<HEAD_DIM>,
+                                   params.head_dim);
+            scale_scores(scores, params, options.slope, block.diagonal_offset, lane);
+            if (TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED) {
+                add_bias_and_mask(scores, params, options, block, lane);
+            }
+            if (!tiles.in_full(tile_idx)) mask_scores(scores, band, lane);
+            softmax_step(state, scores);
+            if (DROPOUT && params.use_dropout) {
+                drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
+            }
+            store_weights(scores, smem.p[lane_row] + lane_col);
+        }
+        const int this_tile_idx = tile_idx;
+        tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
+        cp_async_wait<0>();
+        // SYNC: v has landed and the probabilities are written; every warp is done with k.
+        __syncthreads();
+        if constexpr (ONE_PLACE) {
+            load_v(this_tile_idx);
+            cp_async_wait<0>();
+            // SYNC: v has landed where k was.
+            __syncthreads();
+        } else if (tile_idx >= tiles.begin) {
+            load_k(tile_idx);  // on its way during the second product
+        }
+        if (active) multiply_add<HEAD_DIM_V>(state.acc_out, smem.p[lane_row], smem.v() + out_col);
+        if constexpr (ONE_PLACE) {
+            // SYNC: every warp is done with v, whose place the next k takes.
+            __syncthreads();
+            if (tile_idx >= tiles.begin) load_k(tile_idx);
+        }
+    }
+
+    const bool vectors =
+        ((reinterpret_cast<unsigned long long>(g_out) | params.out.batch * sizeof(Element) |
+          params.out.seq * sizeof(Element) | params.out.head * sizeof(Element)) & 15) == 0;
+    g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head + block.q_start * params.out.seq +
+             columns.first + out_col;
+    if (g_lse != nullptr) {
+        g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
+    }
+#pragma unroll
+    for (int i = 0; i < LANE_M; i++) {
+        SoftmaxRow& row = state.rows[i];
+        const Element factor = finish_row(row, g_sinks, block.head_idx) * params.keep_scale;
+        const int query_idx = first_query + lane_row + i;
+        if (query_idx < block.seqlen_q) {
+            store_row(g_out + query_idx * params.out.seq, state.acc_out[i], factor, out_col,
+                      columns.count, vectors);
+            if (g_lse != nullptr && columns.is_first() && lane_col == 0) g_lse[query_idx] = row.lse();
+        }
+    }
+}
