@@ -18,13 +18,13 @@ import ml_dtypes
 import numpy as np
 
 from cuattn import compile
-from cuattn.attention import evaluate
 from cuattn.benchmark import Options, cuda_calls, gradients, machine, operations, option_costs, start
 from cuattn.benchmark import decode as decoding
 from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import scrub
 from cuattn.benchmark.suite import Step as SuiteStep
-from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.testing import assert_attention_close
 from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase

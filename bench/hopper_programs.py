@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cuattn import compile
 from cuattn.benchmark.suite import failure
-from cuattn.tensor_map import TensorMap
+from cuattn.host.tensor_map import TensorMap
 from cuattn.testing.instructions import hopper_programs
 from cuattn.testing.instructions.hopper_programs import ARCH, Program
 

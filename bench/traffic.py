@@ -19,11 +19,11 @@ import numpy as np
 
 import cuattn
 from cuattn import host
-from cuattn.attention import evaluate
-from cuattn.config import FlashFwdConfig, PlainFwdConfig, select
 from cuattn.head_dims import BUCKETS
-from cuattn.launch import executor_for
-from cuattn.softmax_config import select as select_softmax
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig, select
+from cuattn.ops.softmax.config import select as select_softmax
+from cuattn.runtime.executor import executor_for
 
 THEORY = Path(__file__).resolve().parents[1] / "docs/theory"
 STANDARD_TILE = 16  # of the two products in attention_standard.cu

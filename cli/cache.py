@@ -17,12 +17,12 @@ from cuattn import compile, environment
 from cuattn.benchmark import machine, tables
 from cuattn.compile import arch as archs
 from cuattn.compile import cache as store
-from cuattn.config import FEW_QUERIES, select
-from cuattn.forward_options import PLAIN, ForwardOptions
 from cuattn.head_dims import BUCKETS, COLUMNS
-from cuattn.hopper import config as hopper
-from cuattn.hopper import select as hopper_select
-from cuattn.softmax_config import variants
+from cuattn.ops.attention.forward import hopper_config as hopper
+from cuattn.ops.attention.forward import hopper_select
+from cuattn.ops.attention.forward.config import FEW_QUERIES, select
+from cuattn.ops.attention.variants import PLAIN, ForwardOptions
+from cuattn.ops.softmax.config import variants
 
 from .run import problem_options
 

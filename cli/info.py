@@ -11,9 +11,9 @@ from rich.table import Table
 from cuattn import compile, environment
 from cuattn.benchmark import machine
 from cuattn.compile import cache
-from cuattn.config import FLASH_FWD_CONFIGS
 from cuattn.errors import CuattnError
-from cuattn.softmax_config import variants
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
+from cuattn.ops.softmax.config import variants
 
 
 @click.command()

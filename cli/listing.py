@@ -11,14 +11,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cuattn import compile, softmax_config
-from cuattn.backward.config import FLASH_BWD_CONFIGS
+from cuattn import compile
 from cuattn.benchmark import SUITES, tables, variants
 from cuattn.compile import cache
 from cuattn.compile.expand import KERNELS
-from cuattn.config import FLASH_FWD_CONFIGS
-from cuattn.decode.config import FLASH_DECODE_CONFIGS
-from cuattn.forward_options import compiled_options
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
+from cuattn.ops.attention.variants import compiled_options
+from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS
+from cuattn.ops.softmax import config as softmax_config
 
 SOFTMAX_ROWS = (
     *softmax_config.ONCHIP,

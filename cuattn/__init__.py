@@ -15,38 +15,42 @@ Examples
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cuattn import compat, compile, errors, host, reference, testing
-    from cuattn.attention import attention
-    from cuattn.backward.dense import AttentionGrads, attention_backward, attention_backward_workspace_size
-    from cuattn.backward.varlen import attention_varlen_backward
-    from cuattn.caches.contiguous import KVCache
-    from cuattn.caches.paged import PagedKVCache
-    from cuattn.caches.streaming import StreamingKVCache
-    from cuattn.decode.cascade import SharedPrefix, cascade_attention
-    from cuattn.decode.csr import block_tables_from_csr, csr_from_block_tables
-    from cuattn.decode.dense import decode_attention
-    from cuattn.decode.paged import paged_attention, paged_attention_varlen
-    from cuattn.decode.plan import DecodePlan, plan_decode
-    from cuattn.dropout import dropout_mask
-    from cuattn.forward_path import ForwardPath, forward_path
-    from cuattn.merge import merge_states
-    from cuattn.online_softmax import OnlineSoftmax
-    from cuattn.padding import PaddingPlan, padding_plan, remove_padding, restore_padding
-    from cuattn.paging.append import append_kv
-    from cuattn.paging.copy import copy_pages
-    from cuattn.paging.slots import slot_mapping
-    from cuattn.rope import Rotary, rope
-    from cuattn.rotary_frequencies import rope_frequencies
-    from cuattn.softmax import log_softmax, logsumexp, softmax
-    from cuattn.split_qkv import split_qkv
-    from cuattn.standard import standard_attention
-    from cuattn.tune import TunedRow, tune
-    from cuattn.varlen import attention_varlen
+    from cuattn.host.tensor_map import TensorMap
+    from cuattn.kv.append import append_kv
+    from cuattn.kv.caches.contiguous import KVCache
+    from cuattn.kv.caches.paged import PagedKVCache
+    from cuattn.kv.caches.streaming import StreamingKVCache
+    from cuattn.kv.copy import copy_pages
+    from cuattn.kv.slots import slot_mapping
+    from cuattn.ops.attention.backward.dense import (
+        AttentionGrads,
+        attention_backward,
+        attention_backward_workspace_size,
+    )
+    from cuattn.ops.attention.backward.varlen import attention_varlen_backward
+    from cuattn.ops.attention.dense import attention
+    from cuattn.ops.attention.dropout import dropout_mask
+    from cuattn.ops.attention.forward.path import ForwardPath, forward_path
+    from cuattn.ops.attention.forward.tune import TunedRow, tune
+    from cuattn.ops.attention.unfused import standard_attention
+    from cuattn.ops.attention.varlen import attention_varlen
+    from cuattn.ops.decode.cascade import SharedPrefix, cascade_attention
+    from cuattn.ops.decode.csr import block_tables_from_csr, csr_from_block_tables
+    from cuattn.ops.decode.dense import decode_attention
+    from cuattn.ops.decode.paged import paged_attention, paged_attention_varlen
+    from cuattn.ops.decode.plan import DecodePlan, plan_decode
+    from cuattn.ops.merge.states import merge_states
+    from cuattn.ops.padding.plan import PaddingPlan, padding_plan, remove_padding, restore_padding
+    from cuattn.ops.rotary.frequencies import rope_frequencies
+    from cuattn.ops.rotary.rope import Rotary, rope
+    from cuattn.ops.rotary.split_qkv import split_qkv
+    from cuattn.ops.softmax.online import OnlineSoftmax
+    from cuattn.ops.softmax.softmax import log_softmax, logsumexp, softmax
+    from cuattn.runtime.tensor_map import tensor_map
 
 __version__ = "0.1.0"
 
@@ -61,6 +65,7 @@ __all__ = [
     "Rotary",
     "SharedPrefix",
     "StreamingKVCache",
+    "TensorMap",
     "TunedRow",
     "append_kv",
     "attention",
@@ -95,82 +100,70 @@ __all__ = [
     "softmax",
     "split_qkv",
     "standard_attention",
+    "tensor_map",
     "testing",
     "tune",
 ]
 
-# The public functions and the module each lives in.
-_FUNCTIONS = {
-    "AttentionGrads": "cuattn.backward.dense",
-    "DecodePlan": "cuattn.decode.plan",
-    "ForwardPath": "cuattn.forward_path",
-    "KVCache": "cuattn.caches.contiguous",
-    "OnlineSoftmax": "cuattn.online_softmax",
-    "PaddingPlan": "cuattn.padding",
-    "PagedKVCache": "cuattn.caches.paged",
-    "Rotary": "cuattn.rope",
-    "SharedPrefix": "cuattn.decode.cascade",
-    "StreamingKVCache": "cuattn.caches.streaming",
-    "TunedRow": "cuattn.tune",
-    "append_kv": "cuattn.paging.append",
-    "attention": "cuattn.attention",
-    "attention_backward": "cuattn.backward.dense",
-    "attention_backward_workspace_size": "cuattn.backward.dense",
-    "attention_varlen": "cuattn.varlen",
-    "attention_varlen_backward": "cuattn.backward.varlen",
-    "block_tables_from_csr": "cuattn.decode.csr",
-    "cascade_attention": "cuattn.decode.cascade",
-    "copy_pages": "cuattn.paging.copy",
-    "csr_from_block_tables": "cuattn.decode.csr",
-    "decode_attention": "cuattn.decode.dense",
-    "dropout_mask": "cuattn.dropout",
-    "forward_path": "cuattn.forward_path",
-    "log_softmax": "cuattn.softmax",
-    "logsumexp": "cuattn.softmax",
-    "merge_states": "cuattn.merge",
-    "padding_plan": "cuattn.padding",
-    "paged_attention": "cuattn.decode.paged",
-    "paged_attention_varlen": "cuattn.decode.paged",
-    "plan_decode": "cuattn.decode.plan",
-    "remove_padding": "cuattn.padding",
-    "restore_padding": "cuattn.padding",
-    "rope": "cuattn.rope",
-    "rope_frequencies": "cuattn.rotary_frequencies",
-    "slot_mapping": "cuattn.paging.slots",
-    "softmax": "cuattn.softmax",
-    "split_qkv": "cuattn.split_qkv",
-    "standard_attention": "cuattn.standard",
-    "tune": "cuattn.tune",
+# The public names and the module that each of them lives in.
+_HOMES = {
+    "AttentionGrads": "cuattn.ops.attention.backward.dense",
+    "DecodePlan": "cuattn.ops.decode.plan",
+    "ForwardPath": "cuattn.ops.attention.forward.path",
+    "KVCache": "cuattn.kv.caches.contiguous",
+    "OnlineSoftmax": "cuattn.ops.softmax.online",
+    "PaddingPlan": "cuattn.ops.padding.plan",
+    "PagedKVCache": "cuattn.kv.caches.paged",
+    "Rotary": "cuattn.ops.rotary.rope",
+    "SharedPrefix": "cuattn.ops.decode.cascade",
+    "StreamingKVCache": "cuattn.kv.caches.streaming",
+    "TensorMap": "cuattn.host.tensor_map",
+    "TunedRow": "cuattn.ops.attention.forward.tune",
+    "append_kv": "cuattn.kv.append",
+    "attention": "cuattn.ops.attention.dense",
+    "attention_backward": "cuattn.ops.attention.backward.dense",
+    "attention_backward_workspace_size": "cuattn.ops.attention.backward.dense",
+    "attention_varlen": "cuattn.ops.attention.varlen",
+    "attention_varlen_backward": "cuattn.ops.attention.backward.varlen",
+    "block_tables_from_csr": "cuattn.ops.decode.csr",
+    "cascade_attention": "cuattn.ops.decode.cascade",
+    "copy_pages": "cuattn.kv.copy",
+    "csr_from_block_tables": "cuattn.ops.decode.csr",
+    "decode_attention": "cuattn.ops.decode.dense",
+    "dropout_mask": "cuattn.ops.attention.dropout",
+    "forward_path": "cuattn.ops.attention.forward.path",
+    "log_softmax": "cuattn.ops.softmax.softmax",
+    "logsumexp": "cuattn.ops.softmax.softmax",
+    "merge_states": "cuattn.ops.merge.states",
+    "padding_plan": "cuattn.ops.padding.plan",
+    "paged_attention": "cuattn.ops.decode.paged",
+    "paged_attention_varlen": "cuattn.ops.decode.paged",
+    "plan_decode": "cuattn.ops.decode.plan",
+    "remove_padding": "cuattn.ops.padding.plan",
+    "restore_padding": "cuattn.ops.padding.plan",
+    "rope": "cuattn.ops.rotary.rope",
+    "rope_frequencies": "cuattn.ops.rotary.frequencies",
+    "slot_mapping": "cuattn.kv.slots",
+    "softmax": "cuattn.ops.softmax.softmax",
+    "split_qkv": "cuattn.ops.rotary.split_qkv",
+    "standard_attention": "cuattn.ops.attention.unfused",
+    "tensor_map": "cuattn.runtime.tensor_map",
+    "tune": "cuattn.ops.attention.forward.tune",
 }
 _SUBMODULES = frozenset({"benchmark", "compat", "compile", "environment", "errors", "host", "reference", "testing"})
 
+if not TYPE_CHECKING:  # a checker of types takes a name that is not listed above for what it is: a mistake
 
-def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    elif name in _SUBMODULES:
-        value = importlib.import_module(f"cuattn.{name}")
-    else:
-        raise AttributeError(f"module 'cuattn' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(_HOMES[name]), name)
+        elif name in _SUBMODULES:
+            value = importlib.import_module(f"cuattn.{name}")
+        else:
+            raise AttributeError(f"module 'cuattn' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps ``cuattn.attention`` the function.
-
-    The import system binds every submodule to its package under its own name, so ``import cuattn.attention`` anywhere
-    would put the module where the function of the same name belongs.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _FUNCTIONS and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

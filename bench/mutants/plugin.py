@@ -23,9 +23,9 @@ import hypothesis
 import pytest
 
 from cuattn import compile as kernel_compiler
-from cuattn import launch
 from cuattn.compile import expand
 from cuattn.errors import CompileError
+from cuattn.runtime import executor as executors
 
 EQUAL, REFUSED, DIFFERS = "the PTX is the same", "does not compile", "differs"
 MAX_MESSAGE = 500
@@ -46,27 +46,27 @@ class Note:
         self._watch()
 
     def _watch(self) -> None:
-        build, load, start = kernel_compiler.build, launch.HostExecutor._load, launch.Executor.launch
+        build, load, start = kernel_compiler.build, executors.HostExecutor._load, executors.Executor.launch
 
         def noted_build(kernel: str, constants: Any, *, arch: str, kind: str, directory: Path | None = None) -> Any:
             if kind == "ptx" and directory is None:
                 self.used[variant_key(kernel, constants, arch)] = None
             return build(kernel, constants, arch=arch, kind=kind, directory=directory)
 
-        def noted_load(executor: launch.HostExecutor, source: str, constants: Any, entry: str) -> Any:
+        def noted_load(executor: executors.HostExecutor, source: str, constants: Any, entry: str) -> Any:
             kernel = load(executor, source, constants, entry)
             self.variants[id(kernel)] = variant_key(source, constants, executor.arch)
             return kernel
 
-        def noted_launch(executor: launch.Executor, kernel: Any, *arguments: Any, **options: Any) -> None:
+        def noted_launch(executor: executors.Executor, kernel: Any, *arguments: Any, **options: Any) -> None:
             if variant := self.variants.get(id(kernel)):
                 self.used[variant] = None
             start(executor, kernel, *arguments, **options)
 
         self.variants: dict[int, str] = {}  # kernels live as long as their executor: for ever
         kernel_compiler.build = noted_build
-        launch.HostExecutor._load = noted_load  # type: ignore[method-assign, assignment]
-        launch.Executor.launch = noted_launch  # type: ignore[method-assign, assignment]
+        executors.HostExecutor._load = noted_load  # type: ignore[method-assign, assignment]
+        executors.Executor.launch = noted_launch  # type: ignore[method-assign, assignment]
 
     def pytest_runtest_setup(self) -> None:
         self.used.clear()

@@ -171,9 +171,10 @@ def _inside(fault: str) -> str:
     import numpy as np
 
     import cuattn
-    from cuattn import errors, launch, reference
+    from cuattn import errors, reference
     from cuattn.compile import cache
     from cuattn.host import module
+    from cuattn.runtime import executor as executors
 
     place = os.environ["CUATTN_CACHE_DIR"]
     if fault == "disk full":
@@ -196,7 +197,7 @@ def _inside(fault: str) -> str:
         for _ in range(calls):
             cuattn.compile.forget()
             module._translate.cache_clear()
-            launch.host_executor.cache_clear()
+            executors.host_executor.cache_clear()
             if not np.allclose(cuattn.softmax(x), wanted, atol=1e-5):
                 return "wrong"
     except errors.CuattnError as error:

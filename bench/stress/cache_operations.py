@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cuattn.caches
+import cuattn.kv.caches
 from bench.stress.cache_world import PAGE_SIZE, World
 from bench.stress.injection import raised_at
 from cuattn import errors
 
 __all__ = ["Outcome", "Tally", "attempt", "main", "run", "sweep"]
 
-CACHES = str(Path(cuattn.caches.__file__).parent)
+CACHES = str(Path(cuattn.kv.caches.__file__).parent)
 
 
 class Outcome(NamedTuple):

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import cuattn
-from cuattn.caches.paged import PagedKVCache
-from cuattn.caches.sequence import Sequence as CachedSequence
+from cuattn.kv.caches.paged import PagedKVCache
+from cuattn.kv.caches.sequence import Sequence as CachedSequence
 
 __all__ = ["Sharing", "Waste", "beam_search", "parallel_sampling", "serve", "waste_of"]
 

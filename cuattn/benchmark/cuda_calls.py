@@ -14,7 +14,7 @@ from cuattn.benchmark.results import Record
 from cuattn.benchmark.suite import Step, failure
 from cuattn.benchmark.timing import significant
 from cuattn.benchmark.variants import empty_cache
-from cuattn.launch import CudaExecutor, cuda_executor
+from cuattn.runtime.executor import CudaExecutor, cuda_executor
 from cuattn.testing.cases import AttentionCase
 
 CALLS = 200

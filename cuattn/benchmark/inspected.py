@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from cuattn import merge_launch, rotary_arguments, softmax_config
 from cuattn.benchmark import variants
-from cuattn.config import PlainFwdConfig
-from cuattn.decode import reduce
-from cuattn.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.errors import ArgumentError
-from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.formats import KV_FORMATS
 from cuattn.head_dims import COLUMNS
-from cuattn.hopper.config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
-from cuattn.kv_formats import KV_FORMATS
-from cuattn.paging import append, copy
+from cuattn.kv import append, copy
+from cuattn.ops.attention.forward.config import PlainFwdConfig
+from cuattn.ops.attention.forward.hopper_config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
+from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.ops.decode import reduce
+from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
+from cuattn.ops.merge import launch as merge_launch
+from cuattn.ops.rotary import arguments as rotary_arguments
+from cuattn.ops.softmax import config as softmax_config
 
 #: Options that Hopper rows are shown with, and whether for packed sequences.
 _HOPPER_OPTIONS = (

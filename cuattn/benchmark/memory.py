@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from cuattn.launch import CudaExecutor, HostExecutor
+from cuattn.runtime.executor import CudaExecutor, HostExecutor
 
 
 class Allocations:

@@ -12,19 +12,20 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-from cuattn import compile, softmax_config
-from cuattn.backward.bias_config import BIAS_BWD_CONFIGS, BiasBwdConfig
-from cuattn.backward.config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
+from cuattn import compile
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.timing import significant
 from cuattn.compile import nvrtc, occupancy
 from cuattn.compile.resources import Resources
-from cuattn.config import FLASH_FWD_CONFIGS, FlashFwdConfig
-from cuattn.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
-from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.formats import KV_FORMATS
 from cuattn.head_dims import BUCKETS, COLUMNS, HEAD_DIM_BUCKETS
-from cuattn.kv_formats import KV_FORMATS
+from cuattn.ops.attention.backward.bias_config import BIAS_BWD_CONFIGS, BiasBwdConfig
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfig
+from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
+from cuattn.ops.softmax import config as softmax_config
 
 ARCHS = ("sm_80", "sm_90a")
 CAUSAL = ForwardOptions(bound_right=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.attention_arguments import MAX_EXTENT
-from cuattn.config import DTYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, NonFiniteError, ShapeError
-from cuattn.launch import executor_for
 from cuattn.messages import shown
-from cuattn.metadata import as_float
+from cuattn.ops.attention.arguments import MAX_EXTENT
+from cuattn.ops.attention.forward.config import DTYPES
+from cuattn.runtime.executor import executor_for
+from cuattn.runtime.small_arrays import as_float
 from cuattn.scalars import as_integer, as_real
 
 

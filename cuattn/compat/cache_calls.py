@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.attention_arguments import MAX_EXTENT
 from cuattn.compat.cache_codes import Codes
 from cuattn.compat.cache_places import Places, Where, places_of
 from cuattn.compat.cache_tokens import Tokens, packed_tokens, tokens_of_each
-from cuattn.config import DTYPES
-from cuattn.decode.launch import decode
 from cuattn.errors import ArgumentError, ShapeError
-from cuattn.launch import executor_for
-from cuattn.paging.append import append_kv
-from cuattn.paging.arguments import check_apart
-from cuattn.rope import Rotary
-from cuattn.rope import evaluate as rotate
-from cuattn.rotary_arguments import DEFAULT_BASE
-from cuattn.slow_calls import warn_if_slow
+from cuattn.kv.append import append_kv
+from cuattn.kv.arguments import check_apart
+from cuattn.ops.attention.arguments import MAX_EXTENT
+from cuattn.ops.attention.forward.config import DTYPES
+from cuattn.ops.attention.slow_calls import warn_if_slow
+from cuattn.ops.decode.launch import decode
+from cuattn.ops.rotary.arguments import DEFAULT_BASE
+from cuattn.ops.rotary.rope import Rotary
+from cuattn.ops.rotary.rope import evaluate as rotate
+from cuattn.runtime.executor import executor_for
 
 __all__ = ["CacheCall", "attend_with_cache", "rotation_table"]
 

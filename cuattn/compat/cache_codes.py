@@ -12,9 +12,9 @@ import numpy as np
 
 from cuattn.compat.cache_tokens import Tokens
 from cuattn.errors import ArgumentError, DTypeError
-from cuattn.kv_formats import numpy_dtype
-from cuattn.launch import Executor
-from cuattn.metadata import small_array
+from cuattn.formats import numpy_dtype
+from cuattn.runtime.executor import Executor
+from cuattn.runtime.small_arrays import small_array
 
 __all__ = ["Codes"]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.attention_arguments import MAX_EXTENT
+from cuattn.addresses import address
 from cuattn.compat.arguments import plain
 from cuattn.compat.cache_tokens import Tokens
-from cuattn.decode import arguments
-from cuattn.decode.lengths import integers
 from cuattn.errors import ArgumentError, NotSupportedError, ShapeError
-from cuattn.extents import address
-from cuattn.launch import Executor
-from cuattn.paging.slots import slot_mapping
+from cuattn.kv.slots import slot_mapping
+from cuattn.ops.attention.arguments import MAX_EXTENT
+from cuattn.ops.decode import arguments
+from cuattn.ops.decode.lengths import integers
+from cuattn.runtime.executor import Executor
 
 __all__ = ["Places", "Where", "places_of"]
 

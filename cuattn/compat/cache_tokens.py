@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.decode.lengths import integers
 from cuattn.errors import ShapeError
-from cuattn.launch import Executor
-from cuattn.packed import check_cu_seqlens
+from cuattn.ops.attention.sequences import check_cu_seqlens
+from cuattn.ops.decode.lengths import integers
+from cuattn.runtime.executor import Executor
 
 __all__ = ["Tokens", "packed_tokens", "tokens_of_each"]
 

@@ -11,11 +11,11 @@ import numpy as np
 import cuattn
 from cuattn.compat.arguments import dropout_options, plain
 from cuattn.compat.names import SDPA
-from cuattn.config import DTYPES, ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
-from cuattn.launch import Executor, executor_for
-from cuattn.metadata import check_flag
-from cuattn.renaming import renamed
+from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS
+from cuattn.runtime.executor import Executor, executor_for
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 __all__ = ["scaled_dot_product_attention"]
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import LaunchError
-from ..tensor_map import TensorMap
 from . import memory
 from .ptx_module import Parameter
 from .table import PARAM_LINE
+from .tensor_map import TensorMap
 
 _INTEGERS = frozenset("biu")
 

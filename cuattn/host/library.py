@@ -108,6 +108,7 @@ class LaunchStruct(ctypes.Structure):
 class ForeignLibraryError(Exception):
     """A shared library that is damaged, or is not the interpreter of this version. The message says in what."""
 
+
 class Library:
     """The loaded interpreter for one instruction set. Raises `ForeignLibraryError`, `HostUnavailableError`."""
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..addresses import address
 from ..allocation import new_bytes
 from ..errors import DTypeError, UninitializedReadError
-from ..extents import address
 from ..scalars import any_dtype, integer
 from .library import ReadOnlyStruct, RegionStruct
 from .settings import checks

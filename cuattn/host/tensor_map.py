@@ -1,13 +1,25 @@
-"""Tensor maps as the host executor reads them: 128 bytes, ``HostTensorMap`` of bulk_map.c."""
+"""What a tensor map says, and its bytes as the host executor reads them: ``HostTensorMap`` of bulk_map.c."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..tensor_map import TensorMap
+#: Bytes of a tensor map, and what its address is a multiple of.
+MAP_BYTES, MAP_ALIGNMENT = 128, 64
+MAX_RANK = 5
+#: Width in bytes of the rows that each swizzle permutes; rows are as wide as the box is.
+SWIZZLE_BYTES = {"none": 0, "32B": 32, "64B": 64, "128B": 128}
+#: By name, the driver's ``CUtensorMapDataType``. Types that only differ in what they mean share a number: a copy does
+#: not look at values, and a reduction needs one of those that have their own.
+DATA_TYPES = {
+    "bool": 0, "uint8": 0, "int8": 0, "float8_e4m3fn": 0, "float8_e5m2": 0, "uint16": 1, "int16": 1, "uint32": 2,
+    "int32": 3, "uint64": 4, "int64": 5, "float16": 6, "float32": 7, "float64": 8, "bfloat16": 9,
+}  # fmt: skip
+FILLS = ("zeros", "nan")
+L2_PROMOTIONS = ("none", "64B", "128B", "256B")
 
 #: Tells a map from anything else at its address: the bytes of "cuTM".
 MAGIC = 0x4D547563
@@ -24,10 +36,46 @@ LAYOUT = np.dtype(
 )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class TensorMap:
+    """A checked tensor map, made by `cuattn.tensor_map`: a kernel argument on both executors. Keeps its array alive.
+
+    Attributes
+    ----------
+    array : array, the one that is described
+    dims, strides : tuple of int, extents in elements and strides in bytes, innermost first
+    box : tuple of int, elements that one copy spans, innermost first
+    element_strides : tuple of int, the steps within the box
+    swizzle, fill, l2_promotion : str
+    value : numpy.void, the 128 bytes that the kernel gets; empty until they are encoded
+    """
+
+    array: Any = field(repr=False)
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    element_strides: tuple[int, ...]
+    swizzle: str
+    fill: str
+    l2_promotion: str
+    value: np.void = field(default=np.void(b""), repr=False)
+
+    @property
+    def box_bytes(self) -> int:
+        """Bytes of shared memory that a copy of the box fills, and by which it counts on its mbarrier."""
+        total = int(self.array.dtype.itemsize)
+        for extent, step in zip(self.box, self.element_strides, strict=True):
+            total *= -(-extent // step)
+        return total
+
+    @property
+    def data_type(self) -> int:
+        """The driver's number of the element type."""
+        return DATA_TYPES[self.array.dtype.name]
+
+
 def encode(described: TensorMap, address: int) -> np.void:
     """The bytes of a map of the array at ``address``. ``last`` holds extents minus one, which fit 32 bits."""
-    from ..tensor_map import FILLS, SWIZZLE_BYTES
-
     rank = len(described.dims)
     fields = np.zeros((), LAYOUT)
     fields["magic"], fields["data_type"], fields["rank"] = MAGIC, described.data_type, rank

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from cuattn.dropout import dropout_mask
+from cuattn.ops.attention.dropout import dropout_mask
 from cuattn.reference.logits import heads_first, logits, per_head
 from cuattn.reference.narrow import decode, output_dtype, probability_dtype, round_probabilities, round_to_tf32
 from cuattn.reference.softmax import Array, logsumexp, softmax

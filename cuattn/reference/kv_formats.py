@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
+from cuattn.formats import KV_FORMATS, KVFormat, numpy_dtype
 from cuattn.reference.softmax import Array
 
 __all__ = ["Quantized", "dequantize", "encode", "quantize"]

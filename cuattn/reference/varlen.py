@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from cuattn.dropout import dropout_mask
+from cuattn.ops.attention.dropout import dropout_mask
 from cuattn.reference.attention import attention
 from cuattn.reference.softmax import Array
 

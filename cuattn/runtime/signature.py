@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from cuattn.errors import DeclarationError, LaunchError
+from cuattn.host.tensor_map import TensorMap
 from cuattn.runtime.declarations import Parameter, of_kernel
 from cuattn.runtime.structs import SCALARS, struct_layout
-from cuattn.tensor_map import TensorMap
 
 __all__ = ["Signature"]
 

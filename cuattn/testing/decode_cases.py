@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import cuattn
-from cuattn.kv_formats import KV_FORMATS, KVFormat
+from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.testing.attention_cases import normal
 from cuattn.testing.decode_problems import fill_codes, make_scales
 from cuattn.testing.decode_tolerance import assert_paged_close

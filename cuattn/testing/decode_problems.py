@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cuattn.kv_formats import KV_FORMATS, numpy_dtype
+from cuattn.formats import KV_FORMATS, numpy_dtype
 from cuattn.testing.arrays import Guarded, Layout, place
 
 __all__ = ["GARBAGE", "SCALE_KINDS", "CachedProblem", "cached_problem", "fill_codes", "make_scales", "poison"]

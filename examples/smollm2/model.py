@@ -13,8 +13,8 @@ from types import ModuleType
 import numpy as np
 
 import cuattn
-from cuattn.caches.sequence import Sequence as CachedSequence
-from cuattn.caches.step import Step
+from cuattn.kv.caches.sequence import Sequence as CachedSequence
+from cuattn.kv.caches.step import Step
 
 from .weights import Array, Weights
 

@@ -84,7 +84,7 @@ def test_packed_cases() -> None:
 
 
 def test_peak_memory_is_of_what_is_alive_at_once() -> None:
-    executor = cuattn.launch.executor_for(x=np.zeros(1))
+    executor = cuattn.runtime.executor.executor_for(x=np.zeros(1))
     with memory.allocations() as allocated:
         first = executor.empty((4, 8), np.float32)
         view = first[1:]

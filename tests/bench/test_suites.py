@@ -30,8 +30,8 @@ from cuattn.benchmark import (
 )
 from cuattn.benchmark.suite import run_steps
 from cuattn.benchmark.timing import Timing
-from cuattn.config import ELEMENTS
 from cuattn.errors import ArgumentError
+from cuattn.ops.attention.forward.config import ELEMENTS
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
 TINY = Options(executor="host", dtypes=("float16",), seqlens=(16,), head_dims=(32,), budget_s=0.01)
@@ -133,11 +133,11 @@ def test_compile_records() -> None:
 
 def test_compile_covers_every_row_on_both_architectures() -> None:
     labels = {variant.label for variant in variants.attention_variants()}
-    rows = cuattn.config.FLASH_FWD_CONFIGS
+    rows = cuattn.ops.attention.forward.config.FLASH_FWD_CONFIGS
     assert len(labels) == 4 * len(rows) + sum(row.itemsize == 2 for row in rows)
     backward = {variant.label for variant in variants.backward_variants()}
-    of_keys = [row for row in cuattn.backward.config.FLASH_BWD_CONFIGS if row.own == "keys"]
-    launches = sum(len(row.launches()) for row in cuattn.backward.config.FLASH_BWD_CONFIGS)
+    of_keys = [row for row in cuattn.ops.attention.backward.config.FLASH_BWD_CONFIGS if row.own == "keys"]
+    launches = sum(len(row.launches()) for row in cuattn.ops.attention.backward.config.FLASH_BWD_CONFIGS)
     order_free = sum("_addsdq_" in label for label in backward)
     assert order_free == 4 * sum(row.itemsize == 2 for row in of_keys)
     assert len(backward) == 4 * launches + order_free
@@ -147,13 +147,13 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     for label in labels:
         assert {f"{label} sm_90a", f"{label} ptx"} <= set(planned)
     bias = {variant.label for variant in variants.bias_variants()}
-    assert len(bias) == 3 * len(cuattn.backward.bias_config.BIAS_BWD_CONFIGS)
+    assert len(bias) == 3 * len(cuattn.ops.attention.backward.bias_config.BIAS_BWD_CONFIGS)
     assert {f"{label} sm_90a" for label in backward | bias} <= set(planned)
 
 
 def test_compile_covers_every_row_of_decoding() -> None:
     found = list(variants.decode_variants())
-    rows = cuattn.decode.config.FLASH_DECODE_CONFIGS
+    rows = cuattn.ops.decode.config.FLASH_DECODE_CONFIGS
     on_tensor_cores = sum(row.products == "mma" for row in rows)
     assert len({variant.label for variant in found}) == len(found)
     assert len(found) == 4 * len(rows) + sum(row.itemsize < 8 for row in rows) + on_tensor_cores

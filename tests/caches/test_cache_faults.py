@@ -15,7 +15,7 @@ from bench.stress.cache_operations import Tally, sweep
 from bench.stress.cache_world import SIZES, RowTwin, World
 from bench.stress.injection import Injected
 from cuattn import errors
-from cuattn.caches.journal import Journal
+from cuattn.kv.caches.journal import Journal
 
 STEP = ("reserve", (0, 4), [2, 4], [[1, 1], [2, 2, 2, 2]])  # copies a page, withdraws none and takes two more
 
@@ -109,7 +109,7 @@ def test_an_undo_that_is_interrupted_is_finished_by_the_next_call(monkeypatch, n
         restore(*what)  # and again by the next call
         raise Injected
 
-    monkeypatch.setattr(cuattn.caches.storage.PageStorage, "copy", lambda *args: 1 / 0)
+    monkeypatch.setattr(cuattn.kv.caches.storage.PageStorage, "copy", lambda *args: 1 / 0)
     monkeypatch.setattr(Journal, "undo", interrupted)
     with pytest.raises(Injected):
         world.real.call(*STEP[:1], 5, STEP[1:])

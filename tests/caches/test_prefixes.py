@@ -11,7 +11,7 @@ import pytest
 import cuattn
 from bench.stress.cache_world import SIZES
 from cuattn import errors
-from cuattn.caches.prefix import PrefixIndex, digest_of
+from cuattn.kv.caches.prefix import PrefixIndex, digest_of
 
 
 class Color(enum.IntEnum):

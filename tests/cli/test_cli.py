@@ -17,11 +17,11 @@ import cuattn
 from cli.cache import wanted
 from cli.main import main
 from cuattn import benchmark, compile
-from cuattn.backward.config import FLASH_BWD_CONFIGS
 from cuattn.benchmark import from_json, machine, variants
 from cuattn.benchmark.operations import case_steps
 from cuattn.benchmark.suite import Step, Suite
-from cuattn.decode.config import FLASH_DECODE_CONFIGS
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
+from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS
 from cuattn.testing.cases import AttentionCase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +134,7 @@ def test_list_json(run: Run) -> None:
     }
     assert {kernel["name"] for kernel in data["kernels"]} == set(cuattn.compile.kernel_names())
     assert all(kernel["entries"] for kernel in data["kernels"])
-    assert len(data["attention rows"]) == len(cuattn.config.FLASH_FWD_CONFIGS)
+    assert len(data["attention rows"]) == len(cuattn.ops.attention.forward.config.FLASH_FWD_CONFIGS)
     assert len(data["attention backward rows"]) == len(FLASH_BWD_CONFIGS)
     assert len(data["attention decode rows"]) == len(FLASH_DECODE_CONFIGS)
     options = {row["options"]: row["compiled in"] for row in data["attention options"]}

@@ -12,7 +12,7 @@ pytest.importorskip("tokenizers", reason="the [examples] extra is not installed"
 
 from test_smollm2 import NEVER, PROMPTS, drawn_weights
 
-from cuattn.rotary_arguments import turn_words
+from cuattn.ops.rotary.arguments import turn_words
 from examples.smollm2.demonstrations import Demonstrations
 
 OPERATIONS = Path(__file__).resolve().parents[1] / "operations"

@@ -10,7 +10,7 @@ from bulk_kernels import BF16, MODES, array_of, coordinates, launch
 
 import cuattn.host as host
 from cuattn import errors
-from cuattn.tensor_map import tensor_map
+from cuattn.runtime.tensor_map import tensor_map
 
 
 def load(described, start, at=0, **options):

@@ -8,7 +8,7 @@ import pytest
 from bulk_kernels import MODES, PRELUDE, array_of, launch
 
 import cuattn.host as host
-from cuattn.tensor_map import tensor_map
+from cuattn.runtime.tensor_map import tensor_map
 
 CLUSTER = r"""
 __device__ __forceinline__ void cluster_sync() {

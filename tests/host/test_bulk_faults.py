@@ -14,7 +14,7 @@ from bulk_kernels import PRELUDE
 
 import cuattn.host as host
 from cuattn import errors
-from cuattn.tensor_map import tensor_map
+from cuattn.runtime.tensor_map import tensor_map
 
 SCHEDULES = [("eager", 0), ("late", 0), ("random", 1), ("random", 2), ("random", 3)]
 CTAS, THREADS, WORDS = 2, 64, 64  # a tile is 8 rows of 32 bytes

@@ -9,7 +9,7 @@ from bulk_kernels import BF16, MODES, PRELUDE, array_of, coordinates, launch
 
 import cuattn.host as host
 from cuattn import errors
-from cuattn.tensor_map import tensor_map
+from cuattn.runtime.tensor_map import tensor_map
 
 
 def reduce_exactly(op, old, new):

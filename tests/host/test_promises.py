@@ -13,7 +13,7 @@ from async_wrappers import WRAPPERS
 from bulk_kernels import array_of
 
 from cuattn import errors, host
-from cuattn.tensor_map import tensor_map
+from cuattn.runtime.tensor_map import tensor_map
 
 SOURCE = (
     WRAPPERS

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import cuattn.host as host
-from cuattn import errors, tensor_map_driver
+from cuattn import errors
 from cuattn.host import tensor_map as host_encoding
-from cuattn.launch import CudaExecutor, Kernel
-from cuattn.tensor_map import DATA_TYPES, TensorMap, tensor_map
+from cuattn.host.tensor_map import DATA_TYPES, TensorMap
+from cuattn.runtime import tensor_map_driver
+from cuattn.runtime.executor import CudaExecutor, Kernel
+from cuattn.runtime.tensor_map import tensor_map
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

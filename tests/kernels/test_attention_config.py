@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cuattn import compile
-from cuattn.config import FEW_QUERIES, FLASH_FWD_CONFIGS, FlashFwdConfig, select
 from cuattn.errors import LaunchError
-from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions, compiled_options
 from cuattn.head_dims import BUCKETS, COLUMNS, HEAD_DIM_BUCKETS, MAX_COLUMNS, MAX_HEAD_DIM
+from cuattn.ops.attention.forward.config import FEW_QUERIES, FLASH_FWD_CONFIGS, FlashFwdConfig, select
+from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions, compiled_options
 
 KIB = 1024
 LIMITS = (99 * KIB, 163 * KIB, 227 * KIB)  # sm_86, sm_80, sm_90

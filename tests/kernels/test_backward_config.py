@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cuattn import compile
-from cuattn.backward.config import FLASH_BWD_CONFIGS, SIDES, FlashBwdConfig, Launch, select
 from cuattn.errors import LaunchError
-from cuattn.forward_options import EVERYTHING, PLAIN, ForwardOptions
 from cuattn.head_dims import HEAD_DIM_BUCKETS, MAX_GRADIENT_HEAD_DIM
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, SIDES, FlashBwdConfig, Launch, select
+from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 
 KIB = 1024
 SIZES = tuple(size for size in HEAD_DIM_BUCKETS if size <= MAX_GRADIENT_HEAD_DIM)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cuattn import compile
-from cuattn.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig, compiled_dims, select
 from cuattn.errors import LaunchError
+from cuattn.formats import KV_FORMATS
 from cuattn.head_dims import HEAD_DIM_BUCKETS
-from cuattn.kv_formats import KV_FORMATS
+from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig, compiled_dims, select
 
 KIB = 1024
 LIMITS = (99 * KIB, 163 * KIB, 227 * KIB)  # sm_86, sm_80, sm_90

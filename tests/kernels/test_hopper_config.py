@@ -9,20 +9,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cuattn import attention_arguments as arguments
-from cuattn.attention_arguments import Extents
-from cuattn.config import FEW_QUERIES
 from cuattn.errors import LaunchError
-from cuattn.forward_options import PLAIN, ForwardOptions
-from cuattn.hopper import select
-from cuattn.hopper.config import (
+from cuattn.ops.attention import arguments
+from cuattn.ops.attention.arguments import Extents
+from cuattn.ops.attention.forward import hopper_select as select
+from cuattn.ops.attention.forward.config import FEW_QUERIES
+from cuattn.ops.attention.forward.hopper_config import (
     BUCKETS,
     HEAD_DIM_BUCKETS,
     HOPPER_ALTERNATIVES,
     HOPPER_FWD_CONFIGS,
     HopperFwdConfig,
 )
-from cuattn.hopper.schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
+from cuattn.ops.attention.forward.hopper_schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
+from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 
 KIB = 1024
 LIMIT = 227 * KIB

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cuattn import compile
-from cuattn.paging.append import variants
-from cuattn.paging.copy import UNITS
-from cuattn.paging.copy import constants as copy_constants
+from cuattn.kv.append import variants
+from cuattn.kv.copy import UNITS
+from cuattn.kv.copy import constants as copy_constants
 
 VARIANTS = tuple(variants())
 

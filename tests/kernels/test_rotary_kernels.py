@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cuattn import compile
-from cuattn.rotary_arguments import variants
+from cuattn.ops.rotary.arguments import variants
 
 VARIANTS = tuple(variants())
 

@@ -12,7 +12,7 @@ from cuattn.benchmark.inspected import Inspected
 from cuattn.compile import sass
 from cuattn.compile.sass import KernelReport
 from cuattn.errors import ArgumentError
-from cuattn.hopper.config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.forward.hopper_config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
 
 ARCH = "sm_90a"
 ENOUGH_TFLOP_PER_S = 800  # of the 989 of the data sheet: at d128, in 16 bit

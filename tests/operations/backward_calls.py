@@ -14,7 +14,7 @@ from attention_calls import call, call_varlen, prepare
 
 import cuattn
 from cuattn import reference
-from cuattn.backward import dense, varlen
+from cuattn.ops.attention.backward import dense, varlen
 from cuattn.testing import assert_gradients_close, assert_varlen_gradients_close
 from cuattn.testing.arrays import Guarded, place
 from cuattn.testing.backward_problems import fill_dout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import cuattn
-from cuattn.decode import dense, paged
+from cuattn.ops.decode import dense, paged
 from cuattn.testing import assert_decode_close, assert_paged_close, assert_paged_varlen_close
 from cuattn.testing.decode_tolerance import decode_bounds
 from cuattn.testing.tolerance import assert_within

@@ -20,7 +20,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 
 from cuattn import compile as cc
-from cuattn import host, launch
+from cuattn import host
+from cuattn.runtime import executor as executors
 
 __all__ = ["ComputingCupy", "Exporter", "OnCpu", "SimulatedCupy", "installed"]
 
@@ -338,9 +339,9 @@ def installed(monkeypatch, module=SimulatedCupy) -> Iterator[SimulatedCupy]:
     """The stand-in as the module ``cupy``, with executors of its own."""
     cupy = module()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(launch.compile, "for_device", lambda device: cc.arch.Target("sm_80", "ptx"))
-    launch.cuda_executor.cache_clear()
+    monkeypatch.setattr(executors.compile, "for_device", lambda device: cc.arch.Target("sm_80", "ptx"))
+    executors.cuda_executor.cache_clear()
     try:
         yield cupy
     finally:
-        launch.cuda_executor.cache_clear()
+        executors.cuda_executor.cache_clear()

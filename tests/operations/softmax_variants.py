@@ -13,8 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cuattn import softmax_config
-from cuattn.softmax_config import ONCHIP, ONCHIP_LANES, PACK_BYTES, SoftmaxConfig
+from cuattn.ops.softmax import config as softmax_config
+from cuattn.ops.softmax.config import ONCHIP, ONCHIP_LANES, PACK_BYTES, SoftmaxConfig
 from cuattn.testing.arrays import Layout
 from cuattn.testing.strategies import AWKWARD_SEQLENS, VALUE_KINDS, fill
 

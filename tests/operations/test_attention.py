@@ -12,14 +12,14 @@ from attention_calls import prepare
 from option_cases import FEW_FORMATS, FOR_EVERY_DTYPE, FORMATS, OPTION_CASES, option_case
 
 import cuattn
-from cuattn import slow_calls
-from cuattn.attention import evaluate
-from cuattn.config import FLASH_FWD_CONFIGS, PlainFwdConfig
 from cuattn.errors import SlowHostCallWarning
 from cuattn.head_dims import COLUMNS
+from cuattn.ops.attention import slow_calls
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, PlainFwdConfig
+from cuattn.ops.attention.varlen import evaluate as evaluate_varlen
 from cuattn.testing import assert_attention_close, assert_varlen_close
 from cuattn.testing.arrays import Layout, place
-from cuattn.varlen import evaluate as evaluate_varlen
 
 F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 DTYPES = (F16, BF16, F32, F64)

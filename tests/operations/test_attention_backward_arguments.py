@@ -12,8 +12,6 @@ import pytest
 from test_attention_arguments import WRONG_OPTIONS, OnDevice
 
 import cuattn
-from cuattn import launch, slow_calls
-from cuattn.backward import arguments as checks
 from cuattn.errors import (
     ArgumentError,
     ArrayTypeError,
@@ -21,6 +19,9 @@ from cuattn.errors import (
     ShapeError,
     SlowHostCallWarning,
 )
+from cuattn.ops.attention import slow_calls
+from cuattn.ops.attention.backward import arguments as checks
+from cuattn.runtime import executor as executors
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def nothing_is_launched(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a kernel was launched")
 
-    monkeypatch.setattr(launch.Executor, "launch", refuse)
+    monkeypatch.setattr(executors.Executor, "launch", refuse)
 
 
 def dense(dtype=np.float16, **changes):
@@ -206,7 +207,7 @@ def test_signatures():
 
 
 def test_a_slow_call_warns_at_two_fifths_of_the_work_of_forward(monkeypatch):
-    monkeypatch.setattr("cuattn.backward.dense.backward", lambda problem: None)
+    monkeypatch.setattr("cuattn.ops.attention.backward.dense.backward", lambda problem: None)
     arguments = dense()
     forward_flops = 2 * 2 * 5 * 7 * 4 * (32 + 24)
     for limit, warns in ((2.4 * forward_flops, True), (2.6 * forward_flops, False)):

@@ -15,9 +15,9 @@ from test_attention_work import visible
 
 import cuattn
 from cuattn import host
-from cuattn.backward import bias_launch
-from cuattn.backward.bias_config import BIAS_BWD_CONFIGS
-from cuattn.launch import HostExecutor, executor_for
+from cuattn.ops.attention.backward import bias_launch
+from cuattn.ops.attention.backward.bias_config import BIAS_BWD_CONFIGS
+from cuattn.runtime.executor import HostExecutor, executor_for
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.options import BIAS_DTYPES, broadcast_shapes, make_bias, make_mask, make_slopes
 from cuattn.testing.strategies import fill

@@ -14,8 +14,8 @@ from backward_calls import (
 )
 from test_attention_backward import BF16, F16, F32, F64, normal
 
-from cuattn.backward.config import FLASH_BWD_CONFIGS
-from cuattn.launch import executor_for
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
+from cuattn.runtime.executor import executor_for
 from cuattn.testing.options import make_bias, make_mask, make_slopes
 
 SCHEDULES = (("random", 2), ("eager", 4))

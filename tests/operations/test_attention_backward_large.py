@@ -12,7 +12,7 @@ from test_attention_large import far_apart, normal, only_the_memory_checker
 
 import cuattn
 from cuattn import host
-from cuattn.backward.config import FLASH_BWD_CONFIGS, SIDES
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, SIDES
 
 __all__ = ["only_the_memory_checker"]  # a fixture of every test here
 

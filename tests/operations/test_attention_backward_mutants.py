@@ -11,7 +11,7 @@ import pytest
 from backward_calls import after_forward, assert_gradients_right, assert_right, call_backward
 from test_attention_backward import BF16, F16, F32, F64, normal
 
-from cuattn.backward import bias_launch
+from cuattn.ops.attention.backward import bias_launch
 from cuattn.testing.arrays import Layout
 from cuattn.testing.options import make_bias, make_mask, make_slopes
 

@@ -21,8 +21,8 @@ from test_attention_backward_kernels import seqlens_for
 from test_attention_backward_varlen import LENGTHS, after_packed, lengths_of
 
 import cuattn
-from cuattn.backward.config import FLASH_BWD_CONFIGS
-from cuattn.launch import executor_for
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
+from cuattn.runtime.executor import executor_for
 from cuattn.testing.options import make_bias, make_mask, make_slopes
 from cuattn.testing.strategies import aligned_layouts, examples
 

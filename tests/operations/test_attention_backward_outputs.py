@@ -7,9 +7,9 @@ import pytest
 from test_attention_backward_arguments import GRADIENTS, backward, dense, like, nothing_is_launched, packed  # noqa: F401
 
 import cuattn
-from cuattn.backward import arguments as checks
+from cuattn.addresses import share_elements
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.extents import share_elements
+from cuattn.ops.attention.backward import arguments as checks
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -11,9 +11,9 @@ from test_attention_backward import BF16, F16, F32, F64, normal
 from test_attention_varlen import LENGTHS, pack
 
 import cuattn
-from cuattn.attention_arguments import Extents
-from cuattn.backward.bias_launch import launch_dsinks
-from cuattn.launch import HostExecutor, executor_for
+from cuattn.ops.attention.arguments import Extents
+from cuattn.ops.attention.backward.bias_launch import launch_dsinks
+from cuattn.runtime.executor import HostExecutor, executor_for
 from cuattn.testing.options import make_bias
 
 SINKS = np.float32([0.5, -np.inf, 30.0, -3.0])

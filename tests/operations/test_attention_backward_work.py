@@ -9,8 +9,8 @@ import pytest
 from option_cases import F16, F32, F64, OPTION_CASES, option_case
 
 import cuattn
-from cuattn import launch
 from cuattn.errors import ShapeError
+from cuattn.runtime import executor as executors
 from cuattn.testing import assert_gradients_close
 
 GRADIENTS = "dq", "dk", "dv"
@@ -26,15 +26,15 @@ def rounded(num_bytes):
 def allocations(monkeypatch):
     """Sizes of what executors allocate, in bytes; nothing is launched."""
     sizes = []
-    empty = launch.HostExecutor.empty
+    empty = executors.HostExecutor.empty
 
     def count(self, shape, dtype):
         array = empty(self, shape, dtype)
         sizes.append(rounded(array.nbytes))
         return array
 
-    monkeypatch.setattr(launch.HostExecutor, "empty", count)
-    monkeypatch.setattr(launch.HostExecutor, "launch", lambda *args: None)
+    monkeypatch.setattr(executors.HostExecutor, "empty", count)
+    monkeypatch.setattr(executors.HostExecutor, "launch", lambda *args: None)
     return sizes
 
 
@@ -195,9 +195,9 @@ def test_a_workspace_leaves_nothing_to_allocate(monkeypatch, name):
     workspace = workspace[-workspace.ctypes.data % 16 :][:size]
     into = {name: np.zeros_like(x) for name, x in zip(GRADIENTS, arrays[1:4], strict=True)}
     allocated = []
-    empty = launch.HostExecutor.empty
+    empty = executors.HostExecutor.empty
     monkeypatch.setattr(
-        launch.HostExecutor, "empty", lambda self, *args: allocated.append(empty(self, *args)) or allocated[-1]
+        executors.HostExecutor, "empty", lambda self, *args: allocated.append(empty(self, *args)) or allocated[-1]
     )
     grads = cuattn.attention_backward(*arrays, **options, **into, workspace=workspace)
     extra = [x for x in (grads.dbias, grads.dsinks) if x is not None]

@@ -18,11 +18,12 @@ from test_attention_properties import assert_same
 from test_attention_varlen import BAD_STARTS, LENGTHS, pack
 
 import cuattn
-from cuattn import host, reference, varlen
-from cuattn.attention import evaluate
-from cuattn.forward import forward
-from cuattn.hopper import launch as hopper_launch
-from cuattn.hopper.config import BUCKETS, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn import host, reference
+from cuattn.ops.attention import varlen
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward import hopper_launch
+from cuattn.ops.attention.forward.hopper_config import BUCKETS, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.forward.launch import forward
 from cuattn.testing import assert_attention_close, assert_varlen_close
 from cuattn.testing.arrays import Guarded, Layout, place
 from cuattn.testing.cases import AttentionCase
@@ -355,7 +356,7 @@ def test_agrees_with_the_portable_kernel(executor):
     """Both are within the bound, so they differ by twice the bound at most."""
     arrays = make((150, 200), heads=(4, 2), batch=2)
     options = {"causal": True, "alibi_slopes": np.float32([0.5, 0.25, 0.125, 1])}
-    portable = next(row for row in cuattn.config.FLASH_FWD_CONFIGS if row.itemsize == 2)
+    portable = next(row for row in cuattn.ops.attention.forward.config.FLASH_FWD_CONFIGS if row.itemsize == 2)
     assert_same(
         call(executor, *arrays, **options), call(executor, *arrays, config=portable, **options), *arrays, **options
     )

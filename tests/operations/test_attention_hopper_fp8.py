@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cuattn
-from cuattn import host, reference, varlen
-from cuattn.attention import evaluate
+from cuattn import host, reference
 from cuattn.errors import ArgumentError, DTypeError, LaunchError, NotSupportedError
-from cuattn.hopper.config import HOPPER_FWD_CONFIGS
+from cuattn.ops.attention import varlen
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
 from cuattn.testing import assert_attention_close, assert_varlen_close
 from cuattn.testing.executors import ExecutorUnderTest, executor_names
 from cuattn.testing.strategies import VALUE_KINDS, examples, fill

@@ -13,15 +13,15 @@ from test_attention_options import BF16, F16, F32, F64, same_bits
 
 import cuattn
 from cuattn import host, reference
-from cuattn.forward import forward
-from cuattn.packed import work_list
+from cuattn.ops.attention.forward.launch import forward
+from cuattn.ops.attention.sequences import work_list
+from cuattn.ops.attention.varlen import check, evaluate
 from cuattn.testing import assert_varlen_close
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.covering import covering_array, uncovered_pairs
 from cuattn.testing.options import make_bias, make_descale, make_mask, make_sinks, make_slopes
 from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, examples, fill, varlen_problems
 from cuattn.testing.tolerance import assert_within, attention_bound
-from cuattn.varlen import check, evaluate
 
 #: (query length, key length) of each sequence.
 LENGTHS = {

@@ -12,13 +12,14 @@ from attention_calls import assert_right, assert_varlen_right, call
 from test_attention_varlen import pack
 
 import cuattn
-from cuattn import launch, tuned_rows
-from cuattn.attention import evaluate
-from cuattn.attention_arguments import check
 from cuattn.compat import flash_attn
-from cuattn.config import FLASH_FWD_CONFIGS, PlainFwdConfig
 from cuattn.errors import NotSupportedError, ShapeError
-from cuattn.hopper.config import HOPPER_FWD_CONFIGS
+from cuattn.ops.attention.arguments import check
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward import tuned_rows
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, PlainFwdConfig
+from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
+from cuattn.runtime import executor as executors
 from cuattn.testing import assert_attention_close
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.options import make_bias, make_mask, make_sinks, make_slopes
@@ -166,7 +167,7 @@ def test_the_path_of_a_call():
 def test_one_launch_and_nothing_but_the_results_is_allocated(monkeypatch):
     """Two CTAs for each block of queries and head, which share a row of the result."""
     launched, allocated = [], []
-    start, empty = launch.Executor.launch, launch.Executor.empty
+    start, empty = executors.Executor.launch, executors.Executor.empty
 
     def record(self, kernel, grid, block, args, smem_bytes=0):
         launched.append(grid)
@@ -176,8 +177,8 @@ def test_one_launch_and_nothing_but_the_results_is_allocated(monkeypatch):
         allocated.append(shape)
         return empty(self, shape, dtype)
 
-    monkeypatch.setattr(launch.Executor, "launch", record)
-    monkeypatch.setattr(launch.Executor, "empty", count)
+    monkeypatch.setattr(executors.Executor, "launch", record)
+    monkeypatch.setattr(executors.Executor, "empty", count)
     q, k, v = make((64, 512), batch=3)
     cuattn.attention(q, k, v, out=np.empty((3, 21, 4, 512), F16))
     assert launched == [(2 * 3 * 4,)] and allocated == []

@@ -10,10 +10,10 @@ import pytest
 
 import cuattn
 from cuattn import environment, host
-from cuattn.attention import evaluate
-from cuattn.config import MMA_ROWS, FlashFwdConfig, select
-from cuattn.forward_options import ForwardOptions
-from cuattn.launch import HostExecutor
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward.config import MMA_ROWS, FlashFwdConfig, select
+from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.runtime.executor import HostExecutor
 
 MMA_COLS, MMA_DEPTH = 8, 16
 ROW = select(np.dtype(np.float16), 64, 64, seqlen_q=512, smem_limit_bytes=163 * 1024)

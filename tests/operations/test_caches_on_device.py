@@ -8,7 +8,7 @@ from simulated_cupy import ComputingCupy, installed
 
 import cuattn
 from cuattn.compat.flash_attn import flash_attn_with_kvcache
-from cuattn.rotary_arguments import turn_words
+from cuattn.ops.rotary.arguments import turn_words
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32
 

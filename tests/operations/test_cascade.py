@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import errors, host
-from cuattn.decode import schedule
+from cuattn.ops.decode import schedule
 from cuattn.testing.strategies import examples
 
 F16, F32 = np.dtype(np.float16), np.dtype(np.float32)

@@ -10,9 +10,9 @@ import pytest
 from test_compat_flash_attn import SAME, arguments
 
 import cuattn
-from cuattn import launch
 from cuattn.compat import flash_attn
 from cuattn.errors import ArgumentError, CuattnError, DTypeError, OverlapError, ShapeError
+from cuattn.runtime import executor as executors
 from cuattn.testing import assert_gradients_close, assert_varlen_gradients_close
 
 FORWARD = [name.removesuffix("_backward") for name in flash_attn.__all__ if name.endswith("_backward")]
@@ -138,9 +138,9 @@ def test_gradients_lie_as_their_inputs_do(executor, together, packed, given):
 def test_nothing_is_concatenated(monkeypatch, name):
     """Kernels write to the memory that is returned: one allocation for gradients that lie together."""
     allocated = []
-    empty = launch.HostExecutor.empty
+    empty = executors.HostExecutor.empty
     monkeypatch.setattr(
-        launch.HostExecutor, "empty", lambda self, *args: allocated.append(empty(self, *args)) or allocated[-1]
+        executors.HostExecutor, "empty", lambda self, *args: allocated.append(empty(self, *args)) or allocated[-1]
     )
     packed = "varlen" in name
     q, kv, dout = make(packed=packed, same_heads=True, same_lengths=True)
@@ -177,7 +177,7 @@ def test_everything_is_handed_on(monkeypatch, name):
         calls.append((args, kwargs))
         raise ArgumentError("seen")
 
-    targets = ("cuattn.backward.arguments.check", "cuattn.backward.arguments.check_packed")
+    targets = ("cuattn.ops.attention.backward.arguments.check", "cuattn.ops.attention.backward.arguments.check_packed")
     for target in targets:
         monkeypatch.setattr(target, record)
     for public in ("attention_backward", "attention_varlen_backward"):

@@ -12,7 +12,7 @@ from test_compat_flash_attn_kvcache import expected as expected_of_one
 from cuattn import reference
 from cuattn.compat.flash_attn_interface import flash_attn_with_kvcache
 from cuattn.errors import ArgumentError, DTypeError, NotSupportedError, ShapeError
-from cuattn.rotary_arguments import turn_words
+from cuattn.ops.rotary.arguments import turn_words
 
 STARTS_Q, STARTS_NEW = np.array([0, 2, 2, 5], np.int32), np.array([0, 1, 3, 5], np.int32)
 PACKED = {"cu_seqlens_q": STARTS_Q, "cu_seqlens_k_new": STARTS_NEW}

@@ -9,8 +9,9 @@ import pytest
 from decode_calls import FUNCTIONS, call, quantized
 
 import cuattn
-from cuattn import Rotary, launch
+from cuattn import Rotary
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
+from cuattn.runtime import executor as executors
 
 DENSE, PAGED, VARLEN = FUNCTIONS
 BOTH = PAGED, VARLEN
@@ -22,7 +23,7 @@ def nothing_is_launched(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a kernel was launched")
 
-    monkeypatch.setattr(launch.Executor, "launch", refuse)
+    monkeypatch.setattr(executors.Executor, "launch", refuse)
 
 
 def refused(function, error, message, arguments=None, **changes):

@@ -10,11 +10,11 @@ import pytest
 from cached_calls import EVALUATE, assert_equal, assert_right, assert_same, call, check, prepare
 
 import cuattn
-from cuattn.decode import arguments
-from cuattn.decode.config import FLASH_DECODE_CONFIGS, compiled_dims, select
-from cuattn.decode.launch import decode
-from cuattn.kv_formats import KV_FORMATS
-from cuattn.rope import Rotary
+from cuattn.formats import KV_FORMATS
+from cuattn.ops.decode import arguments
+from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, compiled_dims, select
+from cuattn.ops.decode.launch import decode
+from cuattn.ops.rotary.rope import Rotary
 from cuattn.testing.arrays import Layout
 from cuattn.testing.decode_problems import cached_problem
 from cuattn.testing.options import make_sinks, make_slopes

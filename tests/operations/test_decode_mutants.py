@@ -15,8 +15,8 @@ from cached_calls import assert_right, check, prepare
 from test_paged_unchecked import unchecked
 
 import cuattn
-from cuattn.decode import arguments
-from cuattn.decode.launch import decode
+from cuattn.ops.decode import arguments
+from cuattn.ops.decode.launch import decode
 from cuattn.testing.arrays import Layout
 from cuattn.testing.decode_problems import cached_problem
 from cuattn.testing.options import make_sinks, make_slopes

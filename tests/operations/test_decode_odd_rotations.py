@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cached_calls import assert_right
 
-from cuattn.rope import Rotary
+from cuattn.ops.rotary.rope import Rotary
 from cuattn.testing.arrays import Layout
 from cuattn.testing.decode_problems import cached_problem
 

@@ -232,7 +232,7 @@ def test_codes_in_arrays_of_bytes(function):
 
 
 def test_a_slow_call_warns(monkeypatch):
-    from cuattn import slow_calls
+    from cuattn.ops.attention import slow_calls
 
     arguments = call(DENSE)
     monkeypatch.setattr(slow_calls, "_warned", False)

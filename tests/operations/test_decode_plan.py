@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from simulated_cupy import installed
 
 import cuattn
-from cuattn import errors, launch
-from cuattn.decode import splits
-from cuattn.decode.cost import CostModel
-from cuattn.decode.schedule import lists_of
-from cuattn.decode.splits import Bounds
+from cuattn import errors
+from cuattn.ops.decode import splits
+from cuattn.ops.decode.cost import CostModel
+from cuattn.ops.decode.schedule import lists_of
+from cuattn.ops.decode.splits import Bounds
+from cuattn.runtime import executor as executors
 from cuattn.testing import assert_decode_close, assert_paged_varlen_close
 from cuattn.testing.strategies import examples
 
@@ -105,13 +106,13 @@ def test_workspace_is_exact_to_the_byte(executor):
 
 def test_a_fixed_grid_does_not_depend_on_lengths(executor, monkeypatch):
     shapes = []
-    start = launch.Executor.launch
+    start = executors.Executor.launch
 
     def record(self, kernel, grid, block, args, smem_bytes=0):
         shapes.append((kernel.entry, tuple(grid), tuple(block), smem_bytes))
         start(self, kernel, grid, block, args, smem_bytes)
 
-    monkeypatch.setattr(launch.Executor, "launch", record)
+    monkeypatch.setattr(executors.Executor, "launch", record)
     plan = cuattn.plan_decode(batch=3, max_seqlen_k=CAPACITY, fixed_grid=True, **HEADS)
     arrays, launched = problem(), []
     for seqlens_k in ([CAPACITY] * 3, [1, 0, 200]):

@@ -11,8 +11,8 @@ import pytest
 from cached_calls import assert_right, check, prepare
 
 import cuattn
-from cuattn import launch
-from cuattn.decode.config import FLASH_DECODE_CONFIGS
+from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS
+from cuattn.runtime import executor as executors
 from cuattn.testing import assert_paged_close
 from cuattn.testing.arrays import Layout
 from cuattn.testing.decode_problems import cached_problem
@@ -121,7 +121,7 @@ def test_a_cascade(executor):
 def test_plans_count_the_ctas_that_share_a_row(executor, monkeypatch):
     """A plan says how many CTAs are launched, and its workspace is exact; a call without a plan chooses the same."""
     launched = []
-    start = launch.Executor.launch
+    start = executors.Executor.launch
 
     def record(self, kernel, grid, block, args, smem_bytes=0):
         launched.append(grid[0])
@@ -132,7 +132,7 @@ def test_plans_count_the_ctas_that_share_a_row(executor, monkeypatch):
     narrow = cuattn.plan_decode([900, 40], head_dim_v=256, **shape)
     problem = make((64, 512), lengths=(900, 40))
     arrays, options = prepare(executor, problem)
-    monkeypatch.setattr(launch.Executor, "launch", record)
+    monkeypatch.setattr(executors.Executor, "launch", record)
     workspace = executor.array(np.empty(plan.workspace_size(), np.uint8))
     out = cuattn.decode_attention(*arrays, plan=plan, workspace=workspace, **options)
     check(problem, executor.numpy(out))

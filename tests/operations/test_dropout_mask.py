@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cuattn
-from cuattn.dropout import check_dropout, kept, philox4x32_10
 from cuattn.errors import ArgumentError, NonFiniteError
+from cuattn.ops.attention.dropout import check_dropout, kept, philox4x32_10
 from cuattn.testing.strategies import examples
 
 # The vectors of the authors' own test suite (Random123, kat_vectors, "philox4x32 10").

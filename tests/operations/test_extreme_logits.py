@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn.attention import evaluate
-from cuattn.hopper.config import HOPPER_FWD_CONFIGS
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
 from cuattn.testing import (
     ToleranceError,
     assert_attention_close,

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import forward, launch
-from cuattn.attention import evaluate
-from cuattn.config import FLASH_FWD_CONFIGS
 from cuattn.errors import ArgumentError, EnvironmentVariableError, LaunchError, NotSupportedError
-from cuattn.forward_options import PLAIN
-from cuattn.hopper import launch as hopper_launch
-from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward import hopper_launch
+from cuattn.ops.attention.forward import launch as forward
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
+from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.variants import PLAIN
+from cuattn.runtime import executor as executors
 from cuattn.testing.arrays import Layout, place
 
 F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -167,7 +168,7 @@ def instead_of_compiling(monkeypatch):
 
     for plan in (forward._plan, hopper_launch._plan):
         plan.cache_clear()  # or a kernel that another test has compiled would run
-    monkeypatch.setattr(launch.HostExecutor, "kernel", kernel)
+    monkeypatch.setattr(executors.HostExecutor, "kernel", kernel)
 
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90a"))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from simulated_cupy import installed
 
-from cuattn import launch
-from cuattn.attention import evaluate
-from cuattn.attention_arguments import Operand, check
-from cuattn.attention_params import UNBOUNDED, forward_layout
-from cuattn.hopper import launch as hopper_launch
-from cuattn.hopper.config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.arguments import Operand, check
+from cuattn.ops.attention.dense import evaluate
+from cuattn.ops.attention.forward import hopper_launch
+from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.params import UNBOUNDED, forward_layout
+from cuattn.ops.attention.varlen import evaluate as evaluate_varlen
+from cuattn.runtime import executor as executors
 from cuattn.testing.arrays import Layout, place
-from cuattn.varlen import evaluate as evaluate_varlen
 
 F16 = np.float16
 SMALL = HopperFwdConfig(128, 128, 1, 64, 2, 56, 256)  # tiles of 64 by 64
@@ -33,8 +33,8 @@ def launches(monkeypatch):
         given["schedule"] = np.frombuffer(given["schedule"].tobytes(), np.int32).tolist()
         noted.append(SimpleNamespace(arch=self.arch, grid=grid, block=block, smem_bytes=smem_bytes, **given))
 
-    monkeypatch.setattr(launch.HostExecutor, "kernel", lambda self, source, constants, entry: (source, entry))
-    monkeypatch.setattr(launch.HostExecutor, "launch", start)
+    monkeypatch.setattr(executors.HostExecutor, "kernel", lambda self, source, constants, entry: (source, entry))
+    monkeypatch.setattr(executors.HostExecutor, "launch", start)
     hopper_launch._plan.cache_clear()
     yield noted
     hopper_launch._plan.cache_clear()

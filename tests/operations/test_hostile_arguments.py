@@ -16,10 +16,10 @@ from decode_calls import call as decode_call
 from simulated_cupy import Exporter, installed
 
 import cuattn
-from cuattn import launch
 from cuattn.compat import flash_attn, flash_attn_interface, scaled_dot_product_attention
 from cuattn.compat.flash_attn import bert_padding
 from cuattn.errors import CuattnError
+from cuattn.runtime import executor as executors
 
 Q, K, V = (np.full(shape, 0.5, np.float16) for shape in ((2, 5, 4, 32), (2, 7, 2, 32), (2, 7, 2, 32)))
 LENGTHS_Q, LENGTHS_K = np.array([0, 3, 3, 10], np.int32), np.array([0, 1, 8, 14], np.int32)
@@ -119,8 +119,8 @@ CASES = [(function, name) for function in CALLS for name in inspect.signature(fu
 @pytest.mark.parametrize(("function", "name"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_anything_for_one_argument(monkeypatch, function, name):
     launches = []
-    start = launch.HostExecutor._start
-    monkeypatch.setattr(launch.HostExecutor, "_start", lambda *args: launches.append(1) or start(*args))
+    start = executors.HostExecutor._start
+    monkeypatch.setattr(executors.HostExecutor, "_start", lambda *args: launches.append(1) or start(*args))
     refused = 0
     for value in VALUES:
         launches.clear()

@@ -14,9 +14,9 @@ from option_cases import FEW_FORMATS, OPTION_CASES, option_case
 from simulated_cupy import Exporter, OnCpu, installed
 
 import cuattn
-from cuattn import device_copies
 from cuattn.compat import flash_attn, scaled_dot_product_attention
 from cuattn.errors import ArgumentError, ArrayTypeError
+from cuattn.runtime import device_copies
 from cuattn.testing import assert_attention_close, assert_varlen_close
 
 

@@ -149,7 +149,7 @@ def test_torch_on_the_cpu(dtype):
 
 
 def test_torch_tensors_are_not_copied():
-    from cuattn.launch import executor_for
+    from cuattn.runtime.executor import executor_for
 
     for dtype in ("float32", "bfloat16"):
         x = torch_arrays(dtype)[0].transpose(1, 2)[:, ::2]
@@ -160,7 +160,7 @@ def test_torch_tensors_are_not_copied():
 
 def test_the_memory_of_a_narrow_tensor_lives_as_long_as_the_array():
     torch = pytest.importorskip("torch")
-    from cuattn.launch import host_executor
+    from cuattn.runtime.executor import host_executor
 
     arrays = [host_executor("sm_80").asarray("x", torch.full((1000,), i, dtype=torch.bfloat16)) for i in range(50)]
     assert [set(x.astype(int).tolist()) for x in arrays] == [{i} for i in range(50)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cuattn import launch
-from cuattn.config import PlainFwdConfig
 from cuattn.errors import ArrayTypeError, EnvironmentVariableError, LaunchError
-from cuattn.launch import executor_for, host_executor
+from cuattn.ops.attention.forward.config import PlainFwdConfig
+from cuattn.runtime import executor as executors
+from cuattn.runtime.executor import executor_for, host_executor
 
 SOURCE = PlainFwdConfig().constants("float32", 32, 32)
 
@@ -94,6 +94,6 @@ def test_kernels_are_loaded_once():
 def test_launches_that_are_refused(monkeypatch, grid, block, smem_bytes, message):
     executor = host_executor("sm_80")
     kernel = executor.kernel("attention_plain", SOURCE, "cuattn_attention_plain")
-    monkeypatch.setattr(launch.HostExecutor, "_start", lambda *args: pytest.fail("launched"))
+    monkeypatch.setattr(executors.HostExecutor, "_start", lambda *args: pytest.fail("launched"))
     with pytest.raises(LaunchError, match=message):
         executor.launch(kernel, grid, block, {}, smem_bytes)

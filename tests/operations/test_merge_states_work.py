@@ -12,8 +12,9 @@ from merge_parts import F16, F32, lses_of, outs_of
 
 import cuattn
 from cuattn import compile as kernel_compiler
-from cuattn import host, merge_launch
-from cuattn.launch import executor_for
+from cuattn import host
+from cuattn.ops.merge import launch as merge_launch
+from cuattn.runtime.executor import executor_for
 from cuattn.runtime.structs import struct_layout
 from cuattn.testing.merging import assert_merge_close
 from cuattn.testing.strategies import examples

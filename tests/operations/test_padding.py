@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import compile as kernel_compiler
-from cuattn import host, padding_rows, padding_scan, reference
+from cuattn import host, reference
+from cuattn.ops.padding import rows as padding_rows
+from cuattn.ops.padding import scan as padding_scan
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.strategies import examples
 

@@ -14,8 +14,8 @@ from cached_calls import check, prepare
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuattn.decode import arguments
-from cuattn.decode.launch import decode
+from cuattn.ops.decode import arguments
+from cuattn.ops.decode.launch import decode
 from cuattn.testing.decode_problems import GARBAGE, cached_problem
 from cuattn.testing.strategies import DTYPES, examples
 

@@ -10,8 +10,8 @@ from cached_calls import assert_equal, assert_right, assert_same, call
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuattn.decode import arguments
-from cuattn.decode.launch import decode
+from cuattn.ops.decode import arguments
+from cuattn.ops.decode.launch import decode
 from cuattn.testing.arrays import place
 from cuattn.testing.decode_problems import cached_problem
 from cuattn.testing.decode_strategies import cache_lengths, packed_problems

@@ -9,7 +9,7 @@ from simulated_cupy import Exporter, installed
 
 import cuattn
 from cuattn import Rotary, errors, reference
-from cuattn.rotary_arguments import turn_words
+from cuattn.ops.rotary.arguments import turn_words
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 import cuattn
 from cuattn import errors
-from cuattn.rope import Rotary, evaluate
+from cuattn.ops.rotary.rope import Rotary, evaluate
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.rotary_tolerance import assert_rope_close
 

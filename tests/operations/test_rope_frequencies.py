@@ -9,7 +9,7 @@ import pytest
 
 import cuattn
 from cuattn import errors
-from cuattn.rotary_frequencies import scaled_frequencies
+from cuattn.ops.rotary.frequencies import scaled_frequencies
 
 
 def frequencies(rotary_dim=128, base=10000.0, scaling=None, **options):

@@ -10,7 +10,7 @@ from simulated_cupy import Exporter, installed
 
 import cuattn
 from cuattn import Rotary, errors
-from cuattn.rotary_arguments import turn_words
+from cuattn.ops.rotary.arguments import turn_words
 from cuattn.testing.rotary_tolerance import assert_rope_close, assert_split_qkv_close
 
 

@@ -11,9 +11,9 @@ import pytest
 
 import cuattn
 from cuattn import errors, host, scalars
-from cuattn.launch import HostExecutor, executor_for, executor_of_module
-from cuattn.metadata import small_array
-from cuattn.renaming import renamed
+from cuattn.runtime.executor import HostExecutor, executor_for, executor_of_module
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import small_array
 
 INTEGERS = (5, np.int8(5), np.uint64(5), np.array(5), np.array(5, ">i2"), np.array(5, np.uint8))
 REALS = (0.5, np.float16(0.5), np.float64(0.5), np.longdouble(0.5), ml_dtypes.bfloat16(0.5), Fraction(1, 2))

@@ -11,8 +11,8 @@ from softmax_variants import CONFIGS, VARIANTS, Variant, problems
 
 import cuattn
 from cuattn import compile as kernel_compiler
-from cuattn import softmax_config
-from cuattn.softmax import evaluate
+from cuattn.ops.softmax import config as softmax_config
+from cuattn.ops.softmax.softmax import evaluate
 from cuattn.testing import assert_softmax_close
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.strategies import AWKWARD_SEQLENS, DTYPES, examples

@@ -7,8 +7,8 @@ import pytest
 
 import cuattn
 from cuattn import errors
-from cuattn.softmax import evaluate
-from cuattn.softmax_config import SPLIT, STREAM, SoftmaxConfig
+from cuattn.ops.softmax.config import SPLIT, STREAM, SoftmaxConfig
+from cuattn.ops.softmax.softmax import evaluate
 from cuattn.testing import assert_softmax_close
 from cuattn.testing.arrays import Layout, place
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn import online_softmax
-from cuattn.softmax import evaluate
-from cuattn.softmax_config import SPLIT, SPLIT_LANES, STREAM, STREAM_LANES, STREAM_SHORT
+from cuattn.ops.softmax import online as online_softmax
+from cuattn.ops.softmax.config import SPLIT, SPLIT_LANES, STREAM, STREAM_LANES, STREAM_SHORT
+from cuattn.ops.softmax.softmax import evaluate
 from cuattn.testing import assert_softmax_close
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import cuattn
 from cuattn import host
-from cuattn.softmax import evaluate
-from cuattn.softmax_config import ONCHIP, SPLIT, STREAM, STREAM_SHORT
+from cuattn.ops.softmax.config import ONCHIP, SPLIT, STREAM, STREAM_SHORT
+from cuattn.ops.softmax.softmax import evaluate
 
 READS = {"naive": 1, "safe": 2, "online": 1}  # to find the state of a row; the result takes one more
 

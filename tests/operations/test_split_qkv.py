@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import Rotary, errors, host
-from cuattn.split_qkv import evaluate
+from cuattn.ops.rotary.split_qkv import evaluate
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.rotary_tolerance import assert_split_qkv_close
 from cuattn.testing.strategies import DTYPES, examples, fill, layouts
@@ -263,7 +263,7 @@ def test_one_launch_one_read_one_write():
 
 def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
     """As they would beyond 2^31 CTAs."""
-    monkeypatch.setattr(importlib.import_module("cuattn.split_qkv"), "MAX_GRID", (2, 1, 1))
+    monkeypatch.setattr(importlib.import_module("cuattn.ops.rotary.split_qkv"), "MAX_GRID", (2, 1, 1))
     plan = cuattn.padding_plan(np.random.default_rng(3).random((4, 40)) < 0.6)
     qkv, options = normal(plan.num_tokens, 96), {"num_heads": 4, "num_kv_heads": 2, "plan": plan}
     results = cuattn.split_qkv(executor.array(qkv), **options)

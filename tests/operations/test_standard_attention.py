@@ -9,8 +9,9 @@ from hypothesis import given
 from option_cases import BF16, E4M3, F16, F32, F64, FEW_FORMATS, FOR_EVERY_DTYPE, FORMATS, OPTION_CASES, option_case
 
 import cuattn
-from cuattn import launch, reference
+from cuattn import reference
 from cuattn.errors import ArgumentError, OverlapError
+from cuattn.runtime import executor as executors
 from cuattn.testing import assert_attention_close
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.rounding import ulp, unit_roundoff
@@ -135,13 +136,13 @@ def test_bytes_are_read_as_8_bit_floats(executor):
 def test_one_compiled_variant_serves_every_option(executor, monkeypatch):
     """Options are arguments of the three kernels; only the dtypes of q and of the bias are compiled in."""
     loaded = set()
-    kernel = launch.Executor.kernel
+    kernel = executors.Executor.kernel
 
     def record(self, source_name, constants, entry):
         loaded.add((source_name, entry, tuple(sorted(constants.items()))))
         return kernel(self, source_name, constants, entry)
 
-    monkeypatch.setattr(launch.Executor, "kernel", record)
+    monkeypatch.setattr(executors.Executor, "kernel", record)
     shape = (2, 7, 33, 4, 2, 40, 24)
     for case in ("none", "window", "everything", "sinks", "dropout"):
         call(executor, *make(shape, F32), **option_case(case, shape, F32))

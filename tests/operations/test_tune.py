@@ -13,15 +13,14 @@ import pytest
 from simulated_cupy import installed
 
 import cuattn
-from cuattn import launch, tuned_rows
 from cuattn.benchmark.timing import Timing
 from cuattn.compile import arch as archs
 from cuattn.compile import cache
-from cuattn.config import FLASH_FWD_CONFIGS
 from cuattn.errors import ArgumentError, LaunchError, NotSupportedError
-from cuattn.hopper import launch as hopper_launch
-from cuattn.hopper import select as hopper_select
-from cuattn.hopper.config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
+from cuattn.ops.attention.forward import hopper_launch, hopper_select, tuned_rows
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
+from cuattn.ops.attention.forward.hopper_config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
+from cuattn.runtime import executor as executors
 from cuattn.testing.arrays import Layout, place
 
 SHAPES = (1, 300, 8, 64), (1, 500, 2, 64), (1, 500, 2, 64)
@@ -34,12 +33,12 @@ class Gpu:
         self.cupy, self.favorite, self.launched, self.num_timed = cupy, None, [], 0
         self.name = b"Simulated 100"
         cupy.cuda.runtime = SimpleNamespace(getDevice=lambda: 0, getDeviceProperties=lambda _: {"name": self.name})
-        monkeypatch.setattr(launch.compile, "for_device", lambda device: archs.Target(arch, "ptx"))
-        monkeypatch.setattr(launch.CudaExecutor, "kernel", lambda _, source, constants, entry: (source, constants))
-        monkeypatch.setattr(launch.CudaExecutor, "launch", lambda _, kernel, *rest: self.launched.append(kernel))
+        monkeypatch.setattr(executors.compile, "for_device", lambda device: archs.Target(arch, "ptx"))
+        monkeypatch.setattr(executors.CudaExecutor, "kernel", lambda _, source, constants, entry: (source, constants))
+        monkeypatch.setattr(executors.CudaExecutor, "launch", lambda _, kernel, *rest: self.launched.append(kernel))
         monkeypatch.setattr(hopper_launch, "tensor_map", lambda array, box, **view: SimpleNamespace(value=box))
         monkeypatch.setattr(hopper_select, "_can_make_maps", lambda: True)
-        monkeypatch.setattr(importlib.import_module("cuattn.tune"), "CudaTimer", lambda: self)
+        monkeypatch.setattr(importlib.import_module("cuattn.ops.attention.forward.tune"), "CudaTimer", lambda: self)
 
     def time(self, call):
         call()
@@ -81,7 +80,7 @@ def restart():
 
 def favorite_of(gpu):
     """A row that no call takes by itself."""
-    hopper = launch.cuda_executor(0).arch == "sm_90a"
+    hopper = executors.cuda_executor(0).arch == "sm_90a"
     return HOPPER_ALTERNATIVES[4] if hopper else FLASH_FWD_CONFIGS[1]
 
 
@@ -108,7 +107,7 @@ def test_every_legal_row_is_tried(gpu):
     gpu.favorite = favorite_of(gpu)
     found = cuattn.tune(*gpu.arrays())
     tables = [row for row in FLASH_FWD_CONFIGS if row.products == "mma" and row.itemsize == 2]
-    if launch.cuda_executor(0).arch == "sm_90a":
+    if executors.cuda_executor(0).arch == "sm_90a":
         tables += [row for row in HOPPER_FWD_CONFIGS + HOPPER_ALTERNATIVES if row.itemsize == 2]
     tried = [shape_of(row) for row, _ in found.times_us]
     assert len(tried) == len(set(tried)) and set(tried) == set(map(shape_of, tables))
@@ -248,7 +247,7 @@ def test_a_shape_that_cannot_be_launched_keeps_nothing(gpu, monkeypatch):
     def refuse(self, *launch):
         raise LaunchError("no")
 
-    monkeypatch.setattr(launch.CudaExecutor, "launch", refuse)
+    monkeypatch.setattr(executors.CudaExecutor, "launch", refuse)
     with pytest.raises(LaunchError, match="no"):
         cuattn.tune(*gpu.arrays())
     assert not os.path.exists(cache.root() / f"{tuned_rows._key()}.json")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cuattn.backward.config import FLASH_BWD_CONFIGS, can_add_dq
-from cuattn.config import FLASH_FWD_CONFIGS
 from cuattn.environment import VARIABLES
 from cuattn.head_dims import COLUMNS, HEAD_DIM_BUCKETS
-from cuattn.hopper.config import HOPPER_FWD_CONFIGS
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, can_add_dq
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
+from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})

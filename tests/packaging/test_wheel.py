@@ -56,7 +56,7 @@ def test_wheel_with_a_compiler_runs_without_one(tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path)
     names = contents(wheel)
     assert package_files() <= names
-    assert {"cuattn/attention.py", "cuattn_cli/main.py"} <= names
+    assert {"cuattn/ops/attention/dense.py", "cuattn_cli/main.py"} <= names
     assert [name for name in names if name.endswith(".so")] != []
     assert "-py3-none-linux_" in wheel.name  # ctypes loads the library: bound to the platform, not to a Python version
 

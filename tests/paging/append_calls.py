@@ -9,8 +9,8 @@ import numpy as np
 
 import cuattn
 from cuattn import reference
-from cuattn.kv_formats import KV_FORMATS, KVFormat, numpy_dtype
-from cuattn.paging import append
+from cuattn.formats import KV_FORMATS, KVFormat, numpy_dtype
+from cuattn.kv import append
 from cuattn.testing.arrays import Guarded, Layout, allocate, place
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import cuattn
 from cuattn import Rotary, reference
-from cuattn.kv_formats import KV_FORMATS, numpy_dtype
+from cuattn.formats import KV_FORMATS, numpy_dtype
 from cuattn.testing import assert_paged_close
 
 QUANTIZED = tuple(name for name, row in KV_FORMATS.items() if row.quantized)

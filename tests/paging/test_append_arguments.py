@@ -12,13 +12,13 @@ from cuattn import Rotary, errors
 
 def arrays(name="int8", tokens=3, heads=2, dim=32, num_pages=4, page_size=2, dtype=np.float32):
     """Arguments by name, everything right."""
-    row = cuattn.kv_formats.KV_FORMATS[name]
+    row = cuattn.formats.KV_FORMATS[name]
     shape = (num_pages, page_size, heads)
     found = {
         "k": np.ones((tokens, heads, dim), dtype),
         "v": np.ones((tokens, heads, dim), dtype),
-        "k_pages": np.full((*shape, row.items(dim)), 5, cuattn.kv_formats.numpy_dtype(row.dtypes[0])),
-        "v_pages": np.full((*shape, row.items(dim)), 5, cuattn.kv_formats.numpy_dtype(row.dtypes[0])),
+        "k_pages": np.full((*shape, row.items(dim)), 5, cuattn.formats.numpy_dtype(row.dtypes[0])),
+        "v_pages": np.full((*shape, row.items(dim)), 5, cuattn.formats.numpy_dtype(row.dtypes[0])),
         "slot_mapping": np.arange(tokens),
         "kv_format": name,
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import Rotary, host, reference
-from cuattn.kv_formats import KV_FORMATS, numpy_dtype
+from cuattn.formats import KV_FORMATS, numpy_dtype
 from cuattn.testing.arrays import Layout
 from cuattn.testing.strategies import examples, fill, value_kinds
 from cuattn.testing.strategies import layouts as any_layouts
@@ -229,7 +229,7 @@ def test_zero_extents(executor, tokens, heads, num_pages):
 
 def test_more_rows_than_one_launch_has_warps(executor, monkeypatch):
     """Warps take several rows then, one behind the other in the same shared memory."""
-    monkeypatch.setattr("cuattn.paging.append.MAX_GRID", (2, 1, 1))
+    monkeypatch.setattr("cuattn.kv.append.MAX_GRID", (2, 1, 1))
     x = normal(11, 3, 40, dtype=np.float16), normal(11, 3, 24, dtype=np.float16)
     for name in ("float16", "mxfp4"):
         rope = {"rope": Rotary(), "positions": np.arange(11)}

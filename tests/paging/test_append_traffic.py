@@ -7,7 +7,7 @@ import pytest
 
 import cuattn
 from cuattn import Rotary, host
-from cuattn.kv_formats import KV_FORMATS, numpy_dtype
+from cuattn.formats import KV_FORMATS, numpy_dtype
 
 TOKENS, HEADS, DIM, PAGE_SIZE, PAGES = 24, 2, 96, 16, 3
 ROWS = 2 * TOKENS * HEADS  # a warp each

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import errors, host
-from cuattn.paging import copy as copying
+from cuattn.kv import copy as copying
 from cuattn.testing.arrays import Guarded, Layout, place
 from cuattn.testing.strategies import examples
 

@@ -10,7 +10,7 @@ import cuattn
 from cuattn import compile as kernel_compiler
 from cuattn import host, reference
 from cuattn.compile.expand import KERNELS
-from cuattn.kv_formats import KV_FORMATS, numpy_dtype, resolve
+from cuattn.formats import KV_FORMATS, numpy_dtype, resolve
 
 QUANTIZED = tuple(name for name, row in KV_FORMATS.items() if row.quantized)
 BYTES = np.arange(256, dtype=np.uint8)

@@ -53,7 +53,7 @@ def test_tables_and_lengths_with_strides(executor):
 
 
 def test_more_tokens_than_one_launch_has_threads(executor, monkeypatch):
-    monkeypatch.setattr("cuattn.paging.slots.MAX_GRID", (2, 1, 1))
+    monkeypatch.setattr("cuattn.kv.slots.MAX_GRID", (2, 1, 1))
     found = cuattn.slot_mapping(executor.array(np.array([[1, 0]], np.int32)), [100], [700], 400)
     np.testing.assert_array_equal(executor.numpy(found), np.r_[500:800, 0:400])
 
@@ -76,7 +76,7 @@ def test_no_slot_wraps_around(executor, monkeypatch):
         with pytest.raises(errors.ArgumentError, match=f"sequence 0 has {length} tokens and gets 1"):
             cuattn.slot_mapping([[0]], np.array([length]), 1, 4)
     for check in ("_check_used", "_check_room"):  # as on a device, where such a page is none
-        monkeypatch.setattr(f"cuattn.paging.slots.{check}", lambda *args: None)
+        monkeypatch.setattr(f"cuattn.kv.slots.{check}", lambda *args: None)
     tables, lengths = np.array([*tables, [-3], [7]]), np.array([0, 0, 0, 0, 0, 0, 4])
     found = cuattn.slot_mapping(executor.array(tables), executor.array(lengths), 1, 4)
     assert executor.numpy(found).tolist() == [4 * (last - 1), 4 * last, -1, -1, -1, -1, -1]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cuattn.errors import DeclarationError, LaunchError
-from cuattn.launch import HostExecutor, host_executor
 from cuattn.runtime.declarations import Declarations
+from cuattn.runtime.executor import HostExecutor, host_executor
 from cuattn.runtime.signature import Signature
 
 ENTRY = "cuattn_attention_backward_bias_sum"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import cuattn
-from cuattn.backward import arguments
 from cuattn.compat.arguments import unpack
 from cuattn.compat.flash_attn.gradients import backward_options, packed_gradients
 from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED
-from cuattn.renaming import renamed
+from cuattn.ops.attention.backward import arguments
+from cuattn.runtime.renaming import renamed
 
 
 @renamed(FLASH_ATTN)

@@ -10,9 +10,9 @@ import numpy as np
 from cuattn.compat.arguments import whole_number
 from cuattn.compat.names import PADDING
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
-from cuattn.launch import Executor, executor_for
-from cuattn.padding import MAX_SLOTS, padding_plan, remove_padding
-from cuattn.renaming import renamed
+from cuattn.ops.padding.plan import MAX_SLOTS, padding_plan, remove_padding
+from cuattn.runtime.executor import Executor, executor_for
+from cuattn.runtime.renaming import renamed
 
 __all__ = ["index_first_axis", "pad_input", "unpad_input"]
 

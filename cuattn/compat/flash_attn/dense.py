@@ -7,8 +7,8 @@ from typing import Any
 import cuattn
 from cuattn.compat.arguments import dropout_options, results, score_options, unpack
 from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED
-from cuattn.metadata import check_flag
-from cuattn.renaming import renamed
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 
 @renamed(FLASH_ATTN)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.backward.arguments import BackwardProblem
-from cuattn.backward.launch import backward
 from cuattn.compat.arguments import dropout_options, score_options
-from cuattn.slow_calls import BACKWARD_FLOPS, warn_if_slow
+from cuattn.ops.attention.backward.arguments import BackwardProblem
+from cuattn.ops.attention.backward.launch import backward
+from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
 __all__ = ["backward_options", "packed_gradients"]
 

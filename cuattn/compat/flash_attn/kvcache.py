@@ -8,8 +8,8 @@ from cuattn.compat.arguments import score_options, whole_number
 from cuattn.compat.cache_calls import CacheCall, attend_with_cache
 from cuattn.compat.cache_places import Where
 from cuattn.compat.names import WITH_KVCACHE
-from cuattn.metadata import check_flag
-from cuattn.renaming import renamed
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 
 @renamed(WITH_KVCACHE)

@@ -9,12 +9,12 @@ import numpy as np
 import cuattn
 from cuattn.compat.arguments import dropout_options, max_seqlens, results, score_options, unpack
 from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED, VARLEN
-from cuattn.decode.lengths import integers
 from cuattn.errors import ArgumentError, NotSupportedError, ShapeError
-from cuattn.launch import executor_for
-from cuattn.metadata import check_flag
-from cuattn.packed import check_cu_seqlens, check_max_seqlen
-from cuattn.renaming import renamed
+from cuattn.ops.attention.sequences import check_cu_seqlens, check_max_seqlen
+from cuattn.ops.decode.lengths import integers
+from cuattn.runtime.executor import executor_for
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 
 @renamed(VARLEN)

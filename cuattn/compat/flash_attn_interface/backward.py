@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import cuattn
-from cuattn.backward.arguments import AttentionGrads
 from cuattn.compat.arguments import whole_number
 from cuattn.compat.flash_attn_interface.options import logit_options
 from cuattn.compat.flash_attn_interface.sequences import sequences_of
 from cuattn.compat.names import FLASH_ATTN_3
-from cuattn.renaming import renamed
+from cuattn.ops.attention.backward.arguments import AttentionGrads
+from cuattn.runtime.renaming import renamed
 
 
 @renamed(FLASH_ATTN_3)

@@ -8,11 +8,11 @@ import numpy as np
 
 import cuattn
 from cuattn.compat.names import COMBINE
-from cuattn.config import ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
-from cuattn.kv_formats import numpy_dtype
-from cuattn.launch import executor_for
-from cuattn.renaming import renamed
+from cuattn.formats import numpy_dtype
+from cuattn.ops.attention.forward.config import ELEMENTS
+from cuattn.runtime.executor import executor_for
+from cuattn.runtime.renaming import renamed
 
 
 @renamed(COMBINE)

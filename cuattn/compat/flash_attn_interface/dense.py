@@ -9,9 +9,9 @@ from cuattn.compat.arguments import unpack
 from cuattn.compat.flash_attn_interface.options import check_schedule, logit_options
 from cuattn.compat.names import FLASH_ATTN_3
 from cuattn.errors import ArgumentError, ShapeError
-from cuattn.launch import executor_for
-from cuattn.metadata import check_flag
-from cuattn.renaming import renamed
+from cuattn.runtime.executor import executor_for
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 
 @renamed(FLASH_ATTN_3)

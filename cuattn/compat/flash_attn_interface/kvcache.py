@@ -9,8 +9,8 @@ from cuattn.compat.cache_codes import Codes
 from cuattn.compat.cache_places import Where
 from cuattn.compat.flash_attn_interface.options import check_schedule, logit_options
 from cuattn.compat.names import WITH_KVCACHE_3
-from cuattn.metadata import check_flag
-from cuattn.renaming import renamed
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 
 @renamed(WITH_KVCACHE_3)

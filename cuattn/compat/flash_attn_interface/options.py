@@ -6,7 +6,7 @@ from typing import Any
 
 from cuattn.compat.arguments import score_options, whole_number
 from cuattn.errors import ArgumentError, NotSupportedError
-from cuattn.metadata import check_flag
+from cuattn.runtime.small_arrays import check_flag
 
 __all__ = ["check_schedule", "logit_options"]
 

@@ -8,8 +8,8 @@ import cuattn
 from cuattn.compat.flash_attn_interface.options import check_schedule, logit_options
 from cuattn.compat.flash_attn_interface.sequences import sequences_of
 from cuattn.compat.names import FLASH_ATTN_3
-from cuattn.metadata import check_flag
-from cuattn.renaming import renamed
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 
 @renamed(FLASH_ATTN_3)

@@ -14,11 +14,11 @@ import numpy as np
 
 from cuattn.compat.arguments import max_seqlens
 from cuattn.compat.cache_tokens import Tokens, packed_tokens
-from cuattn.decode.lengths import integers
 from cuattn.errors import ArgumentError, ShapeError
-from cuattn.launch import Executor, executor_for
-from cuattn.metadata import small_array
-from cuattn.packed import check_max_seqlen
+from cuattn.ops.attention.sequences import check_max_seqlen
+from cuattn.ops.decode.lengths import integers
+from cuattn.runtime.executor import Executor, executor_for
+from cuattn.runtime.small_arrays import small_array
 
 __all__ = ["Sequences", "sequences_of"]
 

@@ -1,5 +1,5 @@
 // What an attention kernel is told about a problem besides its arrays: one struct, passed by value.
-// Python packs the fields by their names (cuattn/attention_params.py). Real is the type of the accumulators.
+// Python packs the fields by their names (cuattn/ops/attention/params.py). Real is the type of the accumulators.
 #pragma once
 
 // Element strides of a [batch, seqlen, heads, head_dim] array whose last axis is contiguous. A packed [tokens, heads,

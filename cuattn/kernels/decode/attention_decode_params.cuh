@@ -1,4 +1,4 @@
-// What a decode kernel is told besides its arrays; packed by cuattn/decode/params.py.
+// What a decode kernel is told besides its arrays; packed by cuattn/ops/decode/params.py.
 //
 // Of the fields of a forward pass: `k` and `v` are strides of cached rows, their `batch` the stride from page to page
 // (or from batch entry to batch entry of a contiguous cache), in stored items, two numbers each where a format packs

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.compile import expand
-from cuattn.tensor_map import tensor_map
+from cuattn.runtime.tensor_map import tensor_map
 
 ARCH = "sm_90a"
 ROWS, WGMMA_N, SMEM_BYTES = 8, 64, 1024 + 2 * 64 * 128

@@ -11,13 +11,13 @@ from cuattn.compat.arguments import plain, unpack
 from cuattn.compat.cache_calls import rotation_table
 from cuattn.compat.cache_tokens import packed_tokens, tokens_of_each
 from cuattn.compat.names import ROTARY
-from cuattn.decode.lengths import integers
 from cuattn.errors import ArgumentError, ShapeError
-from cuattn.launch import executor_for
-from cuattn.metadata import check_flag
-from cuattn.renaming import renamed
-from cuattn.rope import Rotary, evaluate
-from cuattn.rotary_arguments import DEFAULT_BASE, check_heads
+from cuattn.ops.decode.lengths import integers
+from cuattn.ops.rotary.arguments import DEFAULT_BASE, check_heads
+from cuattn.ops.rotary.rope import Rotary, evaluate
+from cuattn.runtime.executor import executor_for
+from cuattn.runtime.renaming import renamed
+from cuattn.runtime.small_arrays import check_flag
 
 __all__ = ["apply_rotary_emb", "apply_rotary_emb_func", "apply_rotary_emb_kv_"]
 

@@ -1,0 +1,1 @@
+"""What the library computes: one package for each family of kernels."""

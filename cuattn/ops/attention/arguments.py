@@ -1,0 +1,339 @@
+"""What the attention functions accept: every check that is made before anything is launched or written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from cuattn.addresses import address, byte_bounds, overlaps_itself
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
+from cuattn.head_dims import MAX_HEAD_DIM
+from cuattn.messages import shown
+from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS, STORAGE_8BIT
+from cuattn.ops.attention.options import Options, check_options
+from cuattn.ops.attention.params import LOG2_E
+from cuattn.runtime.device_copies import copied
+from cuattn.runtime.executor import Executor, executor_for
+from cuattn.scalars import MAX_EXTENT, choice, real
+
+WORKSPACE_ALIGNMENT = 16  # bytes
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}
+INPUT_DTYPES = DTYPES | frozenset(FP8_FORMATS.values())
+_LAYOUTS = {
+    "q": "seqlen_q, heads, head_dim]",
+    "k": "seqlen_k, kv_heads, head_dim]",
+    "v": "seqlen_k, kv_heads, head_dim_v]",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """The sizes of a problem; letters as in the documentation: B, N, M, H, G, D, E.
+
+    Of packed sequences, B is their number, and N and M are the tokens of all of them together.
+    """
+
+    batch: int
+    seqlen_q: int
+    seqlen_k: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    head_dim_v: int
+    packed: bool = False
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        shape = self.seqlen_q, self.num_heads, self.head_dim_v
+        return shape if self.packed else (self.batch, *shape)
+
+    @property
+    def lse_shape(self) -> tuple[int, ...]:
+        shape = self.num_heads, self.seqlen_q
+        return shape if self.packed else (self.batch, *shape)
+
+    @property
+    def lse_strides(self) -> tuple[int, int]:
+        """Of the axes batch and head, in elements; a sequence of packed ones begins at its first token."""
+        return (0 if self.packed else self.num_heads * self.seqlen_q), self.seqlen_q
+
+    @property
+    def heads_per_kv_head(self) -> int:
+        return self.num_heads // max(self.num_kv_heads, 1)
+
+
+@dataclass(slots=True)
+class Problem:
+    """A call whose arguments have passed every check."""
+
+    executor: Executor
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+    dtype: np.dtype[Any]  # of the elements of q, k and v; they may lie in uint8 arrays
+    extents: Extents
+    scale: float
+    options: Options
+
+    @property
+    def accumulator(self) -> type[np.floating[Any]]:
+        """The type that sums are in, and lse is returned in."""
+        return np.float64 if self.dtype == np.float64 else np.float32
+
+    def output(self) -> Operand:
+        """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
+        return target(self.executor, self.out, self.extents.out_shape, output_dtype(self.dtype))
+
+    def deliver(self, output: Operand) -> Any:
+        """The array for the caller, once the kernel has been launched."""
+        return deliver(self.executor, self.out, output)
+
+
+def target(executor: Executor, given: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Operand:
+    """What a kernel is to write for the caller: ``given`` where it can, else a new array that `deliver` copies from."""
+    if given is not None:
+        result = Operand(given)
+        if result.direct:
+            return result
+    return Operand(executor.empty(shape, dtype))
+
+
+def deliver(executor: Executor, given: Any, written: Operand) -> Any:
+    """The array for the caller of what `target` returned, once the kernel that writes it has been launched."""
+    if written.array is given:
+        return given
+    executor.finish(written.array)
+    if given is None:
+        return written.array
+    with executor.on_device():
+        given[...] = written.array
+    return given
+
+
+def output_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """That of the result: the dtype of q, or bfloat16 for 8-bit floats."""
+    return BFLOAT16 if dtype.itemsize == 1 else dtype
+
+
+def check(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: Any,
+    causal: Any,
+    out: Any,
+    bias: Any = None,
+    mask: Any = None,
+    fp8_format: Any = None,
+    **options: Any,
+) -> Problem:
+    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.attention`."""
+    executor = executor_of(q, k, v, out, bias, mask)
+    q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
+    dtype = check_dtypes(q, k, v, fp8_format)
+    extents = check_qkv(q, k, v)
+    resolved = check_options(
+        executor,
+        logits_shape=(extents.batch, extents.num_heads, extents.seqlen_q, extents.seqlen_k),
+        num_kv_heads=extents.num_kv_heads,
+        dtype=dtype,
+        causal=causal,
+        bias=bias,
+        mask=mask,
+        **options,
+    )
+    scale = check_scale(scale, extents.head_dim, dtype)
+    out = prepare_out(executor, out, extents.out_shape, dtype, resolved, q=q, k=k, v=v)
+    return Problem(executor, q, k, v, out, dtype, extents, scale, resolved)
+
+
+def executor_of(q: Any, k: Any, v: Any, out: Any, bias: Any, mask: Any) -> Executor:
+    """Where the arrays of a call live; all of them in one place."""
+    arrays = {"q": q, "k": k, "v": v}
+    for name, x in (("out", out), ("bias", bias), ("mask", mask)):
+        if x is not None:
+            arrays[name] = x
+    return executor_for(**arrays)
+
+
+def check_dtypes(q: Any, k: Any, v: Any, fp8_format: Any) -> np.dtype[Any]:
+    """The dtype of the elements of all three. Raises `DTypeError`, naming the argument, if they have none in common."""
+    dtype: np.dtype[Any] = q.dtype
+    if fp8_format is None:
+        allowed, native = INPUT_DTYPES, f"{', '.join((*ELEMENTS, *STORAGE_8BIT))} (native)"
+        if q.dtype == np.uint8:
+            native += ", or uint8 with fp8_format="
+    else:
+        choice("fp8_format", fp8_format, FP8_FORMATS, optional=True)
+        dtype = FP8_FORMATS[fp8_format]
+        allowed, native = frozenset((np.dtype(np.uint8), dtype)), f"uint8 and {dtype}, with fp8_format={fp8_format!r}"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dtype not in allowed:
+            raise DTypeError(f"{name} has dtype {x.dtype} ({x.dtype.str}); allowed are {native}")
+        if fp8_format is None and x.dtype != dtype:
+            raise DTypeError(f"{name} has dtype {x.dtype} and q has dtype {dtype}; they must be the same")
+    return dtype
+
+
+def prepare_out(
+    executor: Executor, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], options: Options, **inputs: Any
+) -> Any:
+    """``out`` as an array of the executor that can take the result, or None. Raises as `check_out`."""
+    if out is None:
+        return None
+    out = executor.asarray("out", out)
+    check_out("out", out, shape, output_dtype(dtype))
+    ranges = {name: byte_bounds(x) for name, x in (inputs | option_arrays(options)).items()}
+    check_apart("out", byte_bounds(out), ranges)
+    return out
+
+
+def option_arrays(options: Options) -> dict[str, Any]:
+    """The arrays of the options that a call has, by the names of their arguments."""
+    arrays = {
+        name: given.array for name, given in (("bias", options.bias), ("mask", options.mask)) if given is not None
+    }
+    for name in ("alibi_slopes", "sinks", "q_descale", "k_descale", "v_descale"):
+        if getattr(options, name) is not None:
+            arrays[name] = getattr(options, name)
+    if options.diagonal_offsets is not None:
+        arrays["diagonal_offset"] = options.diagonal_offsets
+    return arrays
+
+
+def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
+    """The extents of a problem. Raises `ShapeError`, naming the argument, if there is none.
+
+    With ``batch``, the arrays are packed: so many sequences one after another, without a batch axis.
+    """
+    packed = batch is not None
+    check_rank(q, k, v, packed=packed)
+    seqlen_q, num_heads, head_dim = q.shape[-3:]
+    seqlen_k, num_kv_heads, k_head_dim = k.shape[-3:]
+    head_dim_v = v.shape[-1]
+    if batch is None:
+        batch = q.shape[0]
+        if k.shape[0] != batch:
+            raise ShapeError(
+                f"k has batch {k.shape[0]} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same"
+            )
+    if v.shape[:-1] != k.shape[:-1]:
+        axes = "tokens and heads" if packed else "batch, seqlen and heads"
+        raise ShapeError(f"v has shape {tuple(v.shape)} and k has shape {tuple(k.shape)}; {axes} must be the same")
+    if k_head_dim != head_dim:
+        raise ShapeError(f"k has head dim {k_head_dim} and q has head dim {head_dim}; they must be the same")
+    for name, extent in (("q", head_dim), ("v", head_dim_v)):
+        if not 1 <= extent <= MAX_HEAD_DIM:
+            raise ShapeError(f"{name} has head dim {extent}; allowed are 1 to {MAX_HEAD_DIM}")
+    if num_heads % num_kv_heads if num_kv_heads else num_heads:
+        raise ShapeError(
+            f"q has {num_heads} heads and k has {num_kv_heads}; the number of query heads must be a multiple of the "
+            "number of key/value heads"
+        )
+    return Extents(batch, seqlen_q, seqlen_k, num_heads, num_kv_heads, head_dim, head_dim_v, packed)
+
+
+def check_rank(q: Any, k: Any, v: Any, *, packed: bool) -> None:
+    """Raise `ShapeError`, naming the argument, for a rank that none of them may have, and for an extent of 2^31."""
+    rank = 3 if packed else 4
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != rank:
+            layout = _LAYOUTS[name].replace("seqlen_", "tokens_") if packed else f"batch, {_LAYOUTS[name]}"
+            beside = ", beside cu_seqlens_q and cu_seqlens_k" if packed else ""
+            raise ShapeError(
+                f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank {rank} is needed: [{layout}{beside}"
+            )
+        if max(x.shape) > MAX_EXTENT:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
+
+
+def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
+    """The scale as a float; 1 / sqrt(D) for None. It must be finite where the kernel uses it: times log2(e)."""
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    limit, rule = _scale_limit(dtype)
+    value = real("scale", scale, rule, optional=True)
+    if abs(value) > limit:
+        raise NonFiniteError(f"scale is {shown(scale)}; {rule}")
+    return value
+
+
+@cache
+def _scale_limit(dtype: np.dtype[Any]) -> tuple[float, str]:
+    limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
+    return limit, f"a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
+
+
+def check_out(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str = "result") -> None:
+    """Raise unless ``x``, the argument ``name``, is an array that a result of ``shape`` and ``dtype`` can go to."""
+    if tuple(x.shape) != shape:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; the {what} has shape {shape}")
+    if x.dtype != dtype:
+        raise DTypeError(f"{name} has dtype {x.dtype}; the {what} has dtype {dtype}")
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ArrayTypeError(f"{name} is read-only; a writable array is needed")
+    if overlaps_itself(x):
+        raise OverlapError(f"{name} has strides {x.strides} for shape {shape}: its elements share memory")
+
+
+def check_apart(name: str, memory: tuple[int, int], inputs: Mapping[str, tuple[int, int]]) -> None:
+    """Raise if the argument ``name`` and one of ``inputs`` lie in one memory range; all by their `byte_bounds`."""
+    low, high = memory
+    for other, (other_low, other_high) in inputs.items():
+        if low < other_high and other_low < high:
+            raise OverlapError(f"{name} lies in the memory range of {other}; it must not overlap it")
+
+
+def check_workspace(workspace: Any) -> None:
+    """Raise unless ``workspace`` is memory that a call may use: bytes in a row, aligned, writable."""
+    if workspace.ndim != 1:
+        raise ShapeError(f"workspace has shape {tuple(workspace.shape)}; one axis is needed, of bytes")
+    if workspace.dtype != np.uint8:
+        raise DTypeError(f"workspace has dtype {workspace.dtype}; uint8 is needed")
+    if isinstance(workspace, np.ndarray) and not workspace.flags.writeable:
+        raise ArrayTypeError("workspace is read-only; a writable array is needed")
+    if workspace.strides != (1,):
+        raise ArgumentError(f"workspace has strides {workspace.strides}; a contiguous array is needed")
+    if workspace.size and address(workspace) % WORKSPACE_ALIGNMENT:
+        raise ArgumentError(
+            f"workspace begins at address {address(workspace):#x}; a multiple of {WORKSPACE_ALIGNMENT} bytes is needed"
+        )
+
+
+class Operand:
+    """An array as a kernel sees it: ``array``, element strides of batch, sequence and head, and where it lies.
+
+    A packed array, of rank 3, has batch stride 0.
+
+    ``direct``: the last axis is contiguous and every element lies at a multiple of its size, as kernels need it.
+    ``aligned``: every row starts at a multiple of 16 bytes.
+    """
+
+    __slots__ = ("aligned", "array", "direct", "strides")
+
+    def __init__(self, array: Any) -> None:
+        itemsize = array.dtype.itemsize
+        batch, seq, head, last = array.strides if array.ndim == 4 else (0, *array.strides)
+        bits = address(array) | batch | seq | head
+        self.array = array
+        self.direct = bits % itemsize == 0 and (last == itemsize or array.shape[-1] == 1)
+        self.aligned = bits % 16 == 0
+        self.strides = batch // itemsize, seq // itemsize, head // itemsize
+
+
+def operand(executor: Executor, x: Any) -> Operand:
+    """``x`` as an operand that a kernel can take: itself, or a copy if it does not lie as it must."""
+    result = Operand(x)
+    if result.direct:
+        return result
+    with executor.on_device():
+        return Operand(copied(x))

@@ -1,0 +1,235 @@
+"""What the backward functions accept: every check that is made before anything is launched or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuattn.addresses import address, byte_bounds, share_elements
+from cuattn.errors import ArgumentError, DTypeError, OverlapError, ShapeError
+from cuattn.head_dims import MAX_GRADIENT_HEAD_DIM, MAX_HEAD_DIM
+from cuattn.ops.attention import arguments
+from cuattn.ops.attention.arguments import Operand, Problem
+from cuattn.ops.attention.backward import workspace as workspace_parts
+from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS
+from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.varlen import check as check_varlen
+from cuattn.runtime.executor import Executor, executor_for
+from cuattn.runtime.small_arrays import check_flag
+
+__all__ = ["AttentionGrads", "BackwardProblem", "check", "check_packed", "check_sizes"]
+
+_GRADIENTS = "dq", "dk", "dv"
+
+
+class AttentionGrads(NamedTuple):
+    """Gradients of attention.
+
+    Attributes
+    ----------
+    dq, dk, dv : array, of the shape and dtype of q, k and v
+    dbias : array, of the shape and dtype of the bias, or None where it was not asked for
+        Summed over the axes that the bias was broadcast over.
+    dsinks : array [heads], float32 (float64 for float64), or None without sinks
+    """
+
+    dq: Any
+    dk: Any
+    dv: Any
+    dbias: Any = None
+    dsinks: Any = None
+
+
+@dataclass(slots=True)
+class BackwardProblem:
+    """A call whose arguments have passed every check."""
+
+    forward: Problem  # its out is None
+    dout: Any
+    out: Any
+    lse: Any  # contiguous in the order of Extents.lse_shape, of the accumulator's type
+    dlse: Any  # likewise, or None
+    dq: Any  # as the caller gave it, or None
+    dk: Any
+    dv: Any
+    return_dbias: bool
+    bias_shape: tuple[int, ...] | None  # of the bias as given
+    deterministic: bool
+    workspace: Any  # as the caller gave it, or None
+    packed: Packed | None
+
+    @property
+    def executor(self) -> Executor:
+        return self.forward.executor
+
+    def target(self, name: str) -> Operand:
+        """What a kernel is to write for "dq", "dk" or "dv": the caller's array where it can, else a new one."""
+        like = getattr(self.forward, name[1:])
+        return arguments.target(self.executor, getattr(self, name), tuple(like.shape), self.forward.dtype)
+
+    def deliver(self, name: str, written: Operand) -> Any:
+        """The array for the caller of what `target` returned, once the kernel has been launched."""
+        return arguments.deliver(self.executor, getattr(self, name), written)
+
+
+def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
+    """Every check of a call. Raises as documented at `cuattn.attention_backward`."""
+    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, **options)
+
+
+def check_packed(
+    dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
+) -> BackwardProblem:
+    """Every check of a call. Raises as documented at `cuattn.attention_varlen_backward`."""
+    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, (cu_seqlens_q, cu_seqlens_k), **options)
+
+
+def check_sizes(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any) -> BackwardProblem:
+    """A problem without gradients and results of forward, to plan for. Raises as `check` and `check_packed`."""
+    if (cu_seqlens_q is None) != (cu_seqlens_k is None):
+        missing, given = ("cu_seqlens_k", "cu_seqlens_q") if cu_seqlens_k is None else ("cu_seqlens_q", "cu_seqlens_k")
+        raise ArgumentError(f"{missing} is None and {given} is given; both are needed for packed sequences")
+    cu_seqlens = None if cu_seqlens_q is None else (cu_seqlens_q, cu_seqlens_k)
+    if cu_seqlens is None:
+        for name in ("max_seqlen_q", "max_seqlen_k"):
+            if options.pop(name, None) is not None:
+                raise ArgumentError(f"{name} is given without cu_seqlens_q and cu_seqlens_k")
+    return _check(q, k, v, {}, cu_seqlens, **options)
+
+
+def _check(
+    q: Any,
+    k: Any,
+    v: Any,
+    saved: Mapping[str, Any],
+    cu_seqlens: tuple[Any, Any] | None,
+    *,
+    scale: Any = None,
+    causal: Any = False,
+    bias: Any = None,
+    mask: Any = None,
+    dlse: Any = None,
+    deterministic: Any = True,
+    return_dbias: Any = False,
+    dq: Any = None,
+    dk: Any = None,
+    dv: Any = None,
+    workspace: Any = None,
+    **options: Any,
+) -> BackwardProblem:
+    deterministic = check_flag("deterministic", deterministic)
+    return_dbias = check_flag("return_dbias", return_dbias)
+    if return_dbias and bias is None:
+        raise ArgumentError("return_dbias is True and bias is None; there is no bias to have a gradient")
+    arrays: dict[str, Any] = {"q": q, "k": k, "v": v, **saved}
+    for name, x in (
+        *(("dlse", dlse), ("bias", bias), ("mask", mask)),
+        *(("dq", dq), ("dk", dk), ("dv", dv), ("workspace", workspace)),
+    ):
+        if x is not None:
+            arrays[name] = x
+    executor = executor_for(**arrays)
+    arrays = {name: executor.asarray(name, x) for name, x in arrays.items()}
+    for name in ("q", "k", "v"):
+        if arrays[name].dtype not in DTYPES:
+            dtype, allowed = arrays[name].dtype, ", ".join(ELEMENTS)
+            raise DTypeError(f"{name} has dtype {dtype} ({dtype.str}); gradients are for {allowed} (native)")
+    arguments.check_rank(*(arrays[name] for name in ("q", "k", "v")), packed=cu_seqlens is not None)
+    _check_head_dims(arrays)
+    forward, packed = _check_forward(arrays, cu_seqlens, scale=scale, causal=causal, **options)
+    _check_saved({name: arrays[name] for name in (*saved, "dlse") if name in arrays}, forward)
+    gradients = {name: x for name, x in arrays.items() if name in _GRADIENTS}
+    memory = {} if not gradients and workspace is None else _memory(arrays, forward, packed)
+    _check_gradients(gradients, forward, memory)
+    problem = BackwardProblem(
+        forward=forward,
+        **{name: arrays.get(name) for name in ("dout", "out", "lse", "dlse", "dq", "dk", "dv", "workspace")},
+        return_dbias=return_dbias,
+        bias_shape=None if bias is None else tuple(arrays["bias"].shape),
+        deterministic=deterministic,
+        packed=packed,
+    )
+    if workspace is not None:
+        _check_workspace(problem, memory)
+    if saved:
+        problem.lse = _contiguous(executor, problem.lse)
+    if dlse is not None:
+        problem.dlse = _contiguous(executor, problem.dlse)
+    return problem
+
+
+def _check_head_dims(arrays: Mapping[str, Any]) -> None:
+    for name in ("q", "v"):
+        extent = arrays[name].shape[-1]
+        if extent > MAX_GRADIENT_HEAD_DIM:
+            raise ShapeError(
+                f"{name} has head dim {extent}; gradients are for 1 to {MAX_GRADIENT_HEAD_DIM} (attention without them "
+                f"takes up to {MAX_HEAD_DIM})"
+            )
+
+
+def _check_forward(
+    arrays: Mapping[str, Any], cu_seqlens: tuple[Any, Any] | None, **options: Any
+) -> tuple[Problem, Packed | None]:
+    """What forward checks of the same arguments."""
+    q, k, v = arrays["q"], arrays["k"], arrays["v"]
+    options |= {"out": None, "bias": arrays.get("bias"), "mask": arrays.get("mask")}
+    if cu_seqlens is None:
+        return arguments.check(q, k, v, **options), None
+    return check_varlen(q, k, v, *cu_seqlens, **options)
+
+
+def _check_saved(saved: Mapping[str, Any], forward: Problem) -> None:
+    """What forward returned, and gradients of it: of the shapes and dtypes that forward gives for q, k and v."""
+    extents = forward.extents
+    for name, x in saved.items():
+        of_lse = name in ("lse", "dlse")
+        shape, dtype = (extents.lse_shape, forward.accumulator) if of_lse else (extents.out_shape, forward.dtype)
+        if tuple(x.shape) != shape:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; {shape} is needed for these q, k and v")
+        if x.dtype != dtype:
+            raise DTypeError(f"{name} has dtype {x.dtype} ({x.dtype.str}); {np.dtype(dtype)} (native) is needed")
+
+
+def _memory(arrays: Mapping[str, Any], forward: Problem, packed: Packed | None) -> dict[str, tuple[int, int]]:
+    """The memory range of every array of a call."""
+    arrays = arguments.option_arrays(forward.options) | dict(arrays)  # a bias as given, if that one had to be copied
+    if packed is not None:
+        arrays |= {"cu_seqlens_q": packed.cu_seqlens_q, "cu_seqlens_k": packed.cu_seqlens_k}
+    return {name: byte_bounds(x) for name, x in arrays.items()}
+
+
+def _check_gradients(gradients: Mapping[str, Any], forward: Problem, memory: Mapping[str, tuple[int, int]]) -> None:
+    """The arrays that the caller wants gradients in: apart from every input, and from each other."""
+    inputs = {name: bounds for name, bounds in memory.items() if name not in gradients and name != "workspace"}
+    for name, x in gradients.items():
+        arguments.check_out(name, x, tuple(getattr(forward, name[1:]).shape), forward.dtype, "gradient")
+        arguments.check_apart(name, memory[name], inputs)
+    for (name, x), (other_name, other) in combinations(gradients.items(), 2):
+        (low, high), (other_low, other_high) = memory[name], memory[other_name]
+        if low < other_high and other_low < high and share_elements(x, other):
+            raise OverlapError(f"{name} and {other_name} share memory; gradients may be interleaved, but not overlap")
+
+
+def _check_workspace(problem: BackwardProblem, memory: Mapping[str, tuple[int, int]]) -> None:
+    workspace = problem.workspace
+    arguments.check_workspace(workspace)
+    needed = workspace_parts.nbytes(problem)
+    if workspace.size < needed:
+        raise ShapeError(
+            f"workspace has {workspace.size} bytes; {needed} are needed (cuattn.attention_backward_workspace_size)"
+        )
+    others = {name: bounds for name, bounds in memory.items() if name != "workspace"}
+    arguments.check_apart("workspace", memory["workspace"], others)
+
+
+def _contiguous(executor: Executor, x: Any) -> Any:
+    """``x``, or a copy of it, in C order and aligned to its elements."""
+    if x.flags.c_contiguous and address(x) % x.dtype.itemsize == 0:
+        return x
+    with executor.on_device():
+        return x.copy(order="C")

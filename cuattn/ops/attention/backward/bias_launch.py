@@ -1,0 +1,181 @@
+"""The gradients of a bias and of sinks: how their kernels are launched, and the workspace they need.
+
+The gradient of a bias is cut into tiles: those of the logits where the bias is not broadcast. Where these are too few
+to fill a GPU, the sum of each is cut into parts, and the parts are added by a second kernel. How many parts there are
+depends on the shapes alone, so the same problem is always summed in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuattn.head_dims import BUCKETS
+from cuattn.ops.attention.backward.bias_config import BiasBwdConfig, select
+from cuattn.ops.attention.forward.config import ELEMENTS, WARP_SIZE
+from cuattn.ops.attention.params import REALS
+from cuattn.ops.attention.variants import BIAS_ELEMENTS
+from cuattn.runtime.executor import Executor, Kernel
+from cuattn.runtime.structs import struct_layout
+
+if TYPE_CHECKING:
+    from cuattn.ops.attention.backward.arguments import BackwardProblem
+    from cuattn.ops.attention.backward.launch import Prepared
+
+__all__ = ["launch_dbias", "launch_dsinks", "partial_nbytes"]
+
+ENOUGH_CTAS = 256  # with fewer tiles than this their sums are cut into parts
+_SUM_THREADS = 256
+_SINK_WARPS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a gradient is cut."""
+
+    logits_shape: tuple[int, ...]  # [batch, heads, seqlen_q, seqlen_k]
+    shape: tuple[int, ...]  # of the gradient, with all four axes
+    num_tiles: int
+    num_parts: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    def pack(self) -> np.void:
+        num_batch, num_heads, seqlen_q, seqlen_k = self.logits_shape
+        return struct_layout("attention_backward_bias", "BiasSums").pack(
+            strides=[0 if self.shape[axis] == 1 else math.prod(self.shape[axis + 1 :]) for axis in range(4)],
+            num_elements=self.num_elements,
+            num_batch=num_batch,
+            num_heads=num_heads,
+            seqlen_q=seqlen_q,
+            seqlen_k=seqlen_k,
+            num_parts=self.num_parts,
+        )
+
+
+@cache
+def _plan(logits_shape: tuple[int, ...], bias_shape: tuple[int, ...], config: BiasBwdConfig) -> _Plan:
+    shape = (1,) * (4 - len(bias_shape)) + bias_shape
+    tile = 1, 1, config.block_m, config.block_n
+    along_axes = [-(-extent // size) for extent, size in zip(logits_shape, tile, strict=True)]
+    num_tiles = math.prod(tiles for tiles, extent in zip(along_axes, shape, strict=True) if extent != 1)
+    num_terms = math.prod(tiles for tiles, extent in zip(along_axes, shape, strict=True) if extent == 1)
+    num_parts = min(max(ENOUGH_CTAS // max(num_tiles, 1), 1), max(num_terms, 1))
+    return _Plan(logits_shape, shape, num_tiles, num_parts)
+
+
+def _config(problem: BackwardProblem) -> tuple[BiasBwdConfig, int, int]:
+    """The shape of the kernel, and the buckets of the head dims."""
+    forward = problem.forward
+    buckets = BUCKETS[forward.extents.head_dim], BUCKETS[forward.extents.head_dim_v]
+    smem_limit_bytes = forward.executor.smem_limit_bytes
+    config = select(forward.dtype, *buckets, smem_limit_bytes=smem_limit_bytes, tf32=forward.options.tf32)
+    return config, *buckets
+
+
+def _plan_of(problem: BackwardProblem, config: BiasBwdConfig) -> _Plan:
+    bias = problem.forward.options.bias
+    assert bias is not None and problem.bias_shape is not None
+    return _plan(tuple(bias.array.shape), problem.bias_shape, config)
+
+
+def partial_nbytes(problem: BackwardProblem) -> int:
+    """Bytes of workspace for the gradient of the bias: at most 4 MiB, however long the sequences are."""
+    if not problem.return_dbias:
+        return 0
+    plan = _plan_of(problem, _config(problem)[0])
+    if plan.num_parts == 1:
+        return 0
+    return plan.num_parts * plan.num_elements * np.dtype(problem.forward.accumulator).itemsize
+
+
+def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
+    """The gradient of the bias, of its shape and dtype."""
+    forward, executor, packed = problem.forward, problem.executor, problem.packed
+    options = forward.options
+    config, head_dim, head_dim_v = _config(problem)
+    plan = _plan_of(problem, config)
+    bias: Any = options.bias
+    dbias = executor.empty(plan.shape, bias.array.dtype)
+    if dbias.size:
+        partial = prepared.workspace["dbias"] if plan.num_parts > 1 else None
+        constants = config.constants(
+            forward.dtype.name, head_dim, head_dim_v, options.kernel_options, aligned=prepared.aligned
+        )
+        args = {
+            "g_dout": prepared.dout.array,
+            "g_q": prepared.q.array,
+            "g_k": prepared.k.array,
+            "g_v": prepared.v.array,
+            "g_lse": prepared.lse,
+            "g_delta": prepared.delta,
+            "g_dbias": dbias,
+            "g_partial": partial,
+            "g_bias": bias.array,
+            "g_mask": None if options.mask is None else options.mask.array,
+            "g_alibi_slopes": options.alibi_slopes,
+            "g_diagonal_offsets": options.diagonal_offsets,
+            "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+            "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+            "sums": plan.pack(),
+            "params": prepared.params(),
+        }
+        executor.launch(
+            executor.kernel(config.source, constants, config.entry),
+            (plan.num_tiles * plan.num_parts,),
+            (config.num_threads,),
+            args,
+            config.smem_bytes(head_dim, head_dim_v),
+        )
+        if partial is not None:
+            kernel = _sum_kernel(executor, REALS[forward.accumulator], bias.array.dtype.name)
+            args = {
+                "g_partial": partial,
+                "g_dbias": dbias,
+                "num_elements": np.int64(plan.num_elements),
+                "num_parts": np.int32(plan.num_parts),
+            }
+            executor.launch(kernel, (-(-plan.num_elements // _SUM_THREADS),), (_SUM_THREADS,), args)
+    executor.finish(dbias)
+    return dbias.reshape(problem.bias_shape)
+
+
+@cache
+def _sum_kernel(executor: Executor, real: str, bias_dtype: str) -> Kernel:
+    constants: dict[str, Any] = {
+        "Real": real,
+        "BiasElement": BIAS_ELEMENTS[bias_dtype],
+        "NUM_THREADS": _SUM_THREADS,
+    }
+    return executor.kernel("attention_backward_bias_sum", constants, "cuattn_attention_backward_bias_sum")
+
+
+def launch_dsinks(problem: BackwardProblem, prepared: Prepared) -> Any:
+    """The gradient of the sinks [heads], of the accumulator's type."""
+    forward, executor = problem.forward, problem.executor
+    extents, accumulator = forward.extents, forward.accumulator
+    dsinks = executor.empty(extents.num_heads, accumulator)
+    if dsinks.size:
+        element = ELEMENTS[forward.dtype.name][0]
+        constants: dict[str, Any] = {"Real": REALS[accumulator], "Element": element, "NUM_WARPS": _SINK_WARPS}
+        kernel = executor.kernel("attention_backward_sinks", constants, "cuattn_attention_backward_sinks")
+        batch_stride, head_stride = extents.lse_strides
+        args = {
+            "g_sinks": forward.options.sinks,
+            "g_lse": problem.lse,
+            "g_delta": prepared.delta,
+            "g_dsinks": dsinks,
+            "batch_stride": np.int64(batch_stride),
+            "head_stride": np.int64(head_stride),
+            "num_batch": np.uint32(1 if extents.packed else extents.batch),
+            "seqlen": np.uint32(extents.seqlen_q),
+        }
+        executor.launch(kernel, (extents.num_heads,), (_SINK_WARPS * WARP_SIZE,), args)
+    executor.finish(dsinks)
+    return dsinks

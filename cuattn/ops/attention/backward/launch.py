@@ -1,0 +1,247 @@
+"""From a checked backward problem to its launches: rows, dq, dk and dv, then the gradients of bias and sinks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cuattn.head_dims import BUCKETS
+from cuattn.ops.attention import arguments, tile_classes
+from cuattn.ops.attention.arguments import Operand
+from cuattn.ops.attention.backward.arguments import AttentionGrads, BackwardProblem
+from cuattn.ops.attention.backward.bias_launch import launch_dbias, launch_dsinks
+from cuattn.ops.attention.backward.config import SIDES, FlashBwdConfig, Launch, Side, select
+from cuattn.ops.attention.backward.dq_sums import DqSums
+from cuattn.ops.attention.backward.workspace import allocate, classes_name, order_free
+from cuattn.ops.attention.forward.config import ELEMENTS, WARP_SIZE
+from cuattn.ops.attention.options import LogitArray
+from cuattn.ops.attention.params import backward_layout, forward_fields
+from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.runtime.executor import Executor, Kernel
+
+__all__ = ["Prepared", "backward", "select_configs"]
+
+_ROWS_WARPS = 4  # of the kernel that prepares the rows: one row a warp
+_NO_STRIDES = 0, 0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The operands of every kernel of a call, and what the first of them found out about the queries."""
+
+    problem: BackwardProblem
+    q: Operand
+    k: Operand
+    v: Operand
+    dout: Operand
+    out: Operand
+    lse: Any  # ready for the kernels: see attention_backward_rows.cu
+    delta: Any
+    workspace: dict[str, Any]
+    forward: dict[str, Any]  # the fields of kernels/attention/attention_params.cuh, without classes
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every row that a tile is loaded from begins at a multiple of 16 bytes."""
+        return self.q.aligned and self.k.aligned and self.v.aligned and self.dout.aligned
+
+    def params(
+        self,
+        dq: Operand | DqSums | None = None,
+        dk: Operand | None = None,
+        dv: Operand | None = None,
+        classes: LogitArray | None = None,
+    ) -> np.void:
+        """The struct of kernels/backward/attention_backward_params.cuh."""
+        fields = self.forward if classes is None else {**self.forward, "tile_class": classes.strides}
+        return backward_layout(self.problem.forward.accumulator).pack(
+            **fields,
+            dout=self.dout.strides,
+            dq=_NO_STRIDES if dq is None else dq.strides,
+            dk=_NO_STRIDES if dk is None else dk.strides,
+            dv=_NO_STRIDES if dv is None else dv.strides,
+        )
+
+
+def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | None = None) -> AttentionGrads:
+    """Launch the kernels of a problem. ``configs``: other rows for queries and keys than those of `select_configs`."""
+    if configs is None:
+        configs = select_configs(problem)
+    executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
+    targets = {name: problem.target(name) for name in ("dq", "dk", "dv")}
+    workspace = allocate(problem, configs)
+    prepared = _prepare(problem, workspace)
+    classes = {
+        tile: tile_classes.find(executor, options, *tile, workspace[name])
+        for tile in {config.tile for config in configs}
+        if (name := classes_name(tile)) in workspace
+    }
+    sums = DqSums(workspace["dq"], extents) if "dq" in workspace else None
+    if sums is not None and sums.array.size:
+        sums.clear(executor)
+    for config in configs:
+        _launch_side(prepared, config, classes.get(config.tile), targets, sums)
+    if sums is not None and sums.array.size:
+        sums.round_to(targets["dq"], prepared.params(dq=targets["dq"]), problem)
+    dbias = launch_dbias(problem, prepared) if problem.return_dbias else None
+    dsinks = None
+    if options.sinks is not None:
+        dsinks = launch_dsinks(problem, prepared)
+    dq, dk, dv = (problem.deliver(name, written) for name, written in targets.items())
+    return AttentionGrads(dq, dk, dv, dbias, dsinks)
+
+
+def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
+    """The rows for queries and for keys; for keys alone where dq is summed in no order."""
+    forward = problem.forward
+    return _select_configs(
+        forward.dtype,
+        *(BUCKETS[forward.extents.head_dim], BUCKETS[forward.extents.head_dim_v]),
+        forward.options.kernel_options,
+        forward.options.tf32,
+        forward.executor.smem_limit_bytes,
+        order_free(problem),
+    )
+
+
+@cache
+def _select_configs(
+    dtype: np.dtype[Any],
+    head_dim: int,
+    head_dim_v: int,
+    options: ForwardOptions,
+    tf32: bool,
+    smem_limit_bytes: int,
+    add_dq: bool,
+) -> tuple[FlashBwdConfig, ...]:
+    def row(own: Side) -> FlashBwdConfig:
+        return select(
+            dtype,
+            head_dim,
+            head_dim_v,
+            own=own,
+            smem_limit_bytes=smem_limit_bytes,
+            options=options,
+            tf32=tf32,
+            add_dq=add_dq,
+        )
+
+    return (row("keys"),) if add_dq else tuple(row(own) for own in SIDES)
+
+
+def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
+    """Launch the kernel that looks at every query of every head."""
+    executor, forward = problem.executor, problem.forward
+    q, k, v, dout, out = (
+        arguments.operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out)
+    )
+    fields = forward_fields(forward, q, k, v, out, packed=problem.packed)
+    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, fields)
+    num_rows = problem.lse.size
+    if num_rows:
+        on_tensor_cores = forward.dtype.itemsize == 2 or forward.options.tf32
+        base_2 = on_tensor_cores and not forward.options.kernel_options.natural_logits
+        args = {
+            "g_dout": dout.array,
+            "g_out": out.array,
+            "g_lse": problem.lse,
+            "g_dlse": problem.dlse,
+            "g_ready_lse": prepared.lse,
+            "g_delta": prepared.delta,
+            "base_2": np.int32(base_2),
+            "num_rows": np.int64(num_rows),
+            "params": prepared.params(),
+        }
+        kernel = _rows_kernel(executor, forward.dtype)
+        executor.launch(kernel, (-(-num_rows // _ROWS_WARPS),), (_ROWS_WARPS * WARP_SIZE,), args)
+    return prepared
+
+
+@cache
+def _rows_kernel(executor: Executor, dtype: np.dtype[Any]) -> Kernel:
+    element, accumulator = ELEMENTS[dtype.name]
+    constants: dict[str, Any] = {"Element": element, "Accumulator": accumulator, "NUM_WARPS": _ROWS_WARPS}
+    return executor.kernel("attention_backward_rows", constants, "cuattn_attention_backward_rows")
+
+
+def _launch_side(
+    prepared: Prepared,
+    config: FlashBwdConfig,
+    classes: LogitArray | None,
+    targets: dict[str, Operand],
+    sums: DqSums | None,
+) -> None:
+    """dq, or dk and dv; with ``sums``, dq on the way."""
+    problem = prepared.problem
+    executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
+    of_keys = config.own == "keys"
+    names = ("dk", "dv") if of_keys else ("dq",)
+    if not any(targets[name].array.size for name in names):
+        return
+    if not extents.num_heads:  # keys that no query head reads
+        for name in names:
+            targets[name] = _zeros(executor, targets[name])
+        return
+    seqlen, num_heads = extents.seqlen_q, extents.num_heads
+    if of_keys:
+        seqlen, num_heads = extents.seqlen_k, extents.num_kv_heads
+    packed = problem.packed
+    work = None if packed is None else packed.work(executor, seqlen, config.block_own, options, of_keys=of_keys)
+    num_blocks = extents.batch * -(-seqlen // config.block_own) if work is None else work.shape[0]
+    buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+    add_dq = sums is not None
+    for launch in config.launches(add_dq=add_dq):
+        dq: Operand | DqSums | None = sums if launch.add_dq else None if of_keys else targets["dq"]
+        dk = targets["dk"] if of_keys and launch.grad_qk else None
+        dv = targets["dv"] if launch.grad_v else None
+        args = {
+            "g_dout": prepared.dout.array,
+            "g_q": prepared.q.array,
+            "g_k": prepared.k.array,
+            "g_v": prepared.v.array,
+            "g_lse": prepared.lse,
+            "g_delta": prepared.delta,
+            "g_dq": None if dq is None else dq.array,
+            "g_dk": None if dk is None else dk.array,
+            "g_dv": None if dv is None else dv.array,
+            "g_bias": None if options.bias is None else options.bias.array,
+            "g_mask": None if options.mask is None else options.mask.array,
+            "g_tile_class": None if classes is None else classes.array,
+            "g_alibi_slopes": options.alibi_slopes,
+            "g_diagonal_offsets": options.diagonal_offsets,
+            "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+            "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+            "g_work": work,
+            "params": prepared.params(dq, dk, dv, classes),
+        }
+        kernel = _kernel(
+            executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
+        )
+        smem_bytes = config.smem_bytes(*buckets, add_dq=launch.add_dq)
+        executor.launch(kernel, (num_heads * num_blocks,), (config.num_threads,), args, smem_bytes)
+
+
+@cache
+def _kernel(
+    executor: Executor,
+    config: FlashBwdConfig,
+    launch: Launch,
+    dtype: np.dtype[Any],
+    head_dim: int,
+    head_dim_v: int,
+    options: ForwardOptions,
+    aligned: bool,
+) -> Kernel:
+    constants = config.constants(dtype.name, head_dim, head_dim_v, options, launch=launch, aligned=aligned)
+    return executor.kernel(config.source, constants, config.entry)
+
+
+def _zeros(executor: Executor, target: Operand) -> Operand:
+    with executor.on_device():
+        module = np if isinstance(target.array, np.ndarray) else sys.modules["cupy"]
+        return Operand(module.zeros(target.array.shape, target.array.dtype))

@@ -1,0 +1,147 @@
+"""Gradients of attention over sequences of different lengths, packed one after another without padding.
+
+* Tri Dao, Daniel Y. Fu, Stefano Ermon, Atri Rudra and Christopher Ré, "FlashAttention: fast and memory-efficient exact
+  attention with IO-awareness", 2022 (arXiv:2205.14135).
+* Tri Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning", 2023 (arXiv:2307.08691).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cuattn.ops.attention.backward import arguments
+from cuattn.ops.attention.backward.arguments import AttentionGrads
+from cuattn.ops.attention.backward.launch import backward
+from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
+
+__all__ = ["attention_varlen_backward"]
+
+
+def attention_varlen_backward(
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    scale: float | None = None,
+    causal: bool | str = False,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    bias: Any = None,
+    mask: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int = 0,
+    dropout_offset: int = 0,
+    diagonal_offset: Any = None,
+    precision: str | None = None,
+    dlse: Any = None,
+    deterministic: bool = True,
+    return_dbias: bool = False,
+    dq: Any = None,
+    dk: Any = None,
+    dv: Any = None,
+    workspace: Any = None,
+) -> AttentionGrads:
+    """`cuattn.attention_backward` of each sequence of a packed batch: the gradients of `cuattn.attention_varlen`.
+
+    Parameters
+    ----------
+    dout : array [tokens_q, heads, head_dim_v], dtype of ``q``
+    q : array [tokens_q, heads, head_dim]; float16, bfloat16, float32 or float64
+    k : array [tokens_k, kv_heads, head_dim], dtype of ``q``
+    v : array [tokens_k, kv_heads, head_dim_v], dtype of ``q``
+    out : array [tokens_q, heads, head_dim_v], dtype of ``q``
+    lse : array [heads, tokens_q], float32 (float64 for float64)
+        As forward returned it; exact to 2^-24 of its size, which is felt as `cuattn.attention_backward` says.
+    cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+        As for `cuattn.attention_varlen`, and the same as there.
+    scale, causal, window, softcap, bias, mask, alibi_slopes, sinks
+    dropout_p, dropout_seed, dropout_offset, diagonal_offset, precision
+        As for `cuattn.attention_varlen`, and the same as there.
+    dlse : array [heads, tokens_q], float32 (float64 for float64), optional
+    deterministic, return_dbias, dq, dk, dv, workspace
+        As for `cuattn.attention_backward`.
+
+    Returns
+    -------
+    AttentionGrads(dq, dk, dv, dbias, dsinks)
+        As `cuattn.attention_backward`; dbias is summed over all sequences where the bias has no batch axis.
+
+    Raises
+    ------
+    ArrayTypeError, DTypeError, ShapeError, NonFiniteError, ArgumentError, OverlapError
+        As for `cuattn.attention_backward` and `cuattn.attention_varlen`.
+
+    References
+    ----------
+    Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023.
+
+    Examples
+    --------
+    Sequences of one, none and two tokens:
+
+    >>> import numpy as np
+    >>> import cuattn
+    >>> q = np.zeros((3, 1, 32), np.float32)
+    >>> v = np.array([5, 1, 3], np.float32).reshape(3, 1, 1)
+    >>> lengths = [0, 1, 1, 3], [0, 1, 1, 3]
+    >>> out, lse = cuattn.attention_varlen(q, q, v, *lengths, causal=True, return_lse=True)
+    >>> grads = cuattn.attention_varlen_backward(np.ones_like(out), q, q, v, out, lse, *lengths, causal=True)
+    >>> grads.dv[:, 0, 0]
+    array([1. , 1.5, 0.5], dtype=float32)
+    """
+    problem = arguments.check_packed(
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+        scale=scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        bias=bias,
+        mask=mask,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        dropout_offset=dropout_offset,
+        diagonal_offset=diagonal_offset,
+        precision=precision,
+        dlse=dlse,
+        deterministic=deterministic,
+        return_dbias=return_dbias,
+        dq=dq,
+        dk=dk,
+        dv=dv,
+        workspace=workspace,
+    )
+    warn_if_slow(problem.forward, problem.packed, work=BACKWARD_FLOPS)
+    return backward(problem)
+
+
+def evaluate(
+    *arrays: Any,
+    configs: Any = None,
+    schedule_on_device: bool = False,
+    **options: Any,
+) -> AttentionGrads:
+    """`attention_varlen_backward` with kernel shapes of one's own choice, or as if only the device knew the lengths."""
+    problem = arguments.check_packed(*arrays, **options)
+    if schedule_on_device and problem.packed is not None:
+        problem.packed.host = None
+    return backward(problem, configs=configs)

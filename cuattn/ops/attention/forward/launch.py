@@ -1,0 +1,143 @@
+"""From a checked attention problem to the launch of a forward kernel: config, tile classes, arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cuattn.head_dims import BUCKETS, COLUMNS
+from cuattn.ops.attention import arguments, tile_classes
+from cuattn.ops.attention.arguments import Operand, Problem
+from cuattn.ops.attention.forward import hopper_launch
+from cuattn.ops.attention.forward.config import FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
+from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
+from cuattn.ops.attention.forward.hopper_select import hopper_row, longest_seqlen_q
+from cuattn.ops.attention.forward.tuned_rows import tuned_row
+from cuattn.ops.attention.params import forward_fields, forward_layout
+from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.runtime.executor import Executor, Kernel
+
+__all__ = ["forward"]
+
+
+def forward(
+    problem: Problem,
+    *,
+    return_lse: bool,
+    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
+    packed: Packed | None = None,
+) -> Any:
+    """Launch the kernel of a problem: out, or (out, lse)."""
+    executor, extents = problem.executor, problem.extents
+    if config is None:
+        config = tuned_row(problem, packed)
+    hopper = hopper_row(problem, packed, config)
+    output = problem.output()
+    lse = executor.empty(extents.lse_shape, problem.accumulator) if return_lse else None
+    if output.array.size:
+        q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
+        operands = q, k, v, output
+        if hopper is not None:
+            params = forward_layout(problem.accumulator).pack(**forward_fields(problem, *operands, packed=packed))
+            hopper_launch.launch(problem, hopper, operands, lse, params, packed)
+        else:
+            assert not isinstance(config, HopperFwdConfig)
+            _launch(problem, operands, lse, packed, config)
+    out = problem.deliver(output)
+    if lse is None:
+        return out
+    executor.finish(lse)
+    return out, lse
+
+
+def _launch(
+    problem: Problem,
+    operands: tuple[Operand, Operand, Operand, Operand],
+    lse: Any,
+    packed: Packed | None,
+    config: FlashFwdConfig | PlainFwdConfig | None,
+) -> None:
+    """Launch a portable kernel. ``operands`` are q, k, v and out."""
+    executor, extents, options = problem.executor, problem.extents, problem.options
+    q, k, v, output = operands
+    head_dims = BUCKETS[extents.head_dim], *COLUMNS[extents.head_dim_v]
+    aligned = q.aligned and k.aligned and v.aligned
+    few_queries = longest_seqlen_q(problem, packed) <= FEW_QUERIES
+    of_call = options.kernel_options, options.tf32, aligned, few_queries
+    plan = _plan(executor, problem.dtype, *head_dims, *of_call, config)
+    work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
+    num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
+    classes = None
+    if (tiles := tile_classes.shape(options, plan.block_m, plan.block_n)) is not None:
+        classes = tile_classes.find(executor, options, plan.block_m, plan.block_n, executor.empty(tiles, np.uint8))
+    fields = forward_fields(problem, q, k, v, output, classes, packed)
+    args = {
+        "g_q": q.array,
+        "g_k": k.array,
+        "g_v": v.array,
+        "g_out": output.array,
+        "g_lse": lse,
+        "g_bias": None if options.bias is None else options.bias.array,
+        "g_mask": None if options.mask is None else options.mask.array,
+        "g_tile_class": None if classes is None else classes.array,
+        "g_alibi_slopes": options.alibi_slopes,
+        "g_sinks": options.sinks,
+        "g_q_descale": options.q_descale,
+        "g_k_descale": options.k_descale,
+        "g_v_descale": options.v_descale,
+        "g_diagonal_offsets": options.diagonal_offsets,
+        "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
+        "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
+        "g_work": work,
+        "params": forward_layout(problem.accumulator).pack(**fields),
+    }
+    num_ctas = plan.column_blocks * extents.num_heads * num_blocks
+    executor.launch(plan.kernel, (num_ctas,), (plan.num_threads,), args, plan.smem_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    kernel: Kernel
+    block_m: int
+    block_n: int
+    column_blocks: int
+    num_threads: int
+    smem_bytes: int
+
+
+@cache
+def _plan(
+    executor: Executor,
+    dtype: np.dtype[Any],
+    head_dim: int,
+    head_dim_v: int,
+    column_blocks: int,
+    options: ForwardOptions,
+    tf32: bool,
+    aligned: bool,
+    few_queries: bool,
+    config: FlashFwdConfig | PlainFwdConfig | None,
+) -> _Plan:
+    """The loaded kernel of a config, or of the one that is selected; ``head_dim_v`` columns for each column block."""
+    if config is None:
+        config = select(
+            dtype,
+            head_dim,
+            head_dim_v,
+            seqlen_q=FEW_QUERIES if few_queries else FEW_QUERIES + 1,
+            smem_limit_bytes=executor.smem_limit_bytes,
+            options=options,
+            tf32=tf32,
+        )
+    if isinstance(config, PlainFwdConfig):
+        head_dim_v, column_blocks = head_dim_v * column_blocks, 1  # it has a row for itself
+    constants = config.constants(
+        dtype.name, head_dim, head_dim_v, options, aligned=aligned, column_blocks=column_blocks
+    )
+    kernel = executor.kernel(config.source, constants, config.entry)
+    smem_bytes = config.smem_bytes(head_dim, head_dim_v)
+    return _Plan(kernel, config.block_m, config.block_n, column_blocks, config.num_threads, smem_bytes)

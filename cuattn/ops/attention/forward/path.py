@@ -1,0 +1,161 @@
+"""Which kernel a call of attention takes, in which shape, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cuattn import compile
+from cuattn.errors import ArgumentError
+from cuattn.head_dims import BUCKETS, COLUMNS
+from cuattn.ops.attention import arguments, varlen
+from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.forward import hopper_select as hopper
+from cuattn.ops.attention.forward.config import FlashFwdConfig, select
+from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
+from cuattn.ops.attention.forward.tuned_rows import Row, tuned_row
+from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.variants import ForwardOptions
+
+__all__ = ["ForwardPath", "check_call", "forward_path"]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPath:
+    """How a call of attention is computed.
+
+    Attributes
+    ----------
+    kernel : str
+        Name of the kernel file: "attention_forward_hopper", "attention_forward" (tensor cores of every architecture) or
+        "attention_forward_fma" (IEEE arithmetic in float32 and float64).
+    row : FlashFwdConfig or HopperFwdConfig
+        Its shape: tiles, threads, stages.
+    options : ForwardOptions
+        What the kernel is compiled with.
+    arch : str
+        What it is compiled for.
+    reason : str
+        Why this kernel.
+    tuned : bool
+        Whether `cuattn.tune` has measured the shape; else it comes from the table.
+    """
+
+    kernel: str
+    row: Row
+    options: ForwardOptions
+    arch: str
+    reason: str
+    tuned: bool
+
+    def __str__(self) -> str:
+        tiles = f"tiles of {self.row.block_m} queries and {self.row.block_n} keys"
+        how = "measured" if self.tuned else "by the table"
+        return f"{self.kernel} ({self.options.label}) for {self.arch}, {tiles} ({how}): {self.reason}"
+
+
+def forward_path(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+    *,
+    arch: str | None = None,
+    **options: Any,
+) -> ForwardPath:
+    """Which kernel `cuattn.attention` or `cuattn.attention_varlen` takes for these arguments, and why; nothing runs.
+
+    On compute capability 9.0, calls take the Hopper kernel unless one of these holds: the dtype is neither float16 nor
+    bfloat16, nor float8_e4m3fn with ``precision="fp8"``; a head dim is more than 256; there is a bias, a mask or
+    dropout; the base or a stride of q, k or v is no multiple of 16 bytes, or a stride of an axis longer than 1 is not
+    positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``. Those, and calls on other
+    architectures, take the portable kernels.
+    The result is right either way.
+
+    Parameters
+    ----------
+    q, k, v : arrays
+        As for `cuattn.attention`, or for `cuattn.attention_varlen` with ``cu_seqlens_q`` and ``cu_seqlens_k``.
+    cu_seqlens_q, cu_seqlens_k : int32 [batch + 1], optional
+        Both or none.
+    arch : str, optional
+        Ask for another architecture, such as "sm_90a", instead of that of the device of ``q`` (for NumPy arrays
+        ``CUATTN_HOST_ARCH``). What `cuattn.tune` has measured counts only without it.
+    **options
+        Keywords of those functions but ``return_lse``, which decides nothing.
+
+    Returns
+    -------
+    ForwardPath
+
+    Raises
+    ------
+    ArgumentError
+        Only one of ``cu_seqlens_q`` and ``cu_seqlens_k`` is given, or ``arch`` is not known.
+    NotSupportedError
+        ``arch`` is older than sm_80.
+    ArrayTypeError, DTypeError, ShapeError, NonFiniteError, OverlapError
+        As for `cuattn.attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cuattn
+    >>> q = np.zeros((1, 4096, 16, 128), np.float16)
+    >>> cuattn.forward_path(q, q, q, arch="sm_90a").kernel
+    'attention_forward_hopper'
+    >>> path = cuattn.forward_path(q, q, q, dropout_p=0.1, arch="sm_90a")
+    >>> path.kernel, path.reason
+    ('attention_forward', 'not the Hopper kernel: the call has dropout')
+    """
+    problem, packed = check_call(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+    if arch is None:
+        tuned = tuned_row(problem, packed)
+        return _path(problem, packed, problem.executor.arch, problem.executor.smem_limit_bytes, tuned)
+    return _path(problem, packed, str(arch), compile.smem_limit_bytes(arch), None)
+
+
+def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: int, tuned: Row | None) -> ForwardPath:
+    why_not = hopper.why_not(problem, arch)
+    row: Row
+    if tuned is not None:
+        row = tuned
+    elif why_not is None:
+        row = hopper.select(problem, packed, smem_limit_bytes)
+    else:
+        row = _portable_row(problem, packed, smem_limit_bytes)
+    if isinstance(row, HopperFwdConfig):
+        options = hopper.kernel_options(problem.options)
+        reason = f"{arch} has wgmma, and nothing in the call is against it"
+    else:
+        options = problem.options.kernel_options
+        reason = "it was the fastest" if why_not is None else f"not the Hopper kernel: {why_not}"
+    return ForwardPath(row.source, row, options, arch, reason, tuned is not None)
+
+
+def _portable_row(problem: Problem, packed: Packed | None, smem_limit_bytes: int) -> FlashFwdConfig:
+    """The shape in which the portable kernels take a call. Raises `LaunchError` where none fits."""
+    extents, options = problem.extents, problem.options
+    return select(
+        problem.dtype,
+        BUCKETS[extents.head_dim],
+        COLUMNS[extents.head_dim_v][0],
+        seqlen_q=hopper.longest_seqlen_q(problem, packed),
+        smem_limit_bytes=smem_limit_bytes,
+        options=options.kernel_options,
+        tf32=options.tf32,
+    )
+
+
+def check_call(
+    q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
+) -> tuple[Problem, Packed | None]:
+    """Every check of a call of `attention`, or of `attention_varlen` where there are lengths."""
+    if (cu_seqlens_q is None) != (cu_seqlens_k is None):
+        missing = "cu_seqlens_q" if cu_seqlens_q is None else "cu_seqlens_k"
+        raise ArgumentError(f"{missing} is None; cu_seqlens_q and cu_seqlens_k are given together or not at all")
+    if cu_seqlens_q is not None:
+        return varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+    given: dict[str, Any] = {"scale": None, "causal": False, "out": None, **options}
+    return arguments.check(q, k, v, **given), None

@@ -1,0 +1,89 @@
+"""The structs that attention kernels are passed by value: attention/attention_params.cuh and those derived from it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuattn.runtime.structs import StructLayout, struct_layout
+
+if TYPE_CHECKING:
+    from cuattn.ops.attention.arguments import Operand, Problem
+    from cuattn.ops.attention.options import LogitArray
+    from cuattn.ops.attention.sequences import Packed
+    from cuattn.ops.decode.arguments import DecodeProblem
+
+__all__ = ["LOG2_E", "REALS", "UNBOUNDED", "backward_layout", "decode_layout", "forward_fields", "forward_layout"]
+
+UNBOUNDED = 2**31 - 1  # a side of the window
+
+#: Real, the type of the accumulators, as the kernels call it.
+REALS: dict[type[np.floating[Any]], str] = {np.float32: "float", np.float64: "double"}
+LOG2_E = math.log2(math.e)
+_NO_STRIDES = 0, 0, 0, 0
+_NO_DROPOUT = 0, 0, 0, 0
+
+
+def forward_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
+    """The struct of a forward kernel."""
+    return struct_layout("attention_forward", "AttentionParams", REALS[accumulator])
+
+
+def backward_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
+    """The struct of a kernel of the backward pass: that of the forward pass, and strides of dout, dq, dk and dv."""
+    return struct_layout("attention_backward", "AttentionBackwardParams", REALS[accumulator])
+
+
+def decode_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
+    """The struct of a decode kernel: that of the forward pass, and what caches, tables and splits need."""
+    return struct_layout("attention_decode", "DecodeParams", REALS[accumulator])
+
+
+def forward_fields(
+    problem: Problem | DecodeProblem,
+    q: Operand,
+    k: Operand,
+    v: Operand,
+    output: Operand,
+    classes: LogitArray | None = None,
+    packed: Packed | None = None,
+) -> dict[str, Any]:
+    """The fields of AttentionParams, by name."""
+    extents, options = problem.extents, problem.options
+    slopes, dropout = options.alibi_slopes, options.dropout
+    lse_batch, lse_head = extents.lse_strides
+    max_seqlen_q, max_seqlen_k = (None, None) if packed is None else (packed.max_seqlen_q, packed.max_seqlen_k)
+    return {
+        "q": q.strides,
+        "k": k.strides,
+        "v": v.strides,
+        "out": output.strides,
+        "bias": _NO_STRIDES if options.bias is None else options.bias.strides,
+        "mask": _NO_STRIDES if options.mask is None else options.mask.strides,
+        "tile_class": _NO_STRIDES if classes is None else classes.strides,
+        "lse_batch": lse_batch,
+        "lse_head": lse_head,
+        "alibi_batch": extents.num_heads if slopes is not None and slopes.shape[0] > 1 else 0,
+        "num_heads": extents.num_heads,
+        "heads_per_kv_head": extents.heads_per_kv_head,
+        "seqlen_q": extents.seqlen_q,
+        "seqlen_k": extents.seqlen_k,
+        "max_seqlen_q": UNBOUNDED if max_seqlen_q is None else max_seqlen_q,
+        "max_seqlen_k": UNBOUNDED if max_seqlen_k is None else max_seqlen_k,
+        "head_dim": extents.head_dim,
+        "head_dim_v": extents.head_dim_v,
+        "diagonal_offset": options.diagonal_offset,
+        "diagonal_from_end": options.diagonal_from_end,
+        "window_left": options.window_left,
+        "window_right": options.window_right,
+        "use_dropout": dropout is not None,
+        "dropout": _NO_DROPOUT
+        if dropout is None
+        else (dropout.seed_low, dropout.seed_high, dropout.offset, dropout.threshold),
+        "keep_scale": 1.0 if dropout is None else dropout.rescale,
+        "scale": problem.scale,
+        "scale_log2": problem.scale * LOG2_E,
+        "softcap": options.softcap,
+    }

@@ -1,0 +1,186 @@
+"""Packed sequences: where each lies among the tokens, and the list of what there is to compute.
+
+Where the host knows the lengths, no CTA is launched for a query that does not exist, and the blocks with the most keys
+come first, so that a long sequence among many short ones does not run last and alone. Where only the device knows them,
+the list is made there (kernels/attention_schedule.cu), sequence by sequence, and nothing waits for it; entries beyond
+its end are CTAs that stop at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cuattn import environment
+from cuattn.errors import ArgumentError, DTypeError, ShapeError
+from cuattn.ops.attention.options import Options
+from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.runtime.executor import Executor, Kernel
+from cuattn.scalars import integer
+
+__all__ = ["Packed", "check_cu_seqlens", "check_max_seqlen", "check_packed", "device_work_list", "work_list"]
+
+_SCHEDULE_THREADS = 1024
+
+
+@dataclass(slots=True)
+class Packed:
+    """The sequences of a packed problem.
+
+    ``cu_seqlens_q`` and ``cu_seqlens_k`` are int32 [batch + 1] where kernels can read them; ``host`` holds both as
+    NumPy arrays if the host knows them. No sequence is longer than ``max_seqlen_q``, ``max_seqlen_k``.
+    """
+
+    cu_seqlens_q: Any
+    cu_seqlens_k: Any
+    max_seqlen_q: int | None
+    max_seqlen_k: int | None
+    host: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+
+    @property
+    def batch(self) -> int:
+        return int(self.cu_seqlens_q.shape[0]) - 1
+
+    def work(self, executor: Executor, total: int, block: int, options: Options, *, of_keys: bool = False) -> Any:
+        """The list of (batch_idx, block of queries): int32 [num_work, 2], where kernels can read it.
+
+        ``of_keys``: blocks of keys, for kernels that walk over the queries. ``total`` are the tokens of that side.
+        """
+        if self.host is None:
+            if of_keys:
+                return device_work_list(executor, self.cu_seqlens_k, total, block, self.max_seqlen_k)
+            return device_work_list(executor, self.cu_seqlens_q, total, block, self.max_seqlen_q)
+        seqlens_q, seqlens_k = self.host
+        if of_keys:
+            work = work_list(seqlens_k, seqlens_q, block, _transposed(options))
+        else:
+            work = work_list(seqlens_q, seqlens_k, block, options)
+        return executor.put(work, np.int32)
+
+
+def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int, max_seqlen: int | None) -> Any:
+    """Such a list in the order of the sequences, made where only the device knows them; [-1, 0] is no work."""
+    batch = int(cu_seqlens.shape[0]) - 1
+    capacity = total // block + min(batch, total)
+    first_work, work = executor.empty(batch + 1, np.int32), executor.empty((capacity, 2), np.int32)
+    limit = UNBOUNDED if max_seqlen is None else max_seqlen
+    args = {
+        "g_cu_seqlens_q": cu_seqlens,
+        "g_first_work": first_work,
+        "g_work": work,
+        "num_sequences": np.int32(batch),
+        "total": np.int32(total),
+        "max_seqlen": np.int32(limit),
+        "capacity": np.int32(capacity),
+    }
+    executor.launch(_schedule_kernel(executor, block), (1,), (_SCHEDULE_THREADS,), args)
+    executor.finish(first_work, work)
+    return work
+
+
+def _transposed(options: Options) -> Options:
+    """Which queries a key is seen by, told as if keys were queries."""
+    offsets = options.diagonal_offsets
+    return replace(
+        options,
+        window_left=options.window_right,
+        window_right=options.window_left,
+        diagonal_offset=-options.diagonal_offset,
+        diagonal_offsets=-offsets.astype(np.int64) if isinstance(offsets, np.ndarray) else None,
+    )
+
+
+@cache
+def _schedule_kernel(executor: Executor, block_m: int) -> Kernel:
+    constants = {"BLOCK_M": block_m, "NUM_THREADS": _SCHEDULE_THREADS}
+    return executor.kernel("attention_schedule", constants, "cuattn_attention_schedule")
+
+
+def check_packed(
+    executor: Executor,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    max_seqlen_q: Any,
+    max_seqlen_k: Any,
+    total_q: int,
+    total_k: int,
+) -> Packed:
+    """Every check of the arguments that say where sequences lie. Raises as documented at `cuattn.attention_varlen`."""
+    given = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    arrays = {name: executor.metadata(name, x) for name, x in given.items()}
+    for name, x in arrays.items():
+        if x.ndim != 1 or not x.size:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; [batch + 1] is needed")
+        on_host = isinstance(x, np.ndarray)
+        if x.dtype.kind not in "iu" if on_host else x.dtype != np.int32:
+            raise DTypeError(f"{name} has dtype {x.dtype}; {'integers are' if on_host else 'int32 is'} needed")
+    if arrays["cu_seqlens_q"].shape != arrays["cu_seqlens_k"].shape:
+        lengths = " and ".join(f"{x.size} in {name}" for name, x in arrays.items())
+        raise ShapeError(f"cu_seqlens_q and cu_seqlens_k must have the same length, batch + 1; there are {lengths}")
+    limits = {
+        name: check_max_seqlen(name, x) for name, x in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))
+    }
+    known: list[NDArray[np.int64]] = []
+    for (name, x), total, limit in zip(arrays.items(), (total_q, total_k), limits, strict=True):
+        values = x if isinstance(x, np.ndarray) else x.get() if environment.check() else None
+        if values is not None:
+            longest = check_cu_seqlens(name, values.astype(np.int64), total, limit, limits[limit])
+            if limits[limit] is None:
+                limits[limit] = longest
+            known.append(values.astype(np.int64))
+    on_device = [executor.put(x, np.int32) for x in arrays.values()]
+    host = (known[0], known[1]) if len(known) == 2 else None
+    return Packed(on_device[0], on_device[1], limits["max_seqlen_q"], limits["max_seqlen_k"], host)
+
+
+def check_max_seqlen(name: str, value: Any) -> int | None:
+    """A length that no sequence exceeds, as an int, or None."""
+    return None if value is None else integer(name, value, 0, UNBOUNDED, optional=True)
+
+
+def check_cu_seqlens(name: str, values: NDArray[np.int64], total: int, limit_name: str, limit: int | None) -> int:
+    """The longest sequence of a list that ascends from 0 to `total`."""
+    if values[0] != 0:
+        raise ArgumentError(f"{name}[0] is {values[0]}; the first sequence begins at 0")
+    descends = values[1:] < values[:-1]  # a difference may overflow
+    if descends.any():
+        at = int(np.argmax(descends))
+        raise ArgumentError(f"{name} descends from {values[at]} to {values[at + 1]} at index {at + 1}; it must ascend")
+    if values[-1] != total:
+        raise ArgumentError(f"{name} ends at {values[-1]}; it must span all {total} tokens")
+    longest = int(np.diff(values).max(initial=0))
+    if limit is not None and longest > limit:
+        raise ArgumentError(f"{limit_name} is {limit}, but a sequence of {name} has {longest} tokens")
+    return longest
+
+
+def work_list(
+    cu_seqlens_q: NDArray[np.int64], cu_seqlens_k: NDArray[np.int64], block_m: int, options: Options
+) -> NDArray[np.int32]:
+    """(batch_idx, block) of every block of queries there is, [num_work, 2]; those that see the most keys first.
+
+    >>> work_list(np.array([0, 1, 131]), np.array([0, 9, 139]), 64, Options(window_right=0)).tolist()
+    [[1, 2], [1, 1], [1, 0], [0, 0]]
+    """
+    seqlens_q, seqlens_k = np.diff(cu_seqlens_q), np.diff(cu_seqlens_k)
+    num_blocks = -(-seqlens_q // block_m)
+    batch_idx = np.repeat(np.arange(num_blocks.size), num_blocks)
+    block = np.arange(batch_idx.size) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks)
+    keys = seqlens_k[batch_idx]
+    first, last = block * block_m, np.minimum((block + 1) * block_m, seqlens_q[batch_idx]) - 1
+    diagonal = np.full(num_blocks.size, options.diagonal_offset, np.int64)
+    if options.diagonal_from_end:
+        diagonal += seqlens_k - seqlens_q
+    if isinstance(options.diagonal_offsets, np.ndarray):
+        diagonal = options.diagonal_offsets.astype(np.int64)
+    begin, end = np.zeros_like(keys), keys
+    if options.window_left != UNBOUNDED:
+        begin = np.clip(first + diagonal[batch_idx] - options.window_left, 0, keys)
+    if options.window_right != UNBOUNDED:
+        end = np.clip(last + diagonal[batch_idx] + options.window_right + 1, 0, keys)
+    order = np.argsort(np.minimum(begin, end) - end, kind="stable")
+    return np.stack([batch_idx[order], block[order]], axis=1).astype(np.int32)

@@ -1,0 +1,58 @@
+"""The warning that the host executor is no place for a problem of some size."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cuattn.errors import SlowHostCallWarning
+from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.ops.attention.sequences import Packed
+
+if TYPE_CHECKING:
+    from cuattn.ops.decode.arguments import DecodeProblem
+
+SLOW_HOST_FLOPS = 1e11  # a NumPy call of more warns
+BACKWARD_FLOPS = 2.5  # times those of forward: five products of that size instead of two
+
+_warned = False
+
+
+def warn_if_slow(
+    problem: Problem | DecodeProblem, packed: Packed | None = None, *, work: float = 1.0, pairs: float | None = None
+) -> None:
+    """Say it once a process. To be called by the public function itself: the warning points at its caller.
+
+    ``work`` is how many times the operations of forward the call takes, ``pairs`` how many pairs of a query and a key
+    there are, if the caller knows better than the extents.
+    """
+    global _warned
+    if problem.executor.name != "host" or _warned:
+        return
+    extents, options = problem.extents, problem.options
+    if pairs is None:
+        pairs = _num_pairs(problem, packed)
+    if options.window_left != UNBOUNDED and options.window_right != UNBOUNDED:
+        queries = extents.seqlen_q if extents.packed else extents.batch * extents.seqlen_q
+        pairs = min(pairs, queries * (options.window_left + 1.0 + options.window_right))
+    elif options.window_right == 0:
+        pairs /= 2
+    flops = work * 2 * pairs * extents.num_heads * (extents.head_dim + extents.head_dim_v)
+    if flops > SLOW_HOST_FLOPS:
+        _warned = True
+        warnings.warn(
+            "attention on NumPy arrays runs on the host executor, which interprets the kernel: the "
+            f"{flops:.2g} floating-point operations of this call may take minutes; CuPy arrays run on the GPU",
+            SlowHostCallWarning,
+            stacklevel=3,
+        )
+
+
+def _num_pairs(problem: Problem | DecodeProblem, packed: Packed | None) -> float:
+    if packed is None or packed.host is None:
+        return float(problem.extents.batch * problem.extents.seqlen_q) * problem.extents.seqlen_k
+    seqlens_q, seqlens_k = map(np.diff, packed.host)
+    return float(np.dot(seqlens_q.astype(float), seqlens_k))

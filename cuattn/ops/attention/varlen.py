@@ -1,0 +1,190 @@
+"""Attention over sequences of different lengths, packed one after another without padding.
+
+* Tri Dao, Daniel Y. Fu, Stefano Ermon, Atri Rudra and Christopher Ré, "FlashAttention: fast and memory-efficient exact
+  attention with IO-awareness", 2022 (arXiv:2205.14135).
+* Yujia Zhai et al., "ByteTransformer: a high-performance transformer boosted for variable-length inputs", 2022
+  (arXiv:2210.03052).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cuattn.ops.attention import arguments
+from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig
+from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
+from cuattn.ops.attention.forward.launch import forward
+from cuattn.ops.attention.options import check_options
+from cuattn.ops.attention.sequences import Packed, check_packed
+from cuattn.ops.attention.slow_calls import warn_if_slow
+from cuattn.runtime.small_arrays import check_flag
+
+__all__ = ["attention_varlen"]
+
+
+def attention_varlen(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    scale: float | None = None,
+    causal: bool | str = False,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    bias: Any = None,
+    mask: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int = 0,
+    dropout_offset: int = 0,
+    diagonal_offset: Any = None,
+    precision: str | None = None,
+    q_descale: Any = None,
+    k_descale: Any = None,
+    v_descale: Any = None,
+    fp8_format: str | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+) -> Any:
+    """`cuattn.attention` of each sequence of a packed batch; sequences never see each other.
+
+    Parameters
+    ----------
+    q : array [tokens_q, heads, head_dim]
+        The queries of all sequences, one sequence after another. Dtypes, strides and head dims as for
+        `cuattn.attention`.
+    k : array [tokens_k, kv_heads, head_dim], dtype of ``q``
+    v : array [tokens_k, kv_heads, head_dim_v], dtype of ``q``
+    cu_seqlens_q : int32 [batch + 1]
+        Sequence b has the queries cu_seqlens_q[b] to cu_seqlens_q[b + 1] - 1. It begins with 0, ascends, and ends with
+        tokens_q; a sequence may be empty. A NumPy array or a list, also beside CuPy arrays, is checked before anything
+        runs, and the longest sequences are started first. An array on the GPU is not waited for: the list of work is
+        made there, and entries that lead outside of ``q`` are cut.
+    cu_seqlens_k : int32 [batch + 1]
+        Likewise for keys and values. A sequence may have queries and no keys, or keys and no queries.
+    max_seqlen_q, max_seqlen_k : int, optional
+        Length of the longest sequence. Needed only for a bias or a mask beside cu_seqlens on a GPU; a length on the GPU
+        that is larger is cut, and ``out`` keeps what it had for the queries beyond.
+    bias, mask : array, broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]
+        Indexed by the position within the sequence.
+    alibi_slopes : array [heads] or [batch, heads]
+    q_descale, k_descale, v_descale : array [batch, kv_heads]
+    diagonal_offset : int or int32 [batch]
+        All with one entry a sequence where they have a batch axis. Without ``diagonal_offset``, o is the number of keys
+        minus the number of queries of each sequence (0 with ``causal="top_left"``).
+    out : array [tokens_q, heads, head_dim_v], optional
+    scale, causal, window, softcap, sinks, dropout_p, dropout_seed, dropout_offset, precision, fp8_format, return_lse
+        As for `cuattn.attention`. Dropout counts positions within a sequence, and the sequence as the batch entry.
+
+    Returns
+    -------
+    out : array [tokens_q, heads, head_dim_v], dtype of ``q`` (bfloat16 for 8-bit floats)
+    lse : array [heads, tokens_q], float32 (float64 for float64); only with ``return_lse``
+
+    Raises
+    ------
+    ArrayTypeError, DTypeError, ShapeError, NonFiniteError, ArgumentError, OverlapError
+        As for `cuattn.attention`; ArgumentError also for lengths that descend, do not begin with 0 or do not end with
+        the number of tokens, where the host knows them (or with ``CUATTN_CHECK=1``, which waits for the GPU).
+
+    Examples
+    --------
+    Sequences of one, none and two tokens:
+
+    >>> import numpy as np
+    >>> import cuattn
+    >>> q = np.zeros((3, 1, 32), np.float32)
+    >>> v = np.array([5, 1, 3], np.float32).reshape(3, 1, 1)
+    >>> cuattn.attention_varlen(q, q, v, [0, 1, 1, 3], [0, 1, 1, 3])[:, 0, 0]
+    array([5., 2., 2.], dtype=float32)
+    """
+    check_flag("return_lse", return_lse)
+    problem, packed = check(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+        scale=scale,
+        causal=causal,
+        out=out,
+        window=window,
+        softcap=softcap,
+        bias=bias,
+        mask=mask,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        dropout_offset=dropout_offset,
+        diagonal_offset=diagonal_offset,
+        precision=precision,
+        q_descale=q_descale,
+        k_descale=k_descale,
+        v_descale=v_descale,
+        fp8_format=fp8_format,
+    )
+    warn_if_slow(problem, packed)
+    return forward(problem, return_lse=return_lse, packed=packed)
+
+
+def evaluate(
+    *arrays: Any,
+    return_lse: bool = False,
+    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
+    schedule_on_device: bool = False,
+    **options: Any,
+) -> Any:
+    """`attention_varlen` with a kernel shape of one's own choice, or as if only the device knew the lengths."""
+    problem, packed = check(*arrays, **options)
+    if schedule_on_device:
+        packed.host = None
+    return forward(problem, return_lse=return_lse, config=config, packed=packed)
+
+
+def check(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: Any = None,
+    max_seqlen_k: Any = None,
+    scale: Any = None,
+    causal: Any = False,
+    out: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+    fp8_format: Any = None,
+    **options: Any,
+) -> tuple[Problem, Packed]:
+    """Every check of a call, and the executor it runs on. Raises as documented at `attention_varlen`."""
+    executor = arguments.executor_of(q, k, v, out, bias, mask)
+    q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
+    dtype = arguments.check_dtypes(q, k, v, fp8_format)
+    arguments.check_rank(q, k, v, packed=True)
+    packed = check_packed(executor, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0])
+    extents = arguments.check_qkv(q, k, v, batch=packed.batch)
+    resolved = check_options(
+        executor,
+        logits_shape=(packed.batch, extents.num_heads, packed.max_seqlen_q, packed.max_seqlen_k),
+        num_kv_heads=extents.num_kv_heads,
+        dtype=dtype,
+        causal=causal,
+        bias=bias,
+        mask=mask,
+        **options,
+    )
+    scale = arguments.check_scale(scale, extents.head_dim, dtype)
+    arrays = {"q": q, "k": k, "v": v, "cu_seqlens_q": packed.cu_seqlens_q, "cu_seqlens_k": packed.cu_seqlens_k}
+    out = arguments.prepare_out(executor, out, extents.out_shape, dtype, resolved, **arrays)
+    return Problem(executor, q, k, v, out, dtype, extents, scale, resolved), packed

@@ -1,0 +1,280 @@
+"""What the decode functions accept: every check that is made before anything is launched or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cuattn.addresses import byte_bounds
+from cuattn.errors import ArgumentError
+from cuattn.formats import KVFormat
+from cuattn.messages import shown
+from cuattn.ops.attention import arguments as attention_arguments
+from cuattn.ops.attention.arguments import Extents, Operand
+from cuattn.ops.attention.options import Options, check_options
+from cuattn.ops.decode import lengths, scales, shapes
+from cuattn.ops.decode.plan import DecodePlan, check_plan
+from cuattn.ops.decode.scales import Scale
+from cuattn.ops.decode.shapes import CONTIGUOUS, PACKED, PAGED, Names
+from cuattn.ops.rotary import arguments as rotary_arguments
+from cuattn.ops.rotary.arguments import Angles, Rotary
+from cuattn.runtime.executor import Executor, executor_for
+from cuattn.runtime.small_arrays import check_flag
+
+__all__ = ["DecodeProblem", "Scale", "check"]
+
+
+@dataclass(slots=True)
+class DecodeProblem:
+    """A call whose arguments have passed every check."""
+
+    executor: Executor
+    q: Any  # [batch, seqlen_q, heads, head_dim], or packed [tokens, heads, head_dim]
+    k: Any  # [batch, capacity, kv_heads, ...] or [num_pages, page_size, kv_heads, ...]
+    v: Any
+    out: Any  # as the caller gave it, or None
+    dtype: np.dtype[Any]  # of q and of the result
+    kv_format: KVFormat
+    extents: Extents  # seqlen_k: the most keys that a sequence may have; seqlen_q of packed queries: all of them
+    scale: float
+    options: Options
+    seqlens_k: Any  # int32 [batch], where kernels read it
+    host_seqlens_k: NDArray[np.int64] | None  # the same, where the host knows it
+    cu_seqlens_q: Any  # int32 [batch + 1], where kernels read it, or None
+    host_seqlens_q: NDArray[np.int64] | None  # [batch]; None where only a device knows it
+    max_seqlen_q: int | None  # likewise
+    block_tables: Any  # int32 [batch, max_pages], contiguous, or None
+    page_size: int  # the capacity, where the cache is contiguous
+    num_pages: int  # batch, where the cache is contiguous
+    k_scale: Scale | None
+    v_scale: Scale | None
+    k_blocks: Any  # scales of blocks of numbers, [num_pages, page_size, kv_heads, blocks], or None
+    v_blocks: Any
+    rotary: Angles | None
+    rotate_keys: bool
+    num_splits: int | None  # as the caller gave it
+    plan: DecodePlan | None
+    workspace: Any  # uint8, contiguous, or None
+
+    @property
+    def accumulator(self) -> type[np.floating[Any]]:
+        """The type that sums are in, and lse is returned in."""
+        return np.float64 if self.dtype == np.float64 else np.float32
+
+    @property
+    def paged(self) -> bool:
+        return self.block_tables is not None
+
+    @property
+    def group(self) -> int:
+        """Query heads that read one key/value head."""
+        return self.extents.heads_per_kv_head
+
+    @property
+    def num_pairs(self) -> float:
+        """Pairs of a query and a key of one sequence, as far as the host knows."""
+        if self.host_seqlens_q is None or self.host_seqlens_k is None:
+            return float(self.extents.seqlen_q) * self.extents.seqlen_k
+        return float(np.dot(self.host_seqlens_q, self.host_seqlens_k))
+
+    def output(self) -> Operand:
+        """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
+        return attention_arguments.target(self.executor, self.out, self.extents.out_shape, self.dtype)
+
+    def deliver(self, output: Operand) -> Any:
+        """The array for the caller, once the kernels have been launched."""
+        return attention_arguments.deliver(self.executor, self.out, output)
+
+
+def check(q: Any, k_cache: Any, v_cache: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
+    """Every check of a call. Raises as documented at `cuattn.decode_attention`."""
+    return _check(CONTIGUOUS, q, k_cache, v_cache, seqlens_k, **options)
+
+
+def check_paged(q: Any, k_pages: Any, v_pages: Any, block_tables: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
+    """Every check of a call. Raises as documented at `cuattn.paged_attention`."""
+    return _check(PAGED, q, k_pages, v_pages, seqlens_k, block_tables=block_tables, **options)
+
+
+def check_paged_varlen(
+    q: Any, k_pages: Any, v_pages: Any, block_tables: Any, cu_seqlens_q: Any, seqlens_k: Any, **options: Any
+) -> DecodeProblem:
+    """Every check of a call. Raises as documented at `cuattn.paged_attention_varlen`."""
+    tables = {"block_tables": block_tables, "cu_seqlens_q": cu_seqlens_q}
+    return _check(PACKED, q, k_pages, v_pages, seqlens_k, **tables, **options)
+
+
+def _check(
+    names: Names,
+    q: Any,
+    k: Any,
+    v: Any,
+    seqlens_k: Any,
+    *,
+    block_tables: Any = None,
+    cu_seqlens_q: Any = None,
+    max_seqlen_q: Any = None,
+    num_splits: Any = None,
+    plan: Any = None,
+    scale: Any = None,
+    causal: Any = True,
+    window: Any = None,
+    softcap: Any = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    kv_format: Any = None,
+    k_scale: Any = None,
+    v_scale: Any = None,
+    k_block_scales: Any = None,
+    v_block_scales: Any = None,
+    rope: Any = None,
+    rotate_keys: Any = False,
+    out: Any = None,
+    workspace: Any = None,
+) -> DecodeProblem:
+    given = {"q": q, names.k: k, names.v: v}
+    for name, x in (
+        *(("k_block_scales", k_block_scales), ("v_block_scales", v_block_scales)),
+        *(("k_scale", k_scale if scales.is_per_slot(k_scale) else None),),
+        *(("v_scale", v_scale if scales.is_per_slot(v_scale) else None),),
+        *(("out", out), ("workspace", workspace)),
+    ):
+        if x is not None:
+            given[name] = x
+    if rope is not None:
+        if not isinstance(rope, Rotary):
+            raise ArgumentError(f"rope is {shown(rope)}; a cuattn.Rotary or None is allowed")
+        given |= rope.arrays
+    executor = executor_for(**given)
+    q, k, v = executor.asarray("q", q), executor.asarray(names.k, k), executor.asarray(names.v, v)
+    shapes.check_ranks(names, q, k, v)
+    row = shapes.check_dtypes(names, q, k, v, kv_format)
+    paged, packed = names is not CONTIGUOUS, names is PACKED
+
+    cu_seqlens = tables = None
+    if packed:
+        cu_seqlens, max_seqlen = lengths.check_packed_queries(executor, cu_seqlens_q, max_seqlen_q, q.shape[0])
+        batch, seqlens_q, seen_seqlens_q = cu_seqlens.array.shape[0] - 1, cu_seqlens.known, cu_seqlens.seen
+    else:
+        batch, max_seqlen = q.shape[:2]
+        seqlens_q = seen_seqlens_q = np.full(batch, max_seqlen, np.int64)
+    num_pages, page_size, num_kv_heads = slots = k.shape[:3]
+    capacity = page_size
+    if paged:
+        tables = lengths.integers(executor, "block_tables", block_tables, batch, 2, "[batch, max_pages]")
+        capacity = shapes.capacity_of(tables.array, page_size)
+    extents = shapes.check_extents(names, q, k, v, batch, capacity, row)
+    keys = lengths.check_seqlens_k(executor, seqlens_k, batch, capacity)
+    if tables is not None and tables.seen is not None and keys.seen is not None:
+        lengths.check_pages(tables.seen, keys.seen, num_pages, page_size)
+
+    options = check_options(
+        executor,
+        logits_shape=(batch, extents.num_heads, None, None),
+        num_kv_heads=num_kv_heads,
+        dtype=q.dtype,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+    )
+    rotate_keys = check_flag("rotate_keys", rotate_keys)
+    if rotate_keys and rope is None:
+        raise ArgumentError("rotate_keys is True and rope is None; there is nothing to rotate keys by")
+    angles = None if rope is None else rotary_arguments.resolve(executor, rope, extents.head_dim, q.dtype)
+    if angles is not None and angles.cos is not None and keys.seen is not None:
+        _check_positions(angles, options, keys.seen, seen_seqlens_q)
+    problem = DecodeProblem(
+        executor=executor,
+        q=q,
+        k=k,
+        v=v,
+        out=None,
+        dtype=q.dtype,
+        kv_format=row,
+        extents=extents,
+        scale=attention_arguments.check_scale(scale, extents.head_dim, q.dtype),
+        options=options,
+        seqlens_k=keys.array,
+        host_seqlens_k=keys.known,
+        cu_seqlens_q=None if cu_seqlens is None else cu_seqlens.array,
+        host_seqlens_q=seqlens_q,
+        max_seqlen_q=max_seqlen,
+        block_tables=None if tables is None else executor.put(tables.array, np.int32),
+        page_size=page_size,
+        num_pages=num_pages,
+        k_scale=scales.check_scale(executor, "k_scale", k_scale, row, slots),
+        v_scale=scales.check_scale(executor, "v_scale", v_scale, row, slots),
+        k_blocks=scales.check_block_scales(executor, "k_block_scales", k_block_scales, row, slots, extents.head_dim),
+        v_blocks=scales.check_block_scales(executor, "v_block_scales", v_block_scales, row, slots, extents.head_dim_v),
+        rotary=angles,
+        rotate_keys=rotate_keys,
+        num_splits=lengths.check_num_splits(num_splits),
+        plan=plan,
+        workspace=None,
+    )
+    if plan is not None:
+        _check_plan(problem)
+    problem.plan = check_plan(plan, problem)
+    if out is not None or workspace is not None:
+        inputs = _memory(names, problem)
+        if out is not None:
+            problem.out = executor.asarray("out", out)
+            attention_arguments.check_out("out", problem.out, extents.out_shape, q.dtype)
+            attention_arguments.check_apart("out", byte_bounds(problem.out), inputs)
+            inputs["out"] = byte_bounds(problem.out)
+        if workspace is not None:
+            problem.workspace = executor.asarray("workspace", workspace)
+            attention_arguments.check_workspace(problem.workspace)
+            attention_arguments.check_apart("workspace", byte_bounds(problem.workspace), inputs)
+    return problem
+
+
+def _check_positions(
+    angles: Angles, options: Options, seqlens_k: NDArray[np.int64], seqlens_q: NDArray[np.int64] | None
+) -> None:
+    """Raise `ArgumentError` if a query that sees a key, or such a key, is at a position that the tables do not hold."""
+    num_positions = int(angles.cos.shape[0])
+    longest = int(seqlens_k.max(initial=0))
+    if longest > num_positions:
+        raise ArgumentError(
+            f"cos and sin hold the positions 0 to {num_positions - 1}; seqlens_k[{int(seqlens_k.argmax())}] "
+            f"is {longest}"
+        )
+    if seqlens_q is None or (options.window_right == 0 and options.diagonal_from_end):
+        return  # a query at a negative position sees nothing
+    early = (seqlens_k > 0) & (seqlens_k < seqlens_q)
+    if early.any():
+        at = int(np.argmax(early))
+        raise ArgumentError(
+            f"sequence {at} has {seqlens_k[at]} keys and {seqlens_q[at]} queries, whose first position is "
+            f"{seqlens_k[at] - seqlens_q[at]}; cos and sin hold the positions 0 to {num_positions - 1}"
+        )
+
+
+def _check_plan(problem: DecodeProblem) -> None:
+    from cuattn.ops.decode.plan import DecodePlan
+
+    plan = problem.plan
+    if not isinstance(plan, DecodePlan):
+        raise ArgumentError(f"plan is {shown(plan)}; the result of cuattn.plan_decode, or None, is allowed")
+    if problem.num_splits is not None:
+        raise ArgumentError(f"num_splits is {problem.num_splits} beside a plan, which says it; leave the default")
+    plan.check(problem)
+
+
+def _memory(names: Names, problem: DecodeProblem) -> dict[str, tuple[int, int]]:
+    """The memory range of every input of a call."""
+    arrays = {"q": problem.q, names.k: problem.k, names.v: problem.v, "seqlens_k": problem.seqlens_k}
+    arrays |= {"block_tables": problem.block_tables, "cu_seqlens_q": problem.cu_seqlens_q}
+    arrays |= {"k_block_scales": problem.k_blocks, "v_block_scales": problem.v_blocks}
+    for name, factor in (("k_scale", problem.k_scale), ("v_scale", problem.v_scale)):
+        arrays[name] = None if factor is None else factor.array
+    if problem.rotary is not None:
+        arrays |= {"cos": problem.rotary.cos, "sin": problem.rotary.sin}
+    arrays |= attention_arguments.option_arrays(problem.options)
+    return {name: byte_bounds(x) for name, x in arrays.items() if x is not None}

@@ -1,0 +1,171 @@
+"""From a checked decode problem to its launches: config, schedule, the kernel of the splits, the one that merges."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from cuattn.addresses import address
+from cuattn.formats import KVFormat
+from cuattn.ops.attention.arguments import Operand, operand
+from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims, select
+from cuattn.ops.decode.params import pack_decode
+from cuattn.ops.decode.reduce import launch_reduce
+from cuattn.ops.decode.schedule import schedule
+from cuattn.ops.decode.workspace import partials
+from cuattn.ops.rotary.arguments import NO_ANGLES
+from cuattn.ops.softmax.config import ELEMENT_TYPES
+from cuattn.runtime.executor import Executor, Kernel
+
+if TYPE_CHECKING:
+    from cuattn.ops.decode.arguments import DecodeProblem
+
+__all__ = ["decode"]
+
+
+def decode(problem: DecodeProblem, *, return_lse: bool, config: FlashDecodeConfig | None = None) -> Any:
+    """Launch the kernels of a problem: out, or (out, lse)."""
+    executor, extents = problem.executor, problem.extents
+    output = problem.output()
+    lse = executor.empty(extents.lse_shape, problem.accumulator) if return_lse else None
+    if output.array.size:
+        _launch(problem, output, lse, config or select_config(problem))
+    out = problem.deliver(output)
+    if lse is None:
+        return out
+    executor.finish(lse)
+    return out, lse
+
+
+def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
+    """The row that a call takes if it does not say another."""
+    extents = problem.extents
+    most = extents.seqlen_q if problem.max_seqlen_q is None else problem.max_seqlen_q
+    return select(
+        problem.dtype,
+        problem.kv_format,
+        *compiled_dims(extents.head_dim, extents.head_dim_v)[:2],
+        rows_per_kv_head=most * problem.group,
+        smem_limit_bytes=problem.executor.smem_limit_bytes,
+    )
+
+
+def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDecodeConfig) -> None:
+    executor, extents, options = problem.executor, problem.extents, problem.options
+    q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
+    head_dims = compiled_dims(extents.head_dim, extents.head_dim_v)
+    slots_scaled = any(scale is not None and scale.per_slot for scale in (problem.k_scale, problem.v_scale))
+    kernel = _kernel(
+        executor,
+        config,
+        problem.dtype.name,
+        problem.kv_format,
+        *head_dims,
+        ALIGNED=_aligned(problem, config, q, k, v),
+        PAGED=problem.paged,
+        SLOT_SCALES=slots_scaled,
+        **_bounds(problem),
+        **_rotation(problem),
+        options=bool(options.softcap) or options.alibi_slopes is not None,
+    )
+    plan = schedule(problem, config)
+    partial_out, partial_state = partials(problem, plan.num_partials)
+    params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=_turns_vectors(problem))
+    k_scale, v_scale = (None if scale is None else scale.array for scale in (problem.k_scale, problem.v_scale))
+    args = {
+        "g_q": q.array,
+        "g_k": k.array,
+        "g_v": v.array,
+        "g_out": output.array,
+        "g_lse": lse,
+        "g_partial_out": partial_out,
+        "g_partial_state": partial_state,
+        "g_seqlens_k": problem.seqlens_k,
+        "g_block_tables": problem.block_tables,
+        "g_cu_seqlens_q": plan.cu_seqlens_q,
+        "g_k_scale": k_scale,
+        "g_v_scale": v_scale,
+        "g_k_block_scales": problem.k_blocks,
+        "g_v_block_scales": problem.v_blocks,
+        "g_alibi_slopes": options.alibi_slopes,
+        "g_sinks": options.sinks,
+        **(NO_ANGLES if problem.rotary is None else problem.rotary.arrays),
+        "g_work": plan.work,
+        "g_splits": plan.splits,
+        "params": params,
+    }
+    bucket, columns, column_blocks = head_dims
+    ctas_per_item = extents.num_kv_heads * config.head_blocks(problem.group) * column_blocks
+    smem_bytes = config.smem_bytes(bucket, columns, problem.kv_format)
+    executor.launch(kernel, (plan.num_items * ctas_per_item,), (config.num_threads,), args, smem_bytes)
+    if plan.num_partials:
+        launch_reduce(problem, plan, partial_out, partial_state, output, lse, params)
+
+
+def _aligned(problem: DecodeProblem, config: FlashDecodeConfig, q: Operand, k: Operand, v: Operand) -> bool:
+    """Whether the kernel may read q, keys and values 16 bytes at a time.
+
+    From global memory to registers there is no room for a piece that ends within a row, or in which RoPE turns some.
+    """
+    aligned = q.aligned and k.aligned and v.aligned
+    if config.products == "mma" or not aligned:
+        return aligned
+    extents, angles, row_format = problem.extents, problem.rotary, problem.kv_format
+    rows = [(size * problem.dtype.itemsize) for size in (extents.head_dim, extents.head_dim_v)]
+    rows += [row_format.items(size) * row_format.itemsize for size in (extents.head_dim, extents.head_dim_v)]
+    if any(size % 16 for size in rows):
+        return False
+    if angles is None:
+        return True
+    tables = [x for x in (angles.cos, angles.sin) if x is not None]
+    return angles.num_pairs % 8 == 0 and not any((address(x) | x.strides[0]) % 16 for x in tables)
+
+
+def _turns_vectors(problem: DecodeProblem) -> bool:
+    """Whether RoPE turns whole units of 16 bytes of a head."""
+    angles = problem.rotary
+    return angles is not None and angles.units(2 * angles.num_pairs, problem.dtype.itemsize, True)[0]
+
+
+def _bounds(problem: DecodeProblem) -> dict[str, bool]:
+    """Which sides of a query's view the kernel has to look at.
+
+    A single token that is aligned with the last key sees nothing beyond it, causal or not.
+    """
+    options = problem.options
+    left = options.window_left != UNBOUNDED
+    last = problem.max_seqlen_q == 1 and options.diagonal_from_end and options.diagonal_offsets is None
+    right = options.window_right != UNBOUNDED and not (last and options.diagonal_offset == 0)
+    return {"BOUND_LEFT": left, "BOUND_RIGHT": right or left}
+
+
+def _rotation(problem: DecodeProblem) -> dict[str, Any]:
+    angles = problem.rotary
+    if angles is None:
+        return {"ROTATE": False, "INTERLEAVED": False, "TABLES": False, "Table": "float"}
+    table = "float" if angles.cos is None else ELEMENT_TYPES[angles.cos.dtype.name]
+    return {"ROTATE": True, "INTERLEAVED": angles.interleaved, "TABLES": angles.cos is not None, "Table": table}
+
+
+@cache
+def _kernel(
+    executor: Executor,
+    config: FlashDecodeConfig,
+    dtype_name: str,
+    kv_format: KVFormat,
+    head_dim: int,
+    head_dim_v: int,
+    column_blocks: int,
+    *,
+    options: bool,
+    **flags: Any,
+) -> Kernel:
+    """The loaded kernel of a config for `compiled_dims`.
+
+    ``options``: softcap and ALiBi, together: where a call has one of them, the other costs a comparison a tile.
+    """
+    score_options = {"SOFTCAP": options, "ALIBI": options, "BIAS": False, "MASK": False, "BiasElement": "float"}
+    all_flags = {**flags, **score_options}
+    constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, all_flags, column_blocks=column_blocks)
+    return executor.kernel(config.source, constants, config.entry)
