@@ -18,7 +18,7 @@ from cuattn.host import build, library
 FOLDER = Path("build", "sanitize")
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined")
 #: The host executor's tests, the checkers among them, and the smoke tests of operations: each a run of pytest.
-TESTS = (["tests/host"], ["tests/operations", "tests/paging", "tests/caches", "-m", "smoke"])
+TESTS = (["tests/host"], ["tests/operations", "tests/kv", "-m", "smoke"])
 _LIBRARY = "SANITIZED_LIBRARY"  # not with the prefix of cuattn's own variables, which are all known
 _REPORTS = "report"
 

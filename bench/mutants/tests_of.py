@@ -24,30 +24,24 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _LOC_FILE = re.compile(rb'^\s*\.file\s+(\d+)\s+"(?:/cuattn/kernels/)?([^"]+)"', re.MULTILINE)
 _LOC = re.compile(rb"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s")
 
-FOLDERS = ("operations", "paging")
+_STRIDES, _LOGITS = "test_odd_strides.py", "test_extreme_logits.py"
 
-# Kernel files to the tests of their family; the first pattern that fits counts.
+# Kernel files to the tests of their family, below tests/operations; the first pattern that fits counts.
 FAMILIES = (
-    ("*softmax*", ("test_softmax*.py", "test_online_softmax*.py")),
-    ("attention_standard", ("test_standard*.py",)),
-    ("attention_backward*", ("test_attention_backward*.py", "test_extreme_logits*.py")),
-    ("attention_decode_reduce", ("test_decode_reduce*.py", "test_decode_properties*.py")),
-    ("attention_forward_hopper", ("test_attention_hopper*.py", "test_extreme_logits*.py")),
-    (
-        "attention_decode*",
-        ("test_decode*.py", "test_paged*.py", "test_append_and*.py", "test_odd_strides*.py", "test_extreme_logits*.py"),
-    ),
-    (
-        "attention*",
-        ("test_attention*.py", "test_compat*.py", "test_known*.py", "test_odd_strides*.py", "test_extreme_logits*.py"),
-    ),
-    ("rope*", ("test_rope*.py", "test_split_qkv*.py", "test_odd_strides*.py")),
-    ("split_qkv*", ("test_split_qkv*.py", "test_rope*.py", "test_odd_strides*.py")),
-    ("padding*", ("test_padding*.py", "test_split_qkv*.py")),
-    ("merge*", ("test_merge*.py", "test_odd_strides*.py")),
-    ("append_kv*", ("test_append*.py", "test_kv_codes*.py", "test_paging_on_device*.py", "test_odd_strides*.py")),
-    ("copy_pages*", ("test_copy_pages*.py", "test_paging_on_device*.py", "test_odd_strides*.py")),
-    ("slot_mapping*", ("test_slot_mapping*.py", "test_paging_on_device*.py", "test_odd_strides*.py")),
+    ("*softmax*", ("softmax/test_*.py",)),
+    ("attention_standard", ("attention/test_standard*.py",)),
+    ("attention_backward*", ("backward/test_*.py", _LOGITS)),
+    ("attention_decode_reduce", ("decode/test_decode_reduce.py", "decode/test_decode_properties.py")),
+    ("attention_forward_hopper", ("hopper/test_attention_hopper*.py", _LOGITS)),
+    ("attention_decode*", ("decode/test_*.py", "../kv/test_append_and*.py", _STRIDES, _LOGITS)),
+    ("attention*", ("attention/test_*.py", "compat/test_*.py", "test_known*.py", _STRIDES, _LOGITS)),
+    ("rope*", ("rotary/test_*.py", _STRIDES)),
+    ("split_qkv*", ("rotary/test_*.py", _STRIDES)),
+    ("padding*", ("padding/test_*.py", "rotary/test_split_qkv*.py")),
+    ("merge*", ("merge/test_*.py", _STRIDES)),
+    ("append_kv*", ("../kv/test_append*.py", "../kv/test_kv_codes.py", "../kv/test_paging_on_device.py", _STRIDES)),
+    ("copy_pages*", ("../kv/test_copy_pages.py", "../kv/test_paging_on_device.py", _STRIDES)),
+    ("slot_mapping*", ("../kv/test_slot_mapping.py", "../kv/test_paging_on_device.py", _STRIDES)),
 )
 
 
@@ -93,7 +87,8 @@ def test_files(kernels: Iterable[str]) -> list[Path]:
     patterns: set[str] = set()
     for kernel in kernels:
         patterns |= set(next((globs for pattern, globs in FAMILIES if fnmatch.fnmatch(kernel, pattern)), ()))
-    found = {path for pattern in patterns for folder in FOLDERS for path in (ROOT / "tests" / folder).glob(pattern)}
+    folder = ROOT / "tests/operations"
+    found = {path.resolve() for pattern in patterns for path in folder.glob(pattern)}
     of_backward = any("backward" in pattern for pattern in patterns)
     return sorted(path for path in found if of_backward or "backward" not in path.name)
 

@@ -148,7 +148,7 @@ def mutant(before: str, after: str, name: str = "softmax/softmax_state.cuh") -> 
 @pytest.mark.slow
 def test_one_of_each_fate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the tests that count traffic, which do not look at values."""
-    (test_file,) = (tests_of.ROOT / "tests/operations").glob("test_softmax_traffic.py")
+    (test_file,) = (tests_of.ROOT / "tests/operations/softmax").glob("test_softmax_traffic.py")
     environment = {**tests_of.test_environment(tmp_path)}
     environment["CUATTN_CACHE_DIR"] = str(cache.root())
     monkeypatch.setattr(tests_of, "test_files", lambda kernels: [test_file])

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("gguf", reason="the [examples] extra is not installed")
 pytest.importorskip("tokenizers", reason="the [examples] extra is not installed")
 
+import simulated_cupy
 from test_smollm2 import NEVER, PROMPTS, drawn_weights
 
 from cuattn.ops.rotary.arguments import turn_words
 from examples.smollm2.demonstrations import Demonstrations
 
-OPERATIONS = Path(__file__).resolve().parents[1] / "operations"
-
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch):
     """A stand-in for CuPy that computes."""
-    monkeypatch.syspath_prepend(str(OPERATIONS))
-    simulated = importlib.import_module("simulated_cupy")
-    with simulated.installed(monkeypatch, simulated.ComputingCupy) as module:
+    with simulated_cupy.installed(monkeypatch, simulated_cupy.ComputingCupy) as module:
         yield module
         turn_words.cache_clear()  # it holds arrays of this stand-in
 
