@@ -11,8 +11,8 @@ from rich.console import Console
 
 from cuattn.benchmark import SUITES, Options, run_suite, tables
 from cuattn.benchmark.results import write_text
+from cuattn.dtypes import ELEMENTS
 from cuattn.head_dims import MAX_HEAD_DIM
-from cuattn.ops.attention.forward.config import ELEMENTS
 
 
 def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cuattn.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from cuattn import compat, compile, errors, host, reference, testing
     from cuattn.host.tensor_map import TensorMap
@@ -51,8 +53,6 @@ if TYPE_CHECKING:
     from cuattn.ops.softmax.online import OnlineSoftmax
     from cuattn.ops.softmax.softmax import log_softmax, logsumexp, softmax
     from cuattn.runtime.tensor_map import tensor_map
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AttentionGrads",

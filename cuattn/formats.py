@@ -18,8 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from cuattn.dtypes import ELEMENTS, STORAGE_8BIT
 from cuattn.errors import DTypeError
-from cuattn.ops.attention.forward.config import ELEMENTS, STORAGE_8BIT
 from cuattn.scalars import choice
 
 __all__ = ["KV_FORMATS", "KVFormat", "resolve"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.benchmark.results import Record
-from cuattn.benchmark.timing import CUDA_METHOD, CudaTimer, significant
+from cuattn.runtime.timer import CUDA_METHOD, CudaTimer, significant
 
 COPY_BYTES = 2 << 30
 MATRIX_SIZE = 8192

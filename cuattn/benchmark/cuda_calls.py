@@ -12,9 +12,9 @@ import cuattn
 from cuattn.benchmark import peers
 from cuattn.benchmark.results import Record
 from cuattn.benchmark.suite import Step, failure
-from cuattn.benchmark.timing import significant
 from cuattn.benchmark.variants import empty_cache
 from cuattn.runtime.executor import CudaExecutor, cuda_executor
+from cuattn.runtime.timer import significant
 from cuattn.testing.cases import AttentionCase
 
 CALLS = 200

@@ -15,7 +15,7 @@ from cuattn import host
 from cuattn.benchmark.operations import CudaBench
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
-from cuattn.benchmark.timing import CUDA_METHOD, HOST_METHOD, significant, time_host
+from cuattn.runtime.timer import CUDA_METHOD, HOST_METHOD, significant, time_host
 from cuattn.testing.attention_cases import normal
 from cuattn.testing.decode_cases import DecodeCase
 

@@ -13,8 +13,8 @@ from cuattn import host
 from cuattn.benchmark import host_figures, inputs, operations, option_costs
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
-from cuattn.benchmark.timing import HOST_METHOD, significant
 from cuattn.head_dims import MAX_GRADIENT_HEAD_DIM
+from cuattn.runtime.timer import HOST_METHOD, significant
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase
 from cuattn.testing.cases import AttentionCase, VarlenCase
 

@@ -10,7 +10,7 @@ from cuattn import host
 from cuattn.benchmark import inputs, memory, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
-from cuattn.benchmark.timing import HOST_METHOD, Timing, significant, time_host
+from cuattn.runtime.timer import HOST_METHOD, Timing, significant, time_host
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
 #: The problem that the speed of the host executor is stated for.

@@ -11,7 +11,7 @@ import cuattn
 from cuattn.benchmark import ceilings, inputs, memory, peers, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step, failure
-from cuattn.benchmark.timing import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
+from cuattn.runtime.timer import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase, gradients
 from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
 from cuattn.testing.padding_cases import MergeCase, PaddingCase, PaddingPlanCase

@@ -12,7 +12,7 @@ from cuattn import host
 from cuattn.benchmark import inputs, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
-from cuattn.benchmark.timing import CUDA_METHOD, CudaTimer, significant
+from cuattn.runtime.timer import CUDA_METHOD, CudaTimer, significant
 from cuattn.testing.cases import AttentionCase, VarlenCase
 
 AnyCase = AttentionCase | VarlenCase

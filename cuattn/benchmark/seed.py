@@ -17,7 +17,7 @@ import cuattn
 from cuattn.benchmark import inputs, memory, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
-from cuattn.benchmark.timing import CudaTimer, Timing, significant, time_host
+from cuattn.runtime.timer import CudaTimer, Timing, significant, time_host
 from cuattn.testing.cases import AttentionCase
 
 #: Memory saved against standard attention, in percent, as published for these lengths.

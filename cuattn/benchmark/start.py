@@ -21,10 +21,10 @@ from cuattn import compile, environment
 from cuattn.benchmark import cuda_calls
 from cuattn.benchmark.results import BenchmarkError, Record, scrub
 from cuattn.benchmark.suite import Options, Step
-from cuattn.benchmark.timing import significant
 from cuattn.ops.attention.forward.config import FlashFwdConfig, select
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.runtime.executor import executor_for
+from cuattn.runtime.timer import significant
 
 PROCESSES = 7
 # Counted from the start of the program: cuda-bindings puts a part of itself into every Python process.

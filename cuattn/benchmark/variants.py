@@ -15,7 +15,6 @@ from unittest import mock
 from cuattn import compile
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
-from cuattn.benchmark.timing import significant
 from cuattn.compile import nvrtc, occupancy
 from cuattn.compile.resources import Resources
 from cuattn.formats import KV_FORMATS
@@ -26,6 +25,7 @@ from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfi
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.ops.softmax import config as softmax_config
+from cuattn.runtime.timer import significant
 
 ARCHS = ("sm_80", "sm_90a")
 CAUSAL = ForwardOptions(bound_right=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import DTYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, NonFiniteError, ShapeError
 from cuattn.messages import shown
 from cuattn.ops.attention.arguments import MAX_EXTENT
-from cuattn.ops.attention.forward.config import DTYPES
 from cuattn.runtime.executor import executor_for
 from cuattn.runtime.small_arrays import as_float
 from cuattn.scalars import as_integer, as_real

@@ -13,11 +13,11 @@ import numpy as np
 from cuattn.compat.cache_codes import Codes
 from cuattn.compat.cache_places import Places, Where, places_of
 from cuattn.compat.cache_tokens import Tokens, packed_tokens, tokens_of_each
+from cuattn.dtypes import DTYPES
 from cuattn.errors import ArgumentError, ShapeError
 from cuattn.kv.append import append_kv
 from cuattn.kv.arguments import check_apart
 from cuattn.ops.attention.arguments import MAX_EXTENT
-from cuattn.ops.attention.forward.config import DTYPES
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode.launch import decode
 from cuattn.ops.rotary.arguments import DEFAULT_BASE

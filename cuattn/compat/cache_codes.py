@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +95,7 @@ def _widened(executor: Executor, x: Any, name: Any) -> Any:
 
 def _of_heads(executor: Executor, factor: Any, x: Any, queries: Tokens) -> Any:
     """Factors [batch, kv_heads] as they multiply ``x``, [batch, seqlen, heads, ...] or [tokens, heads, ...]."""
-    xp: Any = np if executor.name == "host" else sys.modules["cupy"]
-    kv_heads = int(factor.shape[1])
+    xp, kv_heads = executor.xp, int(factor.shape[1])
     factor = xp.repeat(factor, int(x.shape[-2]) // kv_heads if kv_heads else 0, 1)
     if queries.each is not None:
         return factor[:, None, :, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from cuattn.kv.slots import slot_mapping
 from cuattn.ops.attention.arguments import MAX_EXTENT
 from cuattn.ops.decode import arguments
 from cuattn.ops.decode.lengths import integers
+from cuattn.runtime.arrays import module_of
 from cuattn.runtime.executor import Executor
 
 __all__ = ["Places", "Where", "places_of"]
@@ -104,7 +104,7 @@ def places_of(executor: Executor, k: Any, v: Any, queries: Tokens, new: Tokens, 
     )
 
     given_arrays = (tables, seqlens, leftpad, turned, *(x.starts for x in (queries, new) if x.starts is not None))
-    xp: Any = np if all(isinstance(x, np.ndarray) for x in given_arrays) else sys.modules["cupy"]
+    xp = module_of(*given_arrays)
     seqlens, leftpad, turned = (xp.asarray(x).astype(np.int32) for x in (seqlens, leftpad, turned))
     pages = tables if xp is np else xp.asarray(tables, np.int32)  # those on the host are still to be checked
     visible = seqlens + new.counts(xp)
@@ -134,8 +134,7 @@ def _tables(executor: Executor, where: Where, batch: int, num_pages: int) -> tup
     if rows is None:
         return given.array, given.seen
     _check_range("cache_batch_idx", rows.seen, 0, given.array.shape[0] - 1)
-    on_host = isinstance(given.array, np.ndarray) and isinstance(rows.array, np.ndarray)
-    xp: Any = np if on_host else sys.modules["cupy"]
+    xp = module_of(given.array, rows.array)
     seen = None if given.seen is None or rows.seen is None else given.seen[rows.seen]
     return xp.asarray(given.array)[xp.asarray(rows.array)], seen
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ import numpy as np
 import cuattn
 from cuattn.compat.arguments import dropout_options, plain
 from cuattn.compat.names import SDPA
+from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
-from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.runtime.renaming import renamed
 from cuattn.runtime.small_arrays import check_flag
@@ -175,8 +174,7 @@ def _repeat_heads(executor: Executor, x: Any, heads: int) -> Any:
     if own in (1, heads):
         return x
     with executor.on_device():
-        module: Any = np if executor.name == "host" else sys.modules["cupy"]
-        return module.repeat(x, heads // own, axis=-3)
+        return executor.xp.repeat(x, heads // own, axis=-3)
 
 
 def _fold(executor: Executor, x: Any, batch: tuple[int, ...], heads: int) -> Any:
@@ -202,6 +200,5 @@ def _mask_option(executor: Executor, mask: Any, target: tuple[int, ...]) -> dict
 def _reshape(executor: Executor, x: Any, broadcast: tuple[int, ...], shape: tuple[int, ...]) -> Any:
     with executor.on_device():
         if tuple(x.shape) != broadcast:
-            module = np if executor.name == "host" else sys.modules["cupy"]
-            x = module.broadcast_to(x, broadcast)
+            x = executor.xp.broadcast_to(x, broadcast)
         return x.reshape(shape)

@@ -15,7 +15,7 @@ from cuattn.compile import toolkit, workers
 from cuattn.compile.program import ERROR_BUILTIN_OPERATION, Library, NVRTCError, Result
 from cuattn.errors import NVRTCNotFoundError
 
-__all__ = ["Library", "Result", "compile", "cpu_seconds", "library", "version_of"]
+__all__ = ["Library", "Result", "compile", "cpu_seconds", "library"]
 
 # Left out of logs: with it, no two compilations of one source would give the same cache entry.
 _TIME = re.compile(r"^ptxas info\s*: Compile time = .*\n", re.MULTILINE)
@@ -92,11 +92,3 @@ def library() -> Library:
 
 def _unusable(path: str, error: Exception) -> NVRTCNotFoundError:
     return NVRTCNotFoundError(f"NVRTC at {path} cannot be loaded ({error}): {toolkit.INSTALL_HINT}")
-
-
-def version_of(name: str) -> str | None:
-    """Version of the library that the system's loader finds under `name`; None when it finds none."""
-    try:
-        return Library(name).version
-    except (OSError, AttributeError, NVRTCError):
-        return None

@@ -217,5 +217,13 @@ def _serve(path: str, channel: int) -> None:
         write_frame(answer, write)
 
 
+def version_of(name: str) -> str | None:
+    """Version of the library that the system's loader finds under `name`; None when it finds none."""
+    try:
+        return Library(name).version
+    except (OSError, AttributeError, NVRTCError):
+        return None
+
+
 if __name__ == "__main__":
     _serve(sys.argv[1], 0)

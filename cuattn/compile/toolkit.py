@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cuattn import environment
+from cuattn.compile import program
 from cuattn.errors import NVRTCNotFoundError
 
 _LIBRARY = re.compile(r"libnvrtc\.so\.(\d+(?:\.\d+)*)")
@@ -98,9 +99,7 @@ def _complete(best: Toolkit, *others: Toolkit) -> Toolkit:
         if best.include is None and other.major == best.major:
             best = replace(best, include=other.include, include_version=other.include_version)
     if "." not in best.version:  # neither metadata nor a full file name: the library itself has to say
-        from cuattn.compile import nvrtc
-
-        best = replace(best, version=nvrtc.version_of(best.library) or best.version)
+        best = replace(best, version=program.version_of(best.library) or best.version)
     return best
 
 
@@ -185,14 +184,12 @@ def _installed() -> Iterator[Toolkit]:
 
 
 def _from_loader() -> Iterator[Toolkit]:
-    from cuattn.compile import nvrtc
-
     # An empty or relative entry makes the loader search the current folder, a common mistake in shell scripts.
     if not all(map(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "/").split(":"))):
         return
     include = _headers(Path("/usr/include"))
     for name in _SYSTEM_NAMES:
-        version = nvrtc.version_of(name)
+        version = program.version_of(name)
         if version is not None:
             yield Toolkit(name, version, include, _fingerprint(include))
 

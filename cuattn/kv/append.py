@@ -15,10 +15,10 @@ import numpy as np
 
 from cuattn.addresses import address
 from cuattn.compile import Constant
+from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv.arguments import Problem, Side, check
-from cuattn.ops.attention.forward.config import ELEMENTS, WARP_SIZE
 from cuattn.ops.rotary.arguments import NO_ANGLES, Angles, Rotary
 from cuattn.runtime.executor import MAX_GRID
 from cuattn.runtime.structs import struct_layout

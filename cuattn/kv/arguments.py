@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from cuattn.addresses import byte_bounds, on_elements, overlaps_itself, share_elements
+from cuattn.dtypes import DTYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.formats import KVFormat, resolve
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv.scales import Scale, check_block_scales, check_scale
-from cuattn.ops.attention.arguments import operand
-from cuattn.ops.attention.forward.config import DTYPES
 from cuattn.ops.decode.scales import is_per_slot
+from cuattn.ops.operand import operand
 from cuattn.ops.rotary import arguments as rotary_arguments
 from cuattn.ops.rotary.arguments import MAX_EXTENT, Angles, Positions, Rotary
 from cuattn.runtime.executor import Executor, executor_for

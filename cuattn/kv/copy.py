@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.addresses import address, as_bytes, overlaps_itself, share_elements
+from cuattn.addresses import address, as_bytes, share_elements
 from cuattn.compile import Constant
-from cuattn.errors import ArgumentError, ArrayTypeError, OverlapError, ShapeError
+from cuattn.errors import ArgumentError, OverlapError, ShapeError
 from cuattn.ops.rotary import arguments as rotary_arguments
-from cuattn.ops.softmax.rows import MAX_EXTENT, check_axis
+from cuattn.runtime.checks import check_axis, check_writable
 from cuattn.runtime.executor import MAX_GRID, Executor, executor_for
 from cuattn.runtime.structs import struct_layout
+from cuattn.scalars import MAX_EXTENT
 
 __all__ = ["copy_pages"]
 
@@ -89,10 +90,7 @@ def copy_pages(pages: Any, src: Any, dst: Any, *, axis: int = 0) -> None:
 def _check(pages: Any, axis: int, src: Any, dst: Any) -> None:
     if src.ndim != 1 or src.shape != dst.shape:
         raise ShapeError(f"src has shape {tuple(src.shape)} and dst {tuple(dst.shape)}; lists of one length are needed")
-    if isinstance(pages, np.ndarray) and not pages.flags.writeable:
-        raise ArrayTypeError("pages is read-only; a writable array is needed")
-    if overlaps_itself(pages):
-        raise OverlapError(f"pages has strides {pages.strides} for shape {tuple(pages.shape)}: elements share memory")
+    check_writable("pages", pages)
     for name, x in (("src", src), ("dst", dst)):
         if share_elements(pages, x):
             raise OverlapError(f"pages shares memory with {name}; what is written must lie apart")

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from cuattn.ops.attention.dropout import dropout_mask
+from cuattn.reference.dropout import dropout_keep as keep
 from cuattn.reference.logits import heads_first, logits, per_head
 from cuattn.reference.narrow import decode, output_dtype, probability_dtype, round_probabilities, round_to_tf32
 from cuattn.reference.softmax import Array, logsumexp, softmax
@@ -38,9 +38,7 @@ def dropped_out(
     if not dropout_p:
         return p
     if dropout_keep is None:
-        dropout_keep = dropout_mask(
-            *p.shape, dropout_p=dropout_p, dropout_seed=dropout_seed, dropout_offset=dropout_offset
-        )
+        dropout_keep = keep(p.shape, dropout_p=dropout_p, dropout_seed=dropout_seed, dropout_offset=dropout_offset)
     return np.asarray(p * np.asarray(dropout_keep) / p.dtype.type(1 - float(dropout_p)))
 
 

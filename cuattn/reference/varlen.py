@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from cuattn.ops.attention.dropout import dropout_mask
 from cuattn.reference.attention import attention
+from cuattn.reference.dropout import dropout_keep
 from cuattn.reference.softmax import Array
 
 __all__ = ["attention_varlen", "place_of_sequence", "sequences"]
@@ -55,7 +55,7 @@ def sequences(
         longest = (int(np.diff(starts).max(initial=0)) for starts in (starts_q, starts_k))
         of_dropout = {name: value for name, value in options.items() if name.startswith("dropout_")}
         of_dropout.pop("dropout_keep", None)
-        options["dropout_keep"] = dropout_mask(len(starts_q) - 1, queries.shape[1], *longest, **of_dropout)
+        options["dropout_keep"] = dropout_keep((len(starts_q) - 1, queries.shape[1], *longest), **of_dropout)
     for b in range(len(starts_q) - 1):
         rows, columns = (slice(int(starts[b]), int(starts[b + 1])) for starts in (starts_q, starts_k))
         lengths = rows.stop - rows.start, columns.stop - columns.start

@@ -38,6 +38,7 @@ from cuattn.runtime.signature import Signature
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
 MAX_THREADS = 1024
+HOST_MACHINE = "sm_90", 132  # what a plan for NumPy arrays is made for: an H200
 DEFAULT_SMEM_BYTES = 48 * 1024  # a kernel that wants more than this has to ask for it
 
 Constants = Mapping[str, compile.Constant]
@@ -67,9 +68,13 @@ class Executor(ABC):
     name : "host" or "cuda"
     arch : str, the architecture that kernels are compiled for
     smem_limit_bytes : int, shared memory that one CTA may use
+    machine : (str, int), architecture and multiprocessors of the GPU that launches are planned for
+    xp : the module of its arrays, `numpy` or `cupy`
     """
 
     name: str
+    machine: tuple[str, int]
+    xp: Any
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
@@ -166,6 +171,8 @@ class HostExecutor(Executor):
     """NumPy arrays: the kernel's PTX on the CPU."""
 
     name = "host"
+    machine = HOST_MACHINE
+    xp = np
 
     def asarray(self, name: str, x: Any) -> np.ndarray[Any, Any]:
         return x if type(x) is np.ndarray else host_array(name, x)
@@ -207,23 +214,25 @@ class CudaExecutor(Executor):
     def __init__(self, device_id: int) -> None:
         import cupy
 
-        self._cupy = cupy
+        self.xp = cupy
         self.device_id = device_id
         self._held = Held(cupy)
         target = compile.for_device(divmod(int(cupy.cuda.Device(device_id).compute_capability), 10))
         self._image_kind = target.kind
         super().__init__(target.arch)
+        with self.on_device():
+            self.machine = target.arch, int(cupy.cuda.Device().attributes["MultiProcessorCount"])
 
     def on_device(self) -> AbstractContextManager[Any]:
-        device: AbstractContextManager[Any] = self._cupy.cuda.Device(self.device_id)
+        device: AbstractContextManager[Any] = self.xp.cuda.Device(self.device_id)
         return device
 
     def asarray(self, name: str, x: Any) -> Any:
-        if isinstance(x, self._cupy.ndarray):
+        if isinstance(x, self.xp.ndarray):
             return x
         try:
             with self.on_device():
-                array = self._cupy.from_dlpack(x) if hasattr(x, "__dlpack__") else self._cupy.asarray(x)
+                array = self.xp.from_dlpack(x) if hasattr(x, "__dlpack__") else self.xp.asarray(x)
         except Exception as error:  # exporters raise what they like
             raise unreadable(name, x, "CuPy", error) from error
         self._held.add(array)
@@ -245,13 +254,13 @@ class CudaExecutor(Executor):
         if isinstance(x, np.ndarray):  # converted here, it goes over once and takes no kernel
             x = np.ascontiguousarray(x, dtype)
         with self.on_device():
-            x = self._cupy.asarray(x)
+            x = self.xp.asarray(x)
             lies_well = x.flags.c_contiguous and x.data.ptr % x.dtype.itemsize == 0  # kernels load whole elements
             return x if lies_well and x.dtype == dtype else copied(x, dtype)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         with self.on_device():
-            return self._cupy.empty(shape, dtype)
+            return self.xp.empty(shape, dtype)
 
     def finish(self, *arrays: Any) -> None:
         """Nothing to do: a GPU does not track what was written."""
@@ -259,7 +268,7 @@ class CudaExecutor(Executor):
     def _load(self, source_name: str, constants: Constants, entry: str) -> Kernel:
         binary = compile.build(source_name, constants, arch=self.arch, kind=self._image_kind)
         with self.on_device():
-            function = self._cupy.RawModule(path=str(compile.on_disk(binary))).get_function(entry)
+            function = self.xp.RawModule(path=str(compile.on_disk(binary))).get_function(entry)
             signature = Signature(source_name, constants, entry)
             return Kernel(source_name, entry, function, int(function.shared_size_bytes), signature)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cuattn import dlpack
+from cuattn.dtypes import DTYPES
 from cuattn.errors import ArrayTypeError, ShapeError
-from cuattn.ops.attention.forward.config import DTYPES
 from cuattn.scalars import MAX_EXTENT
 
 __all__ = ["HOST", "check_size", "describe", "host_array", "host_list", "place", "type_name", "unreadable"]

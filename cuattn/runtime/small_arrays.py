@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import DTYPES
 from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
-from cuattn.ops.attention.forward.config import DTYPES
 from cuattn.runtime.executor import Executor
 from cuattn.scalars import check_flag
 

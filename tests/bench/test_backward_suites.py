@@ -10,8 +10,8 @@ import pytest
 
 import cuattn
 from cuattn.benchmark import SUITES, Options, gradients, inputs, operations, peers, tables, verify
-from cuattn.benchmark.timing import Timing
 from cuattn.errors import ArgumentError
+from cuattn.runtime.timer import Timing
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase
 from cuattn.testing.backward_cases import gradients as arrays_of
 from cuattn.testing.cases import AttentionCase, Case, VarlenCase

@@ -10,9 +10,9 @@ import pytest
 from cuattn import reference
 from cuattn.benchmark import Options, Record, verify
 from cuattn.benchmark.suite import Step, run_steps
-from cuattn.benchmark.timing import Timing, significant, time_host
 from cuattn.compile import occupancy
 from cuattn.errors import ArgumentError
+from cuattn.runtime.timer import Timing, significant, time_host
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
 

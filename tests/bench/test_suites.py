@@ -29,9 +29,9 @@ from cuattn.benchmark import (
     variants,
 )
 from cuattn.benchmark.suite import run_steps
-from cuattn.benchmark.timing import Timing
+from cuattn.dtypes import ELEMENTS
 from cuattn.errors import ArgumentError
-from cuattn.ops.attention.forward.config import ELEMENTS
+from cuattn.runtime.timer import Timing
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
 TINY = Options(executor="host", dtypes=("float16",), seqlens=(16,), head_dims=(32,), budget_s=0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cuattn.compile import nvrtc, toolkit
+from cuattn.compile import nvrtc, program, toolkit
 from cuattn.errors import NVRTCNotFoundError
 
 FROM_LOADER = toolkit._from_loader
@@ -190,7 +190,7 @@ def test_packages_may_be_installed_in_the_current_folder(tmp_path: Path, monkeyp
 
 def test_a_loader_that_searches_the_current_folder_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolkit, "_from_loader", FROM_LOADER)
-    monkeypatch.setattr(nvrtc, "version_of", lambda name: pytest.fail(f"{name} was loaded"))
+    monkeypatch.setattr(program, "version_of", lambda name: pytest.fail(f"{name} was loaded"))
     for path in ("", ":/usr/lib", "/usr/lib:", "lib", "/usr/lib:./lib"):
         monkeypatch.setenv("LD_LIBRARY_PATH", path)
         with pytest.raises(NVRTCNotFoundError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -129,8 +128,7 @@ def pad_input(hidden_states: Any, indices: Any, batch: int, seqlen: int) -> Any:
             f"indices has shape {tuple(places.shape)}; [{x.shape[0]}] is needed, one a token of hidden_states"
         )
     with executor.on_device():
-        xp: Any = np if executor.name == "host" else sys.modules["cupy"]
-        padded = xp.zeros((batch * seqlen, *x.shape[1:]), x.dtype)
+        padded = executor.xp.zeros((batch * seqlen, *x.shape[1:]), x.dtype)
         padded[places] = x
     return padded.reshape(batch, seqlen, *x.shape[1:])
 

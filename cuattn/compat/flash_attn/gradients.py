@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-import numpy as np
-
 from cuattn.compat.arguments import dropout_options, score_options
-from cuattn.ops.attention.backward.arguments import BackwardProblem
 from cuattn.ops.attention.backward.launch import backward
+from cuattn.ops.attention.backward.problem import BackwardProblem
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
+from cuattn.runtime.arrays import zeros
 
 __all__ = ["backward_options", "packed_gradients"]
 
@@ -46,9 +44,7 @@ def packed_gradients(problem: BackwardProblem, names: tuple[str, ...], axis: int
     if forward.extents.num_heads:
         together = executor.empty(shape, forward.dtype)
     else:  # nobody reads the keys, and no kernel runs
-        with executor.on_device():
-            module = np if isinstance(forward.v, np.ndarray) else sys.modules["cupy"]
-            together = module.zeros(shape, forward.dtype)
+        together = zeros(executor, tuple(shape), forward.dtype)
     for index, name in enumerate(names):
         setattr(problem, name, together[(slice(None),) * axis + (index,)])
     dq = backward(problem).dq

@@ -9,7 +9,7 @@ from cuattn.compat.arguments import whole_number
 from cuattn.compat.flash_attn_interface.options import logit_options
 from cuattn.compat.flash_attn_interface.sequences import sequences_of
 from cuattn.compat.names import FLASH_ATTN_3
-from cuattn.ops.attention.backward.arguments import AttentionGrads
+from cuattn.ops.attention.backward.problem import AttentionGrads
 from cuattn.runtime.renaming import renamed
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 import cuattn
 from cuattn.compat.names import COMBINE
+from cuattn.dtypes import ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
 from cuattn.formats import numpy_dtype
-from cuattn.ops.attention.forward.config import ELEMENTS
 from cuattn.runtime.executor import executor_for
 from cuattn.runtime.renaming import renamed
 

@@ -6,7 +6,6 @@ unused queries, which see no key; its unused keys, which no query sees. Nothing 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from cuattn.compat.cache_tokens import Tokens, packed_tokens
 from cuattn.errors import ArgumentError, ShapeError
 from cuattn.ops.attention.sequences import check_max_seqlen
 from cuattn.ops.decode.lengths import integers
+from cuattn.runtime.arrays import module_of
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.runtime.small_arrays import small_array
 
@@ -42,7 +42,7 @@ class Sequences:
         batch = (int(self.cu_seqlens_q.shape[0]) - 1) // self.parts
         factor = small_array(self.executor, name, factor, ((batch, kv_heads),), np.dtype(np.float32))
         with self.executor.on_device():
-            return _module(factor).repeat(factor, self.parts, 0)
+            return module_of(factor).repeat(factor, self.parts, 0)
 
 
 def sequences_of(
@@ -71,7 +71,7 @@ def sequences_of(
         tokens = packed_tokens(executor, f"cu_seqlens_{side}", cu_seqlens, sides[0][0].batch if sides else None, total)
         sides.append((tokens, _used(executor, side, tokens, used, limits[f"max_seqlen_{side}"])))
     given = [x for tokens, used in sides for x in (tokens.starts, used)]
-    xp: Any = np if all(x is None or isinstance(x, np.ndarray) for x in given) else sys.modules["cupy"]
+    xp = module_of(*given)
     with executor.on_device():
         list_q, list_k = (_list(xp, tokens, used, of_queries=i == 0) for i, (tokens, used) in enumerate(sides))
     # An unused rest may be longer than the longest sequence.
@@ -102,7 +102,3 @@ def _list(xp: Any, tokens: Tokens, used: Any, *, of_queries: bool) -> Any:
     rest = end if used is None else first + xp.clip(xp.asarray(used).astype(np.int32), 0, end - first)
     middle = end if of_queries else rest
     return xp.concatenate((xp.stack((first, rest, middle), 1).reshape(-1), starts[-1:]))
-
-
-def _module(x: Any) -> Any:
-    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from cuattn.allocation import allocating
+from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, ShapeError
 from cuattn.formats import KV_FORMATS, KVFormat, numpy_dtype
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.kv.caches.journal import Journal
 from cuattn.messages import shown
-from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS
 from cuattn.runtime.executor import executor_for
 from cuattn.runtime.places import HOST, describe, host_array, host_list, place
 from cuattn.scalars import as_real, check_dtype, choice, real

@@ -11,7 +11,7 @@ from cuattn.errors import ArgumentError
 from cuattn.kv.caches.rows import RowSequence
 from cuattn.kv.caches.step import Step, own_copy
 from cuattn.messages import shown
-from cuattn.ops.attention.arguments import check_apart, check_out
+from cuattn.runtime.checks import check_apart, check_out
 
 if TYPE_CHECKING:
     from cuattn.kv.caches.streaming import StreamingKVCache

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from cuattn.addresses import address, byte_bounds, overlaps_itself
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, NonFiniteError, OverlapError, ShapeError
+from cuattn.addresses import byte_bounds
+from cuattn.dtypes import BFLOAT16, ELEMENTS, FP8_FORMATS, INPUT_DTYPES, STORAGE_8BIT
+from cuattn.errors import DTypeError, NonFiniteError, ShapeError
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.messages import shown
-from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS, STORAGE_8BIT
 from cuattn.ops.attention.options import Options, check_options
 from cuattn.ops.attention.params import LOG2_E
-from cuattn.runtime.device_copies import copied
+from cuattn.ops.operand import Operand, deliver, target
+from cuattn.runtime.checks import check_apart, check_out
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.scalars import MAX_EXTENT, choice, real
 
-WORKSPACE_ALIGNMENT = 16  # bytes
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FP8_FORMATS = {"e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2)}
-INPUT_DTYPES = DTYPES | frozenset(FP8_FORMATS.values())
 _LAYOUTS = {
     "q": "seqlen_q, heads, head_dim]",
     "k": "seqlen_k, kv_heads, head_dim]",
@@ -95,27 +90,6 @@ class Problem:
     def deliver(self, output: Operand) -> Any:
         """The array for the caller, once the kernel has been launched."""
         return deliver(self.executor, self.out, output)
-
-
-def target(executor: Executor, given: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Operand:
-    """What a kernel is to write for the caller: ``given`` where it can, else a new array that `deliver` copies from."""
-    if given is not None:
-        result = Operand(given)
-        if result.direct:
-            return result
-    return Operand(executor.empty(shape, dtype))
-
-
-def deliver(executor: Executor, given: Any, written: Operand) -> Any:
-    """The array for the caller of what `target` returned, once the kernel that writes it has been launched."""
-    if written.array is given:
-        return given
-    executor.finish(written.array)
-    if given is None:
-        return written.array
-    with executor.on_device():
-        given[...] = written.array
-    return given
 
 
 def output_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -271,69 +245,3 @@ def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
 def _scale_limit(dtype: np.dtype[Any]) -> tuple[float, str]:
     limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
     return limit, f"a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
-
-
-def check_out(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str = "result") -> None:
-    """Raise unless ``x``, the argument ``name``, is an array that a result of ``shape`` and ``dtype`` can go to."""
-    if tuple(x.shape) != shape:
-        raise ShapeError(f"{name} has shape {tuple(x.shape)}; the {what} has shape {shape}")
-    if x.dtype != dtype:
-        raise DTypeError(f"{name} has dtype {x.dtype}; the {what} has dtype {dtype}")
-    if isinstance(x, np.ndarray) and not x.flags.writeable:
-        raise ArrayTypeError(f"{name} is read-only; a writable array is needed")
-    if overlaps_itself(x):
-        raise OverlapError(f"{name} has strides {x.strides} for shape {shape}: its elements share memory")
-
-
-def check_apart(name: str, memory: tuple[int, int], inputs: Mapping[str, tuple[int, int]]) -> None:
-    """Raise if the argument ``name`` and one of ``inputs`` lie in one memory range; all by their `byte_bounds`."""
-    low, high = memory
-    for other, (other_low, other_high) in inputs.items():
-        if low < other_high and other_low < high:
-            raise OverlapError(f"{name} lies in the memory range of {other}; it must not overlap it")
-
-
-def check_workspace(workspace: Any) -> None:
-    """Raise unless ``workspace`` is memory that a call may use: bytes in a row, aligned, writable."""
-    if workspace.ndim != 1:
-        raise ShapeError(f"workspace has shape {tuple(workspace.shape)}; one axis is needed, of bytes")
-    if workspace.dtype != np.uint8:
-        raise DTypeError(f"workspace has dtype {workspace.dtype}; uint8 is needed")
-    if isinstance(workspace, np.ndarray) and not workspace.flags.writeable:
-        raise ArrayTypeError("workspace is read-only; a writable array is needed")
-    if workspace.strides != (1,):
-        raise ArgumentError(f"workspace has strides {workspace.strides}; a contiguous array is needed")
-    if workspace.size and address(workspace) % WORKSPACE_ALIGNMENT:
-        raise ArgumentError(
-            f"workspace begins at address {address(workspace):#x}; a multiple of {WORKSPACE_ALIGNMENT} bytes is needed"
-        )
-
-
-class Operand:
-    """An array as a kernel sees it: ``array``, element strides of batch, sequence and head, and where it lies.
-
-    A packed array, of rank 3, has batch stride 0.
-
-    ``direct``: the last axis is contiguous and every element lies at a multiple of its size, as kernels need it.
-    ``aligned``: every row starts at a multiple of 16 bytes.
-    """
-
-    __slots__ = ("aligned", "array", "direct", "strides")
-
-    def __init__(self, array: Any) -> None:
-        itemsize = array.dtype.itemsize
-        batch, seq, head, last = array.strides if array.ndim == 4 else (0, *array.strides)
-        bits = address(array) | batch | seq | head
-        self.array = array
-        self.direct = bits % itemsize == 0 and (last == itemsize or array.shape[-1] == 1)
-        self.aligned = bits % 16 == 0
-        self.strides = batch // itemsize, seq // itemsize, head // itemsize
-
-
-def operand(executor: Executor, x: Any) -> Operand:
-    """``x`` as an operand that a kernel can take: itself, or a copy if it does not lie as it must."""
-    result = Operand(x)
-    if result.direct:
-        return result
-    with executor.on_device():
-        return Operand(copied(x))

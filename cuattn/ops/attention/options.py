@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from cuattn.addresses import address
+from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.messages import shown
 from cuattn.ops.attention.dropout import Dropout, check_dropout
 from cuattn.ops.attention.params import UNBOUNDED
-from cuattn.ops.attention.variants import BIAS_ELEMENTS, ForwardOptions
+from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.small_arrays import small_array
 from cuattn.scalars import as_flag, as_integer, choice, real
@@ -208,8 +208,8 @@ def _check_logit_array(
     x = executor.asarray(name, value)
     if name == "mask" and x.dtype != np.bool_:
         raise DTypeError(f"mask has dtype {x.dtype}; bool is needed (True: attend). Numbers to add are passed as bias")
-    if (name == "bias" and x.dtype.name not in BIAS_ELEMENTS) or not x.dtype.isnative:
-        allowed = ", ".join(BIAS_ELEMENTS)
+    if (name == "bias" and x.dtype.name not in ELEMENT_TYPES) or not x.dtype.isnative:
+        allowed = ", ".join(ELEMENT_TYPES)
         raise DTypeError(f"{name} has dtype {x.dtype}; allowed are {allowed} (native)")
     if None in shape:
         raise ArgumentError(
@@ -222,8 +222,7 @@ def _check_logit_array(
             x = x.copy(order="C")
     try:
         with executor.on_device():
-            module: Any = np if executor.name == "host" else sys.modules["cupy"]
-            view = module.broadcast_to(x, shape)
+            view = executor.xp.broadcast_to(x, shape)
     except ValueError as error:
         raise ShapeError(
             f"{name} has shape {tuple(x.shape)}, which does not broadcast to [batch, heads, seqlen_q, seqlen_k] = "

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from cuattn.runtime.structs import StructLayout, struct_layout
 
 if TYPE_CHECKING:
-    from cuattn.ops.attention.arguments import Operand, Problem
-    from cuattn.ops.attention.options import LogitArray
+    from cuattn.ops.attention.arguments import Extents
+    from cuattn.ops.attention.options import LogitArray, Options
     from cuattn.ops.attention.sequences import Packed
-    from cuattn.ops.decode.arguments import DecodeProblem
+    from cuattn.ops.operand import Operand
 
 __all__ = ["LOG2_E", "REALS", "UNBOUNDED", "backward_layout", "decode_layout", "forward_fields", "forward_layout"]
 
@@ -24,6 +24,17 @@ REALS: dict[type[np.floating[Any]], str] = {np.float32: "float", np.float64: "do
 LOG2_E = math.log2(math.e)
 _NO_STRIDES = 0, 0, 0, 0
 _NO_DROPOUT = 0, 0, 0, 0
+
+
+class LogitProblem(Protocol):
+    """What a call of any family says about its logits."""
+
+    @property
+    def extents(self) -> Extents: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def options(self) -> Options: ...
 
 
 def forward_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
@@ -42,7 +53,7 @@ def decode_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
 
 
 def forward_fields(
-    problem: Problem | DecodeProblem,
+    problem: LogitProblem,
     q: Operand,
     k: Operand,
     v: Operand,

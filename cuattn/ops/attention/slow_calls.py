@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from cuattn.errors import SlowHostCallWarning
-from cuattn.ops.attention.arguments import Problem
-from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.ops.attention.params import UNBOUNDED, LogitProblem
 from cuattn.ops.attention.sequences import Packed
-
-if TYPE_CHECKING:
-    from cuattn.ops.decode.arguments import DecodeProblem
+from cuattn.runtime.executor import Executor
 
 SLOW_HOST_FLOPS = 1e11  # a NumPy call of more warns
 BACKWARD_FLOPS = 2.5  # times those of forward: five products of that size instead of two
@@ -21,8 +18,15 @@ BACKWARD_FLOPS = 2.5  # times those of forward: five products of that size inste
 _warned = False
 
 
+class HostProblem(LogitProblem, Protocol):
+    """A problem that knows where it runs."""
+
+    @property
+    def executor(self) -> Executor: ...
+
+
 def warn_if_slow(
-    problem: Problem | DecodeProblem, packed: Packed | None = None, *, work: float = 1.0, pairs: float | None = None
+    problem: HostProblem, packed: Packed | None = None, *, work: float = 1.0, pairs: float | None = None
 ) -> None:
     """Say it once a process. To be called by the public function itself: the warning points at its caller.
 
@@ -51,7 +55,7 @@ def warn_if_slow(
         )
 
 
-def _num_pairs(problem: Problem | DecodeProblem, packed: Packed | None) -> float:
+def _num_pairs(problem: HostProblem, packed: Packed | None) -> float:
     if packed is None or packed.host is None:
         return float(problem.extents.batch * problem.extents.seqlen_q) * problem.extents.seqlen_k
     seqlens_q, seqlens_k = map(np.diff, packed.host)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.ops.attention.forward.config import WARP_SIZE
+from cuattn.dtypes import WARP_SIZE
 from cuattn.ops.attention.options import LogitArray, Options
 from cuattn.ops.attention.variants import EVERYTHING
 from cuattn.runtime.executor import Executor, Kernel

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
-from cuattn.ops.attention.forward.config import ELEMENTS, WARP_SIZE, PlainFwdConfig
+from cuattn.ops.attention.forward.config import PlainFwdConfig
 from cuattn.ops.attention.params import forward_fields, forward_layout
+from cuattn.ops.operand import operand
 from cuattn.runtime.executor import Kernel
 from cuattn.runtime.small_arrays import check_flag
 
@@ -118,7 +120,7 @@ def standard_attention(
     both = return_probabilities and (options.dropout is not None or probability == np.float16)
     probabilities = executor.empty(shape, probability) if both else None
     output = problem.output()
-    queries, keys, values = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
+    queries, keys, values = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
     fields = forward_fields(problem, queries, keys, values, output)
     params = forward_layout(problem.accumulator).pack(**fields)
     row_tiles = batch * num_heads * -(-seqlen_q // _TILE)

@@ -21,10 +21,10 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-__all__ = ["BIAS_ELEMENTS", "PLAIN", "ForwardOptions", "compiled_options"]
+__all__ = ["ELEMENT_TYPES", "PLAIN", "ForwardOptions", "compiled_options"]
 
 #: Types of a bias in CUDA C, by dtype name.
-BIAS_ELEMENTS = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
+ELEMENT_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
 _SCORE_OPTIONS = ("softcap", "alibi", "bias", "mask", "dropout")
 
 
@@ -77,7 +77,7 @@ class ForwardOptions:
     def constants(self) -> dict[str, Any]:
         """As compile-time constants of a kernel."""
         flags = {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name != "bias_dtype"}
-        return {**flags, "BiasElement": BIAS_ELEMENTS[self.bias_dtype]}
+        return {**flags, "BiasElement": ELEMENT_TYPES[self.bias_dtype]}
 
 
 PLAIN = ForwardOptions()
@@ -91,7 +91,7 @@ def _compiled(options: ForwardOptions) -> ForwardOptions:
     return replace(options, bound_right=options.bound_left or options.bound_right)
 
 
-def compiled_options(bias_dtypes: Sequence[str] = tuple(BIAS_ELEMENTS)) -> list[ForwardOptions]:
+def compiled_options(bias_dtypes: Sequence[str] = tuple(ELEMENT_TYPES)) -> list[ForwardOptions]:
     """Every set of options that some call needs a kernel for, plain first."""
     flags: list[dict[str, Any]] = [{name: True} for name in _SCORE_OPTIONS if name != "bias"]
     singles = [PLAIN, *(replace(PLAIN, **flag) for flag in flags)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,83 +9,20 @@ from numpy.typing import NDArray
 
 from cuattn.addresses import byte_bounds
 from cuattn.errors import ArgumentError
-from cuattn.formats import KVFormat
 from cuattn.messages import shown
 from cuattn.ops.attention import arguments as attention_arguments
-from cuattn.ops.attention.arguments import Extents, Operand
 from cuattn.ops.attention.options import Options, check_options
 from cuattn.ops.decode import lengths, scales, shapes
 from cuattn.ops.decode.plan import DecodePlan, check_plan
-from cuattn.ops.decode.scales import Scale
+from cuattn.ops.decode.problem import DecodeProblem
 from cuattn.ops.decode.shapes import CONTIGUOUS, PACKED, PAGED, Names
 from cuattn.ops.rotary import arguments as rotary_arguments
 from cuattn.ops.rotary.arguments import Angles, Rotary
-from cuattn.runtime.executor import Executor, executor_for
+from cuattn.runtime.checks import check_apart, check_out, check_workspace
+from cuattn.runtime.executor import executor_for
 from cuattn.runtime.small_arrays import check_flag
 
-__all__ = ["DecodeProblem", "Scale", "check"]
-
-
-@dataclass(slots=True)
-class DecodeProblem:
-    """A call whose arguments have passed every check."""
-
-    executor: Executor
-    q: Any  # [batch, seqlen_q, heads, head_dim], or packed [tokens, heads, head_dim]
-    k: Any  # [batch, capacity, kv_heads, ...] or [num_pages, page_size, kv_heads, ...]
-    v: Any
-    out: Any  # as the caller gave it, or None
-    dtype: np.dtype[Any]  # of q and of the result
-    kv_format: KVFormat
-    extents: Extents  # seqlen_k: the most keys that a sequence may have; seqlen_q of packed queries: all of them
-    scale: float
-    options: Options
-    seqlens_k: Any  # int32 [batch], where kernels read it
-    host_seqlens_k: NDArray[np.int64] | None  # the same, where the host knows it
-    cu_seqlens_q: Any  # int32 [batch + 1], where kernels read it, or None
-    host_seqlens_q: NDArray[np.int64] | None  # [batch]; None where only a device knows it
-    max_seqlen_q: int | None  # likewise
-    block_tables: Any  # int32 [batch, max_pages], contiguous, or None
-    page_size: int  # the capacity, where the cache is contiguous
-    num_pages: int  # batch, where the cache is contiguous
-    k_scale: Scale | None
-    v_scale: Scale | None
-    k_blocks: Any  # scales of blocks of numbers, [num_pages, page_size, kv_heads, blocks], or None
-    v_blocks: Any
-    rotary: Angles | None
-    rotate_keys: bool
-    num_splits: int | None  # as the caller gave it
-    plan: DecodePlan | None
-    workspace: Any  # uint8, contiguous, or None
-
-    @property
-    def accumulator(self) -> type[np.floating[Any]]:
-        """The type that sums are in, and lse is returned in."""
-        return np.float64 if self.dtype == np.float64 else np.float32
-
-    @property
-    def paged(self) -> bool:
-        return self.block_tables is not None
-
-    @property
-    def group(self) -> int:
-        """Query heads that read one key/value head."""
-        return self.extents.heads_per_kv_head
-
-    @property
-    def num_pairs(self) -> float:
-        """Pairs of a query and a key of one sequence, as far as the host knows."""
-        if self.host_seqlens_q is None or self.host_seqlens_k is None:
-            return float(self.extents.seqlen_q) * self.extents.seqlen_k
-        return float(np.dot(self.host_seqlens_q, self.host_seqlens_k))
-
-    def output(self) -> Operand:
-        """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
-        return attention_arguments.target(self.executor, self.out, self.extents.out_shape, self.dtype)
-
-    def deliver(self, output: Operand) -> Any:
-        """The array for the caller, once the kernels have been launched."""
-        return attention_arguments.deliver(self.executor, self.out, output)
+__all__ = ["check", "check_paged", "check_paged_varlen"]
 
 
 def check(q: Any, k_cache: Any, v_cache: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
@@ -224,13 +160,13 @@ def _check(
         inputs = _memory(names, problem)
         if out is not None:
             problem.out = executor.asarray("out", out)
-            attention_arguments.check_out("out", problem.out, extents.out_shape, q.dtype)
-            attention_arguments.check_apart("out", byte_bounds(problem.out), inputs)
+            check_out("out", problem.out, extents.out_shape, q.dtype)
+            check_apart("out", byte_bounds(problem.out), inputs)
             inputs["out"] = byte_bounds(problem.out)
         if workspace is not None:
             problem.workspace = executor.asarray("workspace", workspace)
-            attention_arguments.check_workspace(problem.workspace)
-            attention_arguments.check_apart("workspace", byte_bounds(problem.workspace), inputs)
+            check_workspace(problem.workspace)
+            check_apart("workspace", byte_bounds(problem.workspace), inputs)
     return problem
 
 
@@ -257,7 +193,6 @@ def _check_positions(
 
 
 def _check_plan(problem: DecodeProblem) -> None:
-    from cuattn.ops.decode.plan import DecodePlan
 
     plan = problem.plan
     if not isinstance(plan, DecodePlan):

@@ -18,8 +18,8 @@ from cuattn.messages import shown
 from cuattn.ops.attention.sequences import check_cu_seqlens
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
-from cuattn.ops.decode.arguments import DecodeProblem
 from cuattn.ops.decode.launch import decode
+from cuattn.ops.decode.problem import DecodeProblem
 from cuattn.ops.merge.states import merge_states
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.renaming import renamed

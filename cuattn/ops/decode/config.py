@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.errors import LaunchError
 from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.head_dims import BUCKETS, COLUMNS, MAX_COLUMNS
-from cuattn.ops.attention.forward.config import ELEMENTS, MMA_ROWS, ROW_PADDING_BYTES, WARP_SIZE
+from cuattn.ops.attention.forward.config import MMA_ROWS, ROW_PADDING_BYTES
 
 __all__ = ["FLASH_DECODE_CONFIGS", "FlashDecodeConfig", "compiled_dims", "select"]
 

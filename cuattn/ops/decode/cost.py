@@ -7,7 +7,6 @@ where several CTAs share it, and a fixed cost before and after.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -21,16 +20,14 @@ from cuattn.ops.decode.config import compiled_dims
 if TYPE_CHECKING:
     from cuattn.formats import KVFormat
     from cuattn.ops.decode.config import FlashDecodeConfig
-    from cuattn.runtime.executor import Executor
 
-__all__ = ["CostModel", "Items", "cost_model", "machine_of"]
+__all__ = ["CostModel", "Items", "cost_model"]
 
 # What an SM draws, at its share of the bandwidth (36 GB/s on an H200, 19 on an A100), during ...
 CTA_BYTES = 32 * 1024  # ... the fixed part of a CTA: its queries, the first tile under way, its results; about 1 us
 REDUCE_BYTES = 96 * 1024  # ... the launch of another kernel, and its first loads; 2 to 3 us
 # ... the latency of memory (0.8 us): a CTA with fewer bytes under way does not even draw its share.
 SATURATING_BYTES = 32 * 1024
-HOST_MACHINE = "sm_90", 132  # what a plan for NumPy arrays is made for: an H200
 REGISTERS = {"mma": 168, "fma": 224}  # of a thread, about: ptxas says 158 to 248 and 221
 
 
@@ -143,12 +140,3 @@ def cost_model(
         top_speed=min(1.0, max(config.num_stages - 1, 1) * tile_bytes / SATURATING_BYTES),
         read_once=(key_bytes + value_bytes) / (column_blocks * key_bytes + value_bytes),
     )
-
-
-@cache
-def machine_of(executor: Executor) -> tuple[str, int]:
-    """Architecture and multiprocessors of the GPU that an executor runs on; the host stands for `HOST_MACHINE`."""
-    if executor.name == "host":
-        return HOST_MACHINE
-    with executor.on_device():
-        return executor.arch, int(sys.modules["cupy"].cuda.Device().attributes["MultiProcessorCount"])

@@ -6,20 +6,20 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from cuattn.addresses import address
+from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.formats import KVFormat
-from cuattn.ops.attention.arguments import Operand, operand
 from cuattn.ops.attention.params import UNBOUNDED
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims, select
 from cuattn.ops.decode.params import pack_decode
 from cuattn.ops.decode.reduce import launch_reduce
 from cuattn.ops.decode.schedule import schedule
 from cuattn.ops.decode.workspace import partials
+from cuattn.ops.operand import Operand, operand
 from cuattn.ops.rotary.arguments import NO_ANGLES
-from cuattn.ops.softmax.config import ELEMENT_TYPES
 from cuattn.runtime.executor import Executor, Kernel
 
 if TYPE_CHECKING:
-    from cuattn.ops.decode.arguments import DecodeProblem
+    from cuattn.ops.decode.problem import DecodeProblem
 
 __all__ = ["decode"]
 

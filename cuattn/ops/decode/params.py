@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuattn.ops.attention.arguments import Operand
 from cuattn.ops.attention.params import UNBOUNDED, decode_layout, forward_fields
 from cuattn.ops.decode.config import FlashDecodeConfig
 from cuattn.ops.decode.scales import Scale
+from cuattn.ops.operand import Operand
 
 if TYPE_CHECKING:
-    from cuattn.ops.decode.arguments import DecodeProblem
+    from cuattn.ops.decode.problem import DecodeProblem
     from cuattn.ops.decode.schedule import Schedule
 
 __all__ = ["divisor", "pack_decode"]

@@ -20,7 +20,7 @@ from cuattn.messages import shown
 from cuattn.ops.attention.options import check_options
 from cuattn.ops.decode import plan_arguments, splits, workspace
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims, select
-from cuattn.ops.decode.cost import CostModel, cost_model, machine_of
+from cuattn.ops.decode.cost import CostModel, cost_model
 from cuattn.ops.decode.lengths import check_num_splits
 from cuattn.ops.decode.plan_arguments import PlanLengths
 from cuattn.ops.decode.schedule import Lists, Schedule, bounds_of, check_partials, even_schedule, lists_of, most_blocks
@@ -28,7 +28,7 @@ from cuattn.ops.decode.splits import Bounds
 from cuattn.runtime.small_arrays import check_flag
 
 if TYPE_CHECKING:
-    from cuattn.ops.decode.arguments import DecodeProblem
+    from cuattn.ops.decode.problem import DecodeProblem
     from cuattn.runtime.executor import Executor
 
 __all__ = ["DecodePlan", "PlanEstimate", "check_plan", "plan_decode"]
@@ -319,7 +319,7 @@ def plan_decode(
     bucket, columns, column_blocks = compiled_dims(head_dim, head_dim_v)
     limit = executor.smem_limit_bytes
     config = select(dtype, row, bucket, columns, rows_per_kv_head=rows, smem_limit_bytes=limit)
-    arch, sms = machine_of(executor)
+    arch, sms = executor.machine
     if num_sms is not None:
         sms = plan_arguments.check_extent("num_sms", num_sms, 1)
     itemsize = 8 if dtype == np.float64 else 4

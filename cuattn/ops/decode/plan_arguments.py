@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cuattn.dtypes import ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.messages import shown
-from cuattn.ops.attention.forward.config import ELEMENTS
 from cuattn.ops.attention.sequences import check_cu_seqlens
 from cuattn.runtime.executor import Executor, executor_for, executor_of_module
 from cuattn.scalars import MAX_EXTENT, check_dtype, choice, integer

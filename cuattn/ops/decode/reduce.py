@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuattn.addresses import address
-from cuattn.ops.attention.arguments import Operand
+from cuattn.dtypes import ELEMENT_TYPES, PACK_BYTES
 from cuattn.ops.merge.launch import MAX_GRID_X, NUM_THREADS, block_shape
-from cuattn.ops.softmax.config import ELEMENT_TYPES, PACK_BYTES
+from cuattn.ops.operand import Operand
 
 if TYPE_CHECKING:
-    from cuattn.ops.decode.arguments import DecodeProblem
+    from cuattn.ops.decode.problem import DecodeProblem
     from cuattn.ops.decode.schedule import Schedule
 
 __all__ = ["constants", "launch_reduce", "variants"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from cuattn.addresses import address
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.formats import KVFormat
 from cuattn.messages import shown
+from cuattn.runtime.arrays import contiguous
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.small_arrays import small_array
 from cuattn.scalars import as_real
@@ -66,7 +66,7 @@ def check_scale(
     if tuple(array.shape) != slots:
         raise ShapeError(f"{name} has shape {list(array.shape)}; allowed is [] or {[slots[2]]} or {list(slots)}")
     if (address(array) | array.strides[0] | array.strides[1] | array.strides[2]) % 4:
-        array = _copy(executor, array)
+        array = contiguous(executor, array)
     page, slot, head = array.strides
     return Scale(array, (page // 4, slot // 4, head // 4), True)
 
@@ -89,11 +89,5 @@ def check_block_scales(
     if tuple(array.shape) != shape:
         raise ShapeError(f"{name} has shape {list(array.shape)}; {list(shape)} is needed")
     if array.strides[3] != 1 and shape[3] > 1:
-        array = _copy(executor, array)
+        array = contiguous(executor, array)
     return array
-
-
-def _copy(executor: Executor, x: Any) -> Any:
-    with executor.on_device():
-        module: Any = np if executor.name == "host" else sys.modules["cupy"]
-        return module.array(x, order="C")

@@ -19,12 +19,12 @@ from cuattn.ops.attention.options import Options
 from cuattn.ops.attention.sequences import device_work_list
 from cuattn.ops.decode import splits
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims
-from cuattn.ops.decode.cost import CostModel, cost_model, machine_of
+from cuattn.ops.decode.cost import CostModel, cost_model
 from cuattn.ops.decode.splits import Blocks, Bounds
 from cuattn.runtime.executor import Executor
 
 if TYPE_CHECKING:
-    from cuattn.ops.decode.arguments import DecodeProblem
+    from cuattn.ops.decode.problem import DecodeProblem
 
 __all__ = ["Lists", "Schedule", "bounds_of", "check_partials", "even_schedule", "lists_of", "most_blocks", "schedule"]
 
@@ -169,7 +169,7 @@ def lists_of(blocks: Blocks, seqlens_q: NDArray[np.int64], num_splits: int | NDA
 
 def _model_of(problem: DecodeProblem, config: FlashDecodeConfig) -> CostModel:
     extents = problem.extents
-    arch, num_sms = machine_of(problem.executor)
+    arch, num_sms = problem.executor.machine
     most = extents.seqlen_q if problem.max_seqlen_q is None else problem.max_seqlen_q
     rows = min(config.block_m, most * problem.group)
     itemsize = 8 if problem.accumulator is np.float64 else 4

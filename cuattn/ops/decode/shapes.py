@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
 from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.formats import resolve as resolve_format
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.ops.attention.arguments import MAX_EXTENT, Extents
-from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS
 
 __all__ = ["CONTIGUOUS", "PACKED", "PAGED", "Names", "capacity_of", "check_dtypes", "check_extents", "check_ranks"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from cuattn.errors import ShapeError
 
 if TYPE_CHECKING:
-    from cuattn.ops.decode.arguments import DecodeProblem
+    from cuattn.ops.decode.problem import DecodeProblem
 
 __all__ = ["nbytes", "partials"]
 

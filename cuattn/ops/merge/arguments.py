@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cuattn.addresses import byte_bounds, overlaps_itself
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
+from cuattn.dtypes import ELEMENTS
+from cuattn.errors import ArgumentError, DTypeError, ShapeError
+from cuattn.runtime.checks import check_apart_or_same, check_writable
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.runtime.small_arrays import small_array
+from cuattn.scalars import MAX_EXTENT
 
-MAX_EXTENT = 2**31 - 1
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _LSE_NAMES = ("lse_a", "lse_b", "lses", "out[1]")
 
 
@@ -56,9 +57,12 @@ def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) 
     results = None
     if out is not None:
         results = arrays["out[0]"], arrays["out[1]"]
-        others = [*rest, *([] if sinks is None else [sinks])]
-        _check_result("out[0]", results[0], first[0], [first[1], *others])
-        _check_result("out[1]", results[1], first[1], [first[0], results[0], *others])
+        names = ("out_a", "lse_a", "out_b", "lse_b") if "out_b" in arrays else ("outs[0]", "lses[0]", "outs", "lses")
+        inputs = dict(zip(names, (*first, *rest), strict=True)) | ({} if sinks is None else {"sinks": sinks})
+        for name, result in zip(("out[0]", "out[1]"), results, strict=True):
+            check_writable(name, result)
+        check_apart_or_same("out[0]", results[0], inputs, names[0])
+        check_apart_or_same("out[1]", results[1], inputs | {"out[0]": results[0]}, names[1])
     return Problem(executor, first, rest, num_parts, sinks, results, shape, lse_shape)
 
 
@@ -81,7 +85,7 @@ def _check_dtypes(arrays: dict[str, Any]) -> None:
     first_name, first = next(iter(arrays.items()))
     for name, x in arrays.items():
         if name == first_name:
-            allowed: tuple[str, ...] = _FLOATS
+            allowed: Collection[str] = ELEMENTS
         elif name in _LSE_NAMES:
             allowed = ("float64" if first.dtype == np.float64 else "float32",)
         elif name == "out[0]" and first.dtype == np.float32:
@@ -89,7 +93,7 @@ def _check_dtypes(arrays: dict[str, Any]) -> None:
         else:
             allowed = (first.dtype.name,)
         if x.dtype.name not in allowed or not x.dtype.isnative:
-            given = "" if allowed is _FLOATS else f", where {first_name} has dtype {first.dtype}"
+            given = "" if allowed is ELEMENTS else f", where {first_name} has dtype {first.dtype}"
             raise DTypeError(
                 f"{name} has dtype {x.dtype} ({x.dtype.str}); allowed: {', '.join(allowed)} (native){given}"
             )
@@ -116,22 +120,3 @@ def _check_shapes(arrays: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, .
                 f"{name} has shape {tuple(x.shape)}; {wanted} is needed, as {first_name} has {tuple(first.shape)}"
             )
     return shape, lse_shape
-
-
-def _check_result(name: str, result: Any, first: Any, others: list[Any]) -> None:
-    """Raise unless the result is that of the first part itself, element for element, or elsewhere than all inputs."""
-    if isinstance(result, np.ndarray) and not result.flags.writeable:
-        raise ArrayTypeError(f"{name} is read-only; a writable array is needed")
-    if overlaps_itself(result):
-        raise OverlapError(f"{name} has strides {result.strides} for shape {result.shape}: its elements share memory")
-    low, high = byte_bounds(result)
-    in_place = byte_bounds(first) == (low, high) and (first.dtype, first.shape, first.strides) == (
-        result.dtype,
-        result.shape,
-        result.strides,
-    )
-    inputs = others if in_place else [first, *others]
-    if any(low < bounds[1] and bounds[0] < high for bounds in map(byte_bounds, inputs)):
-        raise OverlapError(
-            f"{name} lies in the memory range of another argument; it must be the first part itself, or elsewhere"
-        )

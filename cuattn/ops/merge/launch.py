@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cuattn.addresses import address
-from cuattn.ops.softmax.config import ELEMENT_TYPES, PACK_BYTES
+from cuattn.dtypes import ELEMENT_TYPES, PACK_BYTES
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.structs import struct_layout
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cuattn.ops.merge.arguments import Problem, check
 from cuattn.ops.merge.launch import launch, usable
-from cuattn.ops.softmax import rows
+from cuattn.runtime.arrays import assign, contiguous
 from cuattn.runtime.executor import Executor
 
 __all__ = ["merge_states"]
@@ -102,11 +102,11 @@ def _evaluate(problem: Problem) -> tuple[Any, Any]:
             executor.finish(result)
         elif target is not result:
             executor.finish(target)
-            rows.assign(executor, result, target)
+            assign(executor, result, target)
     return results
 
 
 def _usable(executor: Executor, pair: tuple[Any, Any]) -> tuple[Any, Any]:
     """(out, lse) of parts, as copies where a kernel cannot take them."""
-    out, lse = (x if usable(x, i == 0) else rows.contiguous(executor, x) for i, x in enumerate(pair))
+    out, lse = (x if usable(x, i == 0) else contiguous(executor, x) for i, x in enumerate(pair))
     return out, lse

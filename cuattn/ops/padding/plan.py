@@ -17,7 +17,8 @@ from cuattn.addresses import as_bytes, byte_bounds
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
 from cuattn.ops.padding.rows import NUM_THREADS, Movement, fold
 from cuattn.ops.padding.scan import scan
-from cuattn.ops.softmax import rows
+from cuattn.runtime.arrays import assign, contiguous
+from cuattn.runtime.checks import check_apart_or_same, check_extents, check_out
 from cuattn.runtime.executor import Executor, executor_for, executor_of_module
 from cuattn.scalars import MAX_EXTENT, integer
 
@@ -310,7 +311,7 @@ def _arguments(x: Any, plan: PaddingPlan, out: Any) -> tuple[Executor, Any, Any,
                 f"{plan.num_tokens}, plan.batch = {plan.batch} and plan.seqlen = {plan.seqlen}"
             )
     x = executor.asarray("x", x)
-    rows.check_extents("x", x.shape)
+    check_extents("x", x.shape)
     if x.dtype.itemsize not in ITEMSIZES or x.dtype.hasobject:
         raise DTypeError(f"x has dtype {x.dtype}; elements of {', '.join(map(str, ITEMSIZES))} bytes are allowed")
     indices, padding = (executor.put(slots, np.int32) for slots in lists.values())
@@ -321,7 +322,8 @@ def _result(executor: Executor, x: Any, out: Any, shape: tuple[int, ...], *plan:
     """A new array, or ``out`` if that will do."""
     if out is None:
         return executor.empty(shape, x.dtype)
-    rows.check_out(x, out, shape, x.dtype)
+    check_out("out", out, shape, x.dtype)
+    check_apart_or_same("out", out, {"x": x}, "x")
     low, high = byte_bounds(out)
     if any(low < bounds[1] and bounds[0] < high for bounds in map(byte_bounds, plan)):
         raise OverlapError("out lies in the memory range of the plan; it must not overlap it")
@@ -341,7 +343,7 @@ def _launch(
 
 def _deliver(executor: Executor, launch: Callable[[Any, Any], bool], x: Any, result: Any, out: Any) -> Any:
     """Launch with the arrays themselves where a kernel can take them, else with copies."""
-    if launch(x, result) or launch(x := rows.contiguous(executor, x), result):
+    if launch(x, result) or launch(x := contiguous(executor, x), result):
         if out is None:
             executor.finish(result)
         return result
@@ -349,5 +351,5 @@ def _deliver(executor: Executor, launch: Callable[[Any, Any], bool], x: Any, res
     launched = launch(x, copy)
     assert launched, "contiguous arrays have rows of one segment"
     executor.finish(copy)
-    rows.assign(executor, result, copy)
+    assign(executor, result, copy)
     return result

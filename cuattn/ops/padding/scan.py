@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.addresses import address, as_bytes
-from cuattn.ops.softmax import rows
+from cuattn.runtime.arrays import contiguous, full
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.structs import struct_layout
 
@@ -21,10 +21,10 @@ def scan(executor: Executor, mask: Any) -> tuple[Any, Any]:
     batch, seqlen = mask.shape
     num_slots = batch * seqlen
     if num_slots == 0:
-        return executor.empty(0, np.int32), rows.full(executor, (batch + 1,), 0, np.int32)
+        return executor.empty(0, np.int32), full(executor, (batch + 1,), 0, np.int32)
     itemsize = mask.dtype.itemsize
     if any(stride % itemsize for stride in (address(mask), *mask.strides)):
-        mask = rows.contiguous(executor, mask)
+        mask = contiguous(executor, mask)
     chunk_slots = max(MIN_CHUNK_SLOTS, -(-num_slots // MAX_CHUNKS))
     chunk_slots = -(-chunk_slots // NUM_THREADS) * NUM_THREADS
     num_chunks = -(-num_slots // chunk_slots)

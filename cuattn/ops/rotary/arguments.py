@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from cuattn import environment
-from cuattn.addresses import address, byte_bounds, on_elements, overlaps_itself
+from cuattn.addresses import address, byte_bounds, on_elements
 from cuattn.compile import Constant
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapError, ShapeError
+from cuattn.dtypes import ELEMENT_TYPES
+from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.messages import shown
-from cuattn.ops.softmax import rows
-from cuattn.ops.softmax.config import ELEMENT_TYPES
+from cuattn.runtime.arrays import contiguous
+from cuattn.runtime.checks import check_apart, check_dtype, check_out
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, real
 
@@ -159,7 +160,7 @@ def num_groups(num_heads: int) -> int:
 
 def check_heads(name: str, x: Any, head_dim: int) -> None:
     """Raise unless the kernels take heads of this dtype and size."""
-    rows.check_dtype(name, x.dtype)
+    check_dtype(name, x.dtype)
     if max(x.shape) > MAX_EXTENT:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
     if not 1 <= head_dim <= MAX_HEAD_DIM:
@@ -224,7 +225,7 @@ def _check_table(executor: Executor, name: str, table: Any, dtype: np.dtype[Any]
     if table.ndim != 2 or max(table.shape) > MAX_EXTENT:
         raise ShapeError(f"{name} has shape {tuple(table.shape)}; [max_position, rotary_dim / 2] is needed")
     if (table.shape[1] > 1 and table.strides[1] != table.dtype.itemsize) or not on_elements(table):
-        return rows.contiguous(executor, table)
+        return contiguous(executor, table)
     return table
 
 
@@ -281,7 +282,7 @@ def integers(executor: Executor, name: str, x: Any) -> tuple[Any, np.ndarray[Any
     if not isinstance(x, np.ndarray):
         if x.dtype not in (np.int32, np.int64):
             raise DTypeError(f"{name} has dtype {x.dtype}; int32 and int64 are allowed on a device")
-        return (x if on_elements(x) else rows.contiguous(executor, x)), (x.get() if environment.check() else None)
+        return (x if on_elements(x) else contiguous(executor, x)), (x.get() if environment.check() else None)
     if x.size == 0 and x.dtype == np.float64:  # a list without elements
         x = x.astype(np.int32)
     if x.dtype.kind not in "iu":
@@ -317,18 +318,8 @@ def check_positions(
 
 def check_output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **inputs: Any) -> None:
     """Raise unless ``out`` can take such a result and lies apart from the inputs; those that are None do not count."""
-    if tuple(out.shape) != shape:
-        raise ShapeError(f"{name} has shape {tuple(out.shape)}; the result has shape {shape}")
-    if out.dtype != dtype:
-        raise DTypeError(f"{name} has dtype {out.dtype}; the result has dtype {dtype}")
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ArrayTypeError(f"{name} is read-only; a writable array is needed")
-    if overlaps_itself(out):
-        raise OverlapError(f"{name} has strides {out.strides} for shape {shape}: its elements share memory")
-    low, high = byte_bounds(out)
-    for other, x in inputs.items():
-        if x is not None and low < byte_bounds(x)[1] and byte_bounds(x)[0] < high:
-            raise OverlapError(f"{name} lies in the memory range of {other}; it must not overlap an input")
+    check_out(name, out, shape, dtype)
+    check_apart(name, byte_bounds(out), {other: byte_bounds(x) for other, x in inputs.items() if x is not None})
 
 
 def same_memory(x: Any, y: Any) -> bool:

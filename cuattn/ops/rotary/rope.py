@@ -10,10 +10,10 @@ from typing import Any
 
 from cuattn.addresses import address
 from cuattn.errors import ShapeError
-from cuattn.ops.attention.arguments import Operand, operand
+from cuattn.ops.operand import Operand, operand
 from cuattn.ops.rotary import arguments
 from cuattn.ops.rotary.arguments import DEFAULT_BASE, NUM_THREADS, Angles, Positions, Rotary
-from cuattn.ops.softmax import rows
+from cuattn.runtime.arrays import assign
 from cuattn.runtime.executor import MAX_GRID, Executor, executor_for
 from cuattn.runtime.structs import struct_layout
 from cuattn.scalars import check_flag
@@ -143,7 +143,7 @@ def _compute(executor: Executor, x: Any, out: Any, positions: Positions, angles:
     copy = executor.empty(out.shape, out.dtype)
     _launch(executor, source, Operand(_with_batch(copy)), positions, angles, inverse)
     executor.finish(copy)
-    rows.assign(executor, out, copy)
+    assign(executor, out, copy)
 
 
 def _with_batch(x: Any) -> Any:

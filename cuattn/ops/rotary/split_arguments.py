@@ -13,7 +13,8 @@ from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OverlapErro
 from cuattn.ops.padding.plan import PaddingPlan, check_plan
 from cuattn.ops.rotary import arguments
 from cuattn.ops.rotary.arguments import Angles, Positions, Rotary
-from cuattn.ops.softmax import rows
+from cuattn.runtime.arrays import contiguous
+from cuattn.runtime.checks import check_dtype
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.scalars import MAX_EXTENT, integer
 
@@ -124,7 +125,7 @@ def _executor(
 
 def _check_inputs(executor: Executor, qkv: Any, bias: Any) -> tuple[Any, Any]:
     qkv = executor.asarray("qkv", qkv)
-    rows.check_dtype("qkv", qkv.dtype)
+    check_dtype("qkv", qkv.dtype)
     if qkv.ndim != 2:
         raise ShapeError(f"qkv has shape {tuple(qkv.shape)}; [tokens, (heads + 2 kv_heads) * head_dim] is needed")
     if max(qkv.shape) > MAX_EXTENT:
@@ -169,7 +170,7 @@ def _check_plan(executor: Executor, plan: PaddingPlan, num_tokens: int, angles: 
         array, seen = arguments.integers(executor, f"plan.{name}", getattr(plan, name))
         if tuple(array.shape) != (extent,) or array.dtype != np.int32:
             raise ShapeError(f"plan.{name} is {array.dtype} of shape {tuple(array.shape)}; int32 ({extent},) is needed")
-        arrays.append(rows.contiguous(executor, array))
+        arrays.append(contiguous(executor, array))
     _check_lengths("plan", np.diff(seen) if seen is not None else None, angles)
     return arrays[0], arrays[1], arrays[2]
 

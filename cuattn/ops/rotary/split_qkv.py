@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from cuattn.addresses import address
-from cuattn.ops.attention.arguments import Operand
+from cuattn.ops.operand import Operand
 from cuattn.ops.padding.plan import PaddingPlan
 from cuattn.ops.rotary.arguments import NUM_THREADS, Angles, Rotary, num_groups
 from cuattn.ops.rotary.split_arguments import Problem, check
-from cuattn.ops.softmax import rows
+from cuattn.runtime.arrays import assign, contiguous
 from cuattn.runtime.executor import MAX_GRID, Executor
 from cuattn.runtime.structs import struct_layout
 
@@ -119,7 +119,7 @@ def _compute(problem: Problem, outs: list[Any]) -> None:
         _launch(problem, targets)
     for i, copy in copies.items():
         executor.finish(copy)
-        rows.assign(executor, outs[i], copy)
+        assign(executor, outs[i], copy)
 
 
 def _with_batch(x: Any) -> Any:
@@ -130,7 +130,7 @@ def _launch(problem: Problem, outs: list[Operand]) -> None:
     executor, plan, dtype = problem.executor, problem.plan, problem.qkv.dtype
     qkv, bias = _row_operand(executor, problem.qkv), problem.bias
     if bias is not None and (bias.strides[0] != dtype.itemsize or address(bias) % dtype.itemsize):
-        bias = rows.contiguous(executor, bias)
+        bias = contiguous(executor, bias)
     aligned = [x.aligned for x in outs] + [address(qkv) % 16 == 0 and qkv.strides[0] % 16 == 0]
     aligned += [bias is None or address(bias) % 16 == 0]
     angles = problem.angles or Angles(0, False)
@@ -185,4 +185,4 @@ def _row_operand(executor: Executor, qkv: Any) -> Any:
     contiguous = qkv.shape[1] == 1 or qkv.strides[1] == itemsize
     if contiguous and (address(qkv) | qkv.strides[0]) % itemsize == 0:
         return qkv
-    return rows.contiguous(executor, qkv)
+    return contiguous(executor, qkv)

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cuattn.dtypes import PACK_BYTES
+
 ELEMENT_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 ALGORITHMS = {"naive": 0, "safe": 1, "online": 2}
 OUTPUTS = {"softmax": 0, "log_softmax": 1, "logsumexp": 2}
 
-PACK_BYTES = 16  # what a thread moves at once
 MAX_GRID_X = 2**31 - 1
 MAX_GRID_Y = 65535
 MAX_CHUNKS = 1024  # every CTA of the finish kernel reads the states of all chunks of its rows

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
 from cuattn.messages import shown
 from cuattn.ops.softmax import rows
 from cuattn.ops.softmax.config import (
     ALGORITHMS,
-    ELEMENT_TYPES,
     MAX_GRID_X,
     MAX_GRID_Y,
     OUTPUTS,
@@ -27,6 +27,8 @@ from cuattn.ops.softmax.config import (
 )
 from cuattn.ops.softmax.rows import Rows
 from cuattn.ops.softmax.softmax import accumulator
+from cuattn.runtime.arrays import contiguous, full
+from cuattn.runtime.checks import check_extents
 from cuattn.runtime.executor import Executor, Kernel, executor_for, executor_of_module
 from cuattn.scalars import MAX_EXTENT, as_integer, check_dtype
 
@@ -232,12 +234,12 @@ class OnlineSoftmax:
             raise DTypeError(f"x: dtype {x.dtype}; this state has dtype {self.dtype}")
         if x.ndim == 0 or tuple(x.shape[:-1]) != self.shape:
             raise ShapeError(f"x: shape {tuple(x.shape)}; {(*self.shape, 'n')} is allowed, with any n")
-        rows.check_extents("x", x.shape)
+        check_extents("x", x.shape)
         return executor, x
 
     def _allocate(self, executor: Executor) -> None:
         if self._states is None:
-            self._states = rows.full(executor, (*self.shape, 2), -np.inf, accumulator(self.dtype))
+            self._states = full(executor, (*self.shape, 2), -np.inf, accumulator(self.dtype))
             self._states[..., 1] = 0
 
     def _constants(self, config: SoftmaxConfig, layout: Rows) -> dict[str, int | bool | float | str]:
@@ -271,7 +273,7 @@ def _fold(executor: Executor, x: Any, out: Any) -> tuple[Any, Rows]:
     """``x``, or a contiguous copy of it, and its rows."""
     layout = rows.fold(x, out, x.ndim - 1)
     if layout is None:
-        copy = rows.contiguous(executor, x)
+        copy = contiguous(executor, x)
         layout = rows.fold(copy, copy if out is x else out, x.ndim - 1)
         assert layout is not None, "contiguous arrays have at most one outer axis"
         x = copy

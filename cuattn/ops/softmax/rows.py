@@ -7,7 +7,6 @@ folds the outer axes of an array of any rank into that, and copies the rare arra
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.addresses import address, byte_bounds, overlaps_itself
-from cuattn.allocation import allocating
-from cuattn.errors import ArrayTypeError, DTypeError, OverlapError, ShapeError
-from cuattn.ops.softmax.config import ELEMENT_TYPES, PACK_BYTES
-from cuattn.runtime.device_copies import copied
-from cuattn.runtime.executor import Executor
+from cuattn.addresses import address
+from cuattn.dtypes import PACK_BYTES
 from cuattn.runtime.structs import struct_layout
-from cuattn.scalars import MAX_EXTENT, integer
 
 MAX_OUTER_DIMS = 4
 MIN_ADJACENT_ROWS = 8  # fewer neighbouring rows than this do not pay for giving each lane a row
@@ -132,68 +126,3 @@ def _collapse(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]
         else:
             merged.append(dim)
     return merged
-
-
-# --- checks, shared by the functions that take rows ------------------------------------------------------------------
-
-
-@lru_cache(maxsize=64)
-def check_dtype(name: str, dtype: Any) -> str:
-    """The name of ``dtype``; DTypeError unless the kernels take it."""
-    if dtype.name not in ELEMENT_TYPES or not dtype.isnative:
-        raise DTypeError(f"{name}: dtype {dtype} ({dtype.str}); {', '.join(ELEMENT_TYPES)} (native) are allowed")
-    return str(dtype.name)
-
-
-def check_extents(name: str, shape: Sequence[int]) -> None:
-    """Raise ShapeError if the kernels cannot count one of the axes."""
-    if any(extent > MAX_EXTENT for extent in shape):
-        raise ShapeError(f"{name}: shape {tuple(shape)}; an extent may be at most {MAX_EXTENT}")
-
-
-def check_axis(axis: Any, ndim: int, name: str = "x") -> int:
-    """``axis`` of the array ``name`` as a number from 0 to ``ndim`` - 1."""
-    if ndim == 0:
-        raise ShapeError(f"{name}: an array of rank 0 has no axis; a rank of at least 1 is allowed")
-    return integer("axis", axis, -ndim, ndim - 1) % ndim
-
-
-def check_out(x: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    """Raise unless ``out`` can hold a result of ``shape`` and ``dtype`` computed from ``x``."""
-    if tuple(out.shape) != shape:
-        raise ShapeError(f"out: shape {tuple(out.shape)}; the result has shape {shape}")
-    if out.dtype != dtype:
-        raise DTypeError(f"out: dtype {out.dtype}; the result has dtype {dtype}")
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ArrayTypeError("out: the array is read-only")
-    if overlaps_itself(out):
-        raise OverlapError(f"out: elements of the array (shape {shape}, strides {out.strides}) share memory")
-    same = address(x) == address(out) and x.shape == out.shape and x.strides == out.strides
-    if not same and byte_bounds(x)[0] < byte_bounds(out)[1] and byte_bounds(out)[0] < byte_bounds(x)[1]:
-        raise OverlapError("out: lies in the memory range of x; it must be x itself, element for element, or elsewhere")
-
-
-# --- array operations, on the executor's device -----------------------------------------------------------------------
-
-
-def contiguous(executor: Executor, x: Any) -> Any:
-    """``x``, or a copy of it, in C order and aligned."""
-    if isinstance(x, np.ndarray):
-        return np.require(x, requirements=["C", "A"])
-    if x.flags.c_contiguous:
-        return x
-    with executor.on_device():
-        return copied(x)
-
-
-def full(executor: Executor, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
-    """A new array of ``value``, ordinary from the start."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    with executor.on_device(), allocating(f"an array of shape {list(shape)}", nbytes if executor.name == "host" else 0):
-        return (np if executor.name == "host" else sys.modules["cupy"]).full(shape, value, dtype)
-
-
-def assign(executor: Executor, target: Any, value: Any) -> None:
-    """``target[...] = value``."""
-    with executor.on_device():
-        target[...] = value

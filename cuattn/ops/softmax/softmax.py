@@ -14,6 +14,8 @@ import numpy as np
 from cuattn.ops.softmax import rows
 from cuattn.ops.softmax.config import ALGORITHMS, ITEMSIZES, MAX_GRID_Y, SoftmaxConfig, kernel_constants, select
 from cuattn.ops.softmax.rows import Rows
+from cuattn.runtime.arrays import assign, contiguous, full
+from cuattn.runtime.checks import check_apart_or_same, check_axis, check_dtype, check_extents, check_out
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.scalars import check_flag, choice
 
@@ -138,9 +140,9 @@ def evaluate(
     """Validate, choose a config (unless one is given), allocate, launch. ``output``: a key of `OUTPUTS`."""
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
     x = executor.asarray("x", x)
-    rows.check_dtype("x", x.dtype)
-    rows.check_extents("x", x.shape)
-    axis = rows.check_axis(axis, x.ndim)
+    check_dtype("x", x.dtype)
+    check_extents("x", x.shape)
+    axis = check_axis(axis, x.ndim)
     choice("algorithm", algorithm, ALGORITHMS)
     keepdims = check_flag("keepdims", keepdims)
 
@@ -150,12 +152,13 @@ def evaluate(
         dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     if out is not None:
         out = executor.asarray("out", out)
-        rows.check_out(x, out, shape, dtype)
+        check_out("out", out, shape, dtype)
+        check_apart_or_same("out", out, {"x": x}, "x")
 
     if x.size == 0:  # nothing to launch: no elements, or the log-sum-exp of rows without elements
         if out is None:
-            return rows.full(executor, shape, -np.inf, dtype)
-        rows.assign(executor, out, -np.inf)
+            return full(executor, shape, -np.inf, dtype)
+        assign(executor, out, -np.inf)
         return out
     result = executor.empty(shape, dtype) if out is None else out
     _compute(executor, output, x, result, axis, algorithm, config)
@@ -170,7 +173,7 @@ def _compute(
     target = _without_axis(out, axis) if output == "logsumexp" and out.ndim == x.ndim else out
     layout = rows.fold(x, target, axis)
     if layout is None:  # too many outer axes, or elements that are not aligned
-        x = rows.contiguous(executor, x)
+        x = contiguous(executor, x)
         layout = rows.fold(x, target, axis)
     if layout is not None:
         _launch(executor, output, x, target, layout, algorithm, config)
@@ -180,7 +183,7 @@ def _compute(
     assert layout is not None, "contiguous arrays have at most two outer axes"
     _launch(executor, output, x, copy, layout, algorithm, config)
     executor.finish(copy)
-    rows.assign(executor, target, copy)
+    assign(executor, target, copy)
 
 
 def _without_axis(x: Any, axis: int) -> Any:
@@ -228,7 +231,7 @@ def _plan(layout: Rows, dtype_name: str, output: str, algorithm: str, config: So
 def _launch(
     executor: Executor, output: str, x: Any, out: Any, layout: Rows, algorithm: str, config: SoftmaxConfig | None
 ) -> None:
-    plan = _plan(layout, rows.check_dtype("x", x.dtype), output, algorithm, config)
+    plan = _plan(layout, check_dtype("x", x.dtype), output, algorithm, config)
     if not plan.num_chunks:
         kernel = executor.kernel(plan.source, plan.constants, f"cuattn_{plan.source}")
         executor.launch(kernel, (plan.grid_rows,), plan.block, {"g_x": x, "g_out": out, "layout": plan.layout})

@@ -10,8 +10,8 @@ from test_attention_options import BF16, F16, F32, F64, make, same_bits
 import cuattn
 from cuattn import reference
 from cuattn.ops.attention.dense import evaluate
-from cuattn.ops.attention.dropout import philox4x32_10
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, PlainFwdConfig
+from cuattn.reference.dropout import philox4x32_10
 
 NAMES = ("dropout_p", "dropout_seed", "dropout_offset")
 #: p, seed and offset: usual, nearly nothing kept, nearly everything kept; every word of key and counter in use.

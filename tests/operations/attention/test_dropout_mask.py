@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn.errors import ArgumentError, NonFiniteError
-from cuattn.ops.attention.dropout import check_dropout, kept, philox4x32_10
+from cuattn.ops.attention.dropout import check_dropout
+from cuattn.reference.dropout import kept, philox4x32_10
 from cuattn.testing.strategies import examples
 
 # The vectors of the authors' own test suite (Random123, kat_vectors, "philox4x32 10").
@@ -71,7 +72,7 @@ def test_counters_are_those_of_the_contract(shape, p, seed, offset):
 def test_parts_are_parts_of_the_whole(starts, lengths):
     rows, columns = (range(start, start + n) for start, n in zip(starts, lengths, strict=False))
     whole = cuattn.dropout_mask(2, 3, 115, 115, dropout_p=0.4, dropout_seed=2**63 + 9, dropout_offset=77)
-    part = kept(check_dropout(0.4, 2**63 + 9, 77), [5, 1], rows, columns)
+    part = kept(check_dropout(0.4, 0, 0).threshold, 2**63 + 9, 77, [5, 1], rows, columns)
     cut = whole.reshape(6, 115, 115)[[5, 1], rows.start : rows.stop, columns.start : columns.stop]
     np.testing.assert_array_equal(part, cut)
 

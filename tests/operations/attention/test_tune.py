@@ -13,7 +13,6 @@ import pytest
 from simulated_cupy import installed
 
 import cuattn
-from cuattn.benchmark.timing import Timing
 from cuattn.compile import arch as archs
 from cuattn.compile import cache
 from cuattn.errors import ArgumentError, LaunchError, NotSupportedError
@@ -21,6 +20,7 @@ from cuattn.ops.attention.forward import hopper_launch, hopper_select, tuned_row
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
 from cuattn.ops.attention.forward.hopper_config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
 from cuattn.runtime import executor as executors
+from cuattn.runtime.timer import Timing
 from cuattn.testing.arrays import Layout, place
 
 SHAPES = (1, 300, 8, 64), (1, 500, 2, 64), (1, 500, 2, 64)

@@ -11,7 +11,7 @@ from test_attention_dropout import ARGUMENTS, NAMES, probabilities
 from test_attention_varlen import pack
 
 import cuattn
-from cuattn.ops.attention.dropout import philox4x32_10
+from cuattn.reference.dropout import philox4x32_10
 
 WIDTH = 32  # head dim of the probes: so many columns of a mask are read by one call
 

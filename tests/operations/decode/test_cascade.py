@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import errors, host
-from cuattn.ops.decode import schedule
+from cuattn.runtime.executor import HostExecutor
 from cuattn.testing.strategies import examples
 
 F16, F32 = np.dtype(np.float16), np.dtype(np.float32)
@@ -112,7 +112,7 @@ def test_what_no_sequence_uses_is_not_felt(executor):
 
 def test_bytes_read(monkeypatch):
     """K/V of the prefix once for all eight sequences: counted, as the difference that a longer prefix makes."""
-    monkeypatch.setattr(schedule, "machine_of", lambda executor: ("sm_90", 1))  # on which nothing is worth a split
+    monkeypatch.setattr(HostExecutor, "machine", ("sm_90", 1))  # on which nothing is worth a split
     batch, group = 8, HEADS // KV_HEADS
     *arrays, pages = make(batch, 1, F16, num_pages=64)
     tables = pages[48:56].reshape(batch, 1)

@@ -9,7 +9,7 @@ import pytest
 from merge_parts import F16, F32, F64, lses_of, outs_of
 
 from cuattn import compile as kernel_compiler
-from cuattn.ops.attention.arguments import Extents, Operand
+from cuattn.ops.attention.arguments import Extents
 from cuattn.ops.attention.options import Options
 from cuattn.ops.attention.params import UNBOUNDED
 from cuattn.ops.decode import reduce
@@ -17,6 +17,7 @@ from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS
 from cuattn.ops.decode.params import pack_decode
 from cuattn.ops.decode.schedule import Schedule
 from cuattn.ops.merge import launch as merge_launch
+from cuattn.ops.operand import Operand
 from cuattn.runtime.executor import executor_for
 from cuattn.testing.arrays import Layout
 from cuattn.testing.merging import assert_merge_close

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from simulated_cupy import installed
 
-from cuattn.ops.attention.arguments import Operand, check
+from cuattn.ops.attention.arguments import check
 from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward import hopper_launch
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.ops.attention.params import UNBOUNDED, forward_layout
 from cuattn.ops.attention.varlen import evaluate as evaluate_varlen
+from cuattn.ops.operand import Operand
 from cuattn.runtime import executor as executors
 from cuattn.testing.arrays import Layout, place
 

@@ -11,6 +11,7 @@ from softmax_variants import CONFIGS, VARIANTS, Variant, problems
 
 import cuattn
 from cuattn import compile as kernel_compiler
+from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.ops.softmax import config as softmax_config
 from cuattn.ops.softmax.softmax import evaluate
 from cuattn.testing import assert_softmax_close
@@ -61,7 +62,7 @@ def test_no_spills(arch, dtype):
     for source, constants in softmax_config.variants():
         widest = constants["NUM_THREADS"] in (256, 512) and not constants["LANES_SPAN_ROWS"]
         if (
-            constants["Element"] == softmax_config.ELEMENT_TYPES[dtype.name]
+            constants["Element"] == ELEMENT_TYPES[dtype.name]
             and widest
             and not constants["VECTORIZED"]
             and constants.get("OUTPUT", 0) == softmax_config.OUTPUTS["softmax"]

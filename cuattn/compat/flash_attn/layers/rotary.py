@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from cuattn.errors import ArgumentError, ShapeError
 from cuattn.ops.decode.lengths import integers
 from cuattn.ops.rotary.arguments import DEFAULT_BASE, check_heads
 from cuattn.ops.rotary.rope import Rotary, evaluate
+from cuattn.runtime.arrays import module_of
 from cuattn.runtime.executor import executor_for
 from cuattn.runtime.renaming import renamed
 from cuattn.runtime.small_arrays import check_flag
@@ -99,7 +99,7 @@ def apply_rotary_emb(
             tokens = packed_tokens(executor, "cu_seqlens", cu_seqlens, None, int(x.shape[0]))
         first = _offsets(executor, seqlen_offsets, tokens.batch)
         lists = (first,) if tokens.starts is None else (first, tokens.starts)
-        xp: Any = np if all(isinstance(array, np.ndarray) for array in lists) else sys.modules["cupy"]
+        xp = module_of(*lists)
         positions = tokens.numbers(xp, xp.asarray(first))
         tables = (rotation_table(table, x.dtype) for table in (cos, sin))
         rotary = Rotary(DEFAULT_BASE, interleaved, None, *tables)

@@ -3,77 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from cuattn.addresses import address, byte_bounds, share_elements
+from cuattn.addresses import byte_bounds, share_elements
+from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, OverlapError, ShapeError
 from cuattn.head_dims import MAX_GRADIENT_HEAD_DIM, MAX_HEAD_DIM
 from cuattn.ops.attention import arguments
-from cuattn.ops.attention.arguments import Operand, Problem
+from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.backward import workspace as workspace_parts
-from cuattn.ops.attention.forward.config import DTYPES, ELEMENTS
+from cuattn.ops.attention.backward.problem import BackwardProblem
 from cuattn.ops.attention.sequences import Packed
 from cuattn.ops.attention.varlen import check as check_varlen
-from cuattn.runtime.executor import Executor, executor_for
+from cuattn.runtime.arrays import contiguous
+from cuattn.runtime.checks import check_apart, check_out, check_workspace
+from cuattn.runtime.executor import executor_for
 from cuattn.runtime.small_arrays import check_flag
 
-__all__ = ["AttentionGrads", "BackwardProblem", "check", "check_packed", "check_sizes"]
+__all__ = ["check", "check_packed", "check_sizes"]
 
 _GRADIENTS = "dq", "dk", "dv"
-
-
-class AttentionGrads(NamedTuple):
-    """Gradients of attention.
-
-    Attributes
-    ----------
-    dq, dk, dv : array, of the shape and dtype of q, k and v
-    dbias : array, of the shape and dtype of the bias, or None where it was not asked for
-        Summed over the axes that the bias was broadcast over.
-    dsinks : array [heads], float32 (float64 for float64), or None without sinks
-    """
-
-    dq: Any
-    dk: Any
-    dv: Any
-    dbias: Any = None
-    dsinks: Any = None
-
-
-@dataclass(slots=True)
-class BackwardProblem:
-    """A call whose arguments have passed every check."""
-
-    forward: Problem  # its out is None
-    dout: Any
-    out: Any
-    lse: Any  # contiguous in the order of Extents.lse_shape, of the accumulator's type
-    dlse: Any  # likewise, or None
-    dq: Any  # as the caller gave it, or None
-    dk: Any
-    dv: Any
-    return_dbias: bool
-    bias_shape: tuple[int, ...] | None  # of the bias as given
-    deterministic: bool
-    workspace: Any  # as the caller gave it, or None
-    packed: Packed | None
-
-    @property
-    def executor(self) -> Executor:
-        return self.forward.executor
-
-    def target(self, name: str) -> Operand:
-        """What a kernel is to write for "dq", "dk" or "dv": the caller's array where it can, else a new one."""
-        like = getattr(self.forward, name[1:])
-        return arguments.target(self.executor, getattr(self, name), tuple(like.shape), self.forward.dtype)
-
-    def deliver(self, name: str, written: Operand) -> Any:
-        """The array for the caller of what `target` returned, once the kernel has been launched."""
-        return arguments.deliver(self.executor, getattr(self, name), written)
 
 
 def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
@@ -156,9 +108,9 @@ def _check(
     if workspace is not None:
         _check_workspace(problem, memory)
     if saved:
-        problem.lse = _contiguous(executor, problem.lse)
+        problem.lse = contiguous(executor, problem.lse)
     if dlse is not None:
-        problem.dlse = _contiguous(executor, problem.dlse)
+        problem.dlse = contiguous(executor, problem.dlse)
     return problem
 
 
@@ -207,8 +159,8 @@ def _check_gradients(gradients: Mapping[str, Any], forward: Problem, memory: Map
     """The arrays that the caller wants gradients in: apart from every input, and from each other."""
     inputs = {name: bounds for name, bounds in memory.items() if name not in gradients and name != "workspace"}
     for name, x in gradients.items():
-        arguments.check_out(name, x, tuple(getattr(forward, name[1:]).shape), forward.dtype, "gradient")
-        arguments.check_apart(name, memory[name], inputs)
+        check_out(name, x, tuple(getattr(forward, name[1:]).shape), forward.dtype, "gradient")
+        check_apart(name, memory[name], inputs)
     for (name, x), (other_name, other) in combinations(gradients.items(), 2):
         (low, high), (other_low, other_high) = memory[name], memory[other_name]
         if low < other_high and other_low < high and share_elements(x, other):
@@ -217,19 +169,11 @@ def _check_gradients(gradients: Mapping[str, Any], forward: Problem, memory: Map
 
 def _check_workspace(problem: BackwardProblem, memory: Mapping[str, tuple[int, int]]) -> None:
     workspace = problem.workspace
-    arguments.check_workspace(workspace)
+    check_workspace(workspace)
     needed = workspace_parts.nbytes(problem)
     if workspace.size < needed:
         raise ShapeError(
             f"workspace has {workspace.size} bytes; {needed} are needed (cuattn.attention_backward_workspace_size)"
         )
     others = {name: bounds for name, bounds in memory.items() if name != "workspace"}
-    arguments.check_apart("workspace", memory["workspace"], others)
-
-
-def _contiguous(executor: Executor, x: Any) -> Any:
-    """``x``, or a copy of it, in C order and aligned to its elements."""
-    if x.flags.c_contiguous and address(x) % x.dtype.itemsize == 0:
-        return x
-    with executor.on_device():
-        return x.copy(order="C")
+    check_apart("workspace", memory["workspace"], others)

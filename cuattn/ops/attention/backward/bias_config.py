@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.errors import LaunchError
-from cuattn.ops.attention.forward.config import ELEMENTS, FMA_ROWS, MMA_ROWS, ROW_PADDING_BYTES, WARP_SIZE
+from cuattn.ops.attention.forward.config import FMA_ROWS, MMA_ROWS, ROW_PADDING_BYTES
 from cuattn.ops.attention.variants import ForwardOptions
 
 __all__ = ["BIAS_BWD_CONFIGS", "BiasBwdConfig", "select"]

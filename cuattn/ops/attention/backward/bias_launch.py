@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cuattn.dtypes import ELEMENT_TYPES, ELEMENTS, WARP_SIZE
 from cuattn.head_dims import BUCKETS
 from cuattn.ops.attention.backward.bias_config import BiasBwdConfig, select
-from cuattn.ops.attention.forward.config import ELEMENTS, WARP_SIZE
 from cuattn.ops.attention.params import REALS
-from cuattn.ops.attention.variants import BIAS_ELEMENTS
 from cuattn.runtime.executor import Executor, Kernel
 from cuattn.runtime.structs import struct_layout
 
 if TYPE_CHECKING:
-    from cuattn.ops.attention.backward.arguments import BackwardProblem
     from cuattn.ops.attention.backward.launch import Prepared
+    from cuattn.ops.attention.backward.problem import BackwardProblem
 
 __all__ = ["launch_dbias", "launch_dsinks", "partial_nbytes"]
 
@@ -150,7 +149,7 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
 def _sum_kernel(executor: Executor, real: str, bias_dtype: str) -> Kernel:
     constants: dict[str, Any] = {
         "Real": real,
-        "BiasElement": BIAS_ELEMENTS[bias_dtype],
+        "BiasElement": ELEMENT_TYPES[bias_dtype],
         "NUM_THREADS": _SUM_THREADS,
     }
     return executor.kernel("attention_backward_bias_sum", constants, "cuattn_attention_backward_bias_sum")

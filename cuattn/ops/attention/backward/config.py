@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from cuattn.dtypes import WARP_SIZE, kernel_types
 from cuattn.errors import LaunchError
-from cuattn.ops.attention.forward.config import MMA_ROWS, ROW_PADDING_BYTES, WARP_SIZE, kernel_types
+from cuattn.ops.attention.forward.config import MMA_ROWS, ROW_PADDING_BYTES
 from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 
 __all__ = ["FLASH_BWD_CONFIGS", "SIDES", "FlashBwdConfig", "Launch", "Side", "can_add_dq", "products_of", "select"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from cuattn.ops.attention.backward import arguments
 from cuattn.ops.attention.backward import workspace as workspace_parts
-from cuattn.ops.attention.backward.arguments import AttentionGrads
 from cuattn.ops.attention.backward.launch import backward
+from cuattn.ops.attention.backward.problem import AttentionGrads
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
 __all__ = ["AttentionGrads", "attention_backward", "attention_backward_workspace_size"]

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuattn.ops.attention.arguments import Extents, Operand
-from cuattn.ops.attention.forward.config import ELEMENTS, WARP_SIZE
+from cuattn.dtypes import ELEMENTS, WARP_SIZE
+from cuattn.ops.attention.arguments import Extents
+from cuattn.ops.operand import Operand
 from cuattn.runtime.executor import Executor, Kernel
 from cuattn.runtime.structs import struct_layout
 
 if TYPE_CHECKING:
-    from cuattn.ops.attention.backward.arguments import BackwardProblem
+    from cuattn.ops.attention.backward.problem import BackwardProblem
 
 __all__ = ["DqSums"]
 

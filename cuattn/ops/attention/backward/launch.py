@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,21 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.head_dims import BUCKETS
-from cuattn.ops.attention import arguments, tile_classes
-from cuattn.ops.attention.arguments import Operand
-from cuattn.ops.attention.backward.arguments import AttentionGrads, BackwardProblem
+from cuattn.ops.attention import tile_classes
 from cuattn.ops.attention.backward.bias_launch import launch_dbias, launch_dsinks
-from cuattn.ops.attention.backward.config import SIDES, FlashBwdConfig, Launch, Side, select
+from cuattn.ops.attention.backward.config import FlashBwdConfig, Launch
 from cuattn.ops.attention.backward.dq_sums import DqSums
-from cuattn.ops.attention.backward.workspace import allocate, classes_name, order_free
-from cuattn.ops.attention.forward.config import ELEMENTS, WARP_SIZE
+from cuattn.ops.attention.backward.plan import select_configs
+from cuattn.ops.attention.backward.problem import AttentionGrads, BackwardProblem
+from cuattn.ops.attention.backward.workspace import allocate, classes_name
 from cuattn.ops.attention.options import LogitArray
 from cuattn.ops.attention.params import backward_layout, forward_fields
 from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.ops.operand import Operand, operand
+from cuattn.runtime.arrays import zeros
 from cuattn.runtime.executor import Executor, Kernel
 
-__all__ = ["Prepared", "backward", "select_configs"]
+__all__ = ["Prepared", "backward"]
 
 _ROWS_WARPS = 4  # of the kernel that prepares the rows: one row a warp
 _NO_STRIDES = 0, 0, 0
@@ -96,50 +97,10 @@ def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | No
     return AttentionGrads(dq, dk, dv, dbias, dsinks)
 
 
-def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
-    """The rows for queries and for keys; for keys alone where dq is summed in no order."""
-    forward = problem.forward
-    return _select_configs(
-        forward.dtype,
-        *(BUCKETS[forward.extents.head_dim], BUCKETS[forward.extents.head_dim_v]),
-        forward.options.kernel_options,
-        forward.options.tf32,
-        forward.executor.smem_limit_bytes,
-        order_free(problem),
-    )
-
-
-@cache
-def _select_configs(
-    dtype: np.dtype[Any],
-    head_dim: int,
-    head_dim_v: int,
-    options: ForwardOptions,
-    tf32: bool,
-    smem_limit_bytes: int,
-    add_dq: bool,
-) -> tuple[FlashBwdConfig, ...]:
-    def row(own: Side) -> FlashBwdConfig:
-        return select(
-            dtype,
-            head_dim,
-            head_dim_v,
-            own=own,
-            smem_limit_bytes=smem_limit_bytes,
-            options=options,
-            tf32=tf32,
-            add_dq=add_dq,
-        )
-
-    return (row("keys"),) if add_dq else tuple(row(own) for own in SIDES)
-
-
 def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
     """Launch the kernel that looks at every query of every head."""
     executor, forward = problem.executor, problem.forward
-    q, k, v, dout, out = (
-        arguments.operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out)
-    )
+    q, k, v, dout, out = (operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out))
     fields = forward_fields(forward, q, k, v, out, packed=problem.packed)
     prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, fields)
     num_rows = problem.lse.size
@@ -185,7 +146,7 @@ def _launch_side(
         return
     if not extents.num_heads:  # keys that no query head reads
         for name in names:
-            targets[name] = _zeros(executor, targets[name])
+            targets[name] = Operand(zeros(executor, targets[name].array.shape, targets[name].array.dtype))
         return
     seqlen, num_heads = extents.seqlen_q, extents.num_heads
     if of_keys:
@@ -239,9 +200,3 @@ def _kernel(
 ) -> Kernel:
     constants = config.constants(dtype.name, head_dim, head_dim_v, options, launch=launch, aligned=aligned)
     return executor.kernel(config.source, constants, config.entry)
-
-
-def _zeros(executor: Executor, target: Operand) -> Operand:
-    with executor.on_device():
-        module = np if isinstance(target.array, np.ndarray) else sys.modules["cupy"]
-        return Operand(module.zeros(target.array.shape, target.array.dtype))

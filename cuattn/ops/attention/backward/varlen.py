@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from cuattn.ops.attention.backward import arguments
-from cuattn.ops.attention.backward.arguments import AttentionGrads
 from cuattn.ops.attention.backward.launch import backward
+from cuattn.ops.attention.backward.problem import AttentionGrads
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
 __all__ = ["attention_varlen_backward"]

@@ -14,13 +14,14 @@ import numpy as np
 
 from cuattn.ops.attention import tile_classes
 from cuattn.ops.attention.backward import bias_launch
-from cuattn.ops.attention.backward.config import FlashBwdConfig, can_add_dq, products_of
+from cuattn.ops.attention.backward.config import FlashBwdConfig
 from cuattn.ops.attention.backward.dq_sums import DqSums
+from cuattn.ops.attention.backward.plan import order_free, select_configs
 
 if TYPE_CHECKING:
-    from cuattn.ops.attention.backward.arguments import BackwardProblem
+    from cuattn.ops.attention.backward.problem import BackwardProblem
 
-__all__ = ["allocate", "classes_name", "nbytes", "order_free"]
+__all__ = ["allocate", "classes_name", "nbytes"]
 
 _ALIGNMENT = 16  # bytes; of every part
 
@@ -29,8 +30,6 @@ Part = tuple[str, tuple[int, ...], Any]  # name, shape, dtype
 
 def nbytes(problem: BackwardProblem) -> int:
     """Bytes of the workspace of a call."""
-    from cuattn.ops.attention.backward.launch import select_configs
-
     parts = _parts(problem, select_configs(problem))
     return sum(_aligned(math.prod(shape) * np.dtype(dtype).itemsize) for _, shape, dtype in parts)
 
@@ -46,12 +45,6 @@ def allocate(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> dic
             arrays[name] = problem.workspace[offset : offset + size].view(dtype).reshape(shape)
             offset += _aligned(size)
     return arrays
-
-
-def order_free(problem: BackwardProblem) -> bool:
-    """Whether dq is summed in no order, by the CTAs that own keys: the caller allows it, and there is such a kernel."""
-    dtype = problem.forward.dtype
-    return not problem.deterministic and can_add_dq(products_of(dtype, problem.forward.options.tf32), dtype.itemsize)
 
 
 def classes_name(tile: tuple[int, int]) -> str:

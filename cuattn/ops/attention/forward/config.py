@@ -16,25 +16,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from cuattn.dtypes import WARP_SIZE, kernel_types
 from cuattn.errors import LaunchError
 from cuattn.head_dims import MAX_COLUMNS, MAX_HEAD_DIM
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 
-#: Element types in CUDA C, and the type that a kernel accumulates in, by dtype name.
-ELEMENTS = {
-    "float16": ("__half", "float"),
-    "bfloat16": ("__nv_bfloat16", "float"),
-    "float32": ("float", "float"),
-    "float64": ("double", "double"),
-}
-#: 8-bit floats: the type in memory. On chip they are __half, which holds them exactly; the result is bfloat16.
-STORAGE_8BIT = {"float8_e4m3fn": "struct Float8E4M3", "float8_e5m2": "struct Float8E5M2"}
-DTYPES = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
-
-WARP_SIZE = 32
 MMA_ROWS = 16  # query rows of one mma.m16n8k16
 FMA_ROWS = (4, 8)  # query rows of a warp of attention_forward_fma.cu: as many as its registers hold
 FEW_QUERIES = 64  # so many or fewer do not fill the query tile of the large rows
@@ -193,20 +181,6 @@ class PlainFwdConfig:
             "MAX_HEAD_DIM": MAX_COLUMNS if max(head_dim, head_dim_v) <= MAX_COLUMNS else MAX_HEAD_DIM,
             "NUM_WARPS": self.num_warps,
         }
-
-
-def kernel_types(dtype_name: str, products: str) -> dict[str, Any]:
-    """The element types of a kernel: in memory, on chip, of the result, and of the sums."""
-    if dtype_name in STORAGE_8BIT:
-        element = "__half" if products == "mma" else "float"
-        return {
-            "Storage": STORAGE_8BIT[dtype_name],
-            "Element": element,
-            "Output": "__nv_bfloat16",
-            "Accumulator": "float",
-        }
-    element, accumulator = ELEMENTS[dtype_name]
-    return {"Storage": element, "Element": element, "Output": element, "Accumulator": accumulator}
 
 
 # In order of preference: a row for few queries, then the large one, then what fits into 99 KB of shared memory.

@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cuattn.ops.attention.forward.config import FEW_QUERIES, kernel_types
+from cuattn.dtypes import kernel_types
+from cuattn.ops.attention.forward.config import FEW_QUERIES
 from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 
 __all__ = [

@@ -10,13 +10,13 @@ import numpy as np
 
 from cuattn.addresses import address
 from cuattn.host.tensor_map import TensorMap
-from cuattn.ops.attention.arguments import Extents, Operand, Problem
+from cuattn.ops.attention.arguments import Extents, Problem
 from cuattn.ops.attention.forward.hopper_config import ARCH, BUCKETS, SPAN_BYTES, HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
 from cuattn.ops.attention.forward.hopper_select import MAP_ALIGNMENT, kernel_options, longest_seqlen_q
 from cuattn.ops.attention.sequences import Packed
 from cuattn.ops.attention.variants import ForwardOptions
-from cuattn.ops.decode.cost import machine_of
+from cuattn.ops.operand import Operand
 from cuattn.runtime.executor import Executor, Kernel, host_executor
 from cuattn.runtime.tensor_map import tensor_map
 
@@ -71,7 +71,7 @@ def launch(
         "params": params,
         "schedule": schedule.argument(),
     }
-    grid = min(schedule.num_tiles, HOST_CTAS if executor.name == "host" else machine_of(executor)[1])
+    grid = min(schedule.num_tiles, HOST_CTAS if executor.name == "host" else executor.machine[1])
     executor.launch(plan.kernel, (grid,), (row.num_threads,), args, plan.smem_bytes)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 from cuattn import compile, environment
 from cuattn.addresses import address
 from cuattn.errors import LaunchError, NotSupportedError
-from cuattn.ops.attention.arguments import Operand, Problem
+from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import FEW_QUERIES
 from cuattn.ops.attention.forward.hopper_config import ARCH, BUCKETS, HOPPER_FWD_CONFIGS, MAX_HEAD_DIM, HopperFwdConfig
 from cuattn.ops.attention.options import Options
 from cuattn.ops.attention.params import UNBOUNDED
 from cuattn.ops.attention.sequences import Packed
 from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.ops.operand import Operand
 from cuattn.runtime import tensor_map_driver
 
 __all__ = [

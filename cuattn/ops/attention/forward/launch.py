@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cuattn.head_dims import BUCKETS, COLUMNS
-from cuattn.ops.attention import arguments, tile_classes
-from cuattn.ops.attention.arguments import Operand, Problem
+from cuattn.ops.attention import tile_classes
+from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward import hopper_launch
 from cuattn.ops.attention.forward.config import FEW_QUERIES, FlashFwdConfig, PlainFwdConfig, select
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
@@ -19,6 +19,7 @@ from cuattn.ops.attention.forward.tuned_rows import tuned_row
 from cuattn.ops.attention.params import forward_fields, forward_layout
 from cuattn.ops.attention.sequences import Packed
 from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.ops.operand import Operand, operand
 from cuattn.runtime.executor import Executor, Kernel
 
 __all__ = ["forward"]
@@ -39,7 +40,7 @@ def forward(
     output = problem.output()
     lse = executor.empty(extents.lse_shape, problem.accumulator) if return_lse else None
     if output.array.size:
-        q, k, v = (arguments.operand(executor, x) for x in (problem.q, problem.k, problem.v))
+        q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
         operands = q, k, v, output
         if hopper is not None:
             params = forward_layout(problem.accumulator).pack(**forward_fields(problem, *operands, packed=packed))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cuattn.benchmark.timing import CudaTimer
 from cuattn.errors import ArgumentError, NotSupportedError
 from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.ops.attention.arguments import Problem
@@ -16,6 +15,7 @@ from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.forward.path import check_call
 from cuattn.ops.attention.forward.tuned_rows import Row
 from cuattn.ops.attention.sequences import Packed
+from cuattn.runtime.timer import CudaTimer
 
 __all__ = ["TunedRow", "tune"]
 

@@ -13,7 +13,6 @@ import sys
 from functools import cache
 from typing import Any
 
-import cuattn
 from cuattn.compile import cache as disk
 from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.ops.attention.arguments import Problem
@@ -22,6 +21,7 @@ from cuattn.ops.attention.forward.hopper_config import HOPPER_ALTERNATIVES, HOPP
 from cuattn.ops.attention.forward.hopper_select import longest_seqlen_q, why_not
 from cuattn.ops.attention.sequences import Packed
 from cuattn.runtime.executor import Executor
+from cuattn.version import __version__
 
 __all__ = ["Row", "call_class", "device_name", "keep", "tuned_row"]
 
@@ -106,7 +106,7 @@ def _read() -> dict[tuple[str, str], Row]:
 
 
 def _key() -> str:
-    return f"tuned_rows-{cuattn.__version__}"
+    return f"tuned_rows-{__version__}"
 
 
 def _table_of(row: Row) -> str:

@@ -1,0 +1,63 @@
+"""A call of the backward pass whose arguments have passed every check, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.operand import Operand, deliver, target
+from cuattn.runtime.executor import Executor
+
+__all__ = ["AttentionGrads", "BackwardProblem"]
+
+
+class AttentionGrads(NamedTuple):
+    """Gradients of attention.
+
+    Attributes
+    ----------
+    dq, dk, dv : array, of the shape and dtype of q, k and v
+    dbias : array, of the shape and dtype of the bias, or None where it was not asked for
+        Summed over the axes that the bias was broadcast over.
+    dsinks : array [heads], float32 (float64 for float64), or None without sinks
+    """
+
+    dq: Any
+    dk: Any
+    dv: Any
+    dbias: Any = None
+    dsinks: Any = None
+
+
+@dataclass(slots=True)
+class BackwardProblem:
+    """A call whose arguments have passed every check."""
+
+    forward: Problem  # its out is None
+    dout: Any
+    out: Any
+    lse: Any  # contiguous in the order of Extents.lse_shape, of the accumulator's type
+    dlse: Any  # likewise, or None
+    dq: Any  # as the caller gave it, or None
+    dk: Any
+    dv: Any
+    return_dbias: bool
+    bias_shape: tuple[int, ...] | None  # of the bias as given
+    deterministic: bool
+    workspace: Any  # as the caller gave it, or None
+    packed: Packed | None
+
+    @property
+    def executor(self) -> Executor:
+        return self.forward.executor
+
+    def target(self, name: str) -> Operand:
+        """What a kernel is to write for "dq", "dk" or "dv": the caller's array where it can, else a new one."""
+        like = getattr(self.forward, name[1:])
+        return target(self.executor, getattr(self, name), tuple(like.shape), self.forward.dtype)
+
+    def deliver(self, name: str, written: Operand) -> Any:
+        """The array for the caller of what `target` returned, once the kernel has been launched."""
+        return deliver(self.executor, getattr(self, name), written)
