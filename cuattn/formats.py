@@ -25,7 +25,7 @@ from cuattn.scalars import choice
 __all__ = ["KV_FORMATS", "KVFormat", "resolve"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class KVFormat:
     """One way to store cached numbers.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ _LAYOUTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # one object for each set of shapes: known by itself, which is faster
 class Extents:
     """The sizes of a problem; letters as in the documentation: B, N, M, H, G, D, E.
 
@@ -189,20 +189,24 @@ def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
 
     With ``batch``, the arrays are packed: so many sequences one after another, without a batch axis.
     """
+    return _extents(tuple(q.shape), tuple(k.shape), tuple(v.shape), batch)
+
+
+@lru_cache(maxsize=1024)
+def _extents(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], batch: int | None) -> Extents:
+    """The extents for shapes, checked when they are first seen."""
     packed = batch is not None
-    check_rank(q, k, v, packed=packed)
-    seqlen_q, num_heads, head_dim = q.shape[-3:]
-    seqlen_k, num_kv_heads, k_head_dim = k.shape[-3:]
-    head_dim_v = v.shape[-1]
+    _check_ranks(q, k, v, packed)
+    seqlen_q, num_heads, head_dim = q[-3:]
+    seqlen_k, num_kv_heads, k_head_dim = k[-3:]
+    head_dim_v = v[-1]
     if batch is None:
-        batch = q.shape[0]
-        if k.shape[0] != batch:
-            raise ShapeError(
-                f"k has batch {k.shape[0]} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same"
-            )
-    if v.shape[:-1] != k.shape[:-1]:
+        batch = q[0]
+        if k[0] != batch:
+            raise ShapeError(f"k has batch {k[0]} (shape {k}) and q has batch {batch}; they must be the same")
+    if v[:-1] != k[:-1]:
         axes = "tokens and heads" if packed else "batch, seqlen and heads"
-        raise ShapeError(f"v has shape {tuple(v.shape)} and k has shape {tuple(k.shape)}; {axes} must be the same")
+        raise ShapeError(f"v has shape {v} and k has shape {k}; {axes} must be the same")
     if k_head_dim != head_dim:
         raise ShapeError(f"k has head dim {k_head_dim} and q has head dim {head_dim}; they must be the same")
     for name, extent in (("q", head_dim), ("v", head_dim_v)):
@@ -218,16 +222,19 @@ def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
 
 def check_rank(q: Any, k: Any, v: Any, *, packed: bool) -> None:
     """Raise `ShapeError`, naming the argument, for a rank that none of them may have, and for an extent of 2^31."""
+    _check_ranks(tuple(q.shape), tuple(k.shape), tuple(v.shape), packed)
+
+
+@lru_cache(maxsize=1024)
+def _check_ranks(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], packed: bool) -> None:
     rank = 3 if packed else 4
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != rank:
+    for name, shape in (("q", q), ("k", k), ("v", v)):
+        if len(shape) != rank:
             layout = _LAYOUTS[name].replace("seqlen_", "tokens_") if packed else f"batch, {_LAYOUTS[name]}"
             beside = ", beside cu_seqlens_q and cu_seqlens_k" if packed else ""
-            raise ShapeError(
-                f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank {rank} is needed: [{layout}{beside}"
-            )
-        if max(x.shape) > MAX_EXTENT:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
+            raise ShapeError(f"{name} has shape {shape}, rank {len(shape)}; rank {rank} is needed: [{layout}{beside}")
+        if max(shape) > MAX_EXTENT:
+            raise ShapeError(f"{name} has shape {shape}; an extent may be at most {MAX_EXTENT}")
 
 
 def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:

@@ -13,7 +13,7 @@ from cuattn.messages import shown
 from cuattn.ops.attention import arguments as attention_arguments
 from cuattn.ops.attention.options import Options, check_options
 from cuattn.ops.decode import lengths, scales, shapes
-from cuattn.ops.decode.plan import DecodePlan, check_plan
+from cuattn.ops.decode.plan import check_plan
 from cuattn.ops.decode.problem import DecodeProblem
 from cuattn.ops.decode.shapes import CONTIGUOUS, PACKED, PAGED, Names
 from cuattn.ops.rotary import arguments as rotary_arguments
@@ -74,8 +74,7 @@ def _check(
     given = {"q": q, names.k: k, names.v: v}
     for name, x in (
         *(("k_block_scales", k_block_scales), ("v_block_scales", v_block_scales)),
-        *(("k_scale", k_scale if scales.is_per_slot(k_scale) else None),),
-        *(("v_scale", v_scale if scales.is_per_slot(v_scale) else None),),
+        *(("k_scale", scales.of_slots(k_scale)), ("v_scale", scales.of_slots(v_scale))),
         *(("out", out), ("workspace", workspace)),
     ):
         if x is not None:
@@ -153,8 +152,6 @@ def _check(
         plan=plan,
         workspace=None,
     )
-    if plan is not None:
-        _check_plan(problem)
     problem.plan = check_plan(plan, problem)
     if out is not None or workspace is not None:
         inputs = _memory(names, problem)
@@ -190,16 +187,6 @@ def _check_positions(
             f"sequence {at} has {seqlens_k[at]} keys and {seqlens_q[at]} queries, whose first position is "
             f"{seqlens_k[at] - seqlens_q[at]}; cos and sin hold the positions 0 to {num_positions - 1}"
         )
-
-
-def _check_plan(problem: DecodeProblem) -> None:
-
-    plan = problem.plan
-    if not isinstance(plan, DecodePlan):
-        raise ArgumentError(f"plan is {shown(plan)}; the result of cuattn.plan_decode, or None, is allowed")
-    if problem.num_splits is not None:
-        raise ArgumentError(f"num_splits is {problem.num_splits} beside a plan, which says it; leave the default")
-    plan.check(problem)
 
 
 def _memory(names: Names, problem: DecodeProblem) -> dict[str, tuple[int, int]]:

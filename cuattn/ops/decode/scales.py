@@ -16,7 +16,7 @@ from cuattn.runtime.executor import Executor
 from cuattn.runtime.small_arrays import small_array
 from cuattn.scalars import as_real
 
-__all__ = ["Scale", "check_block_scales", "check_scale", "is_per_slot"]
+__all__ = ["Scale", "check_block_scales", "check_scale", "is_per_slot", "of_slots"]
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -39,6 +39,11 @@ def is_per_slot(value: Any) -> bool:
         return bool(value.ndim == 3)
     except Exception:  # no array, or a foreign object that raises what it likes
         return False
+
+
+def of_slots(value: Any) -> Any:
+    """``value`` if it has an entry for every slot, so that it must lie where the cache does; else None."""
+    return value if value is not None and is_per_slot(value) else None
 
 
 def check_scale(

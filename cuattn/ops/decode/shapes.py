@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ __all__ = ["CONTIGUOUS", "PACKED", "PAGED", "Names", "capacity_of", "check_dtype
 _PLAIN = {dtype: KV_FORMATS[dtype.name] for dtype in DTYPES}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Names:
     """What the caller calls the arrays, and how they are laid out."""
 
@@ -36,17 +37,21 @@ PACKED = Names("k_pages", "v_pages", "[tokens, heads, head_dim]", PAGED.cache_la
 
 
 def check_ranks(names: Names, q: Any, k: Any, v: Any) -> None:
+    """Raise `ShapeError`, naming the argument, for a rank that it may not have, and for an extent of 2^31."""
+    _check_ranks(names, tuple(q.shape), tuple(k.shape), tuple(v.shape))
+
+
+@lru_cache(maxsize=1024)
+def _check_ranks(names: Names, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> None:
     rank_q = 3 if names is PACKED else 4
-    if q.ndim != rank_q:
-        raise ShapeError(f"q has shape {tuple(q.shape)}, rank {q.ndim}; rank {rank_q} is needed: {names.q_layout}")
-    for name, x in ((names.k, k), (names.v, v)):
-        if x.ndim != 4:
-            raise ShapeError(
-                f"{name} has shape {tuple(x.shape)}, rank {x.ndim}; rank 4 is needed: {names.cache_layout}"
-            )
-    for name, x in (("q", q), (names.k, k), (names.v, v)):
-        if max(x.shape) > MAX_EXTENT:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}; an extent may be at most {MAX_EXTENT}")
+    if len(q) != rank_q:
+        raise ShapeError(f"q has shape {q}, rank {len(q)}; rank {rank_q} is needed: {names.q_layout}")
+    for name, shape in ((names.k, k), (names.v, v)):
+        if len(shape) != 4:
+            raise ShapeError(f"{name} has shape {shape}, rank {len(shape)}; rank 4 is needed: {names.cache_layout}")
+    for name, shape in (("q", q), (names.k, k), (names.v, v)):
+        if max(shape) > MAX_EXTENT:
+            raise ShapeError(f"{name} has shape {shape}; an extent may be at most {MAX_EXTENT}")
 
 
 def check_dtypes(names: Names, q: Any, k: Any, v: Any, kv_format: Any) -> KVFormat:
@@ -76,20 +81,30 @@ def capacity_of(tables: Any, page_size: int) -> int:
 
 
 def check_extents(names: Names, q: Any, k: Any, v: Any, batch: int, capacity: int, row: KVFormat) -> Extents:
-    seqlen_q, num_heads, head_dim = q.shape[-3:]
-    num_kv_heads = k.shape[2]
-    if names is CONTIGUOUS and k.shape[0] != batch:
-        raise ShapeError(
-            f"{names.k} has batch {k.shape[0]} (shape {tuple(k.shape)}) and q has batch {batch}; they must be the same"
-        )
-    if v.shape[:3] != k.shape[:3]:
-        raise ShapeError(
-            f"{names.v} has shape {tuple(v.shape)} and {names.k} has shape {tuple(k.shape)}; all but the last axis "
-            "must be the same"
-        )
-    k_head_dim, head_dim_v = k.shape[3] * row.elements_per_item, v.shape[3] * row.elements_per_item
+    """The extents of a problem. Raises `ShapeError`, naming the argument, if there is none."""
+    return _extents(names, tuple(q.shape), tuple(k.shape), tuple(v.shape), batch, capacity, row.elements_per_item)
+
+
+@lru_cache(maxsize=1024)
+def _extents(
+    names: Names,
+    q: tuple[int, ...],
+    k: tuple[int, ...],
+    v: tuple[int, ...],
+    batch: int,
+    capacity: int,
+    elements_per_item: int,
+) -> Extents:
+    """The extents for shapes, checked when they are first seen."""
+    seqlen_q, num_heads, head_dim = q[-3:]
+    num_kv_heads = k[2]
+    if names is CONTIGUOUS and k[0] != batch:
+        raise ShapeError(f"{names.k} has batch {k[0]} (shape {k}) and q has batch {batch}; they must be the same")
+    if v[:3] != k[:3]:
+        raise ShapeError(f"{names.v} has shape {v} and {names.k} has shape {k}; all but the last axis must be the same")
+    k_head_dim, head_dim_v = k[3] * elements_per_item, v[3] * elements_per_item
     if k_head_dim != head_dim:
-        items = "" if row.elements_per_item == 1 else f" ({row.elements_per_item} numbers an item)"
+        items = "" if elements_per_item == 1 else f" ({elements_per_item} numbers an item)"
         raise ShapeError(
             f"{names.k} has head dim {k_head_dim}{items} and q has head dim {head_dim}; they must be the same"
         )
