@@ -182,7 +182,7 @@ def _launch(problem: Problem, outs: list[Operand]) -> None:
 def _row_operand(executor: Executor, qkv: Any) -> Any:
     """``qkv`` with rows that the kernel can take: itself, or a copy."""
     itemsize = qkv.dtype.itemsize
-    contiguous = qkv.shape[1] == 1 or qkv.strides[1] == itemsize
-    if contiguous and (address(qkv) | qkv.strides[0]) % itemsize == 0:
+    whole = qkv.shape[1] == 1 or qkv.strides[1] == itemsize
+    if whole and (address(qkv) | qkv.strides[0]) % itemsize == 0:
         return qkv
     return contiguous(executor, qkv)
