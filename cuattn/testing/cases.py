@@ -19,6 +19,7 @@ from cuattn.errors import ArgumentError
 from cuattn.testing.attention_cases import AttentionCase, VarlenCase, normal
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase
 from cuattn.testing.tolerance import assert_softmax_close
+from cuattn.typing import Algorithm
 
 __all__ = ["AttentionCase", "BackwardCase", "Case", "SoftmaxCase", "VarlenBackwardCase", "VarlenCase"]
 
@@ -50,7 +51,7 @@ class SoftmaxCase:
     columns: int
     dtype: str = "float32"
     kind: str = "softmax"
-    algorithm: str = "online"
+    algorithm: Algorithm = "online"
 
     @property
     def name(self) -> str:

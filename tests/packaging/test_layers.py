@@ -31,7 +31,7 @@ LAYERS = (
     ("cuattn.formats",),
     ("cuattn.scalars",),
     ("cuattn.addresses", "cuattn.allocation", "cuattn.dlpack", "cuattn.environment"),
-    ("cuattn.dtypes", "cuattn.errors", "cuattn.head_dims", "cuattn.messages", "cuattn.version"),
+    ("cuattn.typing", "cuattn.dtypes", "cuattn.errors", "cuattn.head_dims", "cuattn.messages", "cuattn.version"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = {

@@ -13,13 +13,21 @@ from cuattn.ops.merge.arguments import Problem, check
 from cuattn.ops.merge.launch import launch, usable
 from cuattn.runtime.arrays import assign, contiguous
 from cuattn.runtime.executor import Executor
+from cuattn.typing import ArrayT, LseT
 
 __all__ = ["merge_states"]
 
 
 def merge_states(
-    out_a: Any, lse_a: Any, out_b: Any = None, lse_b: Any = None, /, *, sinks: Any = None, out: Any = None
-) -> tuple[Any, Any]:
+    out_a: ArrayT,
+    lse_a: LseT,
+    out_b: ArrayT | None = None,
+    lse_b: LseT | None = None,
+    /,
+    *,
+    sinks: Any = None,
+    out: tuple[Any, LseT] | None = None,
+) -> tuple[ArrayT, LseT]:
     """Attention over all keys, from the attention over disjoint sets of them.
 
     Two forms::

@@ -21,6 +21,7 @@ from cuattn.runtime.arrays import assign, contiguous
 from cuattn.runtime.checks import check_apart_or_same, check_extents, check_out
 from cuattn.runtime.executor import Executor, executor_for, executor_of_module
 from cuattn.scalars import MAX_EXTENT, integer
+from cuattn.typing import ArrayT
 
 __all__ = ["PaddingPlan", "check_plan", "padding_plan", "remove_padding", "restore_padding"]
 
@@ -145,7 +146,7 @@ def padding_plan(
     )
 
 
-def remove_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
+def remove_padding(x: ArrayT, plan: PaddingPlan, *, out: ArrayT | None = None) -> ArrayT:
     """The real tokens of a padded batch, one behind the other: ``x.reshape(B * N, ...)[plan.indices]``.
 
     What the padding slots of ``x`` hold is never read.
@@ -202,7 +203,7 @@ def remove_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
     return _deliver(executor, launch, x, result, out)
 
 
-def restore_padding(x: Any, plan: PaddingPlan, *, out: Any = None) -> Any:
+def restore_padding(x: ArrayT, plan: PaddingPlan, *, out: ArrayT | None = None) -> ArrayT:
     """The padded batch of packed tokens, with zeros in the padding slots: the inverse of `remove_padding`.
 
     One pass: every element of the result is written once, with a token or with zero.

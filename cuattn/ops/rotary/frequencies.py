@@ -23,6 +23,7 @@ from cuattn.messages import shown
 from cuattn.ops.rotary.arguments import DEFAULT_BASE, check_base, check_rotary_dim
 from cuattn.runtime.executor import executor_of_module
 from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, choice, integer, real
+from cuattn.typing import Scaling
 
 __all__ = ["rope_frequencies"]
 
@@ -34,7 +35,7 @@ def rope_frequencies(
     max_seqlen: int,
     *,
     base: float = DEFAULT_BASE,
-    scaling: str | None = None,
+    scaling: Scaling | None = None,
     factor: float | None = None,
     original_max_position: int | None = None,
     low_freq_factor: float | None = None,

@@ -17,12 +17,13 @@ from cuattn.runtime.arrays import assign
 from cuattn.runtime.executor import MAX_GRID, Executor, executor_for
 from cuattn.runtime.structs import struct_layout
 from cuattn.scalars import check_flag
+from cuattn.typing import ArrayT
 
 __all__ = ["Rotary", "rope"]
 
 
 def rope(
-    x: Any,
+    x: ArrayT,
     positions: Any,
     *,
     base: float = DEFAULT_BASE,
@@ -31,8 +32,8 @@ def rope(
     cos: Any = None,
     sin: Any = None,
     inverse: bool = False,
-    out: Any = None,
-) -> Any:
+    out: ArrayT | None = None,
+) -> ArrayT:
     """Turn pairs of elements of every head by angles that grow with the token's position.
 
     Pair i, of rotary_dim / 2, turns by ``position * base ** (-2i / rotary_dim)`` radians: (a, b) becomes
@@ -96,7 +97,8 @@ def rope(
            [0.5403, 0.8415]], dtype=float32)
     """
     rotary = Rotary(base, interleaved, rotary_dim, cos, sin)
-    return evaluate(x, positions, rotary, inverse=inverse, out=out)
+    turned: ArrayT = evaluate(x, positions, rotary, inverse=inverse, out=out)
+    return turned
 
 
 def evaluate(

@@ -17,13 +17,14 @@ from cuattn.ops.rotary.split_arguments import Problem, check
 from cuattn.runtime.arrays import assign, contiguous
 from cuattn.runtime.executor import MAX_GRID, Executor
 from cuattn.runtime.structs import struct_layout
+from cuattn.typing import ArrayT
 
 __all__ = ["split_qkv"]
 
 
 def split_qkv(
-    qkv: Any,
-    bias: Any = None,
+    qkv: ArrayT,
+    bias: ArrayT | None = None,
     *,
     num_heads: int,
     num_kv_heads: int | None = None,
@@ -31,8 +32,8 @@ def split_qkv(
     positions: Any = None,
     cu_seqlens: Any = None,
     plan: PaddingPlan | None = None,
-    out: tuple[Any, Any, Any] | None = None,
-) -> tuple[Any, Any, Any]:
+    out: tuple[ArrayT, ArrayT, ArrayT] | None = None,
+) -> tuple[ArrayT, ArrayT, ArrayT]:
     """Add the bias, split into q, k and v, turn q and k by their positions, and put padding back: in one pass.
 
     One launch reads every element of ``qkv`` once and writes every element of q, k and v once, whichever of the steps

@@ -18,11 +18,12 @@ from cuattn.runtime.arrays import assign, contiguous, full
 from cuattn.runtime.checks import check_apart_or_same, check_axis, check_dtype, check_extents, check_out
 from cuattn.runtime.executor import Executor, executor_for
 from cuattn.scalars import check_flag, choice
+from cuattn.typing import Algorithm, ArrayT
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
 
-def softmax(x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = None) -> Any:
+def softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", out: ArrayT | None = None) -> ArrayT:
     """``exp(x) / sum(exp(x))`` along ``axis``.
 
     A row that is all -inf gives zeros. A NaN or +inf makes its row NaN (with ``"naive"``, a +inf only its own element).
@@ -74,7 +75,7 @@ def softmax(x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = Non
     return evaluate("softmax", x, axis=axis, algorithm=algorithm, out=out)
 
 
-def log_softmax(x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = None) -> Any:
+def log_softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", out: ArrayT | None = None) -> ArrayT:
     """``x - log(sum(exp(x)))`` along ``axis``: the logarithm of `softmax`, without its underflow.
 
     A row that is all -inf gives -inf. Parameters, result, errors and paper are those of `softmax`.
@@ -89,7 +90,9 @@ def log_softmax(x: Any, *, axis: int = -1, algorithm: str = "online", out: Any =
     return evaluate("log_softmax", x, axis=axis, algorithm=algorithm, out=out)
 
 
-def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False, algorithm: str = "online", out: Any = None) -> Any:
+def logsumexp(
+    x: ArrayT, *, axis: int = -1, keepdims: bool = False, algorithm: Algorithm = "online", out: ArrayT | None = None
+) -> ArrayT:
     """``log(sum(exp(x)))`` along ``axis``, natural logarithm.
 
     A row that is all -inf, or has no elements, gives -inf; one with a NaN or +inf gives NaN.
