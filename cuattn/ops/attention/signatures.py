@@ -20,8 +20,8 @@ __all__ = ["takes_options"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: The parameter of a docstring that stands for the options that it does not describe itself.
-_PLACE = re.compile(r"^    \*\*options\n(?: {8}.*\n)+", re.MULTILINE)
-_ENTRY = re.compile(r"^    (?P<names>\w+(?:, \w+)*)(?: : .*)?\n(?: {8}.*\n)*", re.MULTILINE)
+_PLACE = re.compile(r"^\*\*options\n(?: {4}.*\n)+", re.MULTILINE)
+_ENTRY = re.compile(r"^(?P<names>\w+(?:, \w+)*)(?: : .*)?\n(?: {4}.*\n)*", re.MULTILINE)
 
 
 def takes_options(operation: Operation, *, before: str) -> Callable[[Function], Function]:
@@ -35,7 +35,7 @@ def takes_options(operation: Operation, *, before: str) -> Callable[[Function], 
         described: Any = function
         described.__signature__ = _signature(function, operation, before)
         if function.__doc__ is not None:  # python -OO
-            function.__doc__ = _completed(function.__doc__, operation)
+            function.__doc__ = _completed(inspect.cleandoc(function.__doc__), operation)
         return function
 
     return decorate
@@ -57,12 +57,13 @@ def _signature(function: Callable[..., Any], operation: Operation, before: str) 
 
 def _completed(docstring: str, operation: Operation) -> str:
     missing = operation.defaults.keys() - entries(docstring).keys()
-    of_attention = dict.fromkeys(text for name, text in entries(attention.__doc__ or "").items() if name in missing)
-    return _PLACE.sub(lambda found: "".join(of_attention), docstring)
+    of_attention = entries(inspect.getdoc(attention) or "")
+    texts = dict.fromkeys(text for name, text in of_attention.items() if name in missing)  # once what several share
+    return _PLACE.sub(lambda found: "".join(texts), docstring)
 
 
 @cache
 def entries(docstring: str) -> dict[str, str]:
-    """What a docstring, indented as in its function, says about each parameter: the lines of its entry."""
-    section = docstring.partition("    Parameters\n    ----------\n")[2].partition("\n\n    ")[0] + "\n"
+    """What a docstring says about each parameter: the lines of its entry."""
+    section = docstring.partition("Parameters\n----------\n")[2].partition("\n\n")[0] + "\n"
     return {name: found[0] for found in _ENTRY.finditer(section) for name in found["names"].split(", ")}

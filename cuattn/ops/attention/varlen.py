@@ -61,20 +61,15 @@ def attention_varlen(
     max_seqlen_q, max_seqlen_k : int, optional
         Length of the longest sequence. Needed only for a bias or a mask beside cu_seqlens on a GPU; a length on the GPU
         that is larger is cut, and ``out`` keeps what it had for the queries beyond.
-    bias, mask : array, broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]
-        Indexed by the position within the sequence.
-    alibi_slopes : array [heads] or [batch, heads]
-    q_descale, k_descale, v_descale : array [batch, kv_heads]
-    diagonal_offset : int or int32 [batch]
-        All with one entry a sequence where they have a batch axis. Without ``diagonal_offset``, o is the number of keys
-        minus the number of queries of each sequence (0 with ``causal="top_left"``).
     **options
         As for `cuattn.attention`.
     out : array [tokens_q, heads, head_dim_v], optional
     fp8_format, return_lse
         As for `cuattn.attention`.
 
-    Dropout counts positions within a sequence, and the sequence as the batch entry.
+    Options with a batch axis have one entry a sequence, and o follows from the queries and keys of each. A bias and a
+    mask are broadcast to [batch, heads, max_seqlen_q, max_seqlen_k] and indexed by positions within the sequence, as
+    dropout counts them.
 
     Returns
     -------

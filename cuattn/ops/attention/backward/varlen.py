@@ -56,13 +56,14 @@ def attention_varlen_backward(
         As forward returned it; exact to 2^-24 of its size, which is felt as `cuattn.attention_backward` says.
     cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
         As for `cuattn.attention_varlen`, and the same as there.
-    bias, mask : array, broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]
-        Indexed by the position within the sequence.
     **options
         As for `cuattn.attention`.
     dlse : array [heads, tokens_q], float32 (float64 for float64), optional
     deterministic, return_dbias, dq, dk, dv, workspace
         As for `cuattn.attention_backward`.
+
+    Options with a batch axis have one entry a sequence, and positions are those within the sequence, as for
+    `cuattn.attention_varlen`.
 
     Returns
     -------
