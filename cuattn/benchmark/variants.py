@@ -24,6 +24,7 @@ from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, FlashBwdConf
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfig
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
+from cuattn.ops.decode.launch import score_constants
 from cuattn.ops.softmax import config as softmax_config
 from cuattn.runtime.timer import significant
 
@@ -156,7 +157,7 @@ def decode_variant(
         **{"ALIGNED": aligned, "PAGED": True, "SLOT_SCALES": slot_scales},
         **{"BOUND_LEFT": everything, "BOUND_RIGHT": options != "plain"},
         **{"ROTATE": everything, "INTERLEAVED": False, "TABLES": False, "Table": "float"},
-        **{"SOFTCAP": everything, "ALIBI": everything, "BIAS": False, "MASK": False, "BiasElement": "float"},
+        **score_constants(everything),
     }
     marks = "_slotscales" * slot_scales + "_unaligned" * (not aligned)
     return Variant(

@@ -36,16 +36,15 @@ def logits(
     *,
     scale: float | None = None,
     causal: bool | str = False,
-    window: tuple[int | None, int | None] | None = None,
     softcap: float | None = None,
     bias: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
     alibi_slopes: ArrayLike | None = None,
     diagonal_offset: ArrayLike | None = None,
     q_descale: ArrayLike | None = None,
     k_descale: ArrayLike | None = None,
     fp8_format: str | None = None,
     dtype: DTypeLike = np.float64,
+    **visibility: Any,
 ) -> Array:
     """The final logits [B, H, N, M] of ``q [B, N, H, D]`` and ``k [B, M, G, D]``, in the order that the contract fixes:
 
@@ -54,7 +53,7 @@ def logits(
     2. `softcap` c: ``s = c * tanh(s / c)``;
     3. `alibi_slopes` ([H] or [B, H]): ``s -= slope * |i + o - j|`` with the offset o of :func:`diagonal`;
     4. `bias`, broadcast to [B, H, N, M]: ``s += bias``;
-    5. -inf where a key is not :func:`visible`.
+    5. -inf where a key is not :func:`visible`, with `causal`, `diagonal_offset` and the other options of `visibility`.
     """
     queries, keys = decode(q, fp8_format), decode(k, fp8_format)
     num_heads = queries.shape[2]
@@ -74,5 +73,5 @@ def logits(
             s = s - slopes * np.abs(aligned - np.arange(seqlen_k)).astype(dtype)
         if bias is not None:
             s = s + np.asarray(bias).astype(dtype)
-    seen = visible(seqlen_q, seqlen_k, causal=causal, window=window, mask=mask, diagonal_offset=diagonal_offset)
+    seen = visible(seqlen_q, seqlen_k, causal=causal, diagonal_offset=diagonal_offset, **visibility)
     return np.asarray(np.where(seen, s, real(-np.inf)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cuattn.testing.arrays import Layout
 from cuattn.testing.decode_problems import SCALE_KINDS, CachedProblem, cached_problem
-from cuattn.testing.options import make_sinks, make_slopes
+from cuattn.testing.option_strategies import STRATEGIES, Drawn, names_on
 from cuattn.testing.strategies import dtypes, fill, layouts, value_kinds
 
 __all__ = [
@@ -37,7 +37,7 @@ GROUPS = ((1, 1), (2, 1), (2, 2), (3, 1), (6, 2), (8, 1), (16, 2), (17, 1), (71,
 PAGE_SIZES = (16, 1, 3, 100, 256)
 
 #: What :func:`decode_options` can draw.
-DECODE_OPTIONS = ("scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "num_splits")
+DECODE_OPTIONS = (*names_on("decode"), "num_splits")
 
 
 def page_sizes() -> st.SearchStrategy[int]:
@@ -63,17 +63,9 @@ def decode_options(
 ) -> dict[str, Any]:
     """Options of a call, those of `names` only; each is left out half of the time."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    edge = st.one_of(st.none(), st.integers(0, max(max_length, 1)), st.sampled_from([0, max_length + 3, 2**31 - 2]))
-    choices: dict[str, st.SearchStrategy[Any]] = {
-        "scale": st.sampled_from([1.0, 0.5, 0.03, -0.25, 0.0]),
-        "causal": st.sampled_from([False, "bottom_right", "top_left"]),
-        "window": st.tuples(edge, edge),
-        "softcap": st.sampled_from([1.0, 15.0, 50.0]),
-        "alibi_slopes": st.sampled_from([(num_heads,), (batch, num_heads)]).map(lambda shape: make_slopes(rng, shape)),
-        "sinks": st.just(num_heads).map(lambda n: make_sinks(rng, n)),
-        "num_splits": st.sampled_from([1, 2, 3, 7, 64]),
-    }
-    return {name: draw(choices[name]) for name in names if draw(st.booleans())}
+    call = Drawn(rng, batch, num_heads, 1, 0, max_length)
+    choices = {**STRATEGIES, "causal": lambda call: st.sampled_from([False, "bottom_right", "top_left"])}
+    return {name: draw(choices[name](call)) for name in names if draw(st.booleans())}
 
 
 @st.composite

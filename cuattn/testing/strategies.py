@@ -16,17 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
 
 from cuattn.testing.arrays import Guarded, Layout, place
-from cuattn.testing.options import (
-    BIAS_DTYPES,
-    BIAS_KINDS,
-    MASK_KINDS,
-    broadcast_shapes,
-    make_bias,
-    make_descale,
-    make_mask,
-    make_sinks,
-    make_slopes,
-)
+from cuattn.testing.option_strategies import STRATEGIES, Drawn, bias_dtypes, names_on
 from cuattn.testing.problems import AttentionProblem, VarlenProblem
 
 __all__ = [
@@ -60,10 +50,7 @@ DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float3
 FLOAT8_DTYPES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 
 #: What :func:`attention_options` can draw; "dropout" is three options together.
-OPTIONS = (
-    *("scale", "causal", "window", "softcap", "bias", "mask", "alibi_slopes", "sinks", "diagonal_offset", "dropout"),
-    *("precision", "q_descale", "k_descale", "v_descale"),
-)
+OPTIONS = names_on("attention")
 
 #: One, small primes, and the tile sizes of the kernels and of a warp, each with both neighbours.
 AWKWARD_SEQLENS = (1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 97, 127, 128, 129)
@@ -175,44 +162,15 @@ def attention_options(
     batch, heads, seqlen_q, seqlen_k = shape
     real = np.dtype(dtype)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    broadcast = st.sampled_from(broadcast_shapes(shape))
-    end = st.integers(0, max(seqlen_k, 1))
-    edge = st.one_of(st.none(), end, st.sampled_from([0, seqlen_k + 3, 2**31 - 2]))
-    offset = st.integers(-3, 3).map(lambda o: o + seqlen_k - seqlen_q)
-    far = st.sampled_from([-seqlen_q - 1, seqlen_k + 1, -1000, 1000])
-    per_batch = st.lists(st.one_of(offset, far), min_size=batch, max_size=batch)
-    descale = st.just((batch, num_kv_heads)).map(lambda s: make_descale(rng, s))
-    choices: dict[str, st.SearchStrategy[Any]] = {
-        "scale": st.sampled_from([1.0, 0.5, 0.03, -0.25, 0.0]),
-        "causal": st.sampled_from([True, "bottom_right", "top_left"]),
-        "window": st.tuples(edge, edge),
-        "softcap": st.sampled_from([1.0, 15.0, 50.0]),
-        "bias": st.builds(
-            lambda s, d, k: make_bias(rng, s, d, k), broadcast, bias_dtypes(), st.sampled_from(BIAS_KINDS)
-        ),
-        "mask": st.builds(lambda s, k: make_mask(rng, s, k), broadcast, st.sampled_from(MASK_KINDS)),
-        "alibi_slopes": st.sampled_from([(heads,), (batch, heads)]).map(lambda s: make_slopes(rng, s)),
-        "sinks": st.just(heads).map(lambda n: make_sinks(rng, n)),
-        "diagonal_offset": st.one_of(offset, far, per_batch.map(lambda offsets: np.array(offsets, np.int32))),
-        "precision": st.sampled_from(["ieee", "tf32"]),
-        **{f"{name}_descale": descale for name in "qkv"},
-    }
-    chosen = {name: draw(choices[name]) for name in names if name != "dropout" and draw(st.booleans())}
+    call = Drawn(rng, batch, heads, num_kv_heads, seqlen_q, seqlen_k)
+    chosen = {name: draw(STRATEGIES[name](call)) for name in names if draw(st.booleans())}
+    chosen |= chosen.pop("dropout", {})
     for name in ("bias", "mask"):
         if name in chosen:
             chosen[name] = place(chosen[name], draw(layouts(chosen[name].ndim))).array
-    if "dropout" in names and draw(st.booleans()):
-        chosen["dropout_p"] = draw(st.sampled_from([0.1, 0.5, 0.9, 1e-3]))
-        chosen["dropout_seed"] = draw(st.integers(0, 2**64 - 1))
-        chosen["dropout_offset"] = draw(st.integers(0, 2**32 - 1))
     unfit = [name for name in chosen if name.endswith("_descale") and real not in FLOAT8_DTYPES]
     unfit += ["precision"] if real != np.float32 else []
     return {name: value for name, value in chosen.items() if name not in unfit}
-
-
-def bias_dtypes() -> st.SearchStrategy[np.dtype[Any]]:
-    """float16, bfloat16, float32, float64, whatever the dtype of q is."""
-    return st.sampled_from(BIAS_DTYPES)
 
 
 @st.composite

@@ -150,10 +150,10 @@ class Step(Unique):
             One that has been appended.
         q : array [T, heads, head_dim], or [B, N, heads, head_dim] if every sequence has N tokens in the step
         **options
-            As for `paged_attention`: ``scale``, ``causal`` (True by default), ``window``, ``softcap``,
-            ``alibi_slopes``, ``sinks``, ``rope``, ``rotate_keys``, ``num_splits``, ``plan``, ``out``, ``workspace``,
-            ``return_lse``. A ``plan`` is one with ``cu_seqlens_q`` for a packed ``q``; without one, the layers of a
-            step share what was planned for the first of them.
+            As for `paged_attention`: the options of attention, ``causal`` being True by default, and ``rope``,
+            ``rotate_keys``, ``num_splits``, ``plan``, ``out``, ``workspace``, ``return_lse``. A ``plan`` is one with
+            ``cu_seqlens_q`` for a packed ``q``; without one, the layers of a step share what was planned for the first
+            of them.
 
         Returns
         -------

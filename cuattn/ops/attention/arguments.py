@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from cuattn.addresses import byte_bounds
 from cuattn.dtypes import BFLOAT16, ELEMENTS, FP8_FORMATS, INPUT_DTYPES, STORAGE_8BIT
-from cuattn.errors import DTypeError, NonFiniteError, ShapeError
+from cuattn.errors import DTypeError, ShapeError
 from cuattn.head_dims import MAX_HEAD_DIM
-from cuattn.messages import shown
-from cuattn.ops.attention.options import Options, check_options
-from cuattn.ops.attention.params import LOG2_E
+from cuattn.ops.attention.options import Operation, Options
 from cuattn.ops.operand import Operand, deliver, target
 from cuattn.runtime.checks import check_apart, check_out
 from cuattn.runtime.executor import Executor, executor_for
-from cuattn.scalars import MAX_EXTENT, choice, real
+from cuattn.scalars import MAX_EXTENT, choice
+
+ATTENTION = Operation("attention", "attention")
 
 _LAYOUTS = {
     "q": "seqlen_q, heads, head_dim]",
@@ -102,41 +101,33 @@ def check(
     k: Any,
     v: Any,
     *,
-    scale: Any,
-    causal: Any,
-    out: Any,
-    bias: Any = None,
-    mask: Any = None,
+    out: Any = None,
     fp8_format: Any = None,
+    operation: Operation = ATTENTION,
     **options: Any,
 ) -> Problem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.attention`."""
-    executor = executor_of(q, k, v, out, bias, mask)
+    executor = executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = check_dtypes(q, k, v, fp8_format)
     extents = check_qkv(q, k, v)
-    resolved = check_options(
+    resolved = operation.check(
+        options,
         executor,
         logits_shape=(extents.batch, extents.num_heads, extents.seqlen_q, extents.seqlen_k),
         num_kv_heads=extents.num_kv_heads,
         dtype=dtype,
-        causal=causal,
-        bias=bias,
-        mask=mask,
-        **options,
     )
-    scale = check_scale(scale, extents.head_dim, dtype)
     out = prepare_out(executor, out, extents.out_shape, dtype, resolved, q=q, k=k, v=v)
-    return Problem(executor, q, k, v, out, dtype, extents, scale, resolved)
+    return Problem(executor, q, k, v, out, dtype, extents, resolved.scale_for(extents.head_dim), resolved)
 
 
-def executor_of(q: Any, k: Any, v: Any, out: Any, bias: Any, mask: Any) -> Executor:
+def executor_of(q: Any, k: Any, v: Any, out: Any, of_options: dict[str, Any]) -> Executor:
     """Where the arrays of a call live; all of them in one place."""
     arrays = {"q": q, "k": k, "v": v}
-    for name, x in (("out", out), ("bias", bias), ("mask", mask)):
-        if x is not None:
-            arrays[name] = x
-    return executor_for(**arrays)
+    if out is not None:
+        arrays["out"] = out
+    return executor_for(**arrays, **of_options)
 
 
 def check_dtypes(q: Any, k: Any, v: Any, fp8_format: Any) -> np.dtype[Any]:
@@ -166,22 +157,9 @@ def prepare_out(
         return None
     out = executor.asarray("out", out)
     check_out("out", out, shape, output_dtype(dtype))
-    ranges = {name: byte_bounds(x) for name, x in (inputs | option_arrays(options)).items()}
+    ranges = {name: byte_bounds(x) for name, x in (inputs | options.arrays).items()}
     check_apart("out", byte_bounds(out), ranges)
     return out
-
-
-def option_arrays(options: Options) -> dict[str, Any]:
-    """The arrays of the options that a call has, by the names of their arguments."""
-    arrays = {
-        name: given.array for name, given in (("bias", options.bias), ("mask", options.mask)) if given is not None
-    }
-    for name in ("alibi_slopes", "sinks", "q_descale", "k_descale", "v_descale"):
-        if getattr(options, name) is not None:
-            arrays[name] = getattr(options, name)
-    if options.diagonal_offsets is not None:
-        arrays["diagonal_offset"] = options.diagonal_offsets
-    return arrays
 
 
 def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
@@ -235,20 +213,3 @@ def _check_ranks(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], pac
             raise ShapeError(f"{name} has shape {shape}, rank {len(shape)}; rank {rank} is needed: [{layout}{beside}")
         if max(shape) > MAX_EXTENT:
             raise ShapeError(f"{name} has shape {shape}; an extent may be at most {MAX_EXTENT}")
-
-
-def check_scale(scale: Any, head_dim: int, dtype: np.dtype[Any]) -> float:
-    """The scale as a float; 1 / sqrt(D) for None. It must be finite where the kernel uses it: times log2(e)."""
-    if scale is None:
-        return 1.0 / math.sqrt(head_dim)
-    limit, rule = _scale_limit(dtype)
-    value = real("scale", scale, rule, optional=True)
-    if abs(value) > limit:
-        raise NonFiniteError(f"scale is {shown(scale)}; {rule}")
-    return value
-
-
-@cache
-def _scale_limit(dtype: np.dtype[Any]) -> tuple[float, str]:
-    limit = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).max) / LOG2_E
-    return limit, f"a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"

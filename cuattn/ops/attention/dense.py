@@ -185,13 +185,10 @@ def evaluate(
     k: Any,
     v: Any,
     *,
-    scale: float | None = None,
-    causal: bool | str = False,
-    out: Any = None,
     return_lse: bool = False,
     config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
     **options: Any,
 ) -> Any:
     """`attention` with a kernel shape of one's own choice."""
-    problem = arguments.check(q, k, v, scale=scale, causal=causal, out=out, **options)
+    problem = arguments.check(q, k, v, **options)
     return forward(problem, return_lse=return_lse, config=config)

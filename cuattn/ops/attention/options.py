@@ -1,46 +1,101 @@
-"""The options of an attention call: every check of them, and their form for a kernel."""
+"""The options of attention: one table, from which every call, kernel and signature takes what it needs of them.
+
+A row of `OPTIONS` says what an option is called and defaults to, which operations take it, how it is checked, and what
+kernels are told: the flag that they are compiled with, fields of the struct attention/attention_params.cuh, a pointer.
+Types stand in the TypedDicts, for type checkers; what an option means, in the docstring of `cuattn.attention`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from cuattn.addresses import address
-from cuattn.dtypes import ELEMENT_TYPES
-from cuattn.errors import ArgumentError, DTypeError, ShapeError
-from cuattn.messages import shown
-from cuattn.ops.attention.dropout import Dropout, check_dropout
-from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.ops.attention import option_checks as checks
+from cuattn.ops.attention.bounds import NO_BOUNDS, Bounds
+from cuattn.ops.attention.dropout import Dropout
+from cuattn.ops.attention.option_checks import Call, LogitArray
 from cuattn.ops.attention.variants import ForwardOptions
-from cuattn.runtime.executor import Executor
-from cuattn.runtime.small_arrays import small_array
-from cuattn.scalars import as_flag, as_integer, choice, real
+from cuattn.runtime.executor import Executor, Kernel
 
-__all__ = ["LogitArray", "Options", "check_options"]
+__all__ = [
+    "OPTIONS",
+    "AttentionOptions",
+    "CascadeOptions",
+    "DecodeOptions",
+    "GradientOptions",
+    "Operation",
+    "Option",
+    "Options",
+    "PlanOptions",
+]
 
-_MAX_WORD = 2**32  # a threshold that every random word is below
+
+class PlanOptions(TypedDict, total=False):
+    """What bounds the keys of a query by their position."""
+
+    causal: bool | str
+    window: tuple[int | None, int | None] | None
 
 
-@dataclass(slots=True)
-class LogitArray:
-    """A bias or a mask as a kernel sees it: element strides of the axes batch, head, query, key; 0 where broadcast."""
+class DecodeOptions(PlanOptions, total=False):
+    """Of calls with a cache."""
 
-    array: Any
-    strides: tuple[int, int, int, int]
+    scale: float | None
+    softcap: float | None
+    alibi_slopes: Any
+    sinks: Any
+
+
+class CascadeOptions(TypedDict, total=False):
+    """Of calls with a shared prefix, whose queries have no position in it."""
+
+    scale: float | None
+    causal: bool | str
+    softcap: float | None
+    sinks: Any
+
+
+class GradientOptions(DecodeOptions, total=False):
+    """Of the backward pass."""
+
+    bias: Any
+    mask: Any
+    dropout_p: float
+    dropout_seed: int
+    dropout_offset: int
+    diagonal_offset: Any
+    precision: str | None
+
+
+class AttentionOptions(GradientOptions, total=False):
+    """Of `cuattn.attention`, and of what computes the same."""
+
+    q_descale: Any
+    k_descale: Any
+    v_descale: Any
+
+
+#: What each family of operations takes.
+KEYWORDS: dict[str, Any] = {
+    "attention": AttentionOptions,
+    "gradients": GradientOptions,
+    "decode": DecodeOptions,
+    "cascade": CascadeOptions,
+    "plan": PlanOptions,
+}
 
 
 @dataclass(slots=True)
 class Options:
-    """Options that have passed every check. The defaults are those of a plain call, aligned at the end."""
+    """Options that have passed every check. The defaults are those of a call without any."""
 
-    window_left: int = UNBOUNDED
-    window_right: int = UNBOUNDED
-    diagonal_offset: int = 0
-    diagonal_from_end: int = 1
+    scale: float | None = None
+    bounds: Bounds = NO_BOUNDS
     diagonal_offsets: Any = None  # int32 [batch]
     softcap: float = 0.0
     bias: LogitArray | None = None
@@ -53,182 +108,326 @@ class Options:
     q_descale: Any = None  # float32 [batch, kv_heads]
     k_descale: Any = None
     v_descale: Any = None
+    given: tuple[Option, ...] = ()  # the rows of what the call has
+    _variant: ForwardOptions | None = field(default=None, init=False, repr=False, compare=False)
+    _kernel_options: ForwardOptions | None = field(default=None, init=False, repr=False, compare=False)
+    _fields: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def scale_for(self, head_dim: int) -> float:
+        return 1.0 / math.sqrt(head_dim) if self.scale is None else self.scale
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What happens to scores, by the names of `ForwardOptions`."""
+        return tuple([row.flag for row in self.given if row.flag is not None])
+
+    @property
+    def variant(self) -> ForwardOptions:
+        """What a kernel with these options, and no others, is compiled with."""
+        if self._variant is None:
+            self._variant, self._kernel_options = self._found_variants()
+        return self._variant
 
     @property
     def kernel_options(self) -> ForwardOptions:
-        """Those of the kernel that serves them."""
-        return _kernel_options(
-            self.window_left != UNBOUNDED,
-            self.window_right != UNBOUNDED,
-            self.softcap != 0.0,
-            self.alibi_slopes is not None,
-            self.bias is not None,
-            self.mask is not None,
-            self.dropout is not None,
-            "float32" if self.bias is None else self.bias.array.dtype.name,
-        )
+        """Those of the portable kernel that serves them."""
+        if self._kernel_options is None:
+            self._variant, self._kernel_options = self._found_variants()
+        return self._kernel_options
+
+    def _found_variants(self) -> tuple[ForwardOptions, ForwardOptions]:
+        bias_dtype = "float32" if self.bias is None else self.bias.array.dtype.name
+        return _variants(self.bounds.sides, self.flags, bias_dtype)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the options are in AttentionParams; not to be changed."""
+        if self._fields is None:
+            self._fields = _NO_FIELDS.copy()
+            for row in self.given:
+                if row.fields is not None:
+                    self._fields |= row.fields(self)
+        return self._fields
+
+    def pointers(self, kernel: Kernel) -> dict[str, Any]:
+        """The arrays of the options that a kernel has parameters for, by their names; not to be changed."""
+        pointers = _no_pointers(kernel)
+        for row in self.given:
+            if row.pointer in pointers and row.array is not None:
+                pointers = {**pointers, row.pointer: row.array(self)}
+        return pointers
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The arrays of the options that a call has, by the names of their arguments."""
+        arrays = {row.name: row.array(self) for row in self.given if row.array is not None}
+        return {name: x for name, x in arrays.items() if x is not None}
 
 
 @cache
-def _kernel_options(*fields: Any) -> ForwardOptions:
-    return ForwardOptions(*fields).compiled()
+def _variants(
+    sides: tuple[bool, bool], flags: tuple[str, ...], bias_dtype: str
+) -> tuple[ForwardOptions, ForwardOptions]:
+    """Of a call, and of the kernel that serves it."""
+    variant = ForwardOptions(*sides, **dict.fromkeys(flags, True), bias_dtype=bias_dtype)
+    return variant, variant.compiled()
 
 
-def check_options(
-    executor: Executor,
-    *,
-    logits_shape: tuple[int, int, int | None, int | None],
-    num_kv_heads: int,
-    dtype: np.dtype[Any],
-    causal: Any,
-    window: Any = None,
-    softcap: Any = None,
-    bias: Any = None,
-    mask: Any = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
-    dropout_p: Any = 0.0,
-    dropout_seed: Any = 0,
-    dropout_offset: Any = 0,
-    diagonal_offset: Any = None,
-    precision: Any = None,
-    q_descale: Any = None,
-    k_descale: Any = None,
-    v_descale: Any = None,
-) -> Options:
-    """Check every option of a call, as documented at `cuattn.attention`.
+@cache
+def _no_pointers(kernel: Kernel) -> dict[str, Any]:
+    return {p.name: None for p in kernel.signature.parameters if p.name in _POINTERS}
 
-    ``logits_shape`` is (batch, heads, seqlen_q, seqlen_k), what a bias and a mask broadcast to; packed sequences whose
-    lengths only the device knows have None for lengths that the caller has not said. ``dtype`` is that of q.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Option:
+    """A row of the table.
+
+    Attributes
+    ----------
+    name : str
+        Also of the keyword, if there is one.
+    keywords : mapping
+        The keywords and their defaults, with which the option is absent.
+    on : collection of str
+        The families of operations that take it: keys of `KEYWORDS`.
+    check : callable (options, call, *values of the keywords) -> bool
+        Puts the values into `Options`; whether they change anything. Raises as documented at `cuattn.attention`.
+    flag : str, optional
+        Of `ForwardOptions`: what kernels are compiled with. Bounds by position have those of `Bounds.sides`.
+    fields : callable (options) -> mapping, optional
+        Of AttentionParams.
+    pointer : str, optional
+        The parameter of kernels that takes its array.
+    array : callable (options) -> array or None, optional
+    large : bool
+        Whether the array has to lie where q does; a small one is copied there.
+    no_hopper : str, optional
+        What a call has that the Hopper kernel does not take.
+    default_with_cache : optional
+        The default where queries are the newest of a cache, if it is another.
     """
-    options = Options()
-    batch, num_heads = logits_shape[:2]
-    accumulator = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    _check_bounds(options, causal, window)
-    if diagonal_offset is not None:
-        _check_diagonal(options, executor, diagonal_offset, batch)
-    if softcap is not None:
-        options.softcap = _check_softcap(softcap, accumulator)
-    if bias is not None:
-        options.bias = _check_logit_array(executor, "bias", bias, logits_shape)
-    if mask is not None:
-        options.mask = _check_logit_array(executor, "mask", mask, logits_shape)
-    if alibi_slopes is not None:
-        shapes = (num_heads,), (batch, num_heads)
-        slopes = small_array(executor, "alibi_slopes", alibi_slopes, shapes, accumulator)
-        options.alibi_slopes = slopes[None] if slopes.ndim == 1 else slopes
-    if sinks is not None:
-        options.sinks = small_array(executor, "sinks", sinks, ((num_heads,),), accumulator, minus_infinity=True)
-    if not (type(dropout_p) is float and type(dropout_seed) is type(dropout_offset) is int and dropout_p == 0.0) or (
-        dropout_seed != 0 or dropout_offset != 0
-    ):
-        dropout = check_dropout(dropout_p, dropout_seed, dropout_offset)
-        options.dropout = dropout if dropout.threshold < _MAX_WORD else None
-    if precision is not None:
-        _check_precision(precision, dtype)
-        options.tf32, options.fp8 = precision == "tf32", precision == "fp8"
-    for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
-        if value is not None:
-            if dtype.itemsize != 1:
-                raise ArgumentError(f"{name} is for 8-bit floats; q has dtype {dtype}")
-            setattr(options, name, small_array(executor, name, value, ((batch, num_kv_heads),), accumulator))
-    return options
+
+    name: str
+    keywords: Mapping[str, Any]
+    on: Collection[str]
+    check: Callable[..., bool]
+    flag: str | None = None
+    fields: Callable[[Options], Mapping[str, Any]] | None = None
+    pointer: str | None = None
+    array: Callable[[Options], Any] | None = None
+    large: bool = False
+    no_hopper: str | None = None
+    default_with_cache: Any = None
 
 
-def _check_bounds(options: Options, causal: Any, window: Any) -> None:
-    """Causal mask and window become one window; the diagonal, where "top_left" puts it."""
-    if isinstance(causal, str) and causal in ("bottom_right", "top_left"):
-        is_causal: bool | None = True
-        options.diagonal_from_end = int(causal == "bottom_right")
-    else:
-        is_causal = causal if type(causal) is bool else as_flag(causal)
-        if is_causal is None:
-            raise ArgumentError(f"causal is {shown(causal)}; allowed are False, True, 'bottom_right' and 'top_left'")
-    if window is not None:
-        if not isinstance(window, tuple | list) or len(window) != 2:
-            raise ArgumentError(f"window is {shown(window)}; a pair (left, right) or None is allowed")
-        options.window_left, options.window_right = (_check_side(window, side) for side in window)
-    if is_causal:
-        options.window_right = 0
+_FORWARD = frozenset(("attention",))
+_DENSE = frozenset(("attention", "gradients"))
+_EVERY_KEY = frozenset((*_DENSE, "decode"))
+_NO_STRIDES = 0, 0, 0, 0
 
 
-def _check_side(window: Any, side: Any) -> int:
-    if side is None:
-        return UNBOUNDED
-    number = as_integer(side)
-    if number is None or not 0 <= number < UNBOUNDED:
-        raise ArgumentError(
-            f"window is {shown(window)}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
+def _bound_fields(options: Options) -> dict[str, Any]:
+    left, right, from_end, offset = options.bounds
+    return {"window_left": left, "window_right": right, "diagonal_from_end": from_end, "diagonal_offset": offset}
+
+
+def _dropout_fields(options: Options) -> dict[str, Any]:
+    if options.dropout is None:
+        return {"use_dropout": False, "dropout": (0, 0, 0, 0), "keep_scale": 1.0}
+    threshold, low, high, offset, rescale = options.dropout
+    return {"use_dropout": True, "dropout": (low, high, offset, threshold), "keep_scale": rescale}
+
+
+def _alibi_fields(options: Options) -> dict[str, Any]:
+    slopes = options.alibi_slopes
+    return {"alibi_batch": 0 if slopes is None or slopes.shape[0] == 1 else slopes.shape[1]}
+
+
+#: In the order of signatures.
+OPTIONS = (
+    Option("scale", {"scale": None}, _EVERY_KEY | {"cascade"}, checks.scale),
+    Option(
+        "causal",
+        {"causal": False},
+        _EVERY_KEY | {"cascade", "plan"},
+        checks.causal,
+        fields=_bound_fields,
+        default_with_cache=True,
+    ),
+    Option("window", {"window": None}, _EVERY_KEY | {"plan"}, checks.window, fields=_bound_fields),
+    Option(
+        "softcap",
+        {"softcap": None},
+        _EVERY_KEY | {"cascade"},
+        checks.softcap,
+        flag="softcap",
+        fields=lambda options: {"softcap": options.softcap},
+    ),
+    Option(
+        "bias",
+        {"bias": None},
+        _DENSE,
+        checks.bias,
+        flag="bias",
+        fields=lambda options: {"bias": _NO_STRIDES if options.bias is None else options.bias.strides},
+        pointer="g_bias",
+        array=lambda options: options.bias and options.bias.array,
+        large=True,
+        no_hopper="a bias",
+    ),
+    Option(
+        "mask",
+        {"mask": None},
+        _DENSE,
+        checks.mask,
+        flag="mask",
+        fields=lambda options: {"mask": _NO_STRIDES if options.mask is None else options.mask.strides},
+        pointer="g_mask",
+        array=lambda options: options.mask and options.mask.array,
+        large=True,
+        no_hopper="a mask",
+    ),
+    Option(
+        "alibi_slopes",
+        {"alibi_slopes": None},
+        _EVERY_KEY,
+        checks.alibi_slopes,
+        flag="alibi",
+        fields=_alibi_fields,
+        pointer="g_alibi_slopes",
+        array=lambda options: options.alibi_slopes,
+    ),
+    Option(
+        "sinks",
+        {"sinks": None},
+        _EVERY_KEY | {"cascade"},
+        checks.sinks,
+        pointer="g_sinks",
+        array=lambda options: options.sinks,
+    ),
+    Option(
+        "dropout",
+        {"dropout_p": 0.0, "dropout_seed": 0, "dropout_offset": 0},
+        _DENSE,
+        checks.dropout,
+        flag="dropout",
+        fields=_dropout_fields,
+        no_hopper="dropout",
+    ),
+    Option(
+        "diagonal_offset",
+        {"diagonal_offset": None},
+        _DENSE,
+        checks.diagonal_offset,
+        fields=_bound_fields,
+        pointer="g_diagonal_offsets",
+        array=lambda options: options.diagonal_offsets,
+    ),
+    Option("precision", {"precision": None}, _DENSE, checks.precision),
+    *(
+        Option(
+            name,
+            {name: None},
+            _FORWARD,
+            checks.descale(name),
+            pointer=f"g_{name}",
+            array=lambda options, name=name: getattr(options, name),  # type: ignore[misc]
         )
-    return number
+        for name in ("q_descale", "k_descale", "v_descale")
+    ),
+)
+_POINTERS = frozenset(row.pointer for row in OPTIONS if row.pointer is not None)
+_NO_FIELDS = {name: x for row in OPTIONS if row.fields is not None for name, x in row.fields(Options()).items()}
 
 
-def _check_diagonal(options: Options, executor: Executor, diagonal_offset: Any, batch: int) -> None:
-    options.diagonal_from_end = 0
-    number = as_integer(diagonal_offset)
-    if number is not None:
-        if not -(2**31) < number < 2**31:
-            raise ArgumentError(f"diagonal_offset is {shown(diagonal_offset)}; its magnitude must be below 2^31")
-        options.diagonal_offset = number
-        return
-    if isinstance(diagonal_offset, bool | float | str | np.generic):
-        raise ArgumentError(f"diagonal_offset is {shown(diagonal_offset)}; an integer or int32 [batch] is allowed")
-    options.diagonal_offsets = small_array(
-        executor, "diagonal_offset", diagonal_offset, ((batch,),), np.dtype(np.int32)
-    )
+_MAX_KNOWN = 1024
+#: Of values whose check depends on nothing but them and the dtype of q.
+_PLAIN_TYPES = frozenset((bool, int, float, str, type(None)))
+_PLAIN_PAIRS = frozenset((int, type(None)))  # what a tuple holds, whose type does not say that of its items
 
 
-def _check_softcap(softcap: Any, accumulator: np.dtype[Any]) -> float:
-    return real("softcap", softcap, *_softcap_rule(accumulator), optional=True)
+class Operation:
+    """A function that takes options: those of its family, by its name where one is given that it does not take.
 
+    Attributes
+    ----------
+    defaults : dict
+        Of its keywords.
+    flags : frozenset of str
+        That its kernels may be compiled with, of `ForwardOptions`.
+    """
 
-@cache
-def _softcap_rule(accumulator: np.dtype[Any]) -> tuple[str, Callable[[float], bool]]:
-    limits = np.finfo(accumulator)
-    low, high = float(limits.smallest_normal), float(limits.max)
-    rule = f"it must be positive, from {low:.3g} to {high:.3g} (finite), or None"
-    return rule, lambda value: low <= value <= high
+    def __init__(self, name: str, family: str) -> None:
+        self.name, self.family = name, family
+        self.rows = tuple(row for row in OPTIONS if family in row.on)
+        self.flags = frozenset(row.flag for row in self.rows if row.flag is not None)
+        self.defaults = {keyword: default for row in self.rows for keyword, default in row.keywords.items()}
+        self._row_of = {keyword: row for row in self.rows for keyword in row.keywords}
+        self._always = set()
+        if family in ("decode", "cascade", "plan"):
+            self._always = {row for row in self.rows if row.default_with_cache is not None}
+            self.defaults |= {row.name: row.default_with_cache for row in self._always}
+        self._large = tuple(row.name for row in self.rows if row.large)
+        self._known: dict[Any, Options] = {}
+        self._plain = self._checked({}, (), None)
 
+    def refuse_unknown(self, given: Mapping[str, Any]) -> None:
+        """Raise `TypeError`, as Python does, for a keyword that the function does not take."""
+        if not given.keys() <= self.defaults.keys():
+            name = next(name for name in given if name not in self.defaults)
+            raise TypeError(f"{self.name}() got an unexpected keyword argument {name!r}")
 
-#: What a precision is for.
-_PRECISION_DTYPES = {"tf32": "float32", "fp8": "float8_e4m3fn"}
+    def large_arrays(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays that have to lie where q does."""
+        return {name: x for name in self._large if (x := given.get(name)) is not None}
 
+    def check(
+        self,
+        given: Mapping[str, Any],
+        executor: Executor,
+        *,
+        logits_shape: tuple[int, int, int | None, int | None],
+        num_kv_heads: int,
+        dtype: np.dtype[Any],
+    ) -> Options:
+        """Check the options of a call; the arguments are those of `Call`. Raises as documented at `cuattn.attention`.
 
-def _check_precision(precision: Any, dtype: np.dtype[Any]) -> None:
-    choice("precision", precision, ("ieee", *_PRECISION_DTYPES), optional=True)
-    needed = _PRECISION_DTYPES.get(precision)
-    if needed is not None and dtype.name != needed:
-        raise DTypeError(f"precision={precision!r} is for {needed}; q has dtype {dtype}")
+        Of calls without any, or with the same numbers, it is the same object, which nobody changes.
+        """
+        defaults = self.defaults
+        try:
+            changed = [
+                name
+                for name, value in given.items()
+                if value is not (default := defaults[name]) and not (type(value) is float and value == default)
+            ]
+        except KeyError:
+            self.refuse_unknown(given)
+            raise
+        if not changed:
+            return self._plain
+        key: list[Any] = [dtype]
+        for name in changed:
+            value = given[name]
+            kind = type(value)
+            if kind not in _PLAIN_TYPES and not (kind is tuple and _PLAIN_PAIRS.issuperset(map(type, value))):
+                return self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
+            key += name, kind, value
+        options = self._known.get(tuple(key))
+        if options is None:
+            options = self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
+            if len(self._known) >= _MAX_KNOWN:  # a seed of dropout differs from call to call
+                self._known.clear()
+            self._known[tuple(key)] = options
+        return options
 
-
-def _check_logit_array(
-    executor: Executor, name: str, value: Any, shape: tuple[int, int, int | None, int | None]
-) -> LogitArray:
-    """A bias or mask, broadcast by stride 0 to `shape` and never copied unless its elements are misaligned."""
-    x = executor.asarray(name, value)
-    if name == "mask" and x.dtype != np.bool_:
-        raise DTypeError(f"mask has dtype {x.dtype}; bool is needed (True: attend). Numbers to add are passed as bias")
-    if (name == "bias" and x.dtype.name not in ELEMENT_TYPES) or not x.dtype.isnative:
-        allowed = ", ".join(ELEMENT_TYPES)
-        raise DTypeError(f"{name} has dtype {x.dtype}; allowed are {allowed} (native)")
-    if None in shape:
-        raise ArgumentError(
-            f"{name} is broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]: pass max_seqlen_q and max_seqlen_k, "
-            "which cannot be read from cu_seqlens on a device without waiting for it"
-        )
-    itemsize = x.dtype.itemsize
-    if any(stride % itemsize for stride in x.strides) or address(x) % itemsize:
-        with executor.on_device():
-            x = x.copy(order="C")
-    try:
-        with executor.on_device():
-            view = executor.xp.broadcast_to(x, shape)
-    except ValueError as error:
-        raise ShapeError(
-            f"{name} has shape {tuple(x.shape)}, which does not broadcast to [batch, heads, seqlen_q, seqlen_k] = "
-            f"{list(shape)}"
-        ) from error
-    strides = tuple(
-        stride // itemsize if extent > 1 else 0 for stride, extent in zip(view.strides, view.shape, strict=True)
-    )
-    return LogitArray(view.view(np.uint8) if name == "mask" else view, strides)  # type: ignore[arg-type]
+    def _checked(self, given: Mapping[str, Any], names: Collection[str], call: Call | None) -> Options:
+        """The options of a call in which the keywords ``names`` are not what they are by default."""
+        options, values = Options(), {**self.defaults, **given}
+        rows = {*map(self._row_of.__getitem__, names), *self._always}
+        present = []
+        for row in self.rows:
+            if row in rows and row.check(options, call, *map(values.__getitem__, row.keywords)):
+                present.append(row)
+        options.given = tuple(present)
+        return options

@@ -11,7 +11,8 @@ from cuattn.runtime.structs import StructLayout, struct_layout
 
 if TYPE_CHECKING:
     from cuattn.ops.attention.arguments import Extents
-    from cuattn.ops.attention.options import LogitArray, Options
+    from cuattn.ops.attention.option_checks import LogitArray
+    from cuattn.ops.attention.options import Options
     from cuattn.ops.attention.sequences import Packed
     from cuattn.ops.operand import Operand
 
@@ -23,7 +24,6 @@ UNBOUNDED = 2**31 - 1  # a side of the window
 REALS: dict[type[np.floating[Any]], str] = {np.float32: "float", np.float64: "double"}
 LOG2_E = math.log2(math.e)
 _NO_STRIDES = 0, 0, 0, 0
-_NO_DROPOUT = 0, 0, 0, 0
 
 
 class LogitProblem(Protocol):
@@ -62,21 +62,18 @@ def forward_fields(
     packed: Packed | None = None,
 ) -> dict[str, Any]:
     """The fields of AttentionParams, by name."""
-    extents, options = problem.extents, problem.options
-    slopes, dropout = options.alibi_slopes, options.dropout
+    extents = problem.extents
     lse_batch, lse_head = extents.lse_strides
     max_seqlen_q, max_seqlen_k = (None, None) if packed is None else (packed.max_seqlen_q, packed.max_seqlen_k)
     return {
+        **problem.options.fields,
         "q": q.strides,
         "k": k.strides,
         "v": v.strides,
         "out": output.strides,
-        "bias": _NO_STRIDES if options.bias is None else options.bias.strides,
-        "mask": _NO_STRIDES if options.mask is None else options.mask.strides,
         "tile_class": _NO_STRIDES if classes is None else classes.strides,
         "lse_batch": lse_batch,
         "lse_head": lse_head,
-        "alibi_batch": extents.num_heads if slopes is not None and slopes.shape[0] > 1 else 0,
         "num_heads": extents.num_heads,
         "heads_per_kv_head": extents.heads_per_kv_head,
         "seqlen_q": extents.seqlen_q,
@@ -85,16 +82,6 @@ def forward_fields(
         "max_seqlen_k": UNBOUNDED if max_seqlen_k is None else max_seqlen_k,
         "head_dim": extents.head_dim,
         "head_dim_v": extents.head_dim_v,
-        "diagonal_offset": options.diagonal_offset,
-        "diagonal_from_end": options.diagonal_from_end,
-        "window_left": options.window_left,
-        "window_right": options.window_right,
-        "use_dropout": dropout is not None,
-        "dropout": _NO_DROPOUT
-        if dropout is None
-        else (dropout.seed_low, dropout.seed_high, dropout.offset, dropout.threshold),
-        "keep_scale": 1.0 if dropout is None else dropout.rescale,
         "scale": problem.scale,
         "scale_log2": problem.scale * LOG2_E,
-        "softcap": options.softcap,
     }

@@ -8,7 +8,7 @@ its end are CTAs that stop at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -54,12 +54,7 @@ class Packed:
             if of_keys:
                 return device_work_list(executor, self.cu_seqlens_k, total, block, self.max_seqlen_k)
             return device_work_list(executor, self.cu_seqlens_q, total, block, self.max_seqlen_q)
-        seqlens_q, seqlens_k = self.host
-        if of_keys:
-            work = work_list(seqlens_k, seqlens_q, block, _transposed(options))
-        else:
-            work = work_list(seqlens_q, seqlens_k, block, options)
-        return executor.put(work, np.int32)
+        return executor.put(work_list(*self.host, block, options, of_keys=of_keys), np.int32)
 
 
 def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int, max_seqlen: int | None) -> Any:
@@ -80,18 +75,6 @@ def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int
     executor.launch(_schedule_kernel(executor, block), (1,), (_SCHEDULE_THREADS,), args)
     executor.finish(first_work, work)
     return work
-
-
-def _transposed(options: Options) -> Options:
-    """Which queries a key is seen by, told as if keys were queries."""
-    offsets = options.diagonal_offsets
-    return replace(
-        options,
-        window_left=options.window_right,
-        window_right=options.window_left,
-        diagonal_offset=-options.diagonal_offset,
-        diagonal_offsets=-offsets.astype(np.int64) if isinstance(offsets, np.ndarray) else None,
-    )
 
 
 @cache
@@ -159,28 +142,31 @@ def check_cu_seqlens(name: str, values: NDArray[np.int64], total: int, limit_nam
 
 
 def work_list(
-    cu_seqlens_q: NDArray[np.int64], cu_seqlens_k: NDArray[np.int64], block_m: int, options: Options
+    cu_seqlens_q: NDArray[np.int64],
+    cu_seqlens_k: NDArray[np.int64],
+    block: int,
+    options: Options,
+    *,
+    of_keys: bool = False,
 ) -> NDArray[np.int32]:
-    """(batch_idx, block) of every block of queries there is, [num_work, 2]; those that see the most keys first.
+    """(batch_idx, block) of every block of so many queries there is, [num_work, 2]; those that see the most keys first.
 
-    >>> work_list(np.array([0, 1, 131]), np.array([0, 9, 139]), 64, Options(window_right=0)).tolist()
+    ``of_keys``: of keys, and those that the most queries see.
+
+    >>> from cuattn.ops.attention.bounds import Bounds
+    >>> work_list(np.array([0, 1, 131]), np.array([0, 9, 139]), 64, Options(bounds=Bounds(right=0))).tolist()
     [[1, 2], [1, 1], [1, 0], [0, 0]]
     """
     seqlens_q, seqlens_k = np.diff(cu_seqlens_q), np.diff(cu_seqlens_k)
-    num_blocks = -(-seqlens_q // block_m)
+    own, other = (seqlens_k, seqlens_q) if of_keys else (seqlens_q, seqlens_k)
+    num_blocks = -(-own // block)
     batch_idx = np.repeat(np.arange(num_blocks.size), num_blocks)
-    block = np.arange(batch_idx.size) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks)
-    keys = seqlens_k[batch_idx]
-    first, last = block * block_m, np.minimum((block + 1) * block_m, seqlens_q[batch_idx]) - 1
-    diagonal = np.full(num_blocks.size, options.diagonal_offset, np.int64)
-    if options.diagonal_from_end:
-        diagonal += seqlens_k - seqlens_q
-    if isinstance(options.diagonal_offsets, np.ndarray):
-        diagonal = options.diagonal_offsets.astype(np.int64)
-    begin, end = np.zeros_like(keys), keys
-    if options.window_left != UNBOUNDED:
-        begin = np.clip(first + diagonal[batch_idx] - options.window_left, 0, keys)
-    if options.window_right != UNBOUNDED:
-        end = np.clip(last + diagonal[batch_idx] + options.window_right + 1, 0, keys)
+    block_idx = np.arange(batch_idx.size) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks)
+    first, last = block_idx * block, np.minimum((block_idx + 1) * block, own[batch_idx]) - 1
+    bounds, diagonal = options.bounds, options.diagonal_offsets
+    if not isinstance(diagonal, np.ndarray):  # one for all, or one that only the device knows
+        diagonal = bounds.diagonal(seqlens_q, seqlens_k)
+    seen = bounds.queries if of_keys else bounds.keys
+    begin, end = seen(first, last, diagonal.astype(np.int64)[batch_idx], other[batch_idx])
     order = np.argsort(np.minimum(begin, end) - end, kind="stable")
-    return np.stack([batch_idx[order], block[order]], axis=1).astype(np.int32)
+    return np.stack([batch_idx[order], block_idx[order]], axis=1).astype(np.int32)

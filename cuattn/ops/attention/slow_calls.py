@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from cuattn.errors import SlowHostCallWarning
-from cuattn.ops.attention.params import UNBOUNDED, LogitProblem
+from cuattn.ops.attention.params import LogitProblem
 from cuattn.ops.attention.sequences import Packed
 from cuattn.runtime.executor import Executor
 
@@ -36,13 +36,14 @@ def warn_if_slow(
     global _warned
     if problem.executor.name != "host" or _warned:
         return
-    extents, options = problem.extents, problem.options
+    extents, bounds = problem.extents, problem.options.bounds
     if pairs is None:
         pairs = _num_pairs(problem, packed)
-    if options.window_left != UNBOUNDED and options.window_right != UNBOUNDED:
+    width = bounds.width(1)
+    if width is not None:
         queries = extents.seqlen_q if extents.packed else extents.batch * extents.seqlen_q
-        pairs = min(pairs, queries * (options.window_left + 1.0 + options.window_right))
-    elif options.window_right == 0:
+        pairs = min(pairs, float(queries) * width)
+    elif bounds.right == 0:
         pairs /= 2
     flops = work * 2 * pairs * extents.num_heads * (extents.head_dim + extents.head_dim_v)
     if flops > SLOW_HOST_FLOPS:

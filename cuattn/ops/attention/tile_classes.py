@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from cuattn.dtypes import WARP_SIZE
-from cuattn.ops.attention.options import LogitArray, Options
-from cuattn.ops.attention.variants import EVERYTHING
+from cuattn.ops.attention.option_checks import LogitArray
+from cuattn.ops.attention.options import Options
+from cuattn.ops.attention.variants import EVERYTHING, LOGIT_FLAGS
 from cuattn.runtime.executor import Executor, Kernel
 from cuattn.runtime.structs import struct_layout
 
@@ -75,5 +76,5 @@ def _extents(options: Options) -> list[int]:
 @cache
 def _kernel(executor: Executor, bias_dtype: str) -> Kernel:
     constants = replace(EVERYTHING, bias_dtype=bias_dtype).constants()
-    wanted = {name: constants[name] for name in ("SOFTCAP", "ALIBI", "BIAS", "MASK", "BiasElement")}
+    wanted = {name: constants[name] for name in (*map(str.upper, LOGIT_FLAGS), "BiasElement")}
     return executor.kernel("attention_mask_tiles", {**wanted, "NUM_WARPS": _NUM_WARPS}, "cuattn_attention_mask_tiles")

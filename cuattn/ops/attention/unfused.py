@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import PlainFwdConfig
+from cuattn.ops.attention.options import AttentionOptions, Operation
 from cuattn.ops.attention.params import forward_fields, forward_layout
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.operand import operand
 from cuattn.runtime.executor import Kernel
 from cuattn.runtime.small_arrays import check_flag
@@ -22,39 +24,31 @@ _NUM_WARPS = 4  # of the softmax: one row a warp
 _PROBABILITY_OF_8_BITS = np.dtype(np.float16)  # as in the fused kernels
 
 
+_OPERATION = Operation("standard_attention", "attention")
+
+
+@takes_options(_OPERATION, before="fp8_format")
 def standard_attention(
     q: Any,
     k: Any,
     v: Any,
     *,
-    scale: float | None = None,
-    causal: bool | str = False,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    bias: Any = None,
-    mask: Any = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
-    dropout_p: float = 0.0,
-    dropout_seed: int = 0,
-    dropout_offset: int = 0,
-    diagonal_offset: Any = None,
-    precision: str | None = None,
-    q_descale: Any = None,
-    k_descale: Any = None,
-    v_descale: Any = None,
     fp8_format: str | None = None,
     out: Any = None,
     return_lse: bool = False,
     return_probabilities: bool = False,
+    **options: Unpack[AttentionOptions],
 ) -> Any:
     """The unfused baseline of `cuattn.attention`: it stores the logits and the probabilities, seqlen_q x seqlen_k each.
 
+    Masks and windows save no work here, and with ``precision="tf32"`` the products are IEEE ones all the same.
+
     Parameters
     ----------
-    q, k, v, and every option up to return_lse
-        As for `cuattn.attention`, with the same dtypes, shapes and errors. Masks and windows save no work here, and
-        with ``precision="tf32"`` the products are IEEE ones all the same.
+    q, k, v, fp8_format, out, return_lse
+        As for `cuattn.attention`, with the same dtypes, shapes and errors.
+    **options
+        As for `cuattn.attention`.
     return_probabilities : bool
         Return also the matrix of probabilities: the softmax over the keys, before dropout. (`cuattn.dropout_mask` says
         which of them dropout keeps.) With a sink, a row sums to less than 1.
@@ -84,32 +78,19 @@ def standard_attention(
     >>> probabilities[0, 0].tolist()
     [[1.0, 0.0], [0.5, 0.5]]
     """
+    _OPERATION.refuse_unknown(options)
     check_flag("return_lse", return_lse)
     check_flag("return_probabilities", return_probabilities)
     problem = arguments.check(
         q,
         k,
         v,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        bias=bias,
-        mask=mask,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        dropout_offset=dropout_offset,
-        diagonal_offset=diagonal_offset,
-        precision=precision,
-        q_descale=q_descale,
-        k_descale=k_descale,
-        v_descale=v_descale,
         fp8_format=fp8_format,
         out=out,
+        operation=_OPERATION,
+        **options,
     )
-    executor, extents, options = problem.executor, problem.extents, problem.options
+    executor, extents, resolved = problem.executor, problem.extents, problem.options
     batch, num_heads, seqlen_q, seqlen_k = extents.batch, extents.num_heads, extents.seqlen_q, extents.seqlen_k
     shape = batch, num_heads, seqlen_q, seqlen_k
     scores = executor.empty(shape, problem.accumulator)
@@ -117,7 +98,7 @@ def standard_attention(
     weights = executor.empty(shape, probability)  # what the values are multiplied with
     lse = executor.empty(extents.lse_shape, problem.accumulator)
     # Two matrices, if they differ and both are wanted: by what dropout takes, or by the factor of float16.
-    both = return_probabilities and (options.dropout is not None or probability == np.float16)
+    both = return_probabilities and (resolved.dropout is not None or probability == np.float16)
     probabilities = executor.empty(shape, probability) if both else None
     output = problem.output()
     queries, keys, values = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
@@ -125,41 +106,39 @@ def standard_attention(
     params = forward_layout(problem.accumulator).pack(**fields)
     row_tiles = batch * num_heads * -(-seqlen_q // _TILE)
     if scores.size:
+        kernel = _kernel(problem, probability, "scores")
         args = {
+            **resolved.pointers(kernel),
             "g_q": queries.array,
             "g_k": keys.array,
             "g_scores": scores,
-            "g_bias": None if options.bias is None else options.bias.array,
-            "g_mask": None if options.mask is None else options.mask.array,
-            "g_alibi_slopes": options.alibi_slopes,
-            "g_q_descale": options.q_descale,
-            "g_k_descale": options.k_descale,
-            "g_diagonal_offsets": options.diagonal_offsets,
             "params": params,
         }
         grid = (row_tiles * -(-seqlen_k // _TILE),)
-        executor.launch(_kernel(problem, probability, "scores"), grid, (_TILE, _TILE), args)
+        executor.launch(kernel, grid, (_TILE, _TILE), args)
     if lse.size:
+        kernel = _kernel(problem, probability, "probabilities")
         args = {
+            **resolved.pointers(kernel),
             "g_scores": scores,
             "g_probabilities": probabilities,
             "g_weights": weights,
             "g_lse": lse,
-            "g_sinks": options.sinks,
             "num_rows": np.int64(lse.size),
             "params": params,
         }
         grid = (-(-lse.size // _NUM_WARPS),)
-        executor.launch(_kernel(problem, probability, "probabilities"), grid, (_NUM_WARPS * WARP_SIZE,), args)
+        executor.launch(kernel, grid, (_NUM_WARPS * WARP_SIZE,), args)
+        kernel = _kernel(problem, probability, "output")
         args = {
+            **resolved.pointers(kernel),
             "g_weights": weights,
             "g_v": values.array,
             "g_out": output.array,
-            "g_v_descale": options.v_descale,
             "params": params,
         }
         grid = (row_tiles * -(-extents.head_dim_v // _TILE),)
-        executor.launch(_kernel(problem, probability, "output"), grid, (_TILE, _TILE), args)
+        executor.launch(kernel, grid, (_TILE, _TILE), args)
 
     executor.finish(scores, weights, lse, *((probabilities,) if both else ()))
     out = problem.deliver(output)

@@ -17,15 +17,18 @@ True
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
-__all__ = ["ELEMENT_TYPES", "PLAIN", "ForwardOptions", "compiled_options"]
+from cuattn.dtypes import ELEMENT_TYPES
 
-#: Types of a bias in CUDA C, by dtype name.
-ELEMENT_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
-_SCORE_OPTIONS = ("softcap", "alibi", "bias", "mask", "dropout")
+__all__ = ["EVERYTHING", "LOGIT_FLAGS", "PLAIN", "ForwardOptions", "bounded", "compiled_options"]
+
+
+def _score(*, logits: bool = True, natural: bool = False) -> Any:
+    """A flag of what happens to scores: ``logits`` before the softmax, ``natural`` to logits that are not base 2."""
+    return field(default=False, metadata={"logits": logits, "natural": natural})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,11 @@ class ForwardOptions:
 
     bound_left: bool = False
     bound_right: bool = False
-    softcap: bool = False
-    alibi: bool = False
-    bias: bool = False
-    mask: bool = False
-    dropout: bool = False
+    softcap: bool = _score(natural=True)
+    alibi: bool = _score(natural=True)
+    bias: bool = _score(natural=True)
+    mask: bool = _score()
+    dropout: bool = _score(logits=False)
     bias_dtype: str = "float32"
 
     def compiled(self) -> ForwardOptions:
@@ -58,12 +61,16 @@ class ForwardOptions:
     @property
     def on_scores(self) -> bool:
         """Whether scores go through anything between the product and the softmax, or after it."""
-        return any(getattr(self, name) for name in _SCORE_OPTIONS)
+        return self.num_on_scores > 0
+
+    @property
+    def num_on_scores(self) -> int:
+        return sum(getattr(self, name) for name in _SCORE_OPTIONS)
 
     @property
     def natural_logits(self) -> bool:
         """Whether the kernel keeps natural logits instead of base-2 ones (attention/online_softmax.cuh)."""
-        return self.softcap or self.alibi or self.bias
+        return any(getattr(self, name) for name in _NATURAL)
 
     @property
     def label(self) -> str:
@@ -80,14 +87,23 @@ class ForwardOptions:
         return {**flags, "BiasElement": ELEMENT_TYPES[self.bias_dtype]}
 
 
+_SCORE_OPTIONS = tuple(f.name for f in fields(ForwardOptions) if f.metadata)
+#: Those that a logit goes through before the softmax.
+LOGIT_FLAGS = tuple(f.name for f in fields(ForwardOptions) if f.metadata.get("logits"))
+_NATURAL = tuple(f.name for f in fields(ForwardOptions) if f.metadata.get("natural"))
 PLAIN = ForwardOptions()
-EVERYTHING = ForwardOptions(True, True, True, True, True, True, True)
+EVERYTHING = ForwardOptions(**dict.fromkeys(("bound_left", "bound_right", *_SCORE_OPTIONS), True))  # type: ignore[arg-type]
 
 
 @cache
 def _compiled(options: ForwardOptions) -> ForwardOptions:
-    if sum(getattr(options, name) for name in _SCORE_OPTIONS) > 1:
+    if options.num_on_scores > 1:
         return replace(EVERYTHING, bias_dtype=options.bias_dtype)
+    return bounded(options)
+
+
+def bounded(options: ForwardOptions) -> ForwardOptions:
+    """With both bounds where there is a left one: no kernel is compiled with that alone."""
     return replace(options, bound_right=options.bound_left or options.bound_right)
 
 

@@ -8,21 +8,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.launch import forward
-from cuattn.ops.attention.options import check_options
+from cuattn.ops.attention.options import AttentionOptions, Operation
 from cuattn.ops.attention.sequences import Packed, check_packed
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.runtime.small_arrays import check_flag
 
 __all__ = ["attention_varlen"]
 
 
+_OPERATION = Operation("attention_varlen", "attention")
+
+
+@takes_options(_OPERATION, before="fp8_format")
 def attention_varlen(
     q: Any,
     k: Any,
@@ -32,25 +37,10 @@ def attention_varlen(
     *,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
-    scale: float | None = None,
-    causal: bool | str = False,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    bias: Any = None,
-    mask: Any = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
-    dropout_p: float = 0.0,
-    dropout_seed: int = 0,
-    dropout_offset: int = 0,
-    diagonal_offset: Any = None,
-    precision: str | None = None,
-    q_descale: Any = None,
-    k_descale: Any = None,
-    v_descale: Any = None,
     fp8_format: str | None = None,
     out: Any = None,
     return_lse: bool = False,
+    **options: Unpack[AttentionOptions],
 ) -> Any:
     """`cuattn.attention` of each sequence of a packed batch; sequences never see each other.
 
@@ -71,16 +61,15 @@ def attention_varlen(
     max_seqlen_q, max_seqlen_k : int, optional
         Length of the longest sequence. Needed only for a bias or a mask beside cu_seqlens on a GPU; a length on the GPU
         that is larger is cut, and ``out`` keeps what it had for the queries beyond.
-    bias, mask : array, broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]
-        Indexed by the position within the sequence.
-    alibi_slopes : array [heads] or [batch, heads]
-    q_descale, k_descale, v_descale : array [batch, kv_heads]
-    diagonal_offset : int or int32 [batch]
-        All with one entry a sequence where they have a batch axis. Without ``diagonal_offset``, o is the number of keys
-        minus the number of queries of each sequence (0 with ``causal="top_left"``).
+    **options
+        As for `cuattn.attention`.
     out : array [tokens_q, heads, head_dim_v], optional
-    scale, causal, window, softcap, sinks, dropout_p, dropout_seed, dropout_offset, precision, fp8_format, return_lse
-        As for `cuattn.attention`. Dropout counts positions within a sequence, and the sequence as the batch entry.
+    fp8_format, return_lse
+        As for `cuattn.attention`.
+
+    Options with a batch axis have one entry a sequence, and o follows from the queries and keys of each. A bias and a
+    mask are broadcast to [batch, heads, max_seqlen_q, max_seqlen_k] and indexed by positions within the sequence, as
+    dropout counts them.
 
     Returns
     -------
@@ -104,6 +93,7 @@ def attention_varlen(
     >>> cuattn.attention_varlen(q, q, v, [0, 1, 1, 3], [0, 1, 1, 3])[:, 0, 0]
     array([5., 2., 2.], dtype=float32)
     """
+    _OPERATION.refuse_unknown(options)
     check_flag("return_lse", return_lse)
     problem, packed = check(
         q,
@@ -113,24 +103,9 @@ def attention_varlen(
         cu_seqlens_k,
         max_seqlen_q=max_seqlen_q,
         max_seqlen_k=max_seqlen_k,
-        scale=scale,
-        causal=causal,
-        out=out,
-        window=window,
-        softcap=softcap,
-        bias=bias,
-        mask=mask,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        dropout_offset=dropout_offset,
-        diagonal_offset=diagonal_offset,
-        precision=precision,
-        q_descale=q_descale,
-        k_descale=k_descale,
-        v_descale=v_descale,
         fp8_format=fp8_format,
+        out=out,
+        **options,
     )
     warn_if_slow(problem, packed)
     return forward(problem, return_lse=return_lse, packed=packed)
@@ -159,32 +134,26 @@ def check(
     *,
     max_seqlen_q: Any = None,
     max_seqlen_k: Any = None,
-    scale: Any = None,
-    causal: Any = False,
     out: Any = None,
-    bias: Any = None,
-    mask: Any = None,
     fp8_format: Any = None,
+    operation: Operation = _OPERATION,
     **options: Any,
 ) -> tuple[Problem, Packed]:
     """Every check of a call, and the executor it runs on. Raises as documented at `attention_varlen`."""
-    executor = arguments.executor_of(q, k, v, out, bias, mask)
+    executor = arguments.executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = arguments.check_dtypes(q, k, v, fp8_format)
     arguments.check_rank(q, k, v, packed=True)
     packed = check_packed(executor, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q.shape[0], k.shape[0])
     extents = arguments.check_qkv(q, k, v, batch=packed.batch)
-    resolved = check_options(
+    resolved = operation.check(
+        options,
         executor,
         logits_shape=(packed.batch, extents.num_heads, packed.max_seqlen_q, packed.max_seqlen_k),
         num_kv_heads=extents.num_kv_heads,
         dtype=dtype,
-        causal=causal,
-        bias=bias,
-        mask=mask,
-        **options,
     )
-    scale = arguments.check_scale(scale, extents.head_dim, dtype)
     arrays = {"q": q, "k": k, "v": v, "cu_seqlens_q": packed.cu_seqlens_q, "cu_seqlens_k": packed.cu_seqlens_k}
     out = arguments.prepare_out(executor, out, extents.out_shape, dtype, resolved, **arrays)
+    scale = resolved.scale_for(extents.head_dim)
     return Problem(executor, q, k, v, out, dtype, extents, scale, resolved), packed

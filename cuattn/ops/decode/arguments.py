@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from cuattn.addresses import byte_bounds
 from cuattn.errors import ArgumentError
 from cuattn.messages import shown
-from cuattn.ops.attention import arguments as attention_arguments
-from cuattn.ops.attention.options import Options, check_options
+from cuattn.ops.attention.bounds import Bounds
+from cuattn.ops.attention.options import Operation
 from cuattn.ops.decode import lengths, scales, shapes
 from cuattn.ops.decode.plan import check_plan
 from cuattn.ops.decode.problem import DecodeProblem
@@ -22,17 +22,21 @@ from cuattn.runtime.checks import check_apart, check_out, check_workspace
 from cuattn.runtime.executor import executor_for
 from cuattn.runtime.small_arrays import check_flag
 
-__all__ = ["check", "check_paged", "check_paged_varlen"]
+__all__ = ["DENSE_CALL", "PACKED_CALL", "PAGED_CALL", "check", "check_paged", "check_paged_varlen"]
+
+DENSE_CALL = Operation("decode_attention", "decode")
+PAGED_CALL = Operation("paged_attention", "decode")
+PACKED_CALL = Operation("paged_attention_varlen", "decode")
 
 
 def check(q: Any, k_cache: Any, v_cache: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
     """Every check of a call. Raises as documented at `cuattn.decode_attention`."""
-    return _check(CONTIGUOUS, q, k_cache, v_cache, seqlens_k, **options)
+    return _check(DENSE_CALL, CONTIGUOUS, q, k_cache, v_cache, seqlens_k, **options)
 
 
 def check_paged(q: Any, k_pages: Any, v_pages: Any, block_tables: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
     """Every check of a call. Raises as documented at `cuattn.paged_attention`."""
-    return _check(PAGED, q, k_pages, v_pages, seqlens_k, block_tables=block_tables, **options)
+    return _check(PAGED_CALL, PAGED, q, k_pages, v_pages, seqlens_k, block_tables=block_tables, **options)
 
 
 def check_paged_varlen(
@@ -40,10 +44,11 @@ def check_paged_varlen(
 ) -> DecodeProblem:
     """Every check of a call. Raises as documented at `cuattn.paged_attention_varlen`."""
     tables = {"block_tables": block_tables, "cu_seqlens_q": cu_seqlens_q}
-    return _check(PACKED, q, k_pages, v_pages, seqlens_k, **tables, **options)
+    return _check(PACKED_CALL, PACKED, q, k_pages, v_pages, seqlens_k, **tables, **options)
 
 
 def _check(
+    operation: Operation,
     names: Names,
     q: Any,
     k: Any,
@@ -55,12 +60,6 @@ def _check(
     max_seqlen_q: Any = None,
     num_splits: Any = None,
     plan: Any = None,
-    scale: Any = None,
-    causal: Any = True,
-    window: Any = None,
-    softcap: Any = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
     kv_format: Any = None,
     k_scale: Any = None,
     v_scale: Any = None,
@@ -70,6 +69,7 @@ def _check(
     rotate_keys: Any = False,
     out: Any = None,
     workspace: Any = None,
+    **options: Any,
 ) -> DecodeProblem:
     given = {"q": q, names.k: k, names.v: v}
     for name, x in (
@@ -106,23 +106,14 @@ def _check(
     if tables is not None and tables.seen is not None and keys.seen is not None:
         lengths.check_pages(tables.seen, keys.seen, num_pages, page_size)
 
-    options = check_options(
-        executor,
-        logits_shape=(batch, extents.num_heads, None, None),
-        num_kv_heads=num_kv_heads,
-        dtype=q.dtype,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-    )
+    shape = batch, extents.num_heads, None, None
+    resolved = operation.check(options, executor, logits_shape=shape, num_kv_heads=num_kv_heads, dtype=q.dtype)
     rotate_keys = check_flag("rotate_keys", rotate_keys)
     if rotate_keys and rope is None:
         raise ArgumentError("rotate_keys is True and rope is None; there is nothing to rotate keys by")
     angles = None if rope is None else rotary_arguments.resolve(executor, rope, extents.head_dim, q.dtype)
     if angles is not None and angles.cos is not None and keys.seen is not None:
-        _check_positions(angles, options, keys.seen, seen_seqlens_q)
+        _check_positions(angles, resolved.bounds, keys.seen, seen_seqlens_q)
     problem = DecodeProblem(
         executor=executor,
         q=q,
@@ -132,8 +123,8 @@ def _check(
         dtype=q.dtype,
         kv_format=row,
         extents=extents,
-        scale=attention_arguments.check_scale(scale, extents.head_dim, q.dtype),
-        options=options,
+        scale=resolved.scale_for(extents.head_dim),
+        options=resolved,
         seqlens_k=keys.array,
         host_seqlens_k=keys.known,
         cu_seqlens_q=None if cu_seqlens is None else cu_seqlens.array,
@@ -168,7 +159,7 @@ def _check(
 
 
 def _check_positions(
-    angles: Angles, options: Options, seqlens_k: NDArray[np.int64], seqlens_q: NDArray[np.int64] | None
+    angles: Angles, bounds: Bounds, seqlens_k: NDArray[np.int64], seqlens_q: NDArray[np.int64] | None
 ) -> None:
     """Raise `ArgumentError` if a query that sees a key, or such a key, is at a position that the tables do not hold."""
     num_positions = int(angles.cos.shape[0])
@@ -178,7 +169,7 @@ def _check_positions(
             f"cos and sin hold the positions 0 to {num_positions - 1}; seqlens_k[{int(seqlens_k.argmax())}] "
             f"is {longest}"
         )
-    if seqlens_q is None or (options.window_right == 0 and options.diagonal_from_end):
+    if seqlens_q is None or (bounds.right == 0 and bounds.from_end):
         return  # a query at a negative position sees nothing
     early = (seqlens_k > 0) & (seqlens_k < seqlens_q)
     if early.any():
@@ -198,5 +189,5 @@ def _memory(names: Names, problem: DecodeProblem) -> dict[str, tuple[int, int]]:
         arrays[name] = None if factor is None else factor.array
     if problem.rotary is not None:
         arrays |= {"cos": problem.rotary.cos, "sin": problem.rotary.sin}
-    arrays |= attention_arguments.option_arrays(problem.options)
+    arrays |= problem.options.arrays
     return {name: byte_bounds(x) for name, x in arrays.items() if x is not None}

@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.messages import shown
+from cuattn.ops.attention.options import CascadeOptions, Operation
 from cuattn.ops.attention.sequences import check_cu_seqlens
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
 from cuattn.ops.decode.launch import decode
@@ -30,6 +33,10 @@ __all__ = ["SharedPrefix", "cascade_attention"]
 
 #: What a prefix calls its arguments of `cuattn.paged_attention_varlen`.
 _PREFIX_NAMES = {"block_tables": "block_table", "seqlens_k": "seqlen", "cu_seqlens_q": "group_starts"}
+
+
+#: Options that a prefix has no part in: it is older than every query, and the sink enters once.
+_OF_OWN_KEYS = "causal", "sinks"
 
 
 class SharedPrefix(NamedTuple):
@@ -51,6 +58,10 @@ class SharedPrefix(NamedTuple):
     group_starts: Any = None
 
 
+_OPERATION = Operation("cascade_attention", "cascade")
+
+
+@takes_options(_OPERATION, before="kv_format")
 def cascade_attention(
     q: Any,
     k_pages: Any,
@@ -59,10 +70,6 @@ def cascade_attention(
     block_tables: Any,
     seqlens_k: Any,
     *,
-    scale: float | None = None,
-    causal: bool | str = True,
-    softcap: float | None = None,
-    sinks: Any = None,
     kv_format: str | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
@@ -70,6 +77,7 @@ def cascade_attention(
     v_block_scales: Any = None,
     out: Any = None,
     return_lse: bool = False,
+    **options: Unpack[CascadeOptions],
 ) -> Any:
     """`cuattn.paged_attention` of sequences whose first keys are shared, and read once for all that share them.
 
@@ -95,9 +103,13 @@ def cascade_attention(
         is not checked; a query that would lie within the prefix sees all of it.)
     causal : {True, False, "bottom_right"}
         Within the sequences' own keys. Everything in a prefix is older than every query.
+    **options
+        As for `cuattn.attention`.
     out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``, optional
-    scale, softcap, sinks, kv_format, k_scale, v_scale, k_block_scales, v_block_scales, return_lse
-        As for `cuattn.paged_attention`. A sink enters once. There is no window and no ALiBi.
+    kv_format, k_scale, v_scale, k_block_scales, v_block_scales, return_lse
+        As for `cuattn.paged_attention`.
+
+    A sink enters once. There is no window and no ALiBi.
 
     Returns
     -------
@@ -129,22 +141,22 @@ def cascade_attention(
     >>> out[:, 0, 0, 0].round(5)
     array([1.     , 1.66667], dtype=float32)
     """
+    _OPERATION.refuse_unknown(options)
     check_flag("return_lse", return_lse)
+    causal = options.get("causal")
     if isinstance(causal, str) and causal == "top_left":
         raise ArgumentError("causal is 'top_left', which is no position behind a prefix; True and False are allowed")
     formats = {"kv_format": kv_format, "k_scale": k_scale, "v_scale": v_scale}
-    shared = {"scale": scale, "softcap": softcap, **formats}
-    shared |= {"k_block_scales": k_block_scales, "v_block_scales": v_block_scales}
-    own = arguments.check_paged(
-        q, k_pages, v_pages, block_tables, seqlens_k, causal=causal, sinks=sinks, out=out, **shared
-    )
-    if own.options.window_right == 0:
+    formats |= {"k_block_scales": k_block_scales, "v_block_scales": v_block_scales}
+    own = arguments.check_paged(q, k_pages, v_pages, block_tables, seqlens_k, out=out, **formats, **options)
+    if own.options.bounds.right == 0:
         _check_own_keys(own)
     if not isinstance(prefixes, SharedPrefix | list | tuple):
         raise ArgumentError(
             f"prefixes is {shown(prefixes)}; a cuattn.SharedPrefix, or a list or tuple of them, is needed"
         )
     levels = [prefixes] if isinstance(prefixes, SharedPrefix) else list(prefixes)
+    shared = {**formats, **{name: x for name, x in options.items() if name not in _OF_OWN_KEYS}}
     problems = [own, *(_level(own, level, **shared) for level in levels)]
     for problem in problems:
         warn_if_slow(problem, pairs=problem.num_pairs)
@@ -201,7 +213,7 @@ def _evaluate(problems: Sequence[DecodeProblem], *, return_lse: bool) -> Any:
     own, *levels = problems
     sinks, shape = own.options.sinks, own.extents
     if levels:  # it enters with the last merge
-        own.options.sinks = None
+        own.options = replace(own.options, sinks=None)
     out, lse = decode(own, return_lse=True)
     for i, problem in enumerate(levels):
         prefix_out, prefix_lse = decode(problem, return_lse=True)

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from cuattn.ops.attention.options import DecodeOptions
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
 from cuattn.ops.decode.config import FlashDecodeConfig
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["decode_attention"]
 
 
+@takes_options(arguments.DENSE_CALL, before="kv_format")
 def decode_attention(
     q: Any,
     k_cache: Any,
@@ -31,12 +34,6 @@ def decode_attention(
     *,
     num_splits: int | None = None,
     plan: DecodePlan | None = None,
-    scale: float | None = None,
-    causal: bool | str = True,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
     kv_format: str | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
@@ -47,12 +44,13 @@ def decode_attention(
     out: Any = None,
     workspace: Any = None,
     return_lse: bool = False,
+    **options: Unpack[DecodeOptions],
 ) -> Any:
     """`cuattn.attention` of a few queries at the end of each sequence, over a cache with room for more keys.
 
     The keys of a sequence are divided into splits, so that one query over many keys keeps a whole GPU busy; a second
     kernel merges them. The query heads that share a key/value head are the rows of one tile, so that a key is read
-    once for all of them.
+    once for all of them. Splits that no query sees are not read: the work grows with the window.
 
     Parameters
     ----------
@@ -76,15 +74,11 @@ def decode_attention(
     plan : DecodePlan, optional
         The result of `cuattn.plan_decode` for such a call, to be used for every layer of a model. Excludes
         ``num_splits``.
-    scale : float, optional
-        Factor of the logits; 1 / sqrt(head_dim) by default.
     causal : {True, False, "bottom_right", "top_left"}
-    window : (left, right), optional
-    softcap : float, optional
-    alibi_slopes : float array [heads] or [batch, heads], optional
-    sinks : float array [heads], optional
-        As for `cuattn.attention`, with o = seqlens_k - seqlen_q of each sequence ("top_left": 0). Splits that no query
-        sees are not read: the work grows with the window.
+        Key j is visible to query i when j <= i + o, with o = seqlens_k - seqlen_q of each sequence (True,
+        "bottom_right") or o = 0 ("top_left"). This o, whether the call is causal or not, is that of the options below.
+    **options
+        As for `cuattn.attention`.
     kv_format : str, optional
         How the cache stores numbers: the default is what its dtype says, and "e4m3fn" or "e5m2" read uint8 arrays as
         8-bit floats. "int8" is stored in int8. "nvfp4" and "mxfp4" pack two numbers of 4 bits into a uint8, the first
@@ -161,6 +155,7 @@ def decode_attention(
     >>> np.exp(lse[:, 0, 0]).round(4)
     array([2., 3.], dtype=float32)
     """
+    arguments.DENSE_CALL.refuse_unknown(options)
     check_flag("return_lse", return_lse)
     problem = arguments.check(
         q,
@@ -169,12 +164,6 @@ def decode_attention(
         seqlens_k,
         num_splits=num_splits,
         plan=plan,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
         kv_format=kv_format,
         k_scale=k_scale,
         v_scale=v_scale,
@@ -184,6 +173,7 @@ def decode_attention(
         rotate_keys=rotate_keys,
         out=out,
         workspace=workspace,
+        **options,
     )
     warn_if_slow(problem, pairs=problem.num_pairs)
     return decode(problem, return_lse=return_lse)

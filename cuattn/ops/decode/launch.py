@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from cuattn.addresses import address
 from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.formats import KVFormat
-from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.ops.attention.variants import LOGIT_FLAGS
+from cuattn.ops.decode.arguments import DENSE_CALL
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims, select
 from cuattn.ops.decode.params import pack_decode
 from cuattn.ops.decode.reduce import launch_reduce
@@ -21,7 +22,7 @@ from cuattn.runtime.executor import Executor, Kernel
 if TYPE_CHECKING:
     from cuattn.ops.decode.problem import DecodeProblem
 
-__all__ = ["decode"]
+__all__ = ["decode", "score_constants"]
 
 
 def decode(problem: DecodeProblem, *, return_lse: bool, config: FlashDecodeConfig | None = None) -> Any:
@@ -67,7 +68,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         SLOT_SCALES=slots_scaled,
         **_bounds(problem),
         **_rotation(problem),
-        options=bool(options.softcap) or options.alibi_slopes is not None,
+        options=bool(options.flags),
     )
     plan = schedule(problem, config)
     partial_out, partial_state = partials(problem, plan.num_partials)
@@ -88,8 +89,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         "g_v_scale": v_scale,
         "g_k_block_scales": problem.k_blocks,
         "g_v_block_scales": problem.v_blocks,
-        "g_alibi_slopes": options.alibi_slopes,
-        "g_sinks": options.sinks,
+        **options.pointers(kernel),
         **(NO_ANGLES if problem.rotary is None else problem.rotary.arrays),
         "g_work": plan.work,
         "g_splits": plan.splits,
@@ -133,11 +133,10 @@ def _bounds(problem: DecodeProblem) -> dict[str, bool]:
 
     A single token that is aligned with the last key sees nothing beyond it, causal or not.
     """
-    options = problem.options
-    left = options.window_left != UNBOUNDED
-    last = problem.max_seqlen_q == 1 and options.diagonal_from_end and options.diagonal_offsets is None
-    right = options.window_right != UNBOUNDED and not (last and options.diagonal_offset == 0)
-    return {"BOUND_LEFT": left, "BOUND_RIGHT": right or left}
+    bounds = problem.options.bounds
+    left, right = bounds.sides
+    last = problem.max_seqlen_q == 1 and bounds.from_end
+    return {"BOUND_LEFT": left, "BOUND_RIGHT": (right and not last) or left}
 
 
 def _rotation(problem: DecodeProblem) -> dict[str, Any]:
@@ -161,11 +160,16 @@ def _kernel(
     options: bool,
     **flags: Any,
 ) -> Kernel:
-    """The loaded kernel of a config for `compiled_dims`.
-
-    ``options``: softcap and ALiBi, together: where a call has one of them, the other costs a comparison a tile.
-    """
-    score_options = {"SOFTCAP": options, "ALIBI": options, "BIAS": False, "MASK": False, "BiasElement": "float"}
-    all_flags = {**flags, **score_options}
+    """The loaded kernel of a config for `compiled_dims`."""
+    all_flags = {**flags, **score_constants(options)}
     constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, all_flags, column_blocks=column_blocks)
     return executor.kernel(config.source, constants, config.entry)
+
+
+def score_constants(options: bool) -> dict[str, Any]:
+    """What happens to logits, as constants of a kernel: all that a call may have, or nothing.
+
+    Where a call has one of the options, each of the others costs a comparison a tile.
+    """
+    flags = {name.upper(): options and name in DENSE_CALL.flags for name in LOGIT_FLAGS}
+    return {**flags, "BiasElement": "float"}

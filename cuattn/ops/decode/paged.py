@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from cuattn.ops.attention.options import DecodeOptions
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
 from cuattn.ops.decode.config import FlashDecodeConfig
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["paged_attention", "paged_attention_varlen"]
 
 
+@takes_options(arguments.PAGED_CALL, before="kv_format")
 def paged_attention(
     q: Any,
     k_pages: Any,
@@ -31,12 +34,6 @@ def paged_attention(
     *,
     num_splits: int | None = None,
     plan: DecodePlan | None = None,
-    scale: float | None = None,
-    causal: bool | str = True,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
     kv_format: str | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
@@ -47,6 +44,7 @@ def paged_attention(
     out: Any = None,
     workspace: Any = None,
     return_lse: bool = False,
+    **options: Unpack[DecodeOptions],
 ) -> Any:
     """`cuattn.decode_attention` over a paged cache: key j of sequence b is in slot j % page_size of its page
     block_tables[b, j // page_size].
@@ -70,7 +68,11 @@ def paged_attention(
         As for `cuattn.decode_attention`, with the axes of the pages.
     num_splits : int, optional
         1 is one pass over the keys, more are partitions that a second kernel merges; by default what is faster.
-    plan, scale, causal, window, softcap, alibi_slopes, sinks, kv_format, rope, rotate_keys, out, workspace, return_lse
+    causal : {True, False, "bottom_right", "top_left"}
+        As for `cuattn.decode_attention`, with o = seqlens_k - seqlen_q of each sequence ("top_left": 0).
+    **options
+        As for `cuattn.attention`.
+    plan, kv_format, rope, rotate_keys, out, workspace, return_lse
         As for `cuattn.decode_attention`.
 
     Returns
@@ -99,6 +101,7 @@ def paged_attention(
     >>> cuattn.paged_attention(q, keys, values, [[2, 0], [2, 1]], [3, 3])[:, 0, 0, 0]
     array([3.       , 3.6666667], dtype=float32)
     """
+    arguments.PAGED_CALL.refuse_unknown(options)
     check_flag("return_lse", return_lse)
     problem = arguments.check_paged(
         q,
@@ -108,12 +111,6 @@ def paged_attention(
         seqlens_k,
         num_splits=num_splits,
         plan=plan,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
         kv_format=kv_format,
         k_scale=k_scale,
         v_scale=v_scale,
@@ -123,11 +120,13 @@ def paged_attention(
         rotate_keys=rotate_keys,
         out=out,
         workspace=workspace,
+        **options,
     )
     warn_if_slow(problem, pairs=problem.num_pairs)
     return decode(problem, return_lse=return_lse)
 
 
+@takes_options(arguments.PACKED_CALL, before="kv_format")
 def paged_attention_varlen(
     q: Any,
     k_pages: Any,
@@ -139,12 +138,6 @@ def paged_attention_varlen(
     max_seqlen_q: int | None = None,
     num_splits: int | None = None,
     plan: DecodePlan | None = None,
-    scale: float | None = None,
-    causal: bool | str = True,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
     kv_format: str | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
@@ -155,6 +148,7 @@ def paged_attention_varlen(
     out: Any = None,
     workspace: Any = None,
     return_lse: bool = False,
+    **options: Unpack[DecodeOptions],
 ) -> Any:
     """`cuattn.paged_attention` of a packed batch: prompts, chunks of prompts and single tokens in one call.
 
@@ -173,9 +167,15 @@ def paged_attention_varlen(
     max_seqlen_q : int, optional
         Queries of the longest sequence. It is only a hint for lengths on the GPU; one that is larger is cut there, and
         ``out`` keeps what it had for the queries beyond.
-    num_splits, plan, scale, causal, window, softcap, alibi_slopes, sinks, kv_format, k_scale, v_scale, k_block_scales,
-    v_block_scales, rope, rotate_keys, out, workspace, return_lse
-        As for `cuattn.paged_attention`, with one entry a sequence where they have a batch axis.
+    causal : {True, False, "bottom_right", "top_left"}
+        As for `cuattn.decode_attention`; o is the number of keys minus the number of queries of each sequence
+        ("top_left": 0).
+    **options
+        As for `cuattn.attention`.
+    num_splits, plan, kv_format, k_scale, v_scale, k_block_scales, v_block_scales, rope, rotate_keys, out, workspace
+    return_lse
+        As for `cuattn.paged_attention`, with one entry a sequence where they have a batch axis, and so
+        ``alibi_slopes``.
 
     Returns
     -------
@@ -199,6 +199,7 @@ def paged_attention_varlen(
     >>> cuattn.paged_attention_varlen(q, keys, values, [[0, -1], [1, 2]], [0, 2, 3], [2, 3])[:, 0, 0]
     array([0. , 0.5, 3. ], dtype=float32)
     """
+    arguments.PACKED_CALL.refuse_unknown(options)
     check_flag("return_lse", return_lse)
     problem = arguments.check_paged_varlen(
         q,
@@ -210,12 +211,6 @@ def paged_attention_varlen(
         max_seqlen_q=max_seqlen_q,
         num_splits=num_splits,
         plan=plan,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
         kv_format=kv_format,
         k_scale=k_scale,
         v_scale=v_scale,
@@ -225,6 +220,7 @@ def paged_attention_varlen(
         rotate_keys=rotate_keys,
         out=out,
         workspace=workspace,
+        **options,
     )
     warn_if_slow(problem, pairs=problem.num_pairs)
     return decode(problem, return_lse=return_lse)

@@ -10,21 +10,22 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.errors import ArgumentError
 from cuattn.messages import shown
-from cuattn.ops.attention.options import check_options
+from cuattn.ops.attention.bounds import Bounds
+from cuattn.ops.attention.options import Operation, PlanOptions
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.decode import plan_arguments, splits, workspace
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims, select
 from cuattn.ops.decode.cost import CostModel, cost_model
 from cuattn.ops.decode.lengths import check_num_splits
 from cuattn.ops.decode.plan_arguments import PlanLengths
-from cuattn.ops.decode.schedule import Lists, Schedule, bounds_of, check_partials, even_schedule, lists_of, most_blocks
-from cuattn.ops.decode.splits import Bounds
+from cuattn.ops.decode.schedule import Lists, Schedule, check_partials, even_schedule, lists_of, most_blocks
 from cuattn.runtime.small_arrays import check_flag
 
 if TYPE_CHECKING:
@@ -207,6 +208,10 @@ def check_plan(plan: Any, problem: DecodeProblem) -> DecodePlan | None:
     return plan
 
 
+_OPERATION = Operation("plan_decode", "plan")
+
+
+@takes_options(_OPERATION, before="num_splits")
 def plan_decode(
     seqlens_k: Any = None,
     *,
@@ -220,12 +225,11 @@ def plan_decode(
     seqlen_q: int = 1,
     cu_seqlens_q: Any = None,
     max_seqlen_k: int | None = None,
-    causal: bool | str = True,
-    window: tuple[int | None, int | None] | None = None,
     num_splits: int | None = None,
     fixed_grid: bool = False,
     num_sms: int | None = None,
     array_module: Any = None,
+    **options: Unpack[PlanOptions],
 ) -> DecodePlan:
     """Divide the work of decode calls, once for every layer of a model: pass the result as ``plan=``.
 
@@ -233,7 +237,8 @@ def plan_decode(
     many are worth their cost follows from a model of a GPU that reads keys and values as fast as its memory gives them:
     multiprocessors, CTAs that fit on one, the tiles of every sequence, what starting a CTA and merging take. All of it
     happens on the host; nothing is read from a device or launched. Calls without a plan do the same by themselves; a
-    plan saves them the search, says how large a workspace must be, and can fix the grid.
+    plan saves them the search, says how large a workspace must be, and can fix the grid. Options are to be as the calls
+    will have them: they bound the keys that are read.
 
     Any plan gives right results for any lengths of the keys: which keys a split has is computed on the device, from the
     lengths that are there. A plan for a contiguous cache is one for pages of any size.
@@ -258,8 +263,10 @@ def plan_decode(
         A list or a NumPy array: the plan is for `cuattn.paged_attention_varlen`.
     max_seqlen_k : int, optional
         The longest sequence to expect. Needed where the host does not know ``seqlens_k``.
-    causal, window
-        As the calls will have them: they bound the keys that are read.
+    causal : {True, False, "bottom_right", "top_left"}
+        As for `cuattn.decode_attention`.
+    **options
+        As for `cuattn.attention`.
     num_splits : int, optional
         So many splits of every sequence, instead of as many as are expected to be the fastest.
     fixed_grid : bool
@@ -300,6 +307,7 @@ def plan_decode(
     ...                    fixed_grid=True).num_splits
     9
     """
+    _OPERATION.refuse_unknown(options)
     fixed_grid = check_flag("fixed_grid", fixed_grid)
     executor = plan_arguments.executor_of(array_module, seqlens_k)
     num_heads, num_kv_heads, head_dim, head_dim_v = plan_arguments.check_heads(
@@ -309,9 +317,7 @@ def plan_decode(
     lengths = plan_arguments.check_lengths(executor, seqlens_k, batch, seqlen_q, cu_seqlens_q, max_seqlen_k)
     num_splits = check_num_splits(num_splits)
     shape = lengths.seqlens_q.size, num_heads, None, None
-    options = check_options(
-        executor, logits_shape=shape, num_kv_heads=num_kv_heads, dtype=dtype, causal=causal, window=window
-    )
+    bounds = _OPERATION.check(options, executor, logits_shape=shape, num_kv_heads=num_kv_heads, dtype=dtype).bounds
     if fixed_grid:
         lengths = replace(lengths, seqlens_k=np.full_like(lengths.seqlens_k, lengths.max_seqlen_k))
     group = num_heads // num_kv_heads
@@ -324,7 +330,7 @@ def plan_decode(
         sms = plan_arguments.check_extent("num_sms", num_sms, 1)
     itemsize = 8 if dtype == np.float64 else 4
     model = cost_model(config, row, head_dim, head_dim_v, min(rows, config.block_m), itemsize, arch=arch, num_sms=sms)
-    bounds, heads = bounds_of(options), num_kv_heads * config.head_blocks(group) * column_blocks
+    heads = num_kv_heads * config.head_blocks(group) * column_blocks
     chosen, estimate = _choose(model, lengths, bounds, config.tokens_per_block(group), heads, num_splits, fixed_grid)
     each = np.broadcast_to(chosen, lengths.seqlens_q.shape)
     if isinstance(chosen, np.ndarray):

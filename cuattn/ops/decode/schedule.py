@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.errors import ArgumentError
-from cuattn.ops.attention.options import Options
+from cuattn.ops.attention.bounds import Bounds
 from cuattn.ops.attention.sequences import device_work_list
 from cuattn.ops.decode import splits
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims
 from cuattn.ops.decode.cost import CostModel, cost_model
-from cuattn.ops.decode.splits import Blocks, Bounds
+from cuattn.ops.decode.splits import Blocks
 from cuattn.runtime.executor import Executor
 
 if TYPE_CHECKING:
     from cuattn.ops.decode.problem import DecodeProblem
 
-__all__ = ["Lists", "Schedule", "bounds_of", "check_partials", "even_schedule", "lists_of", "most_blocks", "schedule"]
+__all__ = ["Lists", "Schedule", "check_partials", "even_schedule", "lists_of", "most_blocks", "schedule"]
 
 MAX_PARTIALS = 2**31 - 1
 
@@ -95,7 +95,7 @@ def schedule(problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
     """The work items of a call."""
     if problem.plan is not None:
         return problem.plan.schedule(problem, config)
-    extents, bounds = problem.extents, bounds_of(problem.options)
+    extents, bounds = problem.extents, problem.options.bounds
     tokens = config.tokens_per_block(problem.group)
     model = _model_of(problem, config)
     heads = extents.num_kv_heads * config.head_blocks(problem.group)
@@ -120,10 +120,6 @@ def schedule(problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
     if isinstance(found, int):
         return even_schedule(problem, tokens, found)
     return found.on(problem.executor, problem.cu_seqlens_q)
-
-
-def bounds_of(options: Options) -> Bounds:
-    return Bounds(options.window_left, options.window_right, bool(options.diagonal_from_end))
 
 
 def most_blocks(batch: int, seqlen_q: int, packed: bool, tokens: int) -> int:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.ops.attention.bounds import Bounds
 from cuattn.ops.decode.cost import CostModel, Items
 
-__all__ = ["Blocks", "Bounds", "blocks_of", "expected", "for_lengths", "most_tiles", "time_of", "uniform"]
+__all__ = ["Blocks", "blocks_of", "expected", "for_lengths", "most_tiles", "time_of", "uniform"]
 
 MAX_SPLITS = 256  # that are chosen; the merge reads every one
 WORTHWHILE = 1.03  # more splits must make a call this much faster
@@ -21,14 +21,6 @@ WORTH_A_LIST = 1.05
 _COUNTS = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256])
 
 Integers = NDArray[np.int64]
-
-
-class Bounds(NamedTuple):
-    """Which keys a query may see: `cuattn.ops.attention.options.Options`."""
-
-    left: int = UNBOUNDED
-    right: int = 0
-    from_end: bool = True
 
 
 class Blocks(NamedTuple):
@@ -42,7 +34,7 @@ class Blocks(NamedTuple):
 def blocks_of(seqlens_q: Integers, seqlens_k: Integers, tokens: int, block_n: int, bounds: Bounds) -> Blocks:
     """The row blocks of ``tokens`` tokens.
 
-    >>> blocks_of(np.array([1, 0, 3]), np.array([100, 50, 130]), 2, 64, Bounds())
+    >>> blocks_of(np.array([1, 0, 3]), np.array([100, 50, 130]), 2, 64, Bounds(right=0))
     Blocks(batch_idx=array([0, 2, 2]), block=array([0, 0, 1]), tiles=array([2, 3, 3]))
     """
     if seqlens_q.size and int(seqlens_q.max()) <= tokens and int(seqlens_q.min()) > 0:
@@ -55,21 +47,15 @@ def blocks_of(seqlens_q: Integers, seqlens_k: Integers, tokens: int, block_n: in
         block = np.arange(batch_idx.size) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks)
         first = block * tokens
         keys, queries = seqlens_k[batch_idx], seqlens_q[batch_idx]
-    diagonal = keys - queries if bounds.from_end else 0
-    begin, end = 0, keys
-    if bounds.left != UNBOUNDED:
-        begin = np.clip(first + diagonal - bounds.left, 0, keys)
-    if bounds.right != UNBOUNDED:
-        last = np.minimum(first + tokens, queries) - 1
-        end = np.clip(last + diagonal + bounds.right + 1, 0, keys)
+    last = np.minimum(first + tokens, queries) - 1
+    begin, end = bounds.keys(first, last, bounds.diagonal(queries, keys), keys)
     return Blocks(batch_idx, block, np.maximum(-(-end // block_n) - begin // block_n, 0))
 
 
 def most_tiles(tokens: int, seqlen_k: int, block_n: int, bounds: Bounds) -> int:
     """Tiles that a row block of ``tokens`` tokens of a sequence of at most ``seqlen_k`` keys may see."""
-    width = seqlen_k
-    if UNBOUNDED not in (bounds.left, bounds.right):
-        width = min(width, bounds.left + bounds.right + tokens)
+    width = bounds.width(tokens)
+    width = seqlen_k if width is None else min(width, seqlen_k)
     whole = -(-seqlen_k // block_n)
     return min(whole, (width + block_n - 2) // block_n + 1) if width else 0  # a stretch may begin within a tile
 

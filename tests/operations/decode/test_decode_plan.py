@@ -13,10 +13,10 @@ from simulated_cupy import installed
 
 import cuattn
 from cuattn import errors
+from cuattn.ops.attention.bounds import Bounds
 from cuattn.ops.decode import splits
 from cuattn.ops.decode.cost import CostModel
 from cuattn.ops.decode.schedule import lists_of
-from cuattn.ops.decode.splits import Bounds
 from cuattn.runtime import executor as executors
 from cuattn.testing import assert_decode_close, assert_paged_varlen_close
 from cuattn.testing.strategies import examples
@@ -135,7 +135,7 @@ def test_lists_cover_every_split_of_every_block_once(data):
         np.array(data.draw(st.lists(st.integers(0, most), min_size=batch, max_size=batch))) for most in (40, 3000)
     )
     tokens = data.draw(st.sampled_from((1, 4, 16)))
-    bounds = data.draw(st.sampled_from((Bounds(), Bounds(right=2**31 - 1), Bounds(left=100), Bounds(from_end=False))))
+    bounds = data.draw(st.sampled_from((Bounds(right=0), Bounds(), Bounds(100, 0), Bounds(right=0, from_end=False))))
     model = CostModel(data.draw(st.integers(1, 200)), data.draw(st.integers(1, 4)), 64, 1.0, 3.0, 0.1, 1.0)
     blocks = splits.blocks_of(seqlens_q, seqlens_k, tokens, 64, bounds)
     chosen = splits.for_lengths(model, blocks, batch, data.draw(st.integers(1, 8)), listed=True)
@@ -190,7 +190,7 @@ def test_chosen_splits_are_about_the_best(num_sequences):
         times = model.even(8 * num_sequences * counts, -(-tiles // counts), counts > 1)
         assert times[splits.uniform(model, 8 * num_sequences, tiles) - 1] <= 1.04 * times.min()
         lengths = rng.integers(1, 20000, num_sequences)
-        blocks = splits.blocks_of(np.ones(num_sequences, np.int64), lengths, 4, 64, Bounds())
+        blocks = splits.blocks_of(np.ones(num_sequences, np.int64), lengths, 4, 64, Bounds(right=0))
         chosen = splits.for_lengths(model, blocks, num_sequences, 8, listed=True)
         chunks = np.arange(1, blocks.tiles.max() + 1)
         choices = np.minimum(-(-blocks.tiles // chunks[:, None]), splits.MAX_SPLITS)

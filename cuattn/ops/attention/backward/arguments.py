@@ -16,6 +16,7 @@ from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.backward import workspace as workspace_parts
 from cuattn.ops.attention.backward.problem import BackwardProblem
+from cuattn.ops.attention.options import Operation
 from cuattn.ops.attention.sequences import Packed
 from cuattn.ops.attention.varlen import check as check_varlen
 from cuattn.runtime.arrays import contiguous
@@ -23,21 +24,25 @@ from cuattn.runtime.checks import check_apart, check_out, check_workspace
 from cuattn.runtime.executor import executor_for
 from cuattn.runtime.small_arrays import check_flag
 
-__all__ = ["check", "check_packed", "check_sizes"]
+__all__ = ["DENSE", "PACKED", "check", "check_packed", "check_sizes"]
+
+DENSE = Operation("attention_backward", "gradients")
+PACKED = Operation("attention_varlen_backward", "gradients")
 
 _GRADIENTS = "dq", "dk", "dv"
 
 
 def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
     """Every check of a call. Raises as documented at `cuattn.attention_backward`."""
-    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, **options)
+    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, operation=DENSE, **options)
 
 
 def check_packed(
     dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
 ) -> BackwardProblem:
     """Every check of a call. Raises as documented at `cuattn.attention_varlen_backward`."""
-    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, (cu_seqlens_q, cu_seqlens_k), **options)
+    saved, cu_seqlens = {"dout": dout, "out": out, "lse": lse}, (cu_seqlens_q, cu_seqlens_k)
+    return _check(q, k, v, saved, cu_seqlens, operation=PACKED, **options)
 
 
 def check_sizes(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any) -> BackwardProblem:
@@ -60,10 +65,9 @@ def _check(
     saved: Mapping[str, Any],
     cu_seqlens: tuple[Any, Any] | None,
     *,
-    scale: Any = None,
-    causal: Any = False,
-    bias: Any = None,
-    mask: Any = None,
+    operation: Operation,
+    max_seqlen_q: Any = None,
+    max_seqlen_k: Any = None,
     dlse: Any = None,
     deterministic: Any = True,
     return_dbias: Any = False,
@@ -75,13 +79,11 @@ def _check(
 ) -> BackwardProblem:
     deterministic = check_flag("deterministic", deterministic)
     return_dbias = check_flag("return_dbias", return_dbias)
-    if return_dbias and bias is None:
+    large = operation.large_arrays(options)
+    if return_dbias and "bias" not in large:
         raise ArgumentError("return_dbias is True and bias is None; there is no bias to have a gradient")
-    arrays: dict[str, Any] = {"q": q, "k": k, "v": v, **saved}
-    for name, x in (
-        *(("dlse", dlse), ("bias", bias), ("mask", mask)),
-        *(("dq", dq), ("dk", dk), ("dv", dv), ("workspace", workspace)),
-    ):
+    arrays: dict[str, Any] = {"q": q, "k": k, "v": v, **saved, **large}
+    for name, x in (("dlse", dlse), ("dq", dq), ("dk", dk), ("dv", dv), ("workspace", workspace)):
         if x is not None:
             arrays[name] = x
     executor = executor_for(**arrays)
@@ -92,7 +94,13 @@ def _check(
             raise DTypeError(f"{name} has dtype {dtype} ({dtype.str}); gradients are for {allowed} (native)")
     arguments.check_rank(*(arrays[name] for name in ("q", "k", "v")), packed=cu_seqlens is not None)
     _check_head_dims(arrays)
-    forward, packed = _check_forward(arrays, cu_seqlens, scale=scale, causal=causal, **options)
+    options |= {name: arrays[name] for name in large}
+    qkv = arrays["q"], arrays["k"], arrays["v"]
+    if cu_seqlens is None:
+        forward, packed = arguments.check(*qkv, operation=operation, **options), None
+    else:
+        options |= {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k}
+        forward, packed = check_varlen(*qkv, *cu_seqlens, operation=operation, **options)
     _check_saved({name: arrays[name] for name in (*saved, "dlse") if name in arrays}, forward)
     gradients = {name: x for name, x in arrays.items() if name in _GRADIENTS}
     memory = {} if not gradients and workspace is None else _memory(arrays, forward, packed)
@@ -101,7 +109,7 @@ def _check(
         forward=forward,
         **{name: arrays.get(name) for name in ("dout", "out", "lse", "dlse", "dq", "dk", "dv", "workspace")},
         return_dbias=return_dbias,
-        bias_shape=None if bias is None else tuple(arrays["bias"].shape),
+        bias_shape=tuple(arrays["bias"].shape) if "bias" in large else None,
         deterministic=deterministic,
         packed=packed,
     )
@@ -124,17 +132,6 @@ def _check_head_dims(arrays: Mapping[str, Any]) -> None:
             )
 
 
-def _check_forward(
-    arrays: Mapping[str, Any], cu_seqlens: tuple[Any, Any] | None, **options: Any
-) -> tuple[Problem, Packed | None]:
-    """What forward checks of the same arguments."""
-    q, k, v = arrays["q"], arrays["k"], arrays["v"]
-    options |= {"out": None, "bias": arrays.get("bias"), "mask": arrays.get("mask")}
-    if cu_seqlens is None:
-        return arguments.check(q, k, v, **options), None
-    return check_varlen(q, k, v, *cu_seqlens, **options)
-
-
 def _check_saved(saved: Mapping[str, Any], forward: Problem) -> None:
     """What forward returned, and gradients of it: of the shapes and dtypes that forward gives for q, k and v."""
     extents = forward.extents
@@ -149,7 +146,7 @@ def _check_saved(saved: Mapping[str, Any], forward: Problem) -> None:
 
 def _memory(arrays: Mapping[str, Any], forward: Problem, packed: Packed | None) -> dict[str, tuple[int, int]]:
     """The memory range of every array of a call."""
-    arrays = arguments.option_arrays(forward.options) | dict(arrays)  # a bias as given, if that one had to be copied
+    arrays = forward.options.arrays | dict(arrays)  # a bias as given, if that one had to be copied
     if packed is not None:
         arrays |= {"cu_seqlens_q": packed.cu_seqlens_q, "cu_seqlens_k": packed.cu_seqlens_k}
     return {name: byte_bounds(x) for name, x in arrays.items()}

@@ -107,7 +107,9 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
         constants = config.constants(
             forward.dtype.name, head_dim, head_dim_v, options.kernel_options, aligned=prepared.aligned
         )
+        kernel = executor.kernel(config.source, constants, config.entry)
         args = {
+            **options.pointers(kernel),
             "g_dout": prepared.dout.array,
             "g_q": prepared.q.array,
             "g_k": prepared.k.array,
@@ -116,17 +118,13 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
             "g_delta": prepared.delta,
             "g_dbias": dbias,
             "g_partial": partial,
-            "g_bias": bias.array,
-            "g_mask": None if options.mask is None else options.mask.array,
-            "g_alibi_slopes": options.alibi_slopes,
-            "g_diagonal_offsets": options.diagonal_offsets,
             "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
             "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
             "sums": plan.pack(),
             "params": prepared.params(),
         }
         executor.launch(
-            executor.kernel(config.source, constants, config.entry),
+            kernel,
             (plan.num_tiles * plan.num_parts,),
             (config.num_threads,),
             args,

@@ -9,17 +9,20 @@ Probabilities are computed again from q, k and the log-sum-exp that forward retu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from cuattn.ops.attention.backward import arguments
 from cuattn.ops.attention.backward import workspace as workspace_parts
 from cuattn.ops.attention.backward.launch import backward
 from cuattn.ops.attention.backward.problem import AttentionGrads
+from cuattn.ops.attention.options import GradientOptions, Operation
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
 __all__ = ["AttentionGrads", "attention_backward", "attention_backward_workspace_size"]
 
 
+@takes_options(arguments.DENSE, before="dlse")
 def attention_backward(
     dout: Any,
     q: Any,
@@ -28,19 +31,6 @@ def attention_backward(
     out: Any,
     lse: Any,
     *,
-    scale: float | None = None,
-    causal: bool | str = False,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    bias: Any = None,
-    mask: Any = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
-    dropout_p: float = 0.0,
-    dropout_seed: int = 0,
-    dropout_offset: int = 0,
-    diagonal_offset: Any = None,
-    precision: str | None = None,
     dlse: Any = None,
     deterministic: bool = True,
     return_dbias: bool = False,
@@ -48,14 +38,15 @@ def attention_backward(
     dk: Any = None,
     dv: Any = None,
     workspace: Any = None,
+    **options: Unpack[GradientOptions],
 ) -> AttentionGrads:
     """Gradients of ``(out * dout).sum() + (lse * dlse).sum()``, where ``out, lse = attention(q, k, v, ...)``.
 
-    Every option that changes the result of `cuattn.attention` has to be as it was there; ``out`` and ``lse`` are what
-    it returned. With P = exp(logit - lse), Z the dropout factors (0 or 1 / (1 - dropout_p); 1 without dropout) and
-    Δ = rowsum(dout * out) - dlse: dv = (P * Z)^T dout, dS = P * (Z * (dout v^T) - Δ), dq = scale * dS k and
-    dk = scale * dS^T q. No array of seqlen_q x seqlen_k elements is made, and no element is summed in an order that
-    changes from run to run, unless ``deterministic`` is False.
+    Every option that changes the result of `cuattn.attention` has to be as it was there, and dropout drops what it
+    dropped there; ``out`` and ``lse`` are what it returned. With P = exp(logit - lse), Z the dropout factors (0 or
+    1 / (1 - dropout_p); 1 without dropout) and Δ = rowsum(dout * out) - dlse: dv = (P * Z)^T dout,
+    dS = P * (Z * (dout v^T) - Δ), dq = scale * dS k and dk = scale * dS^T q. No array of seqlen_q x seqlen_k elements
+    is made, and no element is summed in an order that changes from run to run, unless ``deterministic`` is False.
 
     Parameters
     ----------
@@ -71,9 +62,8 @@ def attention_backward(
         Exact to 2^-24 of its size: where that is felt, from about 10^7 on, P is within a factor of e^(2^-22 |lse|), and
         at most 1.
         As forward returned them. An lse that is not contiguous is copied.
-    scale, causal, window, softcap, bias, mask, alibi_slopes, sinks
-    dropout_p, dropout_seed, dropout_offset, diagonal_offset, precision
-        As for `cuattn.attention`, and the same as there. Dropout drops what forward dropped.
+    **options
+        As for `cuattn.attention`.
     dlse : array [batch, heads, seqlen_q], float32 (float64 for float64), optional
         Gradient of ``lse``; 0 by default.
     deterministic : bool
@@ -138,6 +128,7 @@ def attention_backward(
     array([[ 0.,  0.],
            [-1.,  1.]], dtype=float32)
     """
+    arguments.DENSE.refuse_unknown(options)
     problem = arguments.check(
         dout,
         q,
@@ -145,19 +136,6 @@ def attention_backward(
         v,
         out,
         lse,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        bias=bias,
-        mask=mask,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        dropout_offset=dropout_offset,
-        diagonal_offset=diagonal_offset,
-        precision=precision,
         dlse=dlse,
         deterministic=deterministic,
         return_dbias=return_dbias,
@@ -165,6 +143,7 @@ def attention_backward(
         dk=dk,
         dv=dv,
         workspace=workspace,
+        **options,
     )
     warn_if_slow(problem.forward, work=BACKWARD_FLOPS)
     return backward(problem)
@@ -177,6 +156,10 @@ def evaluate(
     return backward(arguments.check(dout, q, k, v, out, lse, **options), configs=configs)
 
 
+_SIZE = Operation("attention_backward_workspace_size", "gradients")
+
+
+@takes_options(_SIZE, before="deterministic")
 def attention_backward_workspace_size(
     q: Any,
     k: Any,
@@ -186,21 +169,9 @@ def attention_backward_workspace_size(
     cu_seqlens_k: Any = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
-    scale: float | None = None,
-    causal: bool | str = False,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    bias: Any = None,
-    mask: Any = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
-    dropout_p: float = 0.0,
-    dropout_seed: int = 0,
-    dropout_offset: int = 0,
-    diagonal_offset: Any = None,
-    precision: str | None = None,
     deterministic: bool = True,
     return_dbias: bool = False,
+    **options: Unpack[GradientOptions],
 ) -> int:
     """Bytes that ``workspace`` of `cuattn.attention_backward` or `cuattn.attention_varlen_backward` needs.
 
@@ -216,8 +187,10 @@ def attention_backward_workspace_size(
     v : array [batch, seqlen_k, kv_heads, head_dim_v], or [tokens_k, kv_heads, head_dim_v]
     cu_seqlens_q, cu_seqlens_k : int32 [batch + 1], optional
         Both, for `cuattn.attention_varlen_backward`, where the host knows the lengths or does not, as in the call.
-    max_seqlen_q, max_seqlen_k, deterministic, return_dbias, and every other option
+    max_seqlen_q, max_seqlen_k, deterministic, return_dbias
         As for these functions.
+    **options
+        As for `cuattn.attention`.
 
     Returns
     -------
@@ -237,6 +210,7 @@ def attention_backward_workspace_size(
     >>> 0 < size < 4096 * 4096
     True
     """
+    _SIZE.refuse_unknown(options)
     problem = arguments.check_sizes(
         q,
         k,
@@ -245,20 +219,9 @@ def attention_backward_workspace_size(
         cu_seqlens_k,
         max_seqlen_q=max_seqlen_q,
         max_seqlen_k=max_seqlen_k,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        bias=bias,
-        mask=mask,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        dropout_offset=dropout_offset,
-        diagonal_offset=diagonal_offset,
-        precision=precision,
         deterministic=deterministic,
         return_dbias=return_dbias,
+        operation=_SIZE,
+        **options,
     )
     return workspace_parts.nbytes(problem)

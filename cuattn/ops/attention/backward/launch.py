@@ -18,7 +18,7 @@ from cuattn.ops.attention.backward.dq_sums import DqSums
 from cuattn.ops.attention.backward.plan import select_configs
 from cuattn.ops.attention.backward.problem import AttentionGrads, BackwardProblem
 from cuattn.ops.attention.backward.workspace import allocate, classes_name
-from cuattn.ops.attention.options import LogitArray
+from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.params import backward_layout, forward_fields
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.operand import Operand, operand
@@ -160,7 +160,11 @@ def _launch_side(
         dq: Operand | DqSums | None = sums if launch.add_dq else None if of_keys else targets["dq"]
         dk = targets["dk"] if of_keys and launch.grad_qk else None
         dv = targets["dv"] if launch.grad_v else None
+        kernel = _kernel(
+            executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
+        )
         args = {
+            **options.pointers(kernel),
             "g_dout": prepared.dout.array,
             "g_q": prepared.q.array,
             "g_k": prepared.k.array,
@@ -170,19 +174,12 @@ def _launch_side(
             "g_dq": None if dq is None else dq.array,
             "g_dk": None if dk is None else dk.array,
             "g_dv": None if dv is None else dv.array,
-            "g_bias": None if options.bias is None else options.bias.array,
-            "g_mask": None if options.mask is None else options.mask.array,
             "g_tile_class": None if classes is None else classes.array,
-            "g_alibi_slopes": options.alibi_slopes,
-            "g_diagonal_offsets": options.diagonal_offsets,
             "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
             "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
             "g_work": work,
             "params": prepared.params(dq, dk, dv, classes),
         }
-        kernel = _kernel(
-            executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
-        )
         smem_bytes = config.smem_bytes(*buckets, add_dq=launch.add_dq)
         executor.launch(kernel, (num_heads * num_blocks,), (config.num_threads,), args, smem_bytes)
 

@@ -7,16 +7,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from cuattn.ops.attention.backward import arguments
 from cuattn.ops.attention.backward.launch import backward
 from cuattn.ops.attention.backward.problem import AttentionGrads
+from cuattn.ops.attention.options import GradientOptions
+from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
 __all__ = ["attention_varlen_backward"]
 
 
+@takes_options(arguments.PACKED, before="dlse")
 def attention_varlen_backward(
     dout: Any,
     q: Any,
@@ -29,19 +32,6 @@ def attention_varlen_backward(
     *,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
-    scale: float | None = None,
-    causal: bool | str = False,
-    window: tuple[int | None, int | None] | None = None,
-    softcap: float | None = None,
-    bias: Any = None,
-    mask: Any = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
-    dropout_p: float = 0.0,
-    dropout_seed: int = 0,
-    dropout_offset: int = 0,
-    diagonal_offset: Any = None,
-    precision: str | None = None,
     dlse: Any = None,
     deterministic: bool = True,
     return_dbias: bool = False,
@@ -49,8 +39,11 @@ def attention_varlen_backward(
     dk: Any = None,
     dv: Any = None,
     workspace: Any = None,
+    **options: Unpack[GradientOptions],
 ) -> AttentionGrads:
     """`cuattn.attention_backward` of each sequence of a packed batch: the gradients of `cuattn.attention_varlen`.
+
+    Every option that changes the result of `cuattn.attention_varlen` has to be as it was there.
 
     Parameters
     ----------
@@ -63,12 +56,14 @@ def attention_varlen_backward(
         As forward returned it; exact to 2^-24 of its size, which is felt as `cuattn.attention_backward` says.
     cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
         As for `cuattn.attention_varlen`, and the same as there.
-    scale, causal, window, softcap, bias, mask, alibi_slopes, sinks
-    dropout_p, dropout_seed, dropout_offset, diagonal_offset, precision
-        As for `cuattn.attention_varlen`, and the same as there.
+    **options
+        As for `cuattn.attention`.
     dlse : array [heads, tokens_q], float32 (float64 for float64), optional
     deterministic, return_dbias, dq, dk, dv, workspace
         As for `cuattn.attention_backward`.
+
+    Options with a batch axis have one entry a sequence, and positions are those within the sequence, as for
+    `cuattn.attention_varlen`.
 
     Returns
     -------
@@ -98,6 +93,7 @@ def attention_varlen_backward(
     >>> grads.dv[:, 0, 0]
     array([1. , 1.5, 0.5], dtype=float32)
     """
+    arguments.PACKED.refuse_unknown(options)
     problem = arguments.check_packed(
         dout,
         q,
@@ -109,19 +105,6 @@ def attention_varlen_backward(
         cu_seqlens_k,
         max_seqlen_q=max_seqlen_q,
         max_seqlen_k=max_seqlen_k,
-        scale=scale,
-        causal=causal,
-        window=window,
-        softcap=softcap,
-        bias=bias,
-        mask=mask,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        dropout_offset=dropout_offset,
-        diagonal_offset=diagonal_offset,
-        precision=precision,
         dlse=dlse,
         deterministic=deterministic,
         return_dbias=return_dbias,
@@ -129,6 +112,7 @@ def attention_varlen_backward(
         dk=dk,
         dv=dv,
         workspace=workspace,
+        **options,
     )
     warn_if_slow(problem.forward, problem.packed, work=BACKWARD_FLOPS)
     return backward(problem)

@@ -7,6 +7,7 @@ to compute. Every other call takes the portable kernel, with the same results.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,9 +18,8 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import FEW_QUERIES
 from cuattn.ops.attention.forward.hopper_config import ARCH, BUCKETS, HOPPER_FWD_CONFIGS, MAX_HEAD_DIM, HopperFwdConfig
 from cuattn.ops.attention.options import Options
-from cuattn.ops.attention.params import UNBOUNDED
 from cuattn.ops.attention.sequences import Packed
-from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.ops.attention.variants import ForwardOptions, bounded
 from cuattn.ops.operand import Operand
 from cuattn.runtime import tensor_map_driver
 
@@ -55,9 +55,9 @@ def why_not(problem: Problem, arch: str) -> str | None:
         return 'probabilities keep more bits than the elements have; products of 8 bits are for precision="fp8"'
     if max(extents.head_dim, extents.head_dim_v) > MAX_HEAD_DIM:
         return f"head dims {extents.head_dim} and {extents.head_dim_v} are not both at most {MAX_HEAD_DIM}"
-    for name in ("bias", "mask", "dropout"):
-        if getattr(options, name) is not None:
-            return f"the call has {'' if name == 'dropout' else 'a '}{name}"
+    for row in options.given:
+        if row.no_hopper is not None:
+            return f"the call has {row.no_hopper}"
     if not (extents.batch and extents.num_heads and extents.seqlen_q and extents.seqlen_k):
         return "there is nothing to compute"
     if extents.batch * extents.num_heads * extents.seqlen_q > _MAX_TILES:
@@ -103,19 +103,12 @@ def _can_make_maps() -> bool:
 
 def kernel_options(options: Options) -> ForwardOptions:
     """Those of the kernel that serves a call: with or without bounds, one of softcap and ALiBi, or all of it."""
-    return _kernel_options(
-        options.window_left != UNBOUNDED,
-        options.window_right != UNBOUNDED,
-        options.softcap != 0.0,
-        options.alibi_slopes is not None,
-    )
+    return _kernel_options(options.variant)
 
 
 @cache
-def _kernel_options(left: bool, right: bool, softcap: bool, alibi: bool) -> ForwardOptions:
-    if softcap and alibi:
-        left = right = True
-    return ForwardOptions(bound_left=left, bound_right=left or right, softcap=softcap, alibi=alibi)
+def _kernel_options(variant: ForwardOptions) -> ForwardOptions:
+    return bounded(replace(variant, bound_left=variant.bound_left or variant.num_on_scores > 1))
 
 
 def longest_seqlen_q(problem: Problem, packed: Packed | None) -> int:

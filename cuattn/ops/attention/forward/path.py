@@ -157,5 +157,4 @@ def check_call(
         raise ArgumentError(f"{missing} is None; cu_seqlens_q and cu_seqlens_k are given together or not at all")
     if cu_seqlens_q is not None:
         return varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
-    given: dict[str, Any] = {"scale": None, "causal": False, "out": None, **options}
-    return arguments.check(q, k, v, **given), None
+    return arguments.check(q, k, v, **options), None

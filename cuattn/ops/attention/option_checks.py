@@ -1,0 +1,220 @@
+"""The checks of the options of attention: each puts what kernels and launches need into `Options`.
+
+A check returns whether the option changes anything: a window without bounds is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuattn.addresses import address
+from cuattn.dtypes import ELEMENT_TYPES
+from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
+from cuattn.messages import shown
+from cuattn.ops.attention.bounds import NO_BOUNDS, Bounds
+from cuattn.ops.attention.dropout import check_dropout
+from cuattn.ops.attention.params import LOG2_E, UNBOUNDED
+from cuattn.runtime.executor import Executor
+from cuattn.runtime.small_arrays import small_array
+from cuattn.scalars import as_flag, as_integer, choice, real
+
+if TYPE_CHECKING:
+    from cuattn.ops.attention.options import Options
+
+__all__ = ["Call", "LogitArray"]
+
+_CAUSAL = Bounds(right=0)
+_MAX_WORD = 2**32  # a threshold that every random word is below
+
+
+@dataclass(slots=True)
+class Call:
+    """What the check of an option has to know about its call.
+
+    ``logits_shape`` is (batch, heads, seqlen_q, seqlen_k), what a bias and a mask broadcast to; packed sequences whose
+    lengths only the device knows have None for lengths that the caller has not said. ``dtype`` is that of q.
+    """
+
+    executor: Executor
+    logits_shape: tuple[int, int, int | None, int | None]
+    num_kv_heads: int
+    dtype: np.dtype[Any]
+
+    @property
+    def accumulator(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
+
+
+@dataclass(slots=True)
+class LogitArray:
+    """A bias or a mask as a kernel sees it: element strides of the axes batch, head, query, key; 0 where broadcast."""
+
+    array: Any
+    strides: tuple[int, int, int, int]
+
+
+def scale(options: Options, call: Call, value: Any) -> bool:
+    """It must be finite where the kernel uses it: times log2(e)."""
+    limit, rule = _scale_limit(call.accumulator, call.dtype)
+    options.scale = real("scale", value, rule, optional=True)
+    if abs(options.scale) > limit:
+        raise NonFiniteError(f"scale is {shown(value)}; {rule}")
+    return True
+
+
+@cache
+def _scale_limit(accumulator: np.dtype[Any], dtype: np.dtype[Any]) -> tuple[float, str]:
+    limit = float(np.finfo(accumulator).max) / LOG2_E
+    return limit, f"a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
+
+
+def causal(options: Options, call: Call, value: Any) -> bool:
+    """A window without keys after the diagonal, and the diagonal where "top_left" puts it."""
+    if isinstance(value, str) and value in ("bottom_right", "top_left"):
+        options.bounds = options.bounds._replace(right=0, from_end=value == "bottom_right")
+        return True
+    is_causal = value if type(value) is bool else as_flag(value)
+    if is_causal is None:
+        raise ArgumentError(f"causal is {shown(value)}; allowed are False, True, 'bottom_right' and 'top_left'")
+    if is_causal:
+        options.bounds = _CAUSAL if options.bounds is NO_BOUNDS else options.bounds._replace(right=0)
+    return is_causal
+
+
+def window(options: Options, call: Call, value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ArgumentError(f"window is {shown(value)}; a pair (left, right) or None is allowed")
+    left, right = (_side(value, side) for side in value)
+    options.bounds = options.bounds._replace(left=left, right=min(right, options.bounds.right))
+    return (left, right) != (UNBOUNDED, UNBOUNDED)
+
+
+def _side(given: Any, side: Any) -> int:
+    if side is None:
+        return UNBOUNDED
+    number = as_integer(side)
+    if number is None or not 0 <= number < UNBOUNDED:
+        raise ArgumentError(
+            f"window is {shown(given)}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
+        )
+    return number
+
+
+def diagonal_offset(options: Options, call: Call, value: Any) -> bool:
+    number = as_integer(value)
+    if number is not None:
+        if not -(2**31) < number < 2**31:
+            raise ArgumentError(f"diagonal_offset is {shown(value)}; its magnitude must be below 2^31")
+    elif isinstance(value, bool | float | str | np.generic):
+        raise ArgumentError(f"diagonal_offset is {shown(value)}; an integer or int32 [batch] is allowed")
+    else:
+        shapes = ((call.logits_shape[0],),)
+        options.diagonal_offsets = small_array(call.executor, "diagonal_offset", value, shapes, np.dtype(np.int32))
+    options.bounds = options.bounds._replace(from_end=False, offset=number or 0)
+    return True
+
+
+def softcap(options: Options, call: Call, value: Any) -> bool:
+    options.softcap = real("softcap", value, *_softcap_rule(call.accumulator), optional=True)
+    return True
+
+
+@cache
+def _softcap_rule(accumulator: np.dtype[Any]) -> tuple[str, Callable[[float], bool]]:
+    limits = np.finfo(accumulator)
+    low, high = float(limits.smallest_normal), float(limits.max)
+    rule = f"it must be positive, from {low:.3g} to {high:.3g} (finite), or None"
+    return rule, lambda value: low <= value <= high
+
+
+def alibi_slopes(options: Options, call: Call, value: Any) -> bool:
+    batch, num_heads = call.logits_shape[:2]
+    shapes = (num_heads,), (batch, num_heads)
+    slopes = small_array(call.executor, "alibi_slopes", value, shapes, call.accumulator)
+    options.alibi_slopes = slopes[None] if slopes.ndim == 1 else slopes
+    return True
+
+
+def sinks(options: Options, call: Call, value: Any) -> bool:
+    shapes = ((call.logits_shape[1],),)
+    options.sinks = small_array(call.executor, "sinks", value, shapes, call.accumulator, minus_infinity=True)
+    return True
+
+
+def dropout(options: Options, call: Call, p: Any, seed: Any, offset: Any) -> bool:
+    checked = check_dropout(p, seed, offset)
+    options.dropout = checked if checked.threshold < _MAX_WORD else None
+    return options.dropout is not None
+
+
+#: What a precision is for.
+_PRECISION_DTYPES = {"tf32": "float32", "fp8": "float8_e4m3fn"}
+
+
+def precision(options: Options, call: Call, value: Any) -> bool:
+    choice("precision", value, ("ieee", *_PRECISION_DTYPES), optional=True)
+    needed = _PRECISION_DTYPES.get(value)
+    if needed is not None and call.dtype.name != needed:
+        raise DTypeError(f"precision={value!r} is for {needed}; q has dtype {call.dtype}")
+    options.tf32, options.fp8 = value == "tf32", value == "fp8"
+    return needed is not None
+
+
+def descale(name: str) -> Callable[[Options, Call, Any], bool]:
+    """The check of "q_descale", "k_descale" or "v_descale"."""
+
+    def check(options: Options, call: Call, value: Any) -> bool:
+        if call.dtype.itemsize != 1:
+            raise ArgumentError(f"{name} is for 8-bit floats; q has dtype {call.dtype}")
+        shapes = ((call.logits_shape[0], call.num_kv_heads),)
+        setattr(options, name, small_array(call.executor, name, value, shapes, call.accumulator))
+        return True
+
+    return check
+
+
+def bias(options: Options, call: Call, value: Any) -> bool:
+    options.bias = _logit_array(call, "bias", value)
+    return True
+
+
+def mask(options: Options, call: Call, value: Any) -> bool:
+    options.mask = _logit_array(call, "mask", value)
+    return True
+
+
+def _logit_array(call: Call, name: str, value: Any) -> LogitArray:
+    """A bias or mask, broadcast by stride 0 and never copied unless its elements are misaligned."""
+    executor, shape = call.executor, call.logits_shape
+    x = executor.asarray(name, value)
+    if name == "mask" and x.dtype != np.bool_:
+        raise DTypeError(f"mask has dtype {x.dtype}; bool is needed (True: attend). Numbers to add are passed as bias")
+    if (name == "bias" and x.dtype.name not in ELEMENT_TYPES) or not x.dtype.isnative:
+        allowed = ", ".join(ELEMENT_TYPES)
+        raise DTypeError(f"{name} has dtype {x.dtype}; allowed are {allowed} (native)")
+    if None in shape:
+        raise ArgumentError(
+            f"{name} is broadcast to [batch, heads, max_seqlen_q, max_seqlen_k]: pass max_seqlen_q and max_seqlen_k, "
+            "which cannot be read from cu_seqlens on a device without waiting for it"
+        )
+    itemsize = x.dtype.itemsize
+    if any(stride % itemsize for stride in x.strides) or address(x) % itemsize:
+        with executor.on_device():
+            x = x.copy(order="C")
+    try:
+        with executor.on_device():
+            view = executor.xp.broadcast_to(x, shape)
+    except ValueError as error:
+        raise ShapeError(
+            f"{name} has shape {tuple(x.shape)}, which does not broadcast to [batch, heads, seqlen_q, seqlen_k] = "
+            f"{list(shape)}"
+        ) from error
+    strides = tuple(
+        stride // itemsize if extent > 1 else 0 for stride, extent in zip(view.strides, view.shape, strict=True)
+    )
+    return LogitArray(view.view(np.uint8) if name == "mask" else view, strides)  # type: ignore[arg-type]
