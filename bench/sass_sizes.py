@@ -22,7 +22,7 @@ from typing import Any
 from cuattn import compile
 from cuattn.benchmark import inspected, variants
 from cuattn.compile import sass
-from cuattn.forward_options import ForwardOptions
+from cuattn.ops.attention.variants import ForwardOptions
 
 Sizes = dict[str, dict[str, int]]
 ARCHS = ("sm_80", "sm_90a")
