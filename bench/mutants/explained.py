@@ -114,7 +114,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     ("attention_backward_bias.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
     ("attention_backward_bias_fma.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
-    ("attention_backward_bias_fma.cu", r"=> if \(true\) hide_outside_band", _SPEED),
+    ("attention_backward_bias_fma.cu", r"in_full\(term\.k_tile\).*=> if \(true\)", _SPEED),
     ("attention_backward_bias.cu", r"__syncthreads\(\); => ;", _AFTER_Q),
     ("attention_backward_bias_fma.cu", r"__syncthreads\(\); => ;", _AFTER_Q),
     ("backward/dq_sums.cuh", r"first_col > head_dim\)", _SPEED + ": what is computed there is not added"),

@@ -2,6 +2,35 @@
 
 from bench.mutants.semantic import Semantic
 
+_LOGITS_CUH = "attention/logits.cuh"
+_LOGITS = (
+    Semantic(
+        _LOGITS_CUH,
+        "softcap without its division",
+        r"tanh_of<(.*?)>\(score \* inverse_softcap, slope\)",
+        r"tanh_of<\1>(score, slope)",
+    ),
+    Semantic(_LOGITS_CUH, "softcap's derivative is 1", r"slope = 4\.0f \* e \* \(r \* r\);", "slope = 1.0f;"),
+    Semantic(_LOGITS_CUH, "softcap's derivative is 1", r"slope = Real\(4\) \* e / \(sum \* sum\);", "slope = 1;"),
+    Semantic(_LOGITS_CUH, "no derivative without a softcap", r"keep_slope\(r, c, Real\(1\)\);", ";"),
+    Semantic(_LOGITS_CUH, "ALiBi without the diagonal", r"\(query\) \+ diagonal_offset", "(query)"),
+    Semantic(_LOGITS_CUH, "ALiBi adds", r"score -= rows\.slope", "score += rows.slope"),
+    Semantic(_LOGITS_CUH, "ALiBi of the transposed tile", r"OWN_KEYS \? column - Layout::row\(r\) : ", ""),
+    Semantic(_LOGITS_CUH, "ALiBi of the first column", r"first - static_cast<decltype\(first\)>\(column\)", "first"),
+    Semantic(_LOGITS_CUH, "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
+    Semantic(_LOGITS_CUH, "query and key swapped", r"OWN_KEYS \? own : other", "OWN_KEYS ? other : own"),
+    Semantic(
+        _LOGITS_CUH,
+        "bias and mask of the transposed tile",
+        r"OWN_KEYS \? strides\.query : strides\.key",
+        "strides.key",
+    ),
+    Semantic(_LOGITS_CUH, "the bias of the next key", r"g_bias\[column \*", "g_bias[(column + 1) *"),
+    Semantic(_LOGITS_CUH, "the mask turned around", r"!g_mask\[", "g_mask["),
+    Semantic(_LOGITS_CUH, "rows that do not exist are read", r"lane\.own \+ row < num_own \?", "true ?"),
+    Semantic(_LOGITS_CUH, "keys that do not exist", r"OWN_KEYS && row >= num_own", "false"),
+)
+
 ATTENTION = (
     Semantic(
         "common/mma.cuh", "fragment map: a, rows and columns", r"return lane_idx % 16; \}", "return lane_idx / 2; }"
@@ -45,16 +74,19 @@ ATTENTION = (
     Semantic("attention/online_softmax.cuh", "no guard for empty rows", r"max_logit == \S+\(\) \? Real\(0\) : ", ""),
     Semantic("attention/online_softmax.cuh", "division by an empty sum", r"sum == Real\(0\) \? Real\(0\) : ", ""),
     Semantic("attention/online_softmax.cuh", "lse in base 2", r"max_logit \+ log\(sum\)", "max_logit + log2(sum)"),
-    Semantic("attention/score_tile.cuh", "large maxima take the ordinary path", r">= LARGE_SHIFT\)\)", ">= 1e38f))"),
-    Semantic("attention/score_tile.cuh", "large maxima: the shift is kept", r"shifts\[half\] = -LOG2_FACTOR;", ""),
+    Semantic("attention/score_tile.cuh", "large maxima take the ordinary path", r">= LARGE_SHIFT;", ">= 1e38f;"),
+    Semantic("attention/score_tile.cuh", "large maxima: the shift is kept", r"\n\s+shift = -LOG2_FACTOR;", ""),
     Semantic(
-        "attention/score_tile.cuh", "large maxima: differences are not taken", r"subtract_from_row\(scores, .*?\);", ""
+        "attention/score_tile.cuh",
+        "large maxima: differences are not taken",
+        r"\[2 \* half\] -= reference;",
+        "[0] -= 0;",
     ),
     Semantic(
         "attention/score_tile.cuh",
         "large maxima: what is summed does not follow",
-        r"corrections\[half\] = \(old_max\[half\] - reference\) \* scale_log2;",
-        "corrections[half] = 0.0f;",
+        r"correction = \(old_max - reference\) \* scale_log2;",
+        "correction = 0.0f;",
     ),
     Semantic("attention/score_tile.cuh", "lse knows of the factor", r"\(row\.sum\) \* INVERSE_P_FACTOR", "(row.sum)"),
     Semantic(
@@ -81,6 +113,18 @@ ATTENTION = (
         r"full_end = (.*?)first_query",
         r"full_end = \1last_query",
     ),
+    Semantic("attention/mask.cuh", "a warp skips a tile too many", r"first \+ count <= begin", "first <= begin"),
+    Semantic(
+        "attention/mask.cuh", "a warp skips the last tile", r"return first < end &&", "return first + count < end &&"
+    ),
+    Semantic("attention/mask.cuh", "the last key is hidden", r"column >= end", "column + 1 >= end"),
+    Semantic("attention/mask.cuh", "the first key is hidden", r"column < begin\)", "column <= begin)"),
+    Semantic(
+        "attention/mask.cuh",
+        "the band of the other side",
+        r"return band\.transposed\(sequence\.seqlen_q\);",
+        "return band.transposed(sequence.seqlen_k);",
+    ),
     Semantic("attention/mask.cuh", "positions beyond the range", r"max\(0ll, (min\(.*?offset\))\)", r"\1"),
     Semantic(
         "attention/query_block.cuh",
@@ -100,21 +144,19 @@ ATTENTION = (
         r"\+= seqlen_k - seqlen_q",
         "+= params.seqlen_k - params.seqlen_q",
     ),
-    Semantic("attention/column_block.cuh", "every CTA has the first columns", r"first = \(blockIdx.*?;", "first = 0;"),
+    Semantic("attention/column_block.cuh", "every CTA has the first columns", r"first = \(grid_idx.*?;", "first = 0;"),
     Semantic(
         "attention/column_block.cuh", "columns beyond the row", r"min\(HEAD_DIM_V, head_dim_v - first\)", "HEAD_DIM_V"
     ),
     Semantic(
         "attention/column_block.cuh",
         "one CTA for two rows",
-        r"cta_idx = blockIdx\.x / COLUMN_BLOCKS;",
-        "cta_idx = blockIdx.x;",
+        r"cta_idx = grid_idx / COLUMN_BLOCKS;",
+        "cta_idx = grid_idx;",
     ),
     Semantic("attention/column_block.cuh", "lse from every CTA", r"COLUMN_BLOCKS == 1 \|\| first == 0", "true"),
     Semantic("attention_forward.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"),
-    Semantic(
-        "attention_forward.cu", "both halves into the first", r"params\.out\.seq \+ columns\.first", "params.out.seq"
-    ),
+    Semantic("attention_forward.cu", "both halves into the first", r" \+ out_columns\.first", ""),
     Semantic("attention_forward.cu", "the only stage is not waited for", r"NUM_STAGES == 1\)", "false)"),
     Semantic(
         "attention_forward_fma.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"
@@ -145,15 +187,7 @@ ATTENTION = (
         "attention/philox.cuh", "row and key swapped", r"(j / 16 \* 8 \+ j % 8), (i / 16 \* 8 \+ i % 8)", r"\2, \1"
     ),
     Semantic("attention/philox.cuh", "a key that never changes", r"key_low \+= WEYL_LOW;", ";"),
-    Semantic(
-        "attention/score_options.cuh",
-        "softcap without its division",
-        r"tanh\(score \* inverse_softcap\)",
-        "tanh(score)",
-    ),
-    Semantic(
-        "attention/score_options.cuh", "ALiBi without the diagonal", r"\(query_idx\) \+ diagonal_offset", "(query_idx)"
-    ),
+    *_LOGITS,
     Semantic(
         "attention/score_options.cuh",
         "mixed tiles are passed over",
@@ -173,14 +207,7 @@ ATTENTION = (
     Semantic(
         "attention_mask_tiles.cu", "a lane answers for all", r"found = __reduce_or_sync\(0xffffffff, found\);", ""
     ),
-    Semantic(
-        "attention_forward.cu",
-        "skip the rescale of the output",
-        r"acc_out\[t\]\[e\]\[2 \* half\] \*= correction",
-        "acc_out[t][e][2 * half] *= 1.0f",
-    ),
-    Semantic("attention/score_tile.cuh", "skip the rescale of the sum", r"row\.sum \*= corrections\[half\];", ";"),
-    Semantic("attention_forward.cu", "drop the mask on the last tiles", r"if \(!in_full\) mask_scores\(.*?\);", ""),
+    Semantic("attention_forward.cu", "drop the mask on the last tiles", r"if \(!in_full\) hide_by_position<.*?\);", ""),
     Semantic("attention/score_tile.cuh", "one lane's part of the sum", r"quad_sum\(row\.sum\)", "row.sum"),
     Semantic(
         "attention_forward.cu", "the sink's term is forgotten", r"correction \+ exp2_approx\(term\)", "correction"
@@ -197,17 +224,13 @@ ATTENTION = (
         r"block\.batch_idx \* params\.num_heads \+ block\.head_idx, lane",
         "block.head_idx, lane",
     ),
-    Semantic(
-        "attention_forward.cu",
-        "a warp skips a tile too many",
-        r"first_key >= warp_key_end",
-        "first_key + BLOCK_N >= warp_key_end",
-    ),
     Semantic("attention_forward.cu", "the stage in use", r"\(stage \+ NUM_STAGES - 1\) % NUM_STAGES", "stage"),
-    Semantic("attention_forward.cu", "a negative scale counts as 0", r"scale_log2 < 0\.0f \? -1\.0f : 0\.0f", "0.0f"),
-    Semantic("attention_forward.cu", "the bias of the next key", r"g_bias\[key \*", "g_bias[(key + 1) *"),
-    Semantic("attention_forward.cu", "the mask turned around", r"!g_mask\[", "g_mask["),
-    Semantic("attention_forward.cu", "ALiBi adds", r"\[i\] -= slope", "[i] += slope"),
+    Semantic(
+        "attention/score_tile.cuh",
+        "a negative scale counts as 0",
+        r"scale_log2 < 0\.0f \? -1\.0f : 0\.0f",
+        "0.0f",
+    ),
     Semantic("attention_forward.cu", "v is not descaled", r"if \(g_v_descale != nullptr\).*?;", ""),
     Semantic(
         "attention_forward_fma.cu",
@@ -223,7 +246,6 @@ ATTENTION = (
         "lane_mask < LANES_PER_ROW / 2;",
     ),
     Semantic("attention_forward_fma.cu", "the sink's term is forgotten", r"correction \+ exp2\(term\)", "correction"),
-    Semantic("attention_forward_fma.cu", "ALiBi adds", r"score -= slope", "score += slope"),
     Semantic(
         "attention/warp_products.cuh", "fragments of b swapped", r"frag_b\[0\], frag_b\[1\]", "frag_b[1], frag_b[0]"
     ),

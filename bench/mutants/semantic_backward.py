@@ -32,7 +32,6 @@ BACKWARD = (
     ),
     Semantic("backward/backward_tile.cuh", "probabilities have no end", r"exponent > LOG2_P_FACTOR \?", "false ?"),
     Semantic("backward/lane_tile.cuh", "probabilities have no end", r"if \(difference > .*?\) difference = 0;", ""),
-    Semantic("backward/backward_tile.cuh", "keys that do not exist", r"!OWN_KEYS \|\| row < num_own \?", "true ?"),
     Semantic(MMA, "keys that do not exist", r"!OWN_KEYS \|\| block\.first_row \+ BLOCK_OWN <= num_own", "true"),
     Semantic(MMA, "dv keeps the factor", r"params\.keep_scale \* INVERSE_P_FACTOR", "params.keep_scale"),
     Semantic(ROWS, "a NaN lse keeps its delta", r"isnan\(lse\) \? Accumulator\(0\) : ", ""),
@@ -43,26 +42,20 @@ BACKWARD = (
         "block.head_idx;",
     ),
     *_of_both("every query head reads its own key head", r"block\.head_idx / params\.heads_per_kv_head;", "0;"),
-    *_of_both(
-        "the band of the other side",
-        r"return band_of_queries\.transposed\(block\.seqlen_q\);",
-        "auto band = band_of_queries.transposed(block.seqlen_q); band.seqlen_k = block.seqlen_k; return band;",
-    ),
-    *_of_both(
-        "the band is not applied", r"if \(!(?:in_full|tiles\.in_full\(at\.tile_idx\))\) hide_outside_band\(.*?\);", ""
-    ),
+    *_of_both("the band is not applied", r"hide_by_position<.*?\);", ";"),
     *_of_both("scaled twice", r"acc_qk, params\.scale,", "acc_qk, params.scale * params.scale,"),
     *_of_both("not scaled", r"acc_qk, params\.scale,", "acc_qk, 1,"),
-    *_of_both("kept probabilities are not scaled in dv", r"acc_v, params\.keep_scale,", "acc_v, 1,"),
-    *_of_both("no derivative of the softcap", r"if \(SOFTCAP\) multiply_elements\(.*?\);", ""),
+    *_of_both(
+        "kept probabilities are not scaled in dv",
+        r"(acc_v,\s+)params\.keep_scale( \* \w+)?,(?=[^;]*num_own)",
+        r"\1 1\2,",
+    ),
+    *_of_both("no derivative of the softcap", r"multiply_by_slopes<.*?\);", ""),
     *_of_both("dropout repeats in the batch", r"block\.batch_idx \* params\.num_heads \+ head_idx, ", "head_idx, "),
     *_of_both("hidden tiles are walked over", r"!TILE_CLASSES \|\| tile_class\(at\) != TILE_HIDDEN", "true"),
     *_of_both("mixed tiles are passed over", r"tile_class\(at\) != TILE_HIDDEN", "tile_class(at) == TILE_OPEN"),
     *_of_both("classes of the transposed tile", r"OWN_KEYS \? own_tile : at\.tile_idx\);", "at.tile_idx);"),
-    *_of_both("no bias, no mask", r"\badd_bias_and_mask\(.*?\);", "{}"),
-    *_of_both(
-        "a warp skips a tile too many", r"first_column \+ BLOCK_OTHER <= warp_begin", "first_column <= warp_begin"
-    ),
+    *_of_both("no bias, no mask", r"\badd_bias_and_mask<.*?\);", "{}"),
     *_of_both(
         "the first tile of every other head is skipped",
         r"at\.head\+\+, at\.tile_idx = tiles\.begin",
@@ -94,37 +87,7 @@ BACKWARD = (
     Semantic(
         "backward/backward_tile.cuh", "delta is added", r"FACTOR, -delta\.at\(t, n, i\)", "FACTOR, delta.at(t, n, i)"
     ),
-    Semantic(
-        "backward/backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"
-    ),
-    Semantic(
-        "backward/backward_tile.cuh", "query and key swapped", r"OWN_KEYS \? own : other", "OWN_KEYS ? other : own"
-    ),
-    Semantic(
-        "backward/backward_tile.cuh",
-        "softcap's derivative is 1",
-        r"tanh_fast\(score \* inverse_softcap, .*?\);",
-        "tanh_fast(score * inverse_softcap);",
-    ),
-    Semantic(
-        "backward/backward_tile.cuh",
-        "ALiBi of the transposed tile",
-        r"OWN_KEYS \? column - row : row - column",
-        "row - column",
-    ),
     Semantic("backward/backward_tile.cuh", "words of the transposed tile", r"OWN_KEYS \? w % 2 : w / 2", "w / 2"),
-    Semantic(
-        "backward/backward_tile.cuh",
-        "the bias of the transposed tile",
-        r"OWN_KEYS \? params\.bias\.query : params\.bias\.key",
-        "params.bias.key",
-    ),
-    Semantic(
-        "backward/backward_tile.cuh",
-        "the mask of the transposed tile",
-        r"OWN_KEYS \? params\.mask\.query : params\.mask\.key",
-        "params.mask.key",
-    ),
     Semantic(
         "backward/backward_tile.cuh", "dropped elements have dP", r"signbit\(p\) \? 0\.0f : keep_scale", "keep_scale"
     ),
@@ -137,11 +100,8 @@ BACKWARD = (
         r"signbit\(p\) \? 0\.0f : keep_scale",
         "signbit(p) ? 0.0f : 1.0f",
     ),
-    Semantic("backward/backward_tile.cuh", "probabilities of hidden keys", r"hidden \? 0\.0f : exp2", "exp2"),
+    Semantic("backward/backward_tile.cuh", "probabilities of hidden keys", r"hidden \? 0\.0f : p;", "p;"),
     Semantic("backward/lane_tile.cuh", "delta is dropped", r"weighted - s_delta\[query\]", "weighted"),
-    Semantic("backward/lane_tile.cuh", "query and key swapped", r"OWN_KEYS \? other : own", "OWN_KEYS ? own : other"),
-    Semantic("backward/lane_tile.cuh", "softcap's derivative is 1", r"slopes\[i\]\[j\] = tanh_slope\(.*?\);", ""),
-    Semantic("backward/lane_tile.cuh", "ALiBi of the transposed tile", r"OWN_KEYS \? j \* LANES_PER_ROW - i : ", ""),
     Semantic(
         "backward/lane_tile.cuh",
         "dropout of row and key swapped",
@@ -160,14 +120,8 @@ BACKWARD = (
     Semantic("backward/lane_tile.cuh", "dropped elements are in dv", r"kept \? p : Element\(0\)", "p"),
     Semantic(
         "backward/lane_tile.cuh",
-        "the bias of the transposed tile",
-        r"OWN_KEYS \? params\.bias\.query : params\.bias\.key",
-        "params.bias.key",
-    ),
-    Semantic(
-        "backward/lane_tile.cuh",
         "2^x of natural logits",
-        r"NATURAL_LOGITS \? difference \* log2_e<Element>\(\) : difference",
+        r"difference \* log2_e<Element>\(\)",
         "difference",
     ),
     Semantic("attention/lane_products.cuh", "weights are not cleared", r"weights\[i\]\[j\] = 0;", "weights[i][j] = 1;"),
@@ -254,7 +208,7 @@ BACKWARD = (
             ("dS of the last term alone", r"\+= ds\[", "= ds["),
             ("rows are not summed", r"if \(keys_summed\) sum_rows\(acc\);", ""),
             ("the first warp's sums alone", r"warp < NUM_WARPS;", "warp < 1;"),
-            ("the band is not applied", r"if \(!tiles\.in_full\(.*?\)\) hide_outside_band\(.*?\);", ""),
+            ("the band is not applied", r"hide_by_position<.*?\);", ";"),
             (
                 "dropout repeats in the batch",
                 r"term\.batch_idx \* params\.num_heads \+ term\.head_idx",

@@ -6,8 +6,8 @@ DECODE = (
     Semantic(
         "attention_decode.cu",
         "the last tile of a split is not masked",
-        r"if \(!tiles\.in_full\(tile_idx\)\) mask",
-        "if (!tiles.in_full(tile_idx) && tile_idx + 1 < split.end) mask",
+        r"if \(!tiles\.in_full\(tile_idx\)\) \{",
+        "if (!tiles.in_full(tile_idx) && tile_idx + 1 < split.end) {",
     ),
     Semantic(
         "attention_decode.cu",
@@ -65,10 +65,10 @@ DECODE = (
     ),
     Semantic("decode/cached_keys.cuh", "block scales of the first half", r"return first_col / BLOCK;", "return 0;"),
     Semantic("decode/cached_keys.cuh", "values of the first half", r" \+ first_col / KvFormat<Storage>::PER_ITEM", ""),
-    Semantic("attention_decode_fma.cu", "rows are rescaled as the first", r"\(own_factor, r\)", "(own_factor, 0)"),
-    Semantic("attention_decode_fma.cu", "the output is not rescaled", r"\s*scale_output\(state, correction\);", ""),
-    Semantic("attention_decode_fma.cu", "... between groups of lanes", r"\s*scale_output\(state, correction\);", "", 1),
-    Semantic("attention_decode_fma.cu", "the sum of one lane", r"= row_sum\(state\.row\.sum\)", "= state.row.sum"),
+    Semantic("decode/lane_softmax.cuh", "rows are rescaled as the first", r"\(own_factor, r\)", "(own_factor, 0)"),
+    Semantic("decode/lane_softmax.cuh", "the output is not rescaled", r"\s*scale_output\(state, correction\);", ""),
+    Semantic("decode/lane_softmax.cuh", "... between groups of lanes", r"\s*scale_output\(state, correction\);", "", 1),
+    Semantic("decode/lane_softmax.cuh", "the sum of one lane", r"= row_sum\(state\.row\.sum\)", "= state.row.sum"),
     Semantic("attention_decode_fma.cu", "a sink in every split", r" \|\| !block\.is_whole\(\) \?", " ?"),
     Semantic(
         "attention_decode_fma.cu", "scales of keys on values", r"scale_of\(v_rows, place\)", "scale_of(k_rows, place)"
@@ -100,7 +100,7 @@ DECODE = (
         "min(block.split_idx + 2, block.splits.count)",
     ),
     Semantic(
-        "decode/decode_block.cuh",
+        "decode/splits.cuh",
         "partial results of sequences in one place",
         r"static_cast<long long>\(q_start\) \* params\.num_splits",
         "static_cast<long long>(q_start)",
@@ -141,7 +141,7 @@ DECODE = (
     Semantic("kv/kv_decode.cuh", "2^-127 is 0", r"scale == 0 \? 0x00400000 : ", ""),
     Semantic("kv/kv_pairs.cuh", "NaN is 480", r"if \(nans & 0x80808080u\)", "if (false)"),
     Semantic(
-        "attention/score_tile.cuh", "the output is not rescaled", r"acc_out\[t\]\[e\]\[2 \* half\] \*= correction;", ""
+        "attention/score_tile.cuh", "the output is not rescaled", r"acc_out\[e\]\[2 \* half\] \*= correction;", ""
     ),
     Semantic("attention/score_tile.cuh", "the sum is not rescaled", r"row\.sum \*= correction;", ""),
     Semantic("attention/score_tile.cuh", "a scale of 0 is no scale", r"scale_log2 == 0\.0f \? LOG2_E : ", ""),

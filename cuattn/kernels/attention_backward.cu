@@ -24,7 +24,7 @@
 // GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V
 // (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases
 // and strides of q, k, v, dout: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh).
+// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh).
 #include "backward/attention_backward_params.cuh"
 #include "common/mma.cuh"
 
@@ -137,15 +137,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     g_lse += first_term;
     g_delta += first_term;
 
-    const Band<BOUND_LEFT, BOUND_RIGHT> band_of_queries(block.seqlen_k, block.diagonal_offset, params.window_left,
-                                                        params.window_right);
-    const auto band = [&] {
-        if constexpr (OWN_KEYS) {
-            return band_of_queries.transposed(block.seqlen_q);
-        } else {
-            return band_of_queries;
-        }
-    }();
+    const auto band = owned_band<OWN_KEYS>(params, block);
     const KeyTiles tiles(band, BLOCK_OTHER, block.first_row, last_row);
 
     auto tile_class = [&](WalkPosition at) {
@@ -192,9 +184,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     };
 
     const int warp_row = block.first_row + warp_idx * WARP_ROWS;
+    const auto warp_bounds = band.rows(warp_row, min(warp_row + WARP_ROWS - 1, last_row));
     const bool has_rows = warp_row <= last_row;
-    const int warp_begin = has_rows ? band.begin(warp_row) : 0;
-    const int warp_end = has_rows ? band.end(min(warp_row + WARP_ROWS - 1, last_row)) : 0;
     const unsigned s_own_qk = smem_address(smem.own_qk) + lane_offset_a<HEAD_DIM>(warp_idx * WARP_ROWS, lane_idx);
     const unsigned s_own_v = smem_address(smem.own_v) + lane_offset_a<HEAD_DIM_V>(warp_idx * WARP_ROWS, lane_idx);
 
@@ -243,11 +234,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         const bool mixed = TILE_CLASSES && tile_class(at) == TILE_MIXED;
         advance(at);
         // Anything that this warp's rows have to do with?
-        const bool active =
-            first_column < warp_end && !(band.HAS_BEGIN && first_column + BLOCK_OTHER <= warp_begin);
+        const bool active = has_rows && warp_bounds.meet(first_column, BLOCK_OTHER);
         if (ADD_DQ && !active) smem.clear(warp_idx, lane_idx);
         if (active) {
-            const TilePosition lane{warp_row + frag_acc_row(lane_idx), first_column + frag_acc_col(lane_idx)};
+            const Position lane{warp_row + frag_acc_row(lane_idx), first_column + frag_acc_col(lane_idx)};
             lse.s_columns = smem.lse[stage] + frag_acc_col(lane_idx);
             delta.s_columns = smem.delta[stage] + frag_acc_col(lane_idx);
             const unsigned s_other_qk = smem_address(smem.other_qk[stage]);
@@ -259,13 +249,16 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
                 const ScoreOptions<float> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
                                                   head_idx, 0);
                 if (NATURAL_LOGITS) {
-                    scale_scores(probabilities, slopes, params, options.slope, block.diagonal_offset, lane);
+                    const AlibiRows alibi_rows(lane, block.diagonal_offset, options.slope);
+                    natural_logits<Layout>(probabilities, slopes, params, params.scale, alibi_rows);
                 }
-                if (mixed) add_bias_and_mask(probabilities, params, options, lane, num_own, num_other);
+                if (mixed) add_bias_and_mask<Layout>(probabilities, params, options, lane, num_own, num_other);
             }
             const bool large = lse.any_large(smem.lse[stage], lane_idx);
             probabilities_from_logits(probabilities, lse, large, params.scale, params.scale_log2);
-            if (!in_full) hide_outside_band(probabilities, band, lane, num_own);
+            // Keys that do not exist are rows of zeros, whose probabilities e^(0 - lse) have no bound. (A query that
+            // does not exist has lse +inf.)
+            if (!in_full) hide_by_position<Layout>(probabilities, 0.0f, band, lane, num_own);
             if (DROPOUT && params.use_dropout) {
                 mark_dropped(probabilities, params.dropout, block.batch_idx * params.num_heads + head_idx, lane);
             }
@@ -277,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
             if (GRAD_QK) {
                 // dS is P times what follows, and so is its way through the softcap: P takes the slopes now, which then
                 // need no registers.
-                if (SOFTCAP) multiply_elements(probabilities, slopes);
+                multiply_by_slopes<Layout>(probabilities, slopes);
                 Tile ds;
                 multiply_abt<HEAD_DIM_V>(ds, s_own_v, s_other_v + lane_offset_bt<HEAD_DIM_V>(lane_idx));
                 score_gradients(ds, probabilities, delta, params.keep_scale);

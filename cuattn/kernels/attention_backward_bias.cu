@@ -110,14 +110,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         const Sequence& sequence = walk.sequence;
         const int warp_query = term.q_tile * BLOCK_M + warp_idx * WARP_ROWS, first_key = term.k_tile * BLOCK_N;
         const int last_query = min(warp_query + WARP_ROWS, sequence.seqlen_q) - 1;
-        const Band<BOUND_LEFT, BOUND_RIGHT> band(sequence.seqlen_k, sequence.diagonal_offset, params.window_left,
-                                                 params.window_right);
+        const KeyBand band(params, sequence);
         const KeyTiles tiles(band, BLOCK_N, warp_query, max(warp_query, last_query));
         active = warp_query <= last_query && term.k_tile >= tiles.begin && term.k_tile < tiles.end;
         if (!active) return;
         const long long first_row =
             term.batch_idx * params.lse_batch + term.head_idx * params.lse_head + sequence.q_start;
-        const TilePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
+        const Position lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; i++) {
             const int query = lane.own + i * 8;
@@ -128,13 +127,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         }
         const ScoreOptions<float> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, term.batch_idx,
                                           term.head_idx, 0);
-        Tile slopes;  // of the softcap: not needed here
+        const AlibiRows alibi_rows(lane, sequence.diagonal_offset, options.slope);
         multiply_abt<HEAD_DIM>(probabilities, s_q, s_k);
-        scale_scores(probabilities, slopes, params, options.slope, sequence.diagonal_offset, lane);
-        add_bias_and_mask(probabilities, params, options, lane, sequence.seqlen_q, sequence.seqlen_k);
+        natural_logits<Layout>(probabilities, params, params.scale, alibi_rows);
+        add_bias_and_mask<Layout>(probabilities, params, options, lane, sequence.seqlen_q, sequence.seqlen_k);
         const bool large = lse.any_large(nullptr, lane_idx);
         probabilities_from_logits(probabilities, lse, large, params.scale, params.scale_log2);
-        if (!tiles.in_full(term.k_tile)) hide_outside_band(probabilities, band, lane, sequence.seqlen_q);
+        if (!tiles.in_full(term.k_tile)) hide_by_position<Layout>(probabilities, 0.0f, band, lane);
         if (DROPOUT && params.use_dropout) {
             mark_dropped(probabilities, params.dropout, term.batch_idx * params.num_heads + term.head_idx, lane);
         }

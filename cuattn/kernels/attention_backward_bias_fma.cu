@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
 
     Weights acc = {}, scores;
     Element lse[LANE_M], delta[LANE_M];
-    TilePosition lane;
+    Position lane;
     unsigned head;  // counted over the batch, as dropout does
     bool active;    // some row of this warp sees a key of the tile
     BiasWalk walk(sums, params, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
@@ -102,8 +102,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         const int first_query = term.q_tile * BLOCK_M, first_key = term.k_tile * BLOCK_N;
         const int warp_query = first_query + warp_idx * WARP_ROWS;
         const int last_query = min(warp_query + WARP_ROWS, sequence.seqlen_q) - 1;
-        const Band<BOUND_LEFT, BOUND_RIGHT> band(sequence.seqlen_k, sequence.diagonal_offset, params.window_left,
-                                                 params.window_right);
+        const KeyBand band(params, sequence);
         const KeyTiles tiles(band, BLOCK_N, warp_query, max(warp_query, last_query));
         active = warp_query <= last_query && term.k_tile >= tiles.begin && term.k_tile < tiles.end;
         if (!active) return;
@@ -121,11 +120,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         }
         const ScoreOptions<Element> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, term.batch_idx,
                                             term.head_idx, 0);
-        Weights slopes;  // of the softcap: not needed here
+        const AlibiRows alibi_rows(lane, sequence.diagonal_offset, options.slope);
         multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k[lane_col], params.head_dim);
-        scale_scores(scores, slopes, params, options.slope, sequence.diagonal_offset, lane);
-        add_bias_and_mask(scores, params, options, lane, sequence.seqlen_q, sequence.seqlen_k);
-        if (!tiles.in_full(term.k_tile)) hide_outside_band(scores, band, lane);
+        natural_logits<LaneLayout>(scores, params, params.scale, alibi_rows);
+        add_bias_and_mask<LaneLayout>(scores, params, options, lane, sequence.seqlen_q, sequence.seqlen_k);
+        if (!tiles.in_full(term.k_tile)) {
+            hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
+        }
     };
     auto use_dout_v = [&] {
         if (!active) return;

@@ -21,7 +21,7 @@
 // Constants: OWN_KEYS; Element (float or double; Storage, Output and Accumulator are the same type), BiasElement;
 // BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller),
 // NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v, dout: multiples of 16 bytes); the options that are
-// compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT
+// compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT
 // (philox.cuh). GRAD_QK is always true, GRAD_V is OWN_KEYS.
 #include "backward/attention_backward_params.cuh"
 #include "attention/query_block.cuh"
@@ -131,15 +131,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     g_lse += first_term;
     g_delta += first_term;
 
-    const Band<BOUND_LEFT, BOUND_RIGHT> band_of_queries(block.seqlen_k, block.diagonal_offset, params.window_left,
-                                                        params.window_right);
-    const auto band = [&] {
-        if constexpr (OWN_KEYS) {
-            return band_of_queries.transposed(block.seqlen_q);
-        } else {
-            return band_of_queries;
-        }
-    }();
+    const auto band = owned_band<OWN_KEYS>(params, block);
     const KeyTiles tiles(band, BLOCK_OTHER, block.first_row, last_row);
 
     auto tile_class = [&](WalkPosition at) {
@@ -193,9 +185,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     };
 
     const int warp_row = block.first_row + threadIdx.x / WARP_SIZE * WARP_ROWS;
+    const auto warp_bounds = band.rows(warp_row, min(warp_row + WARP_ROWS - 1, last_row));
     const bool has_rows = warp_row <= last_row;
-    const int warp_begin = has_rows ? band.begin(warp_row) : 0;
-    const int warp_end = has_rows ? band.end(min(warp_row + WARP_ROWS - 1, last_row)) : 0;
     Element* s_weights = smem.weights[lane_row];
     const int lane_query = OWN_KEYS ? lane_col : lane_row;
 
@@ -213,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     while (at.head < num_heads) {
         const int first_column = at.tile_idx * BLOCK_OTHER;
         // Anything that this warp's rows have to do with?
-        const bool active = first_column < warp_end && !(band.HAS_BEGIN && first_column + BLOCK_OTHER <= warp_begin);
+        const bool active = has_rows && warp_bounds.meet(first_column, BLOCK_OTHER);
         Weights scores, dp;
 
         cp_async_wait<0>();
@@ -228,20 +219,23 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         // SYNC: other_qk has landed for all; where queries are owned, every warp is done with other_v.
         __syncthreads();
         if (active) {
-            const TilePosition lane{block.first_row + lane_row, first_column + lane_col};
+            const Position lane{block.first_row + lane_row, first_column + lane_col};
             const int head_idx = first_head + at.head;
             multiply_abt<HEAD_DIM>(scores, smem.own_qk[lane_row], smem.other_qk[lane_col], params.head_dim);
             const ScoreOptions<Element> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
                                                 head_idx, 0);
             Weights slopes;
-            scale_scores(scores, slopes, params, options.slope, block.diagonal_offset, lane);
+            const AlibiRows alibi_rows(lane, block.diagonal_offset, options.slope);
+            natural_logits<LaneLayout>(scores, slopes, params, params.scale, alibi_rows);
             if (TILE_CLASSES && tile_class(at) == TILE_MIXED) {
-                add_bias_and_mask(scores, params, options, lane, num_own, num_other);
+                add_bias_and_mask<LaneLayout>(scores, params, options, lane, num_own, num_other);
             }
-            if (!tiles.in_full(at.tile_idx)) hide_outside_band(scores, band, lane);
+            if (!tiles.in_full(at.tile_idx)) {
+                hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
+            }
             differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query,
                           block.batch_idx * params.num_heads + head_idx, lane);
-            if (SOFTCAP) multiply_elements(dp, slopes);
+            multiply_by_slopes<LaneLayout>(dp, slopes);
             if (GRAD_V) {
                 store_weights(scores, s_weights + lane_col);
                 // SYNC: the warp's rows of P are written; no other warp reads them.

@@ -17,9 +17,8 @@
 // Constants: Storage (of keys and values in memory), Element (of q, and on chip), Output; BLOCK_M, BLOCK_N, HEAD_DIM
 // and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M, WARPS_N, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q,
 // keys and values: multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES,
+// (mask.cuh), SOFTCAP, ALIBI (logits.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES,
 // Table (rope.cuh).
-#include "decode/cached_tiles.cuh"
 #include "attention/column_block.cuh"
 #include "decode/decode_block.cuh"
 #include "rotary/rotate_tile.cuh"
@@ -32,61 +31,9 @@ constexpr int NUM_THREADS = NUM_WARPS * 32;
 constexpr int WARP_M = BLOCK_M / WARPS_M;
 constexpr int WARP_KEYS = BLOCK_N / WARPS_N;
 constexpr int ROW_TILES = WARP_M / MMA_M;
-constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
-constexpr int V_STRIDE = TILE_STRIDE<HEAD_DIM_V>;
 constexpr int PART_STRIDE = HEAD_DIM_V + 4;
-constexpr bool CONVERT = sizeof(Storage) != sizeof(Element);  // what is stored is not what is multiplied
 
-// Tiles of keys and values, NUM_STAGES of them on their way. What is stored in elements is used where it lands; other
-// formats land as they are stored, with their scales, and are converted to a tile of elements, one at a time.
-template <typename Stored, bool CONVERTED>
-struct CachedTiles {
-    Element k[NUM_STAGES][BLOCK_N][QK_STRIDE];
-    Element v[NUM_STAGES][BLOCK_N][V_STRIDE];
-
-    static constexpr int K_LANDING_STRIDE = QK_STRIDE * sizeof(Element);
-    static constexpr int V_LANDING_STRIDE = V_STRIDE * sizeof(Element);
-    __device__ __forceinline__ unsigned char* k_landing(int stage) {
-        return reinterpret_cast<unsigned char*>(k[stage]);
-    }
-    __device__ __forceinline__ unsigned char* v_landing(int stage) {
-        return reinterpret_cast<unsigned char*>(v[stage]);
-    }
-    __device__ __forceinline__ Element* k_tile(int stage) { return k[stage][0]; }
-    __device__ __forceinline__ Element* v_tile(int stage) { return v[stage][0]; }
-    template <typename PlaceOf>
-    __device__ __forceinline__ void load_scales(int, const CachedRows<Stored>&, const CachedRows<Stored>&,
-                                                int, int, PlaceOf) {}
-    __device__ __forceinline__ void convert(int) {}
-};
-
-template <typename Stored>
-struct CachedTiles<Stored, true> {
-    Element k[BLOCK_N][QK_STRIDE];
-    Element v[BLOCK_N][V_STRIDE];
-    unsigned char stored_k[NUM_STAGES][BLOCK_N][STORED_STRIDE<Stored, HEAD_DIM>];
-    unsigned char stored_v[NUM_STAGES][BLOCK_N][STORED_STRIDE<Stored, HEAD_DIM_V>];
-    TileScales<BLOCK_N, HEAD_DIM> k_scales[NUM_STAGES];
-    TileScales<BLOCK_N, HEAD_DIM_V> v_scales[NUM_STAGES];
-
-    static constexpr int K_LANDING_STRIDE = STORED_STRIDE<Stored, HEAD_DIM>;
-    static constexpr int V_LANDING_STRIDE = STORED_STRIDE<Stored, HEAD_DIM_V>;
-    __device__ __forceinline__ unsigned char* k_landing(int stage) { return stored_k[stage][0]; }
-    __device__ __forceinline__ unsigned char* v_landing(int stage) { return stored_v[stage][0]; }
-    __device__ __forceinline__ Element* k_tile(int) { return k[0]; }
-    __device__ __forceinline__ Element* v_tile(int) { return v[0]; }
-    template <typename PlaceOf>
-    __device__ __forceinline__ void load_scales(int stage, const CachedRows<Stored>& k_rows,
-                                                const CachedRows<Stored>& v_rows, int head_dim, int head_dim_v,
-                                                PlaceOf place_of) {
-        ::load_scales<SLOT_SCALES, NUM_THREADS>(k_scales[stage], k_rows, head_dim, place_of);
-        ::load_scales<SLOT_SCALES, NUM_THREADS>(v_scales[stage], v_rows, head_dim_v, place_of);
-    }
-    __device__ __forceinline__ void convert(int stage) {
-        convert_tile<SLOT_SCALES, NUM_THREADS, Stored>(k[0], stored_k[stage][0], k_scales[stage]);
-        convert_tile<SLOT_SCALES, NUM_THREADS, Stored>(v[0], stored_v[stage][0], v_scales[stage]);
-    }
-};
+#include "decode/tile_stages.cuh"
 
 using Tiles = CachedTiles<Storage, CONVERT>;
 
@@ -110,12 +57,13 @@ static_assert(NUM_STAGES >= 2, "the next tile loads while this one is used");
 static_assert(CONVERT || !SLOT_SCALES, "elements have no scales");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
-using Scores = AccTiles<ROW_TILES, WARP_KEYS>;
+using Layout = AccLayout<ROW_TILES, WARP_KEYS>;
+using Scores = Layout::Tile;
 
-// What a lane knows of the rows that its accumulators belong to: [t][half], see score_tile.cuh.
+// What a lane knows of one of the rows that its accumulators belong to: AccLayout.
 struct LaneRow {
-    int token;          // within the sequence
-    int begin, end;     // keys that it sees
+    int token;                // within the sequence
+    KeyBand::RowBounds keys;  // that it sees
     float alibi_slope;
 };
 
@@ -123,49 +71,6 @@ struct WarpState {
     AccTiles<ROW_TILES, HEAD_DIM_V> acc_out;
     SoftmaxRow rows[ROW_TILES][2];
 };
-
-// Scores become natural logits: scale, softcap, ALiBi. first_key: of this lane's columns.
-__device__ __forceinline__ void scale_scores(Scores& scores, const Params& params, float scale,
-                                             const LaneRow (&rows)[ROW_TILES][2], int diagonal_offset, int first_key) {
-    multiply_scores(scores, scale);
-    if (SOFTCAP && params.softcap != 0.0f) cap_scores(scores, params.softcap);
-    if (ALIBI) {
-#pragma unroll
-        for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const LaneRow& row = rows[t][i / 2];
-                const float position = alibi_position<float>(row.token, diagonal_offset, first_key + i % 2);
-#pragma unroll
-                for (int n = 0; n < WARP_KEYS / MMA_N; n++) {
-                    scores[t][n][i] -= row.alibi_slope * fabsf(position - static_cast<float>(n * MMA_N));
-                }
-            }
-        }
-    }
-}
-
-// -inf where a key is not visible by its position.
-__device__ __forceinline__ void mask_scores(Scores& scores, const LaneRow (&rows)[ROW_TILES][2], int first_key) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            // Counted from this lane's first column, so that the comparisons below are with constants.
-            const int begin = rows[t][half].begin - first_key, end = rows[t][half].end - first_key;
-#pragma unroll
-            for (int n = 0; n < WARP_KEYS / MMA_N; n++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int key = n * MMA_N + i;
-                    if (key >= end || (BOUND_LEFT && key < begin)) {
-                        scores[t][n][2 * half + i] = negative_infinity<float>();
-                    }
-                }
-            }
-        }
-    }
-}
 
 // Leaves the state of a warp in shared memory: maximum and sum of its rows, and the output that they belong to.
 __device__ __forceinline__ void stage_state(WarpState& state, Smem& smem, int part, int first_row, float scale,
@@ -282,8 +187,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         decode_block(params, columns.cta_idx, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
     if (!block.has_work()) return;
     const int last_token = block.first_token + block.num_tokens - 1;
-    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
-                                             params.window_right);
+    const KeyBand band(params, block);
     const KeyTiles tiles(band, BLOCK_N, block.first_token, last_token);
     const SplitTiles split(tiles, block);
 
@@ -322,33 +226,27 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         smem.tiles.load_scales(stage, k_rows, v_rows, params.head_dim, columns.count, place_of);
     };
 
-    LaneRow rows[ROW_TILES][2];
+    LaneRow rows[Layout::ROWS];
     WarpState state;
     clear(state.acc_out);
-    int warp_begin = UNBOUNDED, warp_end = 0;  // keys that this warp's rows see
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const QueryRow query =
-                query_row(params, block, first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx));
-            LaneRow& row = rows[t][half];
-            row.token = query.token;
-            row.begin = query.exists ? band.begin(query.token) : 0;
-            row.end = query.exists ? band.end(query.token) : 0;
-            row.alibi_slope = 0.0f;
-            if (ALIBI && g_alibi_slopes != nullptr && query.exists) {
-                row.alibi_slope = g_alibi_slopes[block.batch_idx * params.alibi_batch + query.head];
-            }
-            state.rows[t][half].reset();
+    for (int r = 0; r < Layout::ROWS; r++) {
+        const QueryRow query = query_row(params, block, first_row + Layout::row(r) + frag_acc_row(lane_idx));
+        LaneRow& row = rows[r];
+        row.token = query.token;
+        row.keys = query.exists ? band.row(query.token) : KeyBand::RowBounds{0, 0};
+        row.alibi_slope = 0.0f;
+        if (ALIBI && g_alibi_slopes != nullptr && query.exists) {
+            row.alibi_slope = g_alibi_slopes[block.batch_idx * params.alibi_batch + query.head];
         }
+        state.rows[r / 2][r % 2].reset();
     }
+    KeyBand::RowBounds warp_keys{UNBOUNDED, 0};  // that this warp's rows see
     {
         const QueryRow first = query_row(params, block, first_row);
         if (first.exists) {
-            warp_begin = band.begin(first.token);
             const QueryRow last = query_row(params, block, first_row + WARP_M - 1);
-            warp_end = band.end(min(last.token, last_token));
+            warp_keys = band.rows(first.token, min(last.token, last_token));
         }
     }
 
@@ -393,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         }
         const int warp_key = first_key + part * WARP_KEYS;
         // Nothing that this warp's queries may see?
-        if (warp_key >= warp_end || (BOUND_LEFT && warp_key + WARP_KEYS <= warp_begin)) continue;
+        if (!warp_keys.meet(warp_key, WARP_KEYS)) continue;
 
         const int lane_key = warp_key + frag_acc_col(lane_idx);
         const unsigned s_q = smem_address(smem.q) + lane_offset_a<HEAD_DIM>(first_row, lane_idx);
@@ -403,12 +301,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
                              lane_offset_b<HEAD_DIM_V>(lane_idx);
         Scores scores;
         multiply_abt<HEAD_DIM>(scores, s_q, s_k);
-        if (NATURAL_LOGITS) {
-            scale_scores(scores, params, scale, rows, block.diagonal_offset, lane_key);
-        } else if (scale_log2 <= 0.0f) {
-            multiply_scores(scores, scale_log2 < 0.0f ? -1.0f : 0.0f);
+        const HeadRows alibi_rows(
+            [&](int r) { return rows[r].alibi_slope; },
+            [&](int r) { return alibi_distance<float>(rows[r].token, block.diagonal_offset, lane_key); });
+        softmax_logits<Layout>(scores, params, scale, scale_log2, alibi_rows);
+        if (!tiles.in_full(tile_idx)) {
+            hide_by_position<Layout>(scores, negative_infinity<float>(),
+                                     [&](int r) { return rows[r].keys.from(lane_key); });
         }
-        if (!tiles.in_full(tile_idx)) mask_scores(scores, rows, lane_key);
         softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
         multiply_add(Element(), state.acc_out, scores, s_v);
     }

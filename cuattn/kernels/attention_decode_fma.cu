@@ -23,26 +23,23 @@
 // q too); BLOCK_M, BLOCK_N (keys of a step of all warps), HEAD_DIM and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M,
 // WARPS_N, SMEM_BYTES; ALIGNED (rows of q, keys and values, and of tables of rotations, are whole 16-byte pieces at
 // multiples of 16 bytes; so are the pairs that RoPE turns); PAGED, SLOT_SCALES (each cached row has a scale);
-// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (score_options.cuh), ROTATE (RoPE of q, and of keys on
+// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh), ROTATE (RoPE of q, and of keys on
 // request), INTERLEAVED, TABLES, Table (rope.cuh).
 #include "decode/cached_keys.cuh"
 #include "attention/column_block.cuh"
 #include "decode/decode_block.cuh"
-#include "decode/decode_lanes.cuh"
+#include "decode/lane_softmax.cuh"
 #include "common/narrow.cuh"
-#include "attention/online_softmax.cuh"
-#include "attention/score_options.cuh"
+#include "attention/logits.cuh"
 
 constexpr int NUM_THREADS = WARPS_M * WARPS_N * WARP_SIZE;
 
-using Real = Accumulator;
 using Params = DecodeParams<Real>;
-using SoftmaxRow = OnlineSoftmaxRow<Real>;
 using KeyColumns = LaneColumns<Storage, HEAD_DIM, ROTATE && !INTERLEAVED>;
-using ValueColumns = LaneColumns<Storage, HEAD_DIM_V, false>;
 using KeyRow = Real[KeyColumns::PER_LANE];
 using ValueRow = Real[ValueColumns::PER_LANE];
 using AllRotations = Rotations<TABLES, Real, Table>;
+using Layout = OwnLayout<Real, sizeof(Output) == 2>;
 
 // Shared memory of a CTA: what the warps have found in their keys.
 struct Smem {
@@ -53,97 +50,15 @@ struct Smem {
 
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
-__device__ __forceinline__ Real power_of_two(Real x) {
-    if constexpr (sizeof(Output) == 2) {
-        return exp2_approx(x);
-    } else {
-        return exp2(x);
-    }
-}
-
-__device__ __forceinline__ Real capped(Real score, Real softcap) {
-    const Real inverse_softcap = Real(1) / softcap;
-    if constexpr (sizeof(Output) == 2) {
-        return softcap * tanh_fast(score * inverse_softcap);
-    } else {
-        return soft_cap(score, softcap, inverse_softcap);
-    }
-}
-
-// The row whose logits a lane computes, and what turns dot products into them.
+// The row whose logits a lane computes.
 struct LogitRow {
-    int begin, end;  // keys that it sees
-    Real scale;      // with that of the keys
-    Real softcap;    // 0: none
-    Real slope, position;  // of ALiBi: the key that the query is aligned with
+    KeyBand::RowBounds keys;     // that it sees
+    Real alibi_slope, position;  // of ALiBi: the key that the query is aligned with
 };
 
 // The scale of a cached row; 1 where only keys have scales, or only values.
 __device__ __forceinline__ float scale_of(const CachedRows<Storage>& rows, const KeyPlace& place) {
     return place.exists && rows.g_scales != nullptr ? rows.scale(place) : 1.0f;
-}
-
-// What a lane carries from step to step: the softmax of its own row, and its columns of the output of all rows.
-struct LaneState {
-    SoftmaxRow row;
-    Real acc_out[ROWS][ValueColumns::PER_LANE];
-};
-
-// The logit of a key from its dot product; -inf where the row does not see it.
-__device__ __forceinline__ Real logit_of(Real dot, const LogitRow& row, int key) {
-    Real logit = dot * row.scale;
-    if (SOFTCAP && row.softcap != Real(0)) logit = capped(logit, row.softcap);
-    if (ALIBI) logit -= row.slope * fabs(row.position - static_cast<Real>(key));
-    return key >= row.end || (BOUND_LEFT && key < row.begin) ? negative_infinity<Real>() : logit;
-}
-
-// Multiplies a row's columns with what its owner says, for all rows.
-__device__ __forceinline__ void scale_output(LaneState& state, Real own_factor) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        const Real factor = from_row_owner(own_factor, r);
-#pragma unroll
-        for (int c = 0; c < ValueColumns::PER_LANE; c++) state.acc_out[r][c] *= factor;
-    }
-}
-
-// Own logits become probabilities relative to the running maximum; the output follows when a maximum rises.
-__device__ __forceinline__ void softmax_step(LaneState& state, Real (&own)[PAIRS]) {
-    Real step_max = own[0];
-#pragma unroll
-    for (int i = 1; i < OWN; i++) step_max = fmax(step_max, own[i]);
-    const Real correction_log2 = state.row.raise_max(row_max(step_max));
-    if (__any_sync(0xffffffff, correction_log2 != Real(0))) {
-        const Real correction = power_of_two(correction_log2);
-        state.row.sum *= correction;  // of this lane's own pairs only
-        scale_output(state, correction);
-    }
-    const Real reference = state.row.reference();
-#pragma unroll
-    for (int i = 0; i < OWN; i++) {
-        own[i] = power_of_two(SoftmaxRow::exponent(own[i] - reference));
-        state.row.sum += own[i];
-    }
-}
-
-// The states of all groups of the warp become one, the same in every group.
-__device__ __forceinline__ void merge_groups(LaneState& state) {
-    state.row.sum = row_sum(state.row.sum);
-#pragma unroll
-    for (int lane_mask = LANES; lane_mask < WARP_SIZE; lane_mask *= 2) {
-        const Real other_max = __shfl_xor_sync(0xffffffff, state.row.max_logit, lane_mask);
-        const Real correction = power_of_two(state.row.raise_max(other_max));
-        state.row.sum *= correction;
-        state.row.sum += __shfl_xor_sync(0xffffffff, state.row.sum, lane_mask);
-        scale_output(state, correction);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-            for (int c = 0; c < ValueColumns::PER_LANE; c++) {
-                state.acc_out[r][c] += __shfl_xor_sync(0xffffffff, state.acc_out[r][c], lane_mask);
-            }
-        }
-    }
 }
 
 // Leaves the state of a warp in shared memory; the groups take turns with its rows.
@@ -238,8 +153,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         decode_block(params, columns.cta_idx, g_seqlens_k, g_cu_seqlens_q, g_work, g_splits);
     if (!block.has_work()) return;
     const bool is_packed = g_cu_seqlens_q != nullptr;
-    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
-                                             params.window_right);
+    const KeyBand band(params, block);
     const int last_token = block.first_token + block.num_tokens - 1;
     const SplitTiles split(KeyTiles(band, BLOCK_N, block.first_token, last_token), block);
     const int keys_begin = max(split.begin * BLOCK_N, band.begin(block.first_token));
@@ -260,19 +174,16 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
     {
         const QueryRow query = query_row(params, block, first_row + own_pairs.row);
         const int token = query.exists ? query.token : block.first_token;
-        own_row.begin = band.begin(token);
-        own_row.end = min(keys_end, band.end(token));
-        own_row.scale = params.scale;
-        if (!SLOT_SCALES && g_k_scale != nullptr) {
-            own_row.scale *= g_k_scale[block.kv_head_idx * params.k_scale.head];
-        }
-        own_row.softcap = params.softcap;
-        own_row.slope = 0;
+        own_row.keys = band.row(token);
+        own_row.keys.end = min(keys_end, own_row.keys.end);
+        own_row.alibi_slope = 0;
         if (ALIBI && g_alibi_slopes != nullptr && query.exists) {
-            own_row.slope = g_alibi_slopes[block.batch_idx * params.alibi_batch + query.head];
+            own_row.alibi_slope = g_alibi_slopes[block.batch_idx * params.alibi_batch + query.head];
         }
-        own_row.position = alibi_position<Real>(token, block.diagonal_offset, 0);
+        own_row.position = alibi_distance<Real>(token, block.diagonal_offset, 0);
     }
+    Real scale = params.scale;
+    if (!SLOT_SCALES && g_k_scale != nullptr) scale *= g_k_scale[block.kv_head_idx * params.k_scale.head];
 
     // Rows of q, turned; zeros where there is no row.
     KeyRow q[ROWS];
@@ -352,17 +263,20 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
         }
         sum_over_group(own, lane);
 
+        const int own_key = first_key + own_pairs.first_key * GROUPS;
         Real v_scale[OWN];
+        if constexpr (SLOT_SCALES) {
 #pragma unroll
-        for (int i = 0; i < OWN; i++) {
-            const int key = first_key + (own_pairs.first_key + i) * GROUPS;
-            if constexpr (SLOT_SCALES) {
-                const KeyPlace place = keys.find(key);
+            for (int i = 0; i < OWN; i++) {
+                const KeyPlace place = keys.find(own_key + i * GROUPS);
                 v_scale[i] = scale_of(v_rows, place);
                 own[i] *= scale_of(k_rows, place);
             }
-            own[i] = logit_of(own[i], own_row, key);
         }
+        const HeadRows alibi_row([&](int) { return own_row.alibi_slope; },
+                                 [&](int) { return own_row.position - static_cast<Real>(own_key); });
+        natural_logits<Layout>(own, params, scale, alibi_row);
+        hide_by_position<Layout>(own, negative_infinity<Real>(), [&](int) { return own_row.keys.from(own_key); });
         softmax_step(state, own);
         if constexpr (SLOT_SCALES) {
 #pragma unroll

@@ -2,7 +2,7 @@
 // how; Dao et al., "Flash-Decoding for long-context inference", 2023.
 //
 // A row is one token of one query head. Its parts are the splits of its sequence, seqlen_q partial rows apart
-// (decode_block.cuh), already divided by their own sums; a split without visible keys has sum 0, and its out is not
+// (splits.cuh), already divided by their own sums; a split without visible keys has sum 0, and its out is not
 // read. The sink of the head enters here, once. Sequences of one split are finished already: their rows are left
 // alone, and so are tokens of no sequence.
 //
@@ -13,7 +13,7 @@
 // Block: at most NUM_THREADS.
 //
 // Constants: Element (of the partial results), Result, VECTORIZED, NUM_THREADS.
-#include "decode/decode_block.cuh"
+#include "decode/splits.cuh"
 #include "merge/merge_groups.cuh"
 
 // A row of the result, and where its partial results are.

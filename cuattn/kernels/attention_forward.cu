@@ -15,10 +15,9 @@
 // Constants: Storage (of q, k, v in memory), Element (of them on chip), Output, BiasElement; BLOCK_M, BLOCK_N, HEAD_DIM
 // and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS, NUM_WARPS,
 // NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled
-// in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (score_options.cuh), DROPOUT (philox.cuh).
+// in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh).
 // Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
 #include "attention/column_block.cuh"
-#include "attention/mask.cuh"
 #include "attention/philox.cuh"
 #include "attention/query_block.cuh"
 #include "attention/score_tile.cuh"
@@ -45,93 +44,15 @@ static_assert(sizeof(Output) == sizeof(Element), "the output tile is laid out li
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionParams<float>;
-using Scores = AccTiles<ROW_TILES, BLOCK_N>;
+using Layout = AccLayout<ROW_TILES, BLOCK_N>;
+using Scores = Layout::Tile;
+using LanePosition = TilePosition<false>;
 
 // What a warp carries from tile to tile. Accumulator rows: see frag_acc_row; rows[t][1] is eight rows below rows[t][0].
 struct WarpState {
     AccTiles<ROW_TILES, HEAD_DIM_V> acc_out;
     SoftmaxRow rows[ROW_TILES][2];
 };
-
-// Where a lane's elements of a score tile lie: its element [t][n][i] is row t * MMA_M + i / 2 * 8, column n * MMA_N +
-// i % 2 from here.
-struct LanePosition {
-    int query, key;
-};
-
-// Scores become natural logits: scale, softcap, ALiBi.
-__device__ __forceinline__ void scale_scores(Scores& scores, const Params& params, float scale, float slope,
-                                             int diagonal_offset, LanePosition lane) {
-    multiply_scores(scores, scale);
-    if (SOFTCAP && params.softcap != 0.0f) cap_scores(scores, params.softcap);
-    if (ALIBI && slope != 0.0f) {
-#pragma unroll
-        for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int query = lane.query + t * MMA_M + i / 2 * 8;
-                const float position = alibi_position<float>(query, diagonal_offset, lane.key + i % 2);
-#pragma unroll
-                for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-                    scores[t][n][i] -= slope * fabsf(position - static_cast<float>(n * MMA_N));
-                }
-            }
-        }
-    }
-}
-
-// Adds the bias, and -inf where the mask says so. Nothing outside of [seqlen_q, seqlen_k] is read.
-__device__ __forceinline__ void add_bias_and_mask(Scores& scores, const Params& params,
-                                                  const ScoreOptions<float>& options, const QueryBlock& block,
-                                                  LanePosition lane) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int query = lane.query + t * MMA_M + half * 8;
-            const int num_keys = query < block.seqlen_q ? block.seqlen_k - lane.key : 0;
-            if (BIAS && options.g_bias != nullptr) {
-                const BiasElement* g_bias = options.g_bias + params.bias.offset(0, 0, query, lane.key);
-#pragma unroll
-                for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const int key = n * MMA_N + i;
-                        if (key < num_keys) {
-                            scores[t][n][2 * half + i] += bias_value<float>(g_bias[key * params.bias.key]);
-                        }
-                    }
-                }
-            }
-            if (MASK && options.g_mask != nullptr) {
-                const unsigned char* g_mask = options.g_mask + params.mask.offset(0, 0, query, lane.key);
-#pragma unroll
-                for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const int key = n * MMA_N + i;
-                        if (key < num_keys && !g_mask[key * params.mask.key]) {
-                            scores[t][n][2 * half + i] = negative_infinity<float>();
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-// -inf where a key is not visible by its position.
-template <typename Band>
-__device__ __forceinline__ void mask_scores(Scores& scores, const Band& band, LanePosition lane) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int query = lane.query + t * MMA_M + half * 8;
-            mask_row<BOUND_LEFT>(scores[t], half, band.begin(query) - lane.key, band.end(query) - lane.key);
-        }
-    }
-}
 
 // Probabilities that dropout does not keep become 0. The others are scaled once, with the output. Two accumulators
 // side by side and the two halves of their rows share a Philox call.
@@ -144,7 +65,7 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const PhiloxWords words =
-                    dropout_words(dropout, head, lane.query + t * MMA_M, lane.key + n * MMA_N + i);
+                    dropout_words(dropout, head, lane.query() + t * MMA_M, lane.key() + n * MMA_N + i);
 #pragma unroll
                 for (int w = 0; w < 4; w++) {
                     if (words.word[w] >= dropout.threshold) probabilities[t][n + w % 2][w / 2 * 2 + i] = 0.0f;
@@ -231,8 +152,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     g_k += block.batch_idx * params.k.batch + block.kv_head_idx * params.k.head + block.k_start * params.k.seq;
     g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq +
            columns.first;
-    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
-                                             params.window_right);
+    const KeyBand band(params, block);
     const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
     const int keys_end = band.end(first_query + num_queries - 1);  // keys behind are not read, whatever they hold
     const ScoreOptions<float> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
@@ -262,8 +182,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     // Whether this warp's queries may see any key of a tile.
     auto sees = [&](int first_key) {
         const int last_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
-        return warp_query < block.seqlen_q && first_key < band.end(last_query) &&
-               !(BOUND_LEFT && first_key + BLOCK_N <= band.begin(warp_query));
+        return warp_query < block.seqlen_q && band.rows(warp_query, last_query).meet(first_key, BLOCK_N);
     };
 
     auto load_keys = [&](int tile_idx, int stage) {
@@ -314,13 +233,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
         Scores scores;
         multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
-        if (NATURAL_LOGITS) {
-            scale_scores(scores, params, scale, options.slope, block.diagonal_offset, lane);
-        } else if (scale_log2 <= 0.0f) {
-            multiply_scores(scores, scale_log2 < 0.0f ? -1.0f : 0.0f);
-        }
-        if (mixed) add_bias_and_mask(scores, params, options, block, lane);
-        if (!in_full) mask_scores(scores, band, lane);
+        const TileRows<Layout, false, float> alibi_rows(lane, block.diagonal_offset, options.slope);
+        softmax_logits<Layout>(scores, params, scale, scale_log2, alibi_rows);
+        if (mixed) add_bias_and_mask<Layout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
+        if (!in_full) hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
         softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
         if (DROPOUT && params.use_dropout) {
             drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);

@@ -19,15 +19,14 @@
 // BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS,
 // ONE_PLACE (k and v take turns), NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes);
 // the options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK
-// (score_options.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of the diagonal cost a few
+// (logits.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of the diagonal cost a few
 // instructions a CTA and are always there.
 #include "attention/column_block.cuh"
 #include "common/elements.cuh"
-#include "attention/mask.cuh"
+#include "attention/logits.cuh"
 #include "attention/online_softmax.cuh"
 #include "attention/philox.cuh"
 #include "attention/query_block.cuh"
-#include "attention/score_options.cuh"
 #include "common/tiles.cuh"
 
 constexpr int WARP_SIZE = 32;
@@ -57,76 +56,13 @@ static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the 
 
 using Params = AttentionParams<Element>;
 using SoftmaxRow = OnlineSoftmaxRow<Element>;
+using LanePosition = TilePosition<false>;
 
 // What a lane carries from tile to tile.
 struct LaneState {
     RowParts<HEAD_DIM_V> acc_out;
     SoftmaxRow rows[LANE_M];
 };
-
-// Where a lane's scores of a tile lie.
-struct LanePosition {
-    int query, key;
-};
-
-// Scores become logits: scale, softcap, ALiBi.
-__device__ __forceinline__ void scale_scores(Weights& scores, const Params& params, Element slope, int diagonal_offset,
-                                             LanePosition lane) {
-    const Element inverse_softcap = Element(1) / params.softcap;
-#pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-        const Element position = alibi_position<Element>(lane.query + i, diagonal_offset, lane.key);
-#pragma unroll
-        for (int j = 0; j < LANE_N; j++) {
-            Element& score = scores[i][j];
-            score *= params.scale;
-            if (SOFTCAP && params.softcap != Element(0)) score = soft_cap(score, params.softcap, inverse_softcap);
-            if (ALIBI) score -= slope * fabs(position - static_cast<Element>(j * LANES_PER_ROW));
-        }
-    }
-}
-
-// Adds the bias, and -inf where the mask says so. Nothing outside of [seqlen_q, seqlen_k] is read.
-__device__ __forceinline__ void add_bias_and_mask(Weights& scores, const Params& params,
-                                                  const ScoreOptions<Element>& options, const QueryBlock& block,
-                                                  LanePosition lane) {
-#pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-        const int query = lane.query + i;
-        const int num_keys = query < block.seqlen_q ? block.seqlen_k - lane.key : 0;
-        if (BIAS && options.g_bias != nullptr) {
-            const BiasElement* g_bias = options.g_bias + params.bias.offset(0, 0, query, lane.key);
-#pragma unroll
-            for (int j = 0; j < LANE_N; j++) {
-                const int key = j * LANES_PER_ROW;
-                if (key < num_keys) scores[i][j] += bias_value<Element>(g_bias[key * params.bias.key]);
-            }
-        }
-        if (MASK && options.g_mask != nullptr) {
-            const unsigned char* g_mask = options.g_mask + params.mask.offset(0, 0, query, lane.key);
-#pragma unroll
-            for (int j = 0; j < LANE_N; j++) {
-                const int key = j * LANES_PER_ROW;
-                if (key < num_keys && !g_mask[key * params.mask.key]) scores[i][j] = negative_infinity<Element>();
-            }
-        }
-    }
-}
-
-// -inf where a key is not visible by its position.
-template <typename Band>
-__device__ __forceinline__ void mask_scores(Weights& scores, const Band& band, LanePosition lane) {
-#pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-        // Counted from this lane's first column, so that the comparisons below are with constants.
-        const int begin = band.begin(lane.query + i) - lane.key, end = band.end(lane.query + i) - lane.key;
-#pragma unroll
-        for (int j = 0; j < LANE_N; j++) {
-            const int key = j * LANES_PER_ROW;
-            if (key >= end || (BOUND_LEFT && key < begin)) scores[i][j] = negative_infinity<Element>();
-        }
-    }
-}
 
 // scores become probabilities relative to the running maximum; the accumulated output follows when the maximum rises.
 __device__ __forceinline__ void softmax_step(LaneState& state, Weights& scores) {
@@ -159,7 +95,7 @@ __device__ __forceinline__ void drop_probabilities(Weights& probabilities, const
     for (int i = 0; i < LANE_M; i++) {
 #pragma unroll
         for (int j = 0; j < LANE_N; j++) {
-            const bool kept = dropout_keeps(dropout, head, lane.query + i, lane.key + j * LANES_PER_ROW);
+            const bool kept = dropout_keeps(dropout, head, lane.query() + i, lane.key() + j * LANES_PER_ROW);
             if (!kept) probabilities[i][j] = 0;
         }
     }
@@ -219,17 +155,15 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     g_k += block.batch_idx * params.k.batch + block.kv_head_idx * params.k.head + block.k_start * params.k.seq;
     g_v += block.batch_idx * params.v.batch + block.kv_head_idx * params.v.head + block.k_start * params.v.seq +
            columns.first;
-    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
-                                             params.window_right);
+    const KeyBand band(params, block);
     const KeyTiles tiles(band, BLOCK_N, first_query, first_query + num_queries - 1);
     const int keys_end = band.end(first_query + num_queries - 1);  // keys behind are not read, whatever they hold
     const ScoreOptions<Element> options(params, g_bias, g_mask, g_tile_class, g_alibi_slopes, block.batch_idx,
                                         block.head_idx, first_query / BLOCK_M);
     const int warp_query = first_query + threadIdx.x / WARP_SIZE * WARP_M;
     const int last_warp_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
-    const bool has_queries = warp_query < block.seqlen_q;
-    const int warp_key_begin = has_queries ? band.begin(warp_query) : 0;
-    const int warp_key_end = has_queries ? band.end(last_warp_query) : 0;
+    const KeyBand::RowBounds warp_keys =
+        warp_query < block.seqlen_q ? band.rows(warp_query, last_warp_query) : KeyBand::RowBounds{0, 0};
 
     LaneState state;
     clear<HEAD_DIM_V>(state.acc_out);
@@ -262,17 +196,20 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         if (!ONE_PLACE) load_v(tile_idx);  // on its way during the first product
         const int first_key = tile_idx * BLOCK_N;
         // Anything that this warp's queries may see?
-        const bool active = first_key < warp_key_end && !(BOUND_LEFT && first_key + BLOCK_N <= warp_key_begin);
+        const bool active = warp_keys.meet(first_key, BLOCK_N);
         if (active) {
             const LanePosition lane{first_query + lane_row, first_key + lane_col};
             Weights scores;
             multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k() + lane_col * TILE_STRIDE<HEAD_DIM>,
                                    params.head_dim);
-            scale_scores(scores, params, options.slope, block.diagonal_offset, lane);
+            const TileRows<LaneLayout, false, Element> alibi_rows(lane, block.diagonal_offset, options.slope);
+            natural_logits<LaneLayout>(scores, params, params.scale, alibi_rows);
             if (TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED) {
-                add_bias_and_mask(scores, params, options, block, lane);
+                add_bias_and_mask<LaneLayout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
             }
-            if (!tiles.in_full(tile_idx)) mask_scores(scores, band, lane);
+            if (!tiles.in_full(tile_idx)) {
+                hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
+            }
             softmax_step(state, scores);
             if (DROPOUT && params.use_dropout) {
                 drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);

@@ -25,7 +25,7 @@
 // HEAD_DIM, HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller; copies fill up with zeros),
 // NUM_CONSUMERS, NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of a thread, after the roles are taken),
 // PING_PONG, SMEM_BYTES; PACKED (sequences packed into one array); the options that are compiled in: BOUND_LEFT and
-// BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (score_options.cuh). Sinks, offsets of the diagonal and packs of heads are
+// BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh). Sinks, offsets of the diagonal and packs of heads are
 // always there.
 #include "hopper/forward_consumer.cuh"
 #include "hopper/forward_producer.cuh"

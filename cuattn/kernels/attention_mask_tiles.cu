@@ -9,6 +9,7 @@
 //
 // Constants: BiasElement, NUM_WARPS; SOFTCAP, ALIBI, BIAS, MASK (all true, of score_options.cuh).
 #include "attention/attention_params.cuh"
+#include "attention/online_softmax.cuh"
 #include "attention/score_options.cuh"
 
 constexpr int WARP_SIZE = 32;

@@ -15,17 +15,17 @@
 // run time.
 #include "common/elements.cuh"
 #include "common/float8.cuh"
-#include "attention/mask.cuh"
+#include "attention/logits.cuh"
 #include "attention/online_softmax.cuh"
 #include "attention/philox.cuh"
 #include "attention/query_block.cuh"
-#include "attention/score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr int MAX_PER_LANE = MAX_HEAD_DIM / WARP_SIZE;  // elements of a row that one lane holds
 
 using Params = AttentionParams<Accumulator>;
 using SoftmaxRow = OnlineSoftmaxRow<Accumulator>;
+using Layout = OneLogit<Accumulator>;
 
 static_assert(BOUND_LEFT && BOUND_RIGHT && SOFTCAP && ALIBI && BIAS && MASK && DROPOUT, "every option is compiled in");
 
@@ -43,21 +43,6 @@ __device__ __forceinline__ Accumulator warp_sum(Accumulator x) {
 #pragma unroll
     for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) x += __shfl_xor_sync(0xffffffff, x, lane_mask);
     return x;
-}
-
-// The logit of one query and key from scale * (q . k). A key that is hidden by its position has none.
-__device__ __forceinline__ Accumulator logit_of(Accumulator score, const Params& params,
-                                                const ScoreOptions<Accumulator>& options, int query_idx, int key_idx,
-                                                int diagonal_offset) {
-    if (params.softcap != 0) score = soft_cap(score, params.softcap, 1 / params.softcap);
-    score -= options.slope * fabs(alibi_position<Accumulator>(query_idx, diagonal_offset, key_idx));
-    if (options.g_bias != nullptr) {
-        score += bias_value<Accumulator>(options.g_bias[params.bias.offset(0, 0, query_idx, key_idx)]);
-    }
-    if (options.g_mask != nullptr && !options.g_mask[params.mask.offset(0, 0, query_idx, key_idx)]) {
-        score = negative_infinity<Accumulator>();
-    }
-    return score;
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_attention_plain(
@@ -93,8 +78,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     g_q += block.batch_idx * params.q.batch + q_row * params.q.seq + block.head_idx * params.q.head;
     g_k += block.batch_idx * params.k.batch + block.k_start * params.k.seq + block.kv_head_idx * params.k.head;
     g_v += block.batch_idx * params.v.batch + block.k_start * params.v.seq + block.kv_head_idx * params.v.head;
-    const Band<BOUND_LEFT, BOUND_RIGHT> band(block.seqlen_k, block.diagonal_offset, params.window_left,
-                                             params.window_right);
+    const KeyBand band(params, block);
     const ScoreOptions<Accumulator> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
                                             block.head_idx, 0);
     Accumulator scale = params.scale, out_factor = params.keep_scale;
@@ -107,15 +91,18 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
 
     SoftmaxRow row;
     row.reset();
-    const int key_begin = band.begin(query_idx), key_end = band.end(query_idx);
-    for (int key_idx = key_begin; key_idx < key_end; key_idx++) {
+    const KeyBand::RowBounds keys = band.row(query_idx);
+    for (int key_idx = keys.begin; key_idx < keys.end; key_idx++) {
         load_row(k, g_k + key_idx * params.k.seq, params.head_dim, lane_idx);
         load_row(v, g_v + key_idx * params.v.seq, params.head_dim_v, lane_idx);
 
         Accumulator dot = 0;
         for (int i = 0; i < MAX_PER_LANE; i++) dot += q[i] * k[i];
-        const Accumulator logit =
-            logit_of(warp_sum(dot) * scale, params, options, query_idx, key_idx, block.diagonal_offset);
+        Accumulator logit = warp_sum(dot);
+        const TilePosition<false> at{query_idx, key_idx};
+        const TileRows<Layout, false, Accumulator> alibi_row(at, block.diagonal_offset, options.slope);
+        natural_logits<Layout>(logit, params, scale, alibi_row);
+        add_bias_and_mask<Layout>(logit, params, options, at, block.seqlen_q, block.seqlen_k);
 
         const Accumulator correction = exp2(row.raise_max(logit));
         const Accumulator probability = exp2(SoftmaxRow::exponent(logit - row.reference()));

@@ -16,15 +16,15 @@
 // skipped at run time.
 #include "common/elements.cuh"
 #include "common/float8.cuh"
-#include "attention/mask.cuh"
+#include "attention/logits.cuh"
 #include "attention/philox.cuh"
 #include "attention/probability_factor.cuh"
-#include "attention/score_options.cuh"
 
 constexpr int WARP_SIZE = 32;
 constexpr Accumulator WEIGHT_FACTOR = 1 << LOG2_P_FACTOR;
 
 using Params = AttentionParams<Accumulator>;
+using Layout = OneLogit<Accumulator>;
 
 static_assert(BOUND_LEFT && BOUND_RIGHT && SOFTCAP && ALIBI && BIAS && MASK && DROPOUT, "every option is compiled in");
 
@@ -103,19 +103,16 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE, 1) cuattn_attention_sc
 
     int diagonal_offset = g_diagonal_offsets == nullptr ? params.diagonal_offset : g_diagonal_offsets[tile.batch_idx];
     if (params.diagonal_from_end) diagonal_offset += params.seqlen_k - params.seqlen_q;
-    const Band<BOUND_LEFT, BOUND_RIGHT> band(params.seqlen_k, diagonal_offset, params.window_left, params.window_right);
+    const KeyBand band(params, params.seqlen_k, diagonal_offset);
     const ScoreOptions<Accumulator> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, tile.batch_idx,
                                             tile.head_idx, 0);
     const Accumulator descale = factor_of(g_q_descale, tile.kv_head) * factor_of(g_k_descale, tile.kv_head);
-    Accumulator score = sum * (params.scale * descale);
-    if (params.softcap != 0) score = soft_cap(score, params.softcap, 1 / params.softcap);
-    score -= options.slope * fabs(alibi_position<Accumulator>(tile.row, diagonal_offset, tile.col));
-    if (options.g_bias != nullptr) {
-        score += bias_value<Accumulator>(options.g_bias[params.bias.offset(0, 0, tile.row, tile.col)]);
-    }
-    bool visible = tile.col >= band.begin(tile.row) && tile.col < band.end(tile.row);
-    if (options.g_mask != nullptr) visible &= options.g_mask[params.mask.offset(0, 0, tile.row, tile.col)] != 0;
-    g_scores[tile.row_offset(params) + tile.col] = visible ? score : negative_infinity<Accumulator>();
+    const TilePosition<false> at{tile.row, tile.col};
+    const TileRows<Layout, false, Accumulator> alibi_row(at, diagonal_offset, options.slope);
+    natural_logits<Layout>(sum, params, params.scale * descale, alibi_row);
+    add_bias_and_mask<Layout>(sum, params, options, at, params.seqlen_q, params.seqlen_k);
+    hide_by_position<Layout>(sum, negative_infinity<Accumulator>(), band, at);
+    g_scores[tile.row_offset(params) + tile.col] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_attention_probabilities(

@@ -38,3 +38,20 @@ def test_lines_are_at_most_120_wide(path):
 def test_kernels_have_names_of_this_package(path):
     entries = ENTRY.findall(path.read_text(encoding="utf-8"))
     assert entries and all(name.startswith("cuattn_") for name in entries)
+
+
+@pytest.mark.parametrize(
+    ("words", "places"),
+    [
+        (r"window_left|window_right|\bBOUND_LEFT\b", {"mask.cuh", "attention_params.cuh"}),
+        (r"\bsoftcap\b|\bbias_value\b|\bg_mask\[", {"logits.cuh", "attention_params.cuh"}),
+    ],
+    ids=["by position", "by element"],
+)
+def test_what_happens_to_a_logit_is_told_in_one_place(words, places):
+    naming = set()
+    for path in SOURCES:
+        code = [line.split("//")[0] for line in path.read_text(encoding="utf-8").splitlines()]
+        if any(re.search(words, line) and "static_assert" not in line for line in code):
+            naming.add(path.name)
+    assert naming == places

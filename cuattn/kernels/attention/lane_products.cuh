@@ -31,6 +31,16 @@ __device__ __forceinline__ Vector<N> load_vector(const Element* pointer) {
 // A lane's part of a tile of weights: weights[i][j] is row i, column j * LANES_PER_ROW from the lane's first ones.
 using Weights = Element[LANE_M][LANE_N];
 
+// They as a lane's part of a tile of logits (logits.cuh).
+struct LaneLayout {
+    using Tile = Weights;
+    static constexpr int ROWS = LANE_M, COLUMNS = LANE_N;
+    static constexpr bool APPROXIMATE = false;
+    static __device__ __forceinline__ int row(int r) { return r; }
+    static __device__ __forceinline__ int column(int c) { return c * LANES_PER_ROW; }
+    static __device__ __forceinline__ Element& at(Tile& tile, int r, int c) { return tile[r][c]; }
+};
+
 // A lane's part of a row of WIDTH output columns: VECTORS groups of VECTOR neighbours, groups STEP columns apart.
 template <int WIDTH>
 struct RowPart {

@@ -1,32 +1,68 @@
-// Which keys a query may see by its position: causal masks and windows.
+// Which keys a query may see by its position: causal masks and windows. This is the one place that knows: the tiles
+// that a kernel loads, those that need no mask, and the elements that are hidden in the others all follow from Band. A
+// further rule of the kind gives Band another bound on either end, and no kernel changes; both ends must rise with the
+// row.
+//
+// Constants used: BOUND_LEFT, BOUND_RIGHT (which sides are compiled in).
 #pragma once
 #include "attention/attention_params.cuh"
+
+// The columns [begin, end) that a row sees, or that some row of a block sees; begin is 0 without HAS_BEGIN.
+template <bool HAS_BEGIN_>
+struct Bounds {
+    static constexpr bool HAS_BEGIN = HAS_BEGIN_;
+
+    int begin, end;
+
+    __device__ __forceinline__ bool hides(int column) const {
+        return column >= end || (HAS_BEGIN && column < begin);
+    }
+    // Whether any of `count` columns from `first` on is among them.
+    __device__ __forceinline__ bool meet(int first, int count) const {
+        return first < end && !(HAS_BEGIN && first + count <= begin);
+    }
+    // Counted from a lane's first column, so that comparisons are with constants.
+    __device__ __forceinline__ Bounds from(int first) const { return {begin - first, end - first}; }
+};
 
 // Query i sees the keys [begin(i), end(i)): those from i + o - left to i + o + right, where i + o is the key that the
 // query is aligned with. Both ends rise with i. A causal mask is a window with right = 0. A side that the kernel is not
 // compiled for costs nothing.
-template <bool BOUND_LEFT, bool BOUND_RIGHT>
+template <bool LEFT, bool RIGHT>
 struct Band {
-    static constexpr bool HAS_BEGIN = BOUND_LEFT;  // else begin(i) is 0
+    static constexpr bool HAS_BEGIN = LEFT;  // else begin(i) is 0
+    static constexpr bool HAS_END = RIGHT;   // else end(i) is seqlen_k
+    using RowBounds = Bounds<HAS_BEGIN>;
 
     int seqlen_k;
     int begin_offset;  // begin(i) = i + begin_offset, brought into [0, seqlen_k]
     int end_offset;    // end(i) = i + end_offset, likewise
 
     Band() = default;
-    __device__ __forceinline__ Band(int seqlen_k, int diagonal_offset, int left, int right) : seqlen_k(seqlen_k) {
+    template <typename Real>
+    __device__ __forceinline__ Band(const AttentionParams<Real>& params, int seqlen_k, int diagonal_offset)
+        : seqlen_k(seqlen_k) {
         const long long diagonal = diagonal_offset;
+        const int left = params.window_left, right = params.window_right;
         begin_offset = left == UNBOUNDED ? -UNBOUNDED : to_int(diagonal - left);
         end_offset = right == UNBOUNDED ? UNBOUNDED : to_int(diagonal + right + 1);
     }
-    __device__ __forceinline__ int begin(int query_idx) const { return BOUND_LEFT ? key(query_idx, begin_offset) : 0; }
+    // sequence: anything with a length and a diagonal.
+    template <typename Real, typename Sequence>
+    __device__ __forceinline__ Band(const AttentionParams<Real>& params, const Sequence& sequence)
+        : Band(params, sequence.seqlen_k, sequence.diagonal_offset) {}
+
+    __device__ __forceinline__ int begin(int query_idx) const { return HAS_BEGIN ? key(query_idx, begin_offset) : 0; }
     __device__ __forceinline__ int end(int query_idx) const {
-        return BOUND_RIGHT ? key(query_idx, end_offset) : seqlen_k;
+        return HAS_END ? key(query_idx, end_offset) : seqlen_k;
     }
+    __device__ __forceinline__ RowBounds row(int query_idx) const { return {begin(query_idx), end(query_idx)}; }
+    // Of all rows from `first` to `last` together.
+    __device__ __forceinline__ RowBounds rows(int first, int last) const { return {begin(first), end(last)}; }
 
     // The same band seen from the keys: key j is seen by the queries [begin(j), end(j)) of seqlen_q.
-    __device__ __forceinline__ Band<BOUND_RIGHT, BOUND_LEFT> transposed(int seqlen_q) const {
-        Band<BOUND_RIGHT, BOUND_LEFT> band;
+    __device__ __forceinline__ Band<RIGHT, LEFT> transposed(int seqlen_q) const {
+        Band<RIGHT, LEFT> band;
         band.seqlen_k = seqlen_q;
         band.begin_offset = to_int(1ll - end_offset);
         band.end_offset = to_int(1ll - begin_offset);
@@ -45,8 +81,22 @@ struct Band {
     }
 };
 
+// What queries see, with all that the kernel is compiled for.
+using KeyBand = Band<BOUND_LEFT, BOUND_RIGHT>;
+
+// The band of the side whose rows a CTA owns: what queries see or, with OWN_KEYS, what sees the keys.
+template <bool OWN_KEYS, typename Real, typename Sequence>
+__device__ __forceinline__ auto owned_band(const AttentionParams<Real>& params, const Sequence& sequence) {
+    const KeyBand band(params, sequence);
+    if constexpr (OWN_KEYS) {
+        return band.transposed(sequence.seqlen_q);
+    } else {
+        return band;
+    }
+}
+
 // The key tiles that the queries [first_query, last_query] have to visit: [begin, end). Those of [full_begin, full_end)
-// are visible to every query in whole and need no mask.
+// are visible to every query in whole and need no mask. (Of a transposed band: query tiles of keys.)
 struct KeyTiles {
     int begin, end, full_begin, full_end;
 

@@ -1,14 +1,8 @@
-// What may happen to a logit between the product and the softmax, in this order: scale, softcap, ALiBi, bias, masks. An
-// option that a kernel is not compiled for (SOFTCAP, ALIBI, BIAS, MASK) costs nothing; one that it is compiled for may
-// still be absent from a call: softcap 0, a null pointer.
-//
-// Logits are natural, not base 2, wherever something is added to them or they are capped: see online_softmax.cuh.
+// The arrays that options on logits come with, and what they do to a whole tile. What happens to a logit is in
+// logits.cuh.
 #pragma once
 #include "attention/attention_params.cuh"
-#include "attention/online_softmax.cuh"
-#include "common/ptx.cuh"
 
-constexpr bool NATURAL_LOGITS = SOFTCAP || ALIBI || BIAS;
 constexpr bool TILE_CLASSES = BIAS || MASK;  // g_tile_class says which tiles a bias and a mask leave alone or hide
 
 // What a bias and a mask do to a tile, together (attention_mask_tiles.cu finds out).
@@ -63,42 +57,4 @@ __device__ __forceinline__ TileClass tile_class_at(const AttentionParams<Real>& 
                                                    int q_tile, int k_tile) {
     if (!TILE_CLASSES || g_tile_class == nullptr) return TILE_OPEN;
     return static_cast<TileClass>(g_tile_class[params.tile_class.offset(batch_idx, head_idx, q_tile, k_tile)]);
-}
-
-// tanh(x) = (1 - e) / (1 + e) with e = e^(-2 |x|), in seven instructions: within 2^-22 of 1, not of the result, which
-// is what a logit needs. The hardware's own tanh errs by 2^-11. `slope` is the derivative 1 - tanh^2, as 4 e /
-// (1 + e)^2, which keeps its digits where tanh is near 1.
-__device__ __forceinline__ float tanh_fast(float x, float& slope) {
-    const float e = exp2_approx(fabsf(x) * (-2.0f * LOG2_E));
-    const float r = reciprocal_approx(1.0f + e);
-    slope = 4.0f * e * (r * r);
-    return copysignf((1.0f - e) * r, x);
-}
-__device__ __forceinline__ float tanh_fast(float x) {
-    float slope;
-    return tanh_fast(x, slope);
-}
-
-// c tanh(score / c), to the last bits of Real.
-template <typename Real>
-__device__ __forceinline__ Real soft_cap(Real score, Real softcap, Real inverse_softcap) {
-    return softcap * tanh(score * inverse_softcap);
-}
-
-// A number of the bias in the type of the sums. A finite double stays finite: it hides nothing.
-template <typename Real, typename Bias>
-__device__ __forceinline__ Real bias_value(Bias bias) {
-    if constexpr (sizeof(Bias) > sizeof(Real)) {
-        constexpr Bias LARGEST = 3.402823466e38;
-        const bool infinite = bias == -negative_infinity<Bias>() || bias == negative_infinity<Bias>();
-        // Written so that NaN passes.
-        if (!infinite) bias = bias > LARGEST ? LARGEST : bias < -LARGEST ? -LARGEST : bias;
-    }
-    return static_cast<Real>(bias);
-}
-
-// Query minus key position along the diagonal, whose magnitude ALiBi multiplies with the slope.
-template <typename Real>
-__device__ __forceinline__ Real alibi_position(int query_idx, int diagonal_offset, int key_idx) {
-    return static_cast<Real>(static_cast<long long>(query_idx) + diagonal_offset - key_idx);
 }

@@ -1,9 +1,9 @@
-// A warp's tile of scores between the two products, in accumulator layout (mma.cuh): scaling, softcap, and the step of
-// an online softmax. The accumulators of rows t * MMA_M + frag_acc_row and eight below it belong to rows[t][0] and [1].
+// A warp's tile of scores between the two products, in accumulator layout (mma.cuh): the step of an online softmax, and
+// what it takes. The accumulators of rows t * MMA_M + frag_acc_row and eight below it belong to rows[t][0] and [1].
 #pragma once
+#include "attention/logits.cuh"
 #include "attention/online_softmax.cuh"
 #include "attention/probability_factor.cuh"
-#include "attention/score_options.cuh"
 #include "attention/warp_products.cuh"
 
 // Until the last tile max_logit is in the units of the scores, which are products q k^T where NATURAL_LOGITS is false,
@@ -12,33 +12,20 @@ using SoftmaxRow = OnlineSoftmaxRow<float>;
 
 // What the softmax multiplies scores with. It takes the maximum before it multiplies, and masks with -inf, so its
 // factor must be positive: a negative scale leaves its sign, and 0 leaves the whole factor, in the scores
-// (multiply_scores).
+// (softmax_logits).
 __device__ __forceinline__ float positive_scale_log2(float scale_log2) {
     return scale_log2 == 0.0f ? LOG2_E : fabsf(scale_log2);
 }
 
-template <int ROW_TILES, int COL_TILES>
-__device__ __forceinline__ void multiply_scores(float (&scores)[ROW_TILES][COL_TILES][4], float factor) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) scores[t][n][i] *= factor;
-        }
-    }
-}
-
-template <int ROW_TILES, int COL_TILES>
-__device__ __forceinline__ void cap_scores(float (&scores)[ROW_TILES][COL_TILES][4], float softcap) {
-    const float inverse_softcap = 1.0f / softcap;
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) scores[t][n][i] = softcap * tanh_fast(scores[t][n][i] * inverse_softcap);
-        }
+// Scores become what the softmax takes, before bias and masks. rows: natural_logits.
+template <typename Layout, typename Rows>
+__device__ __forceinline__ void softmax_logits(typename Layout::Tile& scores, const AttentionParams<float>& params,
+                                               float scale, float scale_log2, const Rows& rows) {
+    if (NATURAL_LOGITS) {
+        natural_logits<Layout>(scores, params, scale, rows);
+    } else if (scale_log2 <= 0.0f) {
+        const float sign = scale_log2 < 0.0f ? -1.0f : 0.0f;
+        each_logit<Layout>(scores, [&](float& score) { score *= sign; });
     }
 }
 
@@ -134,22 +121,6 @@ __device__ __forceinline__ void softmax_step(float (&acc_out)[ROW_TILES][OUT_TIL
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             rescale_row(acc_out[t], half, softmax_row(rows[t][half], scores[t], half, scale_log2));
-        }
-    }
-}
-
-// -inf for the columns outside of [begin, end), counted from the lane's first column, so that the comparisons are with
-// constants.
-template <bool BOUND_BEGIN, int COL_TILES>
-__device__ __forceinline__ void mask_row(float (&scores)[COL_TILES][4], int half, int begin, int end) {
-#pragma unroll
-    for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int column = n * MMA_N + i;
-            if (column >= end || (BOUND_BEGIN && column < begin)) {
-                scores[n][2 * half + i] = negative_infinity<float>();
-            }
         }
     }
 }

@@ -21,6 +21,19 @@ constexpr int TILE_STRIDE = COLS + ROW_PADDING<Element>;
 template <int ROW_TILES, int COLS>
 using AccTiles = float[ROW_TILES][COLS / MMA_N][4];
 
+// They as a lane's part of a tile of logits (logits.cuh): two rows of every row tile, eight apart.
+template <int ROW_TILES, int COLS>
+struct AccLayout {
+    using Tile = AccTiles<ROW_TILES, COLS>;
+    static constexpr int ROWS = 2 * ROW_TILES, COLUMNS = COLS / MMA_N * 2;
+    static constexpr bool APPROXIMATE = true;
+    static __device__ __forceinline__ int row(int r) { return r / 2 * MMA_M + r % 2 * 8; }
+    static __device__ __forceinline__ int column(int c) { return c / 2 * MMA_N + c % 2; }
+    static __device__ __forceinline__ float& at(Tile& tile, int r, int c) {
+        return tile[r / 2][c / 2][r % 2 * 2 + c % 2];
+    }
+};
+
 template <int ROW_TILES, int COL_TILES>
 __device__ __forceinline__ void clear(float (&acc)[ROW_TILES][COL_TILES][4]) {
 #pragma unroll

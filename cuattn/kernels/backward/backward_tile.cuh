@@ -10,28 +10,22 @@
 // has ROW_TILES * MMA_M rows, and a lane's element [t][n][i] is row t * MMA_M + i / 2 * 8 and column n * MMA_N + i % 2
 // from where its part of the tile begins.
 //
-// Constants used: OWN_KEYS, BLOCK_OTHER, ROW_TILES of the including kernel; the options (score_options.cuh), DROPOUT.
+// Constants used: OWN_KEYS, BLOCK_OTHER, ROW_TILES of the including kernel; the options (logits.cuh), DROPOUT.
 #pragma once
-#include "attention/mask.cuh"
+#include "attention/logits.cuh"
 #include "attention/philox.cuh"
 #include "attention/query_block.cuh"
 #include "backward/ready_lse.cuh"
-#include "attention/score_options.cuh"
 #include "attention/warp_products.cuh"
 
 constexpr int COL_TILES = BLOCK_OTHER / MMA_N;
 
-using Tile = AccTiles<ROW_TILES, BLOCK_OTHER>;
+using Layout = AccLayout<ROW_TILES, BLOCK_OTHER>;
+using Tile = Layout::Tile;
+using Position = TilePosition<OWN_KEYS>;
+using AlibiRows = TileRows<Layout, OWN_KEYS, float>;
 
 static_assert(BLOCK_OTHER % 16 == 0, "a tile is whole k steps of the products with it");
-
-// Where a lane's part of a tile begins.
-struct TilePosition {
-    int own, other;
-
-    __device__ __forceinline__ int query() const { return OWN_KEYS ? other : own; }
-    __device__ __forceinline__ int key() const { return OWN_KEYS ? own : other; }
-};
 
 // A number of every query, lse or delta. Queries are rows, whose two numbers a lane keeps in registers, or columns,
 // whose numbers are in shared memory beside the tile.
@@ -60,79 +54,6 @@ struct QueryTerms {
         return __any_sync(0xffffffff, is_large(largest));
     }
 };
-
-// Scores become natural logits before bias and masks: scale, softcap, ALiBi. `slopes` are the derivatives of the
-// softcap, 1 - tanh^2; they are set only where SOFTCAP is compiled in.
-__device__ __forceinline__ void scale_scores(Tile& scores, Tile& slopes, const AttentionParams<float>& params,
-                                             float alibi_slope, int diagonal_offset, TilePosition lane) {
-    const float inverse_softcap = 1.0f / params.softcap;
-    const float position = alibi_position<float>(lane.query(), diagonal_offset, lane.key());
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float& score = scores[t][n][i];
-                score *= params.scale;
-                if (SOFTCAP) {
-                    slopes[t][n][i] = 1.0f;
-                    if (params.softcap != 0.0f) {
-                        score = params.softcap * tanh_fast(score * inverse_softcap, slopes[t][n][i]);
-                    }
-                }
-                if (ALIBI) {
-                    const int row = t * MMA_M + i / 2 * 8, column = n * MMA_N + i % 2;
-                    score -= alibi_slope * fabsf(position + static_cast<float>(OWN_KEYS ? column - row : row - column));
-                }
-            }
-        }
-    }
-}
-
-// Adds the bias, and -inf where the mask says so. Nothing outside of [num_own, num_other] is read.
-__device__ __forceinline__ void add_bias_and_mask(Tile& scores, const AttentionParams<float>& params,
-                                                  const ScoreOptions<float>& options, TilePosition lane, int num_own,
-                                                  int num_other) {
-    const int num_columns = num_other - lane.other;
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = t * MMA_M + half * 8;
-            if (lane.own + row >= num_own) continue;
-            const int query = lane.query() + (OWN_KEYS ? 0 : row), key = lane.key() + (OWN_KEYS ? row : 0);
-            if (BIAS && options.g_bias != nullptr) {
-                const BiasElement* g_bias = options.g_bias + params.bias.offset(0, 0, query, key);
-                const long long stride = OWN_KEYS ? params.bias.query : params.bias.key;
-#pragma unroll
-                for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const int column = n * MMA_N + i;
-                        if (column < num_columns) {
-                            scores[t][n][2 * half + i] += bias_value<float>(g_bias[column * stride]);
-                        }
-                    }
-                }
-            }
-            if (MASK && options.g_mask != nullptr) {
-                const unsigned char* g_mask = options.g_mask + params.mask.offset(0, 0, query, key);
-                const long long stride = OWN_KEYS ? params.mask.query : params.mask.key;
-#pragma unroll
-                for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const int column = n * MMA_N + i;
-                        if (column < num_columns && !g_mask[column * stride]) {
-                            scores[t][n][2 * half + i] = negative_infinity<float>();
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
 
 // The base-2 exponent of a probability, from a natural logit or, where NATURAL_LOGITS is false, a product q k^T.
 __device__ __forceinline__ float exponent_of(float score, float ready_lse, float scale_log2) {
@@ -179,36 +100,10 @@ __device__ __forceinline__ void probabilities_from_logits(Tile& scores, const Qu
     }
 }
 
-// 0 where query and key do not see each other by their positions, and for keys that do not exist: they are rows of
-// zeros, whose probabilities e^(0 - lse) have no bound. (A query that does not exist has lse +inf.) `band` is that of
-// the owned side, of num_own rows.
-template <typename Band>
-__device__ __forceinline__ void hide_outside_band(Tile& probabilities, const Band& band, TilePosition lane,
-                                                  int num_own) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = lane.own + t * MMA_M + half * 8;
-            // Counted from this lane's first column, so that the comparisons below are with constants.
-            const int begin = band.begin(row) - lane.other;
-            const int end = !OWN_KEYS || row < num_own ? band.end(row) - lane.other : 0;
-#pragma unroll
-            for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int column = n * MMA_N + i;
-                    if (column >= end || (Band::HAS_BEGIN && column < begin)) probabilities[t][n][2 * half + i] = 0.0f;
-                }
-            }
-        }
-    }
-}
-
 // Marks the probabilities that dropout does not keep with the sign: they have no part in dv, and no dP in dS. Two
 // accumulators side by side and the two halves of their rows share a Philox call.
 __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
-                                             TilePosition lane) {
+                                             Position lane) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
@@ -262,17 +157,6 @@ __device__ __forceinline__ void score_gradients(Tile& dp, const Tile& probabilit
                     dp[t][n][i] = p * fmaf(dp[t][n][i], INVERSE_P_FACTOR, -delta.at(t, n, i));
                 }
             }
-        }
-    }
-}
-
-__device__ __forceinline__ void multiply_elements(Tile& tile, const Tile& factors) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int n = 0; n < COL_TILES; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) tile[t][n][i] *= factors[t][n][i];
         }
     }
 }

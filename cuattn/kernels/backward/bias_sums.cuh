@@ -137,8 +137,7 @@ class BiasWalk {
     __device__ __forceinline__ void find_visible(const Params& params) {
         while (terms_left > 0) {
             sequence.find(params, term.batch_idx, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
-            const Band<BOUND_LEFT, BOUND_RIGHT> band(sequence.seqlen_k, sequence.diagonal_offset, params.window_left,
-                                                     params.window_right);
+            const KeyBand band(params, sequence);
             const bool along_queries = sums.strides.query == 0 && sums.strides.key != 0;
             const bool along_keys = sums.strides.key == 0;
             const int position = along_queries ? term.q_tile : term.k_tile;

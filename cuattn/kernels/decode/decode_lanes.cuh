@@ -208,6 +208,17 @@ struct OwnPairs {
     }
 };
 
+// The dot products of a lane's own pairs as its part of a tile of logits (attention/logits.cuh).
+template <typename Real, bool APPROXIMATE_>
+struct OwnLayout {
+    using Tile = Real[PAIRS];
+    static constexpr int ROWS = 1, COLUMNS = OWN;
+    static constexpr bool APPROXIMATE = APPROXIMATE_;
+    static __device__ __forceinline__ int row(int) { return 0; }
+    static __device__ __forceinline__ int column(int c) { return c * GROUPS; }
+    static __device__ __forceinline__ Real& at(Tile& own, int, int c) { return own[c]; }
+};
+
 // The number that lane LANE_OF_PAIR has for pair `pair` of the group.
 template <typename Real>
 __device__ __forceinline__ Real from_owner(const Real (&own)[PAIRS], int pair) {

@@ -20,8 +20,8 @@ struct Row {
 // What the logits of a thread's two rows go through, `half` 0 and 1: rows eight apart, as in mma.cuh. Keys are counted
 // from the first column of this thread.
 struct RowOptions {
-    int key_begin[2], key_end[2];  // visible keys
-    long long diagonal[2];         // the key that ALiBi measures distances from
+    KeyBand::RowBounds keys[2];  // visible ones
+    long long diagonal[2];       // the key that ALiBi measures distances from
     float slope[2];
 };
 
@@ -31,8 +31,7 @@ __device__ __forceinline__ RowOptions row_options(const WorkTile& tile, const Pa
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const Row row(tile, pack, first_row + half * 8);
-        options.key_begin[half] = tile.band.begin(row.query) - first_key;
-        options.key_end[half] = tile.band.end(row.query) - first_key;
+        options.keys[half] = tile.band.row(row.query).from(first_key);
         options.diagonal[half] = static_cast<long long>(row.query) + tile.block.diagonal_offset - first_key;
         options.slope[half] = 0.0f;
         if (ALIBI && g_alibi_slopes != nullptr) {
@@ -114,35 +113,6 @@ __device__ __forceinline__ void round_probabilities(Probabilities& probabilities
     }
 }
 
-// Scores become logits in the base of the softmax, up to a positive factor: scale, softcap, ALiBi; then -inf where a
-// key is not visible by its position.
-__device__ __forceinline__ void score_logits(Scores& scores, const Params& params, const TileScales& scales,
-                                             const RowOptions& options, int tile_key, bool masked) {
-    if (NATURAL_LOGITS) {
-        multiply_scores(scores, scales.scale);
-        if (SOFTCAP && params.softcap != 0.0f) cap_scores(scores, params.softcap);
-        if (ALIBI) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float position = static_cast<float>(options.diagonal[i / 2] - (tile_key + i % 2));
-#pragma unroll
-                for (int n = 0; n < BLOCK_N / MMA_N; n++) {
-                    scores[0][n][i] -= options.slope[i / 2] * fabsf(position - static_cast<float>(n * MMA_N));
-                }
-            }
-        }
-    } else if (scales.scale_log2 <= 0.0f) {
-        multiply_scores(scores, scales.scale_log2 < 0.0f ? -1.0f : 0.0f);
-    }
-    if (masked) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            mask_row<BOUND_LEFT>(scores[0], half, options.key_begin[half] - tile_key,
-                                 options.key_end[half] - tile_key);
-        }
-    }
-}
-
 // Warpgroups take turns in issuing products: each waits for its own turn, and gives the turn to the next.
 struct Turns {
     int consumer_idx;
@@ -203,7 +173,14 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         rings.v.advance();
     };
     auto exponentiate = [&](int key_tile, bool masked) {
-        score_logits(scores, params, scales, options, key_tile * BLOCK_N, masked);
+        const int tile_key = key_tile * BLOCK_N;
+        const HeadRows alibi_rows([&](int r) { return options.slope[r]; },
+                                  [&](int r) { return static_cast<float>(options.diagonal[r] - tile_key); });
+        softmax_logits<Layout>(scores, params, scales.scale, scales.scale_log2, alibi_rows);
+        if (masked) {
+            hide_by_position<Layout>(scores, negative_infinity<float>(),
+                                     [&](int r) { return options.keys[r].from(tile_key); });
+        }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             corrections[half] = softmax_row(state.rows[0][half], scores[0], half, scale_log2);
@@ -236,13 +213,12 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[half]);
     };
     key_tile--;
-    if (BOUND_RIGHT) {
+    if (KeyBand::HAS_END) {
         for (const int stop = max(tile.key_begin, whole.full_end); key_tile >= stop; key_tile--) step(true);
     }
-    for (const int stop = BOUND_LEFT ? max(tile.key_begin, whole.full_begin) : 0; key_tile >= stop; key_tile--) {
-        step(false);
-    }
-    if (BOUND_LEFT) {
+    const int whole_begin = KeyBand::HAS_BEGIN ? max(tile.key_begin, whole.full_begin) : 0;
+    for (; key_tile >= whole_begin; key_tile--) step(false);
+    if (KeyBand::HAS_BEGIN) {
         for (; key_tile >= tile.key_begin; key_tile--) step(true);
     }
     if (releases) rings.q.release(smem.q_ring);

@@ -53,8 +53,8 @@ static_assert(PRODUCER_REGISTERS + NUM_CONSUMERS * CONSUMER_REGISTERS <=
 static_assert(!BIAS && !MASK && !DROPOUT, "these take the portable kernel");
 
 using Params = AttentionParams<float>;
-using KeyBand = Band<BOUND_LEFT, BOUND_RIGHT>;
-using Scores = float[1][BLOCK_N / MMA_N][4];
+using Layout = AccLayout<1, BLOCK_N>;
+using Scores = Layout::Tile;
 using OutputTile = float[1][HEAD_DIM_V / MMA_N][4];
 using Probabilities = unsigned[BLOCK_N / MMA_K][4];
 
@@ -76,7 +76,7 @@ __device__ __forceinline__ WorkTile work_tile(const Params& params, const Hopper
     tile.key_begin = tile.key_end = 0;
     if (tile.block.has_work()) {
         tile.num_queries = min(BLOCK_M / schedule.pack, tile.block.seqlen_q - tile.block.first_query);
-        tile.band = KeyBand(tile.block.seqlen_k, tile.block.diagonal_offset, params.window_left, params.window_right);
+        tile.band = KeyBand(params, tile.block);
         const KeyTiles keys(tile.band, BLOCK_N, tile.block.first_query, tile.block.first_query + tile.num_queries - 1);
         tile.key_begin = keys.begin;
         tile.key_end = max(keys.begin, keys.end);
