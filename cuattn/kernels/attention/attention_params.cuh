@@ -39,6 +39,7 @@ struct AttentionParams {
     int diagonal_offset;              // query i is aligned with key i + o, with o = diagonal_offset, and ...
     int diagonal_from_end;            // ... seqlen_k - seqlen_q more when this is 1
     int window_left, window_right;    // keys i + o - left to i + o + right are visible
+    int chunk;                        // of them, those j with j / chunk == (i + o) / chunk; 0: all
     int use_dropout;                  // 0 or 1
     DropoutParams dropout;
     Real keep_scale;                  // 1 / (1 - p), or 1 without dropout

@@ -1,4 +1,4 @@
-// Which keys a query may see by its position: causal masks and windows. This is the one place that knows: the tiles
+// Which keys a query may see by its position: causal masks, windows and chunks. This is the one place that knows: the tiles
 // that a kernel loads, those that need no mask, and the elements that are hidden in the others all follow from Band. A
 // further rule of the kind gives Band another bound on either end, and no kernel changes; both ends must rise with the
 // row.
@@ -27,16 +27,20 @@ struct Bounds {
 
 // Query i sees the keys [begin(i), end(i)): those from i + o - left to i + o + right, where i + o is the key that the
 // query is aligned with. Both ends rise with i. A causal mask is a window with right = 0. A side that the kernel is not
-// compiled for costs nothing.
+// compiled for costs nothing. Chunks bound both sides, in kernels that have both: of the keys cut into pieces of
+// `chunk`, query i sees those of the piece of key i + o.
 template <bool LEFT, bool RIGHT>
 struct Band {
     static constexpr bool HAS_BEGIN = LEFT;  // else begin(i) is 0
     static constexpr bool HAS_END = RIGHT;   // else end(i) is seqlen_k
+    static constexpr bool HAS_CHUNKS = LEFT && RIGHT;
     using RowBounds = Bounds<HAS_BEGIN>;
 
     int seqlen_k;
     int begin_offset;  // begin(i) = i + begin_offset, brought into [0, seqlen_k]
     int end_offset;    // end(i) = i + end_offset, likewise
+    int chunk;         // 0: none
+    int row_shift, column_shift;  // row i + row_shift and column j + column_shift are in one piece, or i does not see j
 
     Band() = default;
     template <typename Real>
@@ -46,15 +50,22 @@ struct Band {
         const int left = params.window_left, right = params.window_right;
         begin_offset = left == UNBOUNDED ? -UNBOUNDED : to_int(diagonal - left);
         end_offset = right == UNBOUNDED ? UNBOUNDED : to_int(diagonal + right + 1);
+        chunk = params.chunk;
+        row_shift = diagonal_offset;
+        column_shift = 0;
     }
     // sequence: anything with a length and a diagonal.
     template <typename Real, typename Sequence>
     __device__ __forceinline__ Band(const AttentionParams<Real>& params, const Sequence& sequence)
         : Band(params, sequence.seqlen_k, sequence.diagonal_offset) {}
 
-    __device__ __forceinline__ int begin(int query_idx) const { return HAS_BEGIN ? key(query_idx, begin_offset) : 0; }
+    __device__ __forceinline__ int begin(int query_idx) const {
+        const int bound = HAS_BEGIN ? key(query_idx, begin_offset) : 0;
+        return HAS_CHUNKS && chunk != 0 ? max(bound, into_sequence(piece(query_idx))) : bound;
+    }
     __device__ __forceinline__ int end(int query_idx) const {
-        return HAS_END ? key(query_idx, end_offset) : seqlen_k;
+        const int bound = HAS_END ? key(query_idx, end_offset) : seqlen_k;
+        return HAS_CHUNKS && chunk != 0 ? min(bound, into_sequence(piece(query_idx) + chunk)) : bound;
     }
     __device__ __forceinline__ RowBounds row(int query_idx) const { return {begin(query_idx), end(query_idx)}; }
     // Of all rows from `first` to `last` together.
@@ -66,6 +77,9 @@ struct Band {
         band.seqlen_k = seqlen_q;
         band.begin_offset = to_int(1ll - end_offset);
         band.end_offset = to_int(1ll - begin_offset);
+        band.chunk = chunk;
+        band.row_shift = column_shift;
+        band.column_shift = row_shift;
         return band;
     }
 
@@ -75,9 +89,18 @@ struct Band {
         constexpr long long LIMIT = UNBOUNDED;
         return static_cast<int>(max(-LIMIT, min(LIMIT, x)));
     }
+    __device__ __forceinline__ int into_sequence(long long key_idx) const {
+        return static_cast<int>(max(0ll, min(static_cast<long long>(seqlen_k), key_idx)));
+    }
     __device__ __forceinline__ int key(int query_idx, int offset) const {
-        return static_cast<int>(
-            max(0ll, min(static_cast<long long>(seqlen_k), static_cast<long long>(query_idx) + offset)));
+        return into_sequence(static_cast<long long>(query_idx) + offset);
+    }
+    // The first key of the piece that a query sees. Below key 0 there are none to see.
+    __device__ __forceinline__ long long piece(int query_idx) const {
+        const long long aligned = static_cast<long long>(query_idx) + row_shift;
+        if (aligned < 0) return -2ll * UNBOUNDED;
+        const unsigned place = static_cast<unsigned>(aligned);  // two numbers below 2^31: 32 bits hold their sum
+        return static_cast<long long>(place - place % chunk) - column_shift;
     }
 };
 
