@@ -35,13 +35,18 @@ def visible(
     window: tuple[int | None, int | None] | None = None,
     mask: ArrayLike | None = None,
     diagonal_offset: ArrayLike | None = None,
+    chunk: int | None = None,
 ) -> Array:
     """Which key each query may attend to: boolean, broadcastable to [B, H, N, M].
+
+    With `chunk`, only those that lie in one piece of so many keys with key i + o.
 
     >>> visible(2, 3, causal=True)[0, 0].astype(int).tolist()
     [[1, 1, 0], [1, 1, 1]]
     >>> visible(2, 3, causal="top_left", window=(0, None))[0, 0].astype(int).tolist()
     [[1, 0, 0], [0, 1, 0]]
+    >>> visible(4, 4, causal=True, chunk=2)[0, 0].astype(int).tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     """
     key = np.arange(seqlen_k).reshape(1, 1, 1, -1)
     aligned = diagonal(seqlen_q, seqlen_k, causal, diagonal_offset)
@@ -53,6 +58,8 @@ def visible(
         seen = seen & (key >= aligned - left)
     if right is not None:
         seen = seen & (key <= aligned + right)
+    if chunk is not None:
+        seen = seen & (key // chunk == aligned // chunk)
     if mask is not None:
         seen = seen & np.asarray(mask, dtype=bool)
     return np.asarray(seen)
