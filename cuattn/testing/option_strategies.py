@@ -100,6 +100,7 @@ STRATEGIES: dict[str, Callable[[Drawn], st.SearchStrategy[Any]]] = {
     "scale": lambda of: st.sampled_from([1.0, 0.5, 0.03, -0.25, 0.0]),
     "causal": lambda of: st.sampled_from([True, "bottom_right", "top_left"]),
     "window": _window,
+    "chunk": lambda of: st.one_of(st.integers(1, max(of.seqlen_k, 1)), st.sampled_from([16, 64, 2**31 - 1])),
     "softcap": lambda of: st.sampled_from([1.0, 15.0, 50.0]),
     "bias": _bias,
     "mask": _mask,

@@ -29,6 +29,7 @@ def attention(
     scale: float | None = None,
     causal: bool | str = False,
     window: tuple[int | None, int | None] | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     bias: Any = None,
     mask: Any = None,
@@ -71,6 +72,9 @@ def attention(
     window : (left, right), optional
         Key j is visible to query i when i + o - left <= j <= i + o + right; None on a side is no bound. The work grows
         with the window, not with seqlen_k.
+    chunk : int, optional
+        Key j is visible to query i when (i + o) // chunk == j // chunk: both lie in one piece of so many keys (chunked
+        local attention). The work grows with the chunk, not with seqlen_k.
     softcap : float, optional
         Logits become ``softcap * tanh(logit / softcap)``.
     alibi_slopes : float array [heads] or [batch, heads], optional
@@ -161,6 +165,7 @@ def attention(
         causal=causal,
         out=out,
         window=window,
+        chunk=chunk,
         softcap=softcap,
         bias=bias,
         mask=mask,

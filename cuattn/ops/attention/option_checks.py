@@ -21,7 +21,7 @@ from cuattn.ops.attention.dropout import check_dropout
 from cuattn.ops.attention.params import LOG2_E, UNBOUNDED
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.small_arrays import small_array
-from cuattn.scalars import as_flag, as_integer, choice, real
+from cuattn.scalars import as_flag, as_integer, choice, integer, real
 
 if TYPE_CHECKING:
     from cuattn.ops.attention.options import Options
@@ -103,6 +103,11 @@ def _side(given: Any, side: Any) -> int:
             f"window is {shown(given)}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
         )
     return number
+
+
+def chunk(options: Options, call: Call, value: Any) -> bool:
+    options.bounds = options.bounds._replace(chunk=integer("chunk", value, 1, UNBOUNDED, optional=True))
+    return True
 
 
 def diagonal_offset(options: Options, call: Call, value: Any) -> bool:

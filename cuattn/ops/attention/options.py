@@ -40,6 +40,7 @@ class PlanOptions(TypedDict, total=False):
 
     causal: bool | str
     window: tuple[int | None, int | None] | None
+    chunk: int | None
 
 
 class DecodeOptions(PlanOptions, total=False):
@@ -227,8 +228,9 @@ _NO_STRIDES = 0, 0, 0, 0
 
 
 def _bound_fields(options: Options) -> dict[str, Any]:
-    left, right, from_end, offset = options.bounds
-    return {"window_left": left, "window_right": right, "diagonal_from_end": from_end, "diagonal_offset": offset}
+    left, right, from_end, offset, chunk = options.bounds
+    fields = {"window_left": left, "window_right": right, "diagonal_from_end": from_end, "diagonal_offset": offset}
+    return fields | {"chunk": chunk}
 
 
 def _dropout_fields(options: Options) -> dict[str, Any]:
@@ -255,6 +257,7 @@ OPTIONS = (
         default_with_cache=True,
     ),
     Option("window", {"window": None}, _EVERY_KEY | {"plan"}, checks.window, fields=_bound_fields),
+    Option("chunk", {"chunk": None}, _EVERY_KEY | {"plan"}, checks.chunk, fields=_bound_fields),
     Option(
         "softcap",
         {"softcap": None},
