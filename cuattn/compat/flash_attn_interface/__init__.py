@@ -5,7 +5,7 @@ What each argument means is said once, at `flash_attn_func`. Different from the 
 * Arrays are NumPy, CuPy or DLPack arrays, of any dtype and head dim that `cuattn.attention` takes.
 * ``num_splits`` (outside of `flash_attn_with_kvcache`), ``pack_gqa``, ``sm_margin`` and ``scheduler_metadata`` change
   nothing: how the work is divided is chosen here.
-* ``qv`` and an ``attention_chunk`` that is not 0 raise `NotSupportedError`.
+* ``qv`` raises `NotSupportedError`.
 * ``learnable_sink`` is an argument of flash-attn 4; ``fp8_format`` is one of ours. Both are given by name.
 * Gradients are functions of their own, ``..._backward``.
 

@@ -32,6 +32,7 @@ def flash_attn_func_backward(
     dk: Any = None,
     dv: Any = None,
     learnable_sink: Any = None,
+    attention_chunk: int = 0,
 ) -> tuple[Any, ...]:
     """Gradients of `flash_attn_func`: `cuattn.attention_backward` with the arguments of flash-attn 3.
 
@@ -42,8 +43,8 @@ def flash_attn_func_backward(
     dout : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``
         Gradient of ``out``.
     q, k, v : arrays; float16, bfloat16, float32 or float64
-    softmax_scale, causal, window_size, softcap, sm_margin, learnable_sink
-        As for `flash_attn_func`.
+    softmax_scale, causal, window_size, softcap, sm_margin, learnable_sink, attention_chunk
+        As for `flash_attn_func`; the package has no gradients with chunks.
     out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``
     softmax_lse : array [batch, heads, seqlen_q], float32 (float64 for float64)
         Results of `flash_attn_func` with ``return_attn_probs=True``.
@@ -75,7 +76,8 @@ def flash_attn_func_backward(
     >>> flash_attn_func_backward(np.ones_like(out), q, q, q, out, softmax_lse, causal=True)[2][0, :, 0, 0]
     array([1.5, 0.5], dtype=float32)
     """
-    options = _options(softmax_scale, causal, window_size, softcap, deterministic, sm_margin, learnable_sink)
+    of_logits = softmax_scale, causal, None, window_size, attention_chunk, softcap, learnable_sink
+    options = _options(of_logits, deterministic, sm_margin)
     return _results(cuattn.attention_backward(dout, q, k, v, out, softmax_lse, dq=dq, dk=dk, dv=dv, **options))
 
 
@@ -104,6 +106,7 @@ def flash_attn_varlen_func_backward(
     dk: Any = None,
     dv: Any = None,
     learnable_sink: Any = None,
+    attention_chunk: int = 0,
 ) -> tuple[Any, ...]:
     """Gradients of `flash_attn_varlen_func`: `cuattn.attention_varlen_backward` with the arguments of flash-attn 3.
 
@@ -145,7 +148,8 @@ def flash_attn_varlen_func_backward(
     >>> flash_attn_varlen_func_backward(np.ones_like(out), q, q, q, out, softmax_lse, *where)[2][:, 0, 0]
     array([1., 1., 0.], dtype=float32)
     """
-    options = _options(softmax_scale, causal, window_size, softcap, deterministic, sm_margin, learnable_sink)
+    of_logits = softmax_scale, causal, None, window_size, attention_chunk, softcap, learnable_sink
+    options = _options(of_logits, deterministic, sm_margin)
     where = sequences_of(
         *({"q": q, "k": k, "v": v}, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k)
     )
@@ -156,11 +160,9 @@ def flash_attn_varlen_func_backward(
     return _results(grads)
 
 
-def _options(
-    softmax_scale: Any, causal: Any, window_size: Any, softcap: Any, deterministic: Any, sm_margin: Any, sink: Any
-) -> dict[str, Any]:
+def _options(of_logits: tuple[Any, ...], deterministic: Any, sm_margin: Any) -> dict[str, Any]:
     whole_number("sm_margin", sm_margin, "an integer from 0 on")
-    return logit_options(softmax_scale, causal, None, window_size, 0, softcap, sink) | {"deterministic": deterministic}
+    return logit_options(*of_logits) | {"deterministic": deterministic}
 
 
 def _results(grads: AttentionGrads) -> tuple[Any, ...]:

@@ -57,7 +57,8 @@ def flash_attn_func(
         Keys from i + seqlen_k - seqlen_q - left to i + seqlen_k - seqlen_q + right are visible; -1 is unbounded. A
         pair, or an array of two integers on the host.
     attention_chunk : int
-        0; chunks are not offered yet.
+        Keys of the chunk of key i + seqlen_k - seqlen_q alone are visible, of the keys cut into chunks of so many; 0 is
+        off.
     softcap : float
         Logits become softcap * tanh(logit / softcap); 0 or less is off.
     num_splits, pack_gqa, sm_margin, deterministic
@@ -78,7 +79,7 @@ def flash_attn_func(
     Raises
     ------
     NotSupportedError
-        ``qv``, or an ``attention_chunk`` that is not 0.
+        ``qv``.
     ArgumentError
         A window that is no pair of integers of at least -1, a number or flag that is none.
     CuattnError

@@ -90,8 +90,7 @@ def flash_attn_with_kvcache(
     Raises
     ------
     NotSupportedError
-        ``qv``, an ``attention_chunk`` that is not 0, or ``cache_leftpad`` with a cache whose batch entries (or pages)
-        do not follow one another in memory.
+        ``qv``, or ``cache_leftpad`` with a cache whose batch entries (or pages) do not follow one another in memory.
     ArgumentError, CuattnError
         As for `cuattn.compat.flash_attn.flash_attn_with_kvcache`. The cache is as before.
 

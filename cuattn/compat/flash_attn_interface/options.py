@@ -26,12 +26,8 @@ def logit_options(
             "qv is given; logits with a second product, of qv and v, are not offered: None is allowed. Where the head "
             "dim allows it, concatenate q with qv, and k with v"
         )
-    chunk = whole_number("attention_chunk", attention_chunk, "0 (off)")
-    if chunk:
-        raise NotSupportedError(
-            f"attention_chunk is {chunk}; attention within chunks of keys is not offered yet: 0 (off) is allowed"
-        )
-    options = score_options(softmax_scale, window_size, softcap, None)
+    chunk = whole_number("attention_chunk", attention_chunk, "0 (off) or a positive integer")
+    options = score_options(softmax_scale, window_size, softcap, None) | {"chunk": chunk or None}
     return options | {"causal": check_flag("causal", causal), "sinks": learnable_sink}
 
 

@@ -21,7 +21,7 @@ Integers = NDArray[np.int64]
 class Bounds(NamedTuple):
     """Query i sees the keys i + o - left to i + o + right, `UNBOUNDED` on a side where there is no bound.
 
-    The diagonal o is ``offset``, and ``from_end`` the number of keys minus the number of queries more. With a ``chunk``,
+    The diagonal o is ``offset``, and ``from_end`` the number of keys minus that of queries more. With a ``chunk``,
     the query sees those of them alone that lie with key i + o in one piece of so many keys.
     """
 

@@ -65,12 +65,13 @@ def test_signatures_are_those_of_the_package(name):
     (
         ({"softcap": 0.0, "attention_chunk": 0, "num_splits": 3, "pack_gqa": True, "sm_margin": 4}, {}),
         ({"causal": True, "window_size": np.array([3, -1])}, {"causal": True, "window": (3, None)}),
+        ({"causal": True, "attention_chunk": 4}, {"causal": True, "chunk": 4}),
         (
             {"softmax_scale": 0.3, "softcap": 5.0, "learnable_sink": SINKS},
             {"scale": 0.3, "softcap": 5.0, "sinks": SINKS},
         ),
     ),
-    ids=("without effect", "window", "logits"),
+    ids=("without effect", "window", "chunk", "logits"),
 )
 def test_options_mean_what_they_say(executor, theirs, ours):
     q, k, v = make()
@@ -170,7 +171,6 @@ PACKED = np.zeros((13, 2, 32), np.float16)
     ("name", "args", "change", "error", "message"),
     (
         ("func", (X, X, X), {"qv": X}, NotSupportedError, "qv is given"),
-        ("func", (X, X, X), {"attention_chunk": 64}, NotSupportedError, "attention_chunk is 64; .* not offered yet"),
         ("func", (X, X, X), {"attention_chunk": -1}, ArgumentError, "attention_chunk is -1"),
         ("func", (X, X, X), {"attention_chunk": None}, ArgumentError, "attention_chunk is None"),
         ("func", (X, X, X), {"num_splits": -1}, ArgumentError, "num_splits is -1"),

@@ -126,7 +126,7 @@ def test_8_bits(descaled, as_bytes):
     ("change", "error", "message"),
     (
         ({"qv": np.zeros(3)}, NotSupportedError, "qv is given"),
-        ({"attention_chunk": 7}, NotSupportedError, "attention_chunk is 7"),
+        ({"attention_chunk": -7}, ArgumentError, "attention_chunk is -7"),
         ({"cu_seqlens_q": None}, ShapeError, r"q has shape \(5, 4, 8\), rank 3; rank 4 is needed"),
         ({"cu_seqlens_q": [0, 2, 5, 5]}, ArgumentError, r"max_seqlen_q is 2"),
         ({"cu_seqlens_q": [0, 2, 1, 5]}, ArgumentError, "cu_seqlens_q descends"),
