@@ -101,12 +101,18 @@ static int report_shared(Warp *warp, const Row *row, int lane, u32 place, Stamp 
   return report_race(warp, row, lane, place, "shared", other, actor_cta(warp->cta, STAMP_ACTOR(other))->index, mine, theirs);
 }
 
+/* `last_read` holds for readers that are warps: a record of theirs has no later clock. */
+static inline void note_shared_read(CtaRaces *races, const Warp *warp, u32 reader) {
+  races->seen |= 1ull << reader;
+  races->last_read[reader] = warp->clock;
+}
+
 static inline int race_in(Cta *cta, u32 reader, Warp *warp, const Row *row, int lane, u32 offset, u32 bytes, Access access) {
   CtaRaces *races = cta->races;
   Records at = shared_records(cta, offset, bytes);
   int is_atomic = access_is_strong(access), is_write = access_writes(access);
   Stamp mine = make_stamp(warp, row, (u32)lane) | (is_atomic ? STAMP_ATOMIC : 0);
-  if (!is_write) races->seen |= 1ull << reader;
+  if (!is_write) note_shared_read(races, warp, reader);
   for (u64 i = at.first; i <= at.last; i++) {
     Stamp write = races->writes[i];
     if (write && !(is_atomic && write & STAMP_ATOMIC) && (write & STAMP_PENDING || !ordered(warp, write, lane)))

@@ -168,6 +168,7 @@ static CtaRaces *races_new(const Cta *cta) {
   races->num_records = races->num_lines + (races->num_lines << (LINE_LOG2 - cta->launch->smem_granule_log2));
   races->writes = calloc(races->num_records, sizeof(Stamp));
   races->reads = calloc((size_t)races->num_records * races->num_readers, sizeof(Stamp));
+  races->last_read = calloc(races->num_readers, sizeof(u32));
   races->clocks = calloc(actors_per_cta(cta), sizeof(u32));
   return races;
 }
@@ -205,6 +206,7 @@ static void races_free_cta(Cta *cta) {
   free(races->mbarriers);
   free(races->writes);
   free(races->reads);
+  free(races->last_read);
   free(races->clocks);
   free(races);
 }
