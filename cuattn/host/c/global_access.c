@@ -14,7 +14,7 @@ static GlobalAccess global_access(const Warp *warp, const Row *row) {
   const Cta *cta = warp->cta;
   GlobalAccess global = {.warp = warp, .cta = cta->index, .barrier_epoch = cta->barrier_epoch};
   if (!cta->races) return global;
-  global.quick = quick_of(warp, row, 0);
+  global.quick = quick_of(warp, row);
   global.alone = cta->cluster->size == 1 && !cta->races->foreign;
   return global;
 }

@@ -25,25 +25,30 @@ static int resolve(Warp *warp, const Row *row, int address_at, u32 bytes, Access
 
 /* ---- ld and st: destinations or sources (MEM_COUNT of them) stand beside the address and its offset */
 
-/* A full warp needs no look at who takes part. */
-#define EXECUTING_LANES(ACTION)                                               \
-  do {                                                                        \
-    if (warp->exec == ALL_LANES) {                                            \
-      for (int lane = 0; lane < WARP_SIZE; lane++) { ACTION; }                \
-    } else {                                                                  \
-      for (u32 rest = warp->exec; rest; rest &= rest - 1) {                   \
-        int lane = __builtin_ctz(rest);                                       \
-        ACTION;                                                               \
-      }                                                                       \
-    }                                                                         \
-  } while (0)
-
 #define LOAD_LANES(T, R)                                                      \
   for (int v = 0; v < count; v++) {                                           \
     R *dst = (R *)(warp->regs + row->a[v]);                                   \
     T value;                                                                  \
     EXECUTING_LANES(memcpy(&value, pointers[lane] + v * (int)sizeof(T), sizeof(T)); dst[lane] = (R)value); \
   }
+
+/* Four words a lane, as vectors: four lanes at a time are a matrix that is transposed. A third of the time of LOAD_LANES. */
+typedef u32 Words __attribute__((vector_size(16), may_alias));
+
+static void load_quads(Warp *warp, const Row *row, u8 *const *pointers) {
+  for (int lane = 0; lane < WARP_SIZE; lane += 4) {
+    Words x[4], low[2], high[2];
+    for (int i = 0; i < 4; i++) memcpy(&x[i], pointers[lane + i], sizeof x[i]);
+    for (int i = 0; i < 2; i++) {
+      low[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], (Words){0, 4, 1, 5});
+      high[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], (Words){2, 6, 3, 7});
+    }
+    *(Words *)(SLOT(u32, 0) + lane) = __builtin_shuffle(low[0], low[1], (Words){0, 1, 4, 5});
+    *(Words *)(SLOT(u32, 1) + lane) = __builtin_shuffle(low[0], low[1], (Words){2, 3, 6, 7});
+    *(Words *)(SLOT(u32, 2) + lane) = __builtin_shuffle(high[0], high[1], (Words){0, 1, 4, 5});
+    *(Words *)(SLOT(u32, 3) + lane) = __builtin_shuffle(high[0], high[1], (Words){2, 3, 6, 7});
+  }
+}
 
 static int op_ld(Warp *warp, const Row *row) {
   u8 *pointers[WARP_SIZE];
@@ -54,7 +59,10 @@ static int op_ld(Warp *warp, const Row *row) {
   switch (MEM_SIZE_LOG2(flags) | (is_signed ? 4 : 0) | (wide ? 8 : 0)) {
     case 0: LOAD_LANES(u8, u32) break;
     case 1: LOAD_LANES(u16, u32) break;
-    case 2: case 6: LOAD_LANES(u32, u32) break;
+    case 2: case 6:
+      if (count == 4 && warp->exec == ALL_LANES) load_quads(warp, row, pointers);
+      else LOAD_LANES(u32, u32)
+      break;
     case 4: LOAD_LANES(s8, s32) break;
     case 5: LOAD_LANES(s16, s32) break;
     case 8: LOAD_LANES(u8, u64) break;

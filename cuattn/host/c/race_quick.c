@@ -15,9 +15,9 @@ typedef struct {
 #define STAMP_LANES 63ull
 #define STAMP_WHO (0xfffull << 8 | STAMP_LANES)  /* actor and lane */
 
-static Quick quick_of(const Warp *warp, const Row *row, Stamp more) {
+static Quick quick_of(const Warp *warp, const Row *row) {
   return (Quick){.order = warp->races->view.order, .actor = warp_actor(warp), .full_sync = warp->races->full_sync,
-                 .mine = make_stamp(warp, row, 0) | more, .passed = STAMP_PENDING};
+                 .mine = make_stamp(warp, row, 0), .passed = STAMP_PENDING};
 }
 
 static inline int surely_ordered(const Quick *quick, Stamp stamp) {
@@ -25,7 +25,7 @@ static inline int surely_ordered(const Quick *quick, Stamp stamp) {
   return STAMP_CLOCK(stamp) < (actor == quick->actor ? quick->full_sync : quick->order[actor]);
 }
 
-/* A write in flight is never ordered; a line that is split counts as one (STAMP_SPLIT). */
+/* A write in flight is never ordered. */
 static inline int quick_write(Quick *quick, Stamp write, Stamp mine) {
   if (!write || !((write ^ quick->passed) & (STAMP_WHEN | STAMP_PENDING))) return 1;
   if (write & STAMP_PENDING) return 0;

@@ -12,7 +12,6 @@ typedef struct {
   Stamp *writes, *reads;  /* reads: those of this warp */
   u64 readers;            /* those with a read that may not be ordered before a write */
   u8 *state;              /* or NULL: initialisation is not checked */
-  int written;            /* the state of what a write has written */
 } SharedAccess;
 
 /* The warps that have read something since what this one knows of them: only their records matter to a write. After a
@@ -29,54 +28,65 @@ static u64 readers_since(const Warp *warp) {
   return since;
 }
 
-/* pending: 0, or STAMP_PENDING for a write that is only issued. */
-static SharedAccess shared_access(Warp *warp, const Row *row, Access access, Stamp pending) {
+static SharedAccess shared_access(Warp *warp, const Row *row, Access access) {
   CtaRaces *races = warp->cta->races;
   if (access == ACCESS_READ) note_shared_read(races, warp, warp->id);
   return (SharedAccess){
-    .quick = quick_of(warp, row, pending), .cta = warp->cta, .writes = races->writes, .reads = reads_of(races, warp->id),
+    .quick = quick_of(warp, row), .cta = warp->cta, .writes = races->writes, .reads = reads_of(races, warp->id),
     .readers = access == ACCESS_WRITE ? readers_since(warp) : 0, .state = warp->cta->smem_state,
-    .written = pending ? BYTE_ADDRESSABLE : BYTE_READY,
   };
 }
 
-static inline int quick_shared_read(SharedAccess *shared, u32 record, u32 lane) {
-  Stamp mine = shared->quick.mine | lane, *read = &shared->reads[record], before = *read ^ mine;
-  if (!quick_write(&shared->quick, shared->writes[record], mine)) return 0;
+static inline void quick_note_read(SharedAccess *shared, Stamp *read, Stamp mine) {
+  Stamp before = *read ^ mine;
   *read = !(before & STAMP_WHEN) && before & STAMP_LANES ? shared->quick.mine | SEVERAL_LANES : mine;
+}
+
+/* What quick_write and quick_read say of all records of an array that an access of at most one line meets. */
+static inline int quick_writes(SharedAccess *shared, u32 line, u32 first, u32 last, Stamp mine) {
+  if (shared->writes[line] != STAMP_SPLIT) return quick_write(&shared->quick, shared->writes[line], mine);
+  for (u32 i = first; i <= last; i++)
+    if (!quick_write(&shared->quick, shared->writes[i], mine)) return 0;
   return 1;
 }
 
-static inline int quick_shared_write(SharedAccess *shared, u32 record, u32 lane) {
-  Stamp mine = shared->quick.mine | lane;
-  if (!quick_write(&shared->quick, shared->writes[record], mine)) return 0;
-  for (u64 readers = shared->readers; readers; readers &= readers - 1)
-    if (!quick_read(&shared->quick, reads_of(shared->cta->races, (u32)__builtin_ctzll(readers))[record], mine)) return 0;
-  shared->writes[record] = mine;
+static inline int quick_reads(SharedAccess *shared, const Stamp *reads, u32 line, u32 first, u32 last, Stamp mine) {
+  if (reads[line] != STAMP_SPLIT) return quick_read(&shared->quick, reads[line], mine);
+  for (u32 i = first; i <= last; i++)
+    if (!quick_read(&shared->quick, reads[i], mine)) return 0;
   return 1;
 }
 
 /* Whether an access of at most sixteen bytes, in bounds and aligned, is surely right; then it is noted. */
 static inline int quick_shared(SharedAccess *shared, u32 offset, u32 bytes, u32 lane, Access access) {
-  const CtaRaces *races = shared->cta->races;
-  u32 line = offset >> LINE_LOG2, first = line, last = line;
-  if (races->writes[line] == STAMP_SPLIT) {
-    u32 shift = (u32)shared->cta->launch->smem_granule_log2;
-    if (shared->cta->mbarriers.count) return 0; /* one may live here */
-    if (access == ACCESS_READ && shared->state && !bytes_ready(shared->state + offset, bytes)) return 0;
-    first = races->num_lines + (offset >> shift);
-    last = races->num_lines + ((offset + bytes - 1) >> shift);
-  } else {
-    /* A line in one piece has only seen accesses of all of it: if it has been written, it is initialised, and no
-     * mbarrier lives there. */
-    if (bytes != 1 << LINE_LOG2) return 0;
-    if (access == ACCESS_READ && shared->state && !races->writes[line]) return 0;
+  CtaRaces *races = shared->cta->races;
+  u32 line = offset >> LINE_LOG2, first = granule_at(shared->cta, offset), last = granule_at(shared->cta, offset + bytes - 1);
+  int whole = bytes == 1 << LINE_LOG2, split = shared->writes[line] == STAMP_SPLIT;
+  Stamp mine = shared->quick.mine | lane;
+  if (split && shared->cta->mbarriers.count) return 0; /* one may live here */
+  if (!quick_writes(shared, line, first, last, mine)) return 0;
+  if (access == ACCESS_READ) {
+    Stamp *reads = shared->reads;
+    /* A line in one piece has been written as a whole, if at all. */
+    if (shared->state && !(split ? bytes_ready(shared->state + offset, bytes) : shared->writes[line] != 0)) return 0;
+    if (whole && reads[line] != STAMP_SPLIT) {
+      quick_note_read(shared, &reads[line], mine);
+      return 1;
+    }
+    for (u32 place = offset, next; place < offset + bytes; place = next)
+      quick_note_read(shared, record_for(shared->cta, reads, place, offset, offset + bytes, &next), mine);
+    return 1;
   }
-  for (u32 record = first; record <= last; record++)
-    if (!(access == ACCESS_READ ? quick_shared_read(shared, record, lane) : quick_shared_write(shared, record, lane))) return 0;
-  if (access == ACCESS_WRITE && shared->state) set_bytes(shared->state + offset, (u8)shared->written, bytes);
+  for (u64 readers = shared->readers; readers; readers &= readers - 1)
+    if (!quick_reads(shared, reads_of(races, (u32)__builtin_ctzll(readers)), line, first, last, mine)) return 0;
+  if (whole) shared->writes[line] = mine;
+  else set_stamps(shared->cta, shared->writes, offset, offset + bytes, mine);
+  if (shared->state) set_bytes(shared->state + offset, BYTE_READY, bytes);
   return 1;
 }
+
+/* Whether bounds and alignment are all that there is to check. */
+static inline int shared_is_unchecked(const Cta *cta) { return !cta->races && !cta->smem_state && !(cta->launch->check_mem && cta->mbarriers.count); }
 
 /* Host pointers of the lanes of a mask, `bytes` each (a power of two), from their shared addresses. */
 static int shared_pointers(Warp *warp, const Row *row, const u64 *addresses, u32 lanes, u32 bytes, Access access, u8 **pointers) {
@@ -88,10 +98,10 @@ static int shared_pointers(Warp *warp, const Row *row, const u64 *addresses, u32
     pointers[i] = cta->smem + offset;
     wrong |= (lanes >> i & 1) & (u32)((offset > launch->smem_bytes - bytes) | ((offset & (bytes - 1)) != 0));
   }
-  if (!wrong && !cta->races && !cta->smem_state && !(launch->check_mem && cta->mbarriers.count)) return STEP;
+  if (!wrong && shared_is_unchecked(cta)) return STEP;
   int quick = !wrong && cta->races && bytes <= 1 << LINE_LOG2 && (access == ACCESS_READ || access == ACCESS_WRITE);
   SharedAccess shared;
-  if (quick) shared = shared_access(warp, row, access, 0);
+  if (quick) shared = shared_access(warp, row, access);
   for (u32 rest = lanes; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
     if (quick && quick_shared(&shared, (u32)(addresses[lane] - SHARED_BASE), bytes, (u32)lane, access)) continue;
