@@ -6,21 +6,22 @@
 
 /* ---- initialisation states */
 
-/* Whether all of `bits` are set in each state. Most accesses that are checked are of 16 bytes, or of 4. */
+/* Whether all of `bits` are set in each state. */
 static inline int bytes_have(const u8 *state, u32 bytes, u8 bits) {
-  u64 halves[2], wanted = bits * 0x0101010101010101ull;
-  if (bytes == 16) {
-    memcpy(halves, state, sizeof halves);
-    return (halves[0] & halves[1] & wanted) == wanted;
-  }
+  const u64 wanted = bits * 0x0101010101010101ull;
   if (bytes == 4) {
     u32 word;
     memcpy(&word, state, sizeof word);
     return (word & (u32)wanted) == (u32)wanted;
   }
-  u8 all = bits;
-  for (u32 i = 0; i < bytes; i++) all &= state[i];
-  return all == bits;
+  u64 all = wanted, word;
+  u32 at = 0;
+  for (; at + sizeof word <= bytes; at += sizeof word) {
+    memcpy(&word, state + at, sizeof word);
+    all &= word;
+  }
+  for (; at < bytes; at++) all &= ~0xffull | state[at];
+  return (all & wanted) == wanted;
 }
 
 static inline int bytes_ready(const u8 *state, u32 bytes) { return bytes_have(state, bytes, BYTE_READY); }

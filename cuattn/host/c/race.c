@@ -106,7 +106,7 @@ static inline u32 place_of(const Cta *cta, u32 place) { return place >> cta->lau
 
 /* `last_read` holds for readers that are warps: a record of theirs has no later clock. */
 static inline void note_shared_read(CtaRaces *races, const Warp *warp, u32 reader) {
-  races->seen |= 1ull << reader;
+  note_reader_seen(races, reader);
   races->last_read[reader] = warp->clock;
 }
 

@@ -17,6 +17,13 @@ static inline u64 whole_lines(u64 place, u64 bytes) { return !((place | bytes) &
 static inline Stamp *reads_of(CtaRaces *races, u32 reader) { return races->reads + (size_t)reader * races->num_records; }
 static inline u32 granule_at(const Cta *cta, u32 place) { return cta->races->num_lines + (place >> cta->launch->smem_granule_log2); }
 
+/* A reader reads for the first time in this CTA. */
+static inline void note_reader_seen(CtaRaces *races, u32 reader) {
+  if (races->seen >> reader & 1) return;
+  memset(reads_of(races, reader), 0, races->num_lines * sizeof(Stamp));
+  races->seen |= 1ull << reader;
+}
+
 /* The stamp at a place. It holds until `next`, which is lowered if need be. */
 static inline Stamp stamp_at(const Cta *cta, const Stamp *array, u32 place, u32 *next) {
   Stamp stamp = array[place >> LINE_LOG2];
@@ -43,7 +50,11 @@ static inline Stamp *record_for(const Cta *cta, Stamp *array, u32 place, u32 fro
 }
 
 /* The same stamp for all of [from, to): a line that is taken whole has one record again. */
-static void set_stamps(const Cta *cta, Stamp *array, u32 from, u32 to, Stamp stamp) {
+static inline void set_stamps(const Cta *cta, Stamp *array, u32 from, u32 to, Stamp stamp) {
+  if (whole_lines(from, to)) {
+    for (u32 line = from >> LINE_LOG2; line < to >> LINE_LOG2; line++) array[line] = stamp;
+    return;
+  }
   for (u32 place = from, next; place < to; place = next) {
     u32 start = place >> LINE_LOG2 << LINE_LOG2;
     next = start + (1u << LINE_LOG2);
