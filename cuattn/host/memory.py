@@ -20,6 +20,8 @@ from .settings import checks
 
 ALIGNMENT = 256  # what cudaMalloc gives
 ADDRESSABLE, READY = 1, 3  # executor.h
+RECORD_BYTES = 16  # GlobalStamp of race_records.c
+FRESH_BYTES = 1 << 25  # from here on an allocation is new pages from the kernel, which are zero
 _MOST = 2**63 - 1
 
 
@@ -174,19 +176,29 @@ class Regions:
         for struct, group in zip(self.structs, groups, strict=False):
             low, high = group[0].low, max(e.high for e in group)
             struct.base, struct.end, struct.argument = low, high, group[0].argument
-            granule = min(4, *(e.array.itemsize for e in group), 4)
-            struct.granule_log2 = granule.bit_length() - 1
+            struct.granule_log2 = min(4, *(e.array.itemsize for e in group), 4).bit_length() - 1
             if init or mem:
                 struct.state = self._state(group, low, high, init)
             if race:
-                # One for every line of 16 bytes, then one for every granule (race_records.c).
-                records = (high >> 4) - (low >> 4) + 1 + ((high - low) >> struct.granule_log2) + 1
-                struct.writes, struct.reads = self._zeros(16 * records), self._zeros(16 * records)
+                lines = (high >> 4) - (low >> 4) + 1
+                total = lines + ((high - low) >> struct.granule_log2) + 1
+                struct.writes = self._records(lines, total)
+                struct.reads = struct.writes + total * RECORD_BYTES
 
-    def _zeros(self, nbytes: int) -> int:
-        array = np.zeros(nbytes, np.uint8)
-        self.keep.append(array)
-        return array.ctypes.data
+    def _records(self, lines: int, total: int) -> int:
+        """Records of writes, then of reads: ``total`` each, first one for every line of 16 bytes (race_records.c).
+
+        Those behind the lines are made when they are first used, so only the lines are cleared; but large memory comes
+        cleared and without cost, page by page as it is used.
+        """
+        shape = (2, total, RECORD_BYTES)
+        if math.prod(shape) >= FRESH_BYTES:
+            memory = np.zeros(shape, np.uint8)
+        else:
+            memory = np.empty(shape, np.uint8)
+            memory[:, :lines] = 0
+        self.keep.append(memory)
+        return address(memory)
 
     def _state(self, group: list[_Extent], low: int, high: int, init: bool) -> int | None:
         tracked = _tracked_of(group[0].array)

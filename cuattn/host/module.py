@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -221,11 +222,28 @@ def _translate(text: str) -> tuple[dict[str, Table], str]:
 _ACCIDENTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without collections of garbage.
+
+    A translation makes a hundred thousand small objects and no cycles of them: Python would look through all objects
+    of the process again and again, and find nothing. In a process with many that takes longer than the translation.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def build_tables(text: str) -> tuple[dict[str, Table], str]:
     """Tables of all kernels of a PTX text, and its target. Raises `UnsupportedPTXError`, whatever the text is."""
     try:
-        module = ptx.parse(text)
-        tables = {name: build_table(module, entry) for name, entry in module.entries.items()}
+        with _uncollected():
+            module = ptx.parse(text)
+            tables = {name: build_table(module, entry) for name, entry in module.entries.items()}
     except _ACCIDENTS as error:
         raise UnsupportedPTXError(f"malformed PTX: {type(error).__name__}: {error}") from error
     if not tables:

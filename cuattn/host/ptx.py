@@ -72,6 +72,7 @@ class _Scope:
 
 
 # Possessive quantifiers (``*+``) where a text that does not match could otherwise be tried in ever more ways.
+_SPACE = re.compile(r"\s*+")
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|//[^\n]*+", re.S)
 _LABEL = re.compile(r"([\w$%]++)\s*+:(?!:)")
 _LOC = re.compile(
@@ -141,8 +142,7 @@ class _Parser:
         length = len(text)
         branches: list[tuple[Instruction, _Scope]] = []
         while True:
-            while position < length and text[position].isspace():
-                position += 1
+            position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # it matches nothing as well
             if position >= length:
                 raise UnsupportedPTXError(f"kernel {entry.name}: the text ends inside the body")
             char = text[position]
@@ -213,7 +213,9 @@ class _Parser:
                 if ranged and not ranged[1][-1].isdigit():
                     scope.counts[ranged[1]] = (int(ranged[2]), type_name)
                 elif _REG_NAME.match(name):
-                    scope.regs[name] = Reg(name + scope.suffix, type_name)
+                    known = scope.regs.get(name)
+                    if known is None or known.type != type_name:
+                        scope.regs[name] = Reg(name + scope.suffix, type_name)
                 else:
                     raise UnsupportedPTXError(f"kernel {entry.name}: cannot read the register {name[:80]!r}")
             scope.cache.clear()

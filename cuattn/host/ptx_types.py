@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 WIDE_TYPES = frozenset({"b64", "u64", "s64", "f64"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Reg:
-    """A virtual register, unique over scopes. ``type`` is its PTX type without the dot (``pred``, ``b32``, ...)."""
+    """A virtual register, unique over scopes. ``type`` is its PTX type without the dot (``pred``, ``b32``, ...).
+
+    There is one object for each register, so that sets and dictionaries compare by identity.
+    """
 
     name: str
     type: str
+    wide: bool = field(init=False)
 
-    @property
-    def wide(self) -> bool:
-        return self.type in WIDE_TYPES
+    def __post_init__(self) -> None:
+        self.wide = self.type in WIDE_TYPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ divergent warps too: a lane only ever sees its own path, and intervals cover eve
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .ptx_types import Label, Reg, Row
@@ -106,25 +106,38 @@ class _Liveness:
 
     def intervals(self) -> list[tuple[int, int]]:
         """First and last row of each register, by index."""
-        first = [1 << 60] * len(self.index)
+        first = [-1] * len(self.index)
         last = [-1] * len(self.index)
+        seen = 0  # a register that lives through many blocks is looked at in one of them
         for block in self.blocks:
-            for live, row in ((block.live_in, block.start), (block.live_out, block.end - 1)):
-                while live:
-                    low = live & -live
-                    reg = low.bit_length() - 1
-                    live ^= low
-                    if row < first[reg]:
-                        first[reg] = row
-                    if row > last[reg]:
-                        last[reg] = row
+            for reg in _members(block.live_in & ~seen):
+                first[reg] = block.start
             for row in range(block.start, block.end):
                 for reg in (*self.reads[row], *self.writes[row]):
-                    if row < first[reg]:
+                    if first[reg] < 0:
                         first[reg] = row
-                    if row > last[reg]:
+            seen |= block.live_in | block.used | block.defined
+        seen = 0
+        for block in reversed(self.blocks):
+            for reg in _members(block.live_out & ~seen):
+                last[reg] = block.end - 1
+            for row in range(block.end - 1, block.start - 1, -1):
+                for reg in (*self.reads[row], *self.writes[row]):
+                    if last[reg] < 0:
                         last[reg] = row
+            seen |= block.live_out | block.used | block.defined
+            for reg in _members(block.live_in & ~seen):
+                last[reg] = block.start
+            seen |= block.live_in
         return list(zip(first, last, strict=True))
+
+
+def _members(registers: int) -> Iterator[int]:
+    """The numbers of the bits that are set."""
+    while registers:
+        low = registers & -registers
+        yield low.bit_length() - 1
+        registers ^= low
 
 
 def allocate(rows: Sequence[LoweredRow], labels: dict[str, int], base: int) -> tuple[dict[Reg, int], int]:

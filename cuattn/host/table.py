@@ -7,6 +7,8 @@ kept in the cache beside the PTX.
 from __future__ import annotations
 
 import importlib
+import itertools
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +19,7 @@ from .lowering.context import LOCAL_BASE, SHARED_BASE, Context
 from .lowering.rules import RULES
 from .lowering.targets import arch_specific_targets, oldest_target
 from .ptx_module import Entry, Module, Parameter, Variable
-from .ptx_types import Address, Const, Instruction, Label, Operand, Reg, Row, Special, Symbol, Vector
+from .ptx_types import Address, Const, Imm, Instruction, Label, Operand, Reg, Row, Special, Symbol, Vector
 from .registers import LoweredRow, allocate
 
 MAX_OPERANDS = 20  # executor.h
@@ -183,7 +185,7 @@ def _place_params(entry: Entry) -> int:
 
 def _symbols(ins: Instruction) -> list[Symbol]:
     found: list[Symbol] = []
-    stack: list[Operand] = list(ins.operands)
+    stack: list[Operand] = [x for x in ins.operands if type(x) is not Reg and type(x) is not Imm]
     while stack:
         operand = stack.pop()
         if isinstance(operand, Symbol):
@@ -332,7 +334,7 @@ class _Encoder:
 
 def _int32(encoded: list[list[int]], rows: list[LoweredRow]) -> np.ndarray:
     try:
-        return np.array(encoded, np.int32)
+        return np.frombuffer(array("i", itertools.chain.from_iterable(encoded)), np.int32)
     except OverflowError as error:
         bad = next(i for i, row in enumerate(encoded) if not all(-(1 << 31) <= x < 1 << 31 for x in row))
         raise UnsupportedPTXError(f"a number in {rows[bad].text!r} does not fit 32 bits") from error
@@ -340,6 +342,8 @@ def _int32(encoded: list[list[int]], rows: list[LoweredRow]) -> np.ndarray:
 
 def _side_bits(row: Row, own: set[Reg]) -> tuple[int, int]:
     """``Row.reads`` and ``Row.writes``: which operands are registers that some row has in its ``side``."""
+    if not own:
+        return 0, 0
     writes = sum(1 << k for k, x in enumerate(row.dsts) if x in own)
     reads = sum(1 << k for k, x in enumerate(row.srcs, len(row.dsts)) if x in own)
     return reads, writes

@@ -25,6 +25,10 @@ struct AsyncQueue {
 
 static void copy_now(Warp *warp, u32 dst, u64 src, u32 bytes, u32 src_bytes) {
   u8 *to = warp->cta->smem + dst;
+  if (bytes == 16 && src_bytes == 16) { /* as almost all are: without a call */
+    memcpy(to, (const void *)src, 16);
+    return;
+  }
   memcpy(to, (const void *)src, src_bytes);
   memset(to + src_bytes, 0, bytes - src_bytes);
 }
@@ -41,6 +45,8 @@ static int arrive_landed(Warp *warp, const Row *row, int lane, u32 offset) {
 /* Land the given lanes of a queued copy. */
 static int land(Warp *warp, AsyncCopy *copy, u32 lanes) {
   Cta *cta = warp->cta;
+  GlobalAccess global = global_access(warp, copy->row);
+  Stamp landed = cta->races ? make_stamp(warp, copy->row, 0) : 0;
   copy->lanes &= ~lanes;
   for (u32 rest = lanes; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
@@ -48,13 +54,19 @@ static int land(Warp *warp, AsyncCopy *copy, u32 lanes) {
       if (arrive_landed(warp, copy->row, lane, copy->dst[lane])) return FAILED;
       continue;
     }
-    u32 src_bytes = copy->src_bytes[lane];
-    Region *region = src_bytes && cta->races ? find_region(cta->launch, copy->src[lane], src_bytes) : NULL;
-    if (region && race_global(warp, copy->row, lane, region, copy->src[lane], src_bytes, ACCESS_READ)) return FAILED;
-    copy_now(warp, copy->dst[lane], copy->src[lane], copy->bytes, src_bytes);
-    if (cta->smem_state) memset(cta->smem_state + copy->dst[lane], BYTE_READY, copy->bytes);
-    if (cta->races) race_async(warp, copy->row, lane, copy->dst[lane], copy->bytes, 0);
+    u32 src_bytes = copy->src_bytes[lane], dst = copy->dst[lane];
+    u64 src = copy->src[lane];
+    Region *region = src_bytes && cta->races ? region_of(&global, src, src_bytes) : NULL;
+    int aligned = !(src_bytes & (src_bytes - 1)) && !(src & (src_bytes - 1));
+    if (region && !(aligned && quick_global_race(&global, region, src, src_bytes, (u32)lane, ACCESS_READ))) {
+      hold_stripe(&global, NULL);
+      if (race_global(warp, copy->row, lane, region, src, src_bytes, ACCESS_READ)) return FAILED;
+    }
+    copy_now(warp, dst, src, copy->bytes, src_bytes);
+    if (cta->smem_state) set_bytes(cta->smem_state + dst, BYTE_READY, copy->bytes);
+    if (cta->races) set_stamps(cta, cta->races->writes, dst, dst + copy->bytes, landed | (u32)lane);
   }
+  hold_stripe(&global, NULL);
   return STEP;
 }
 
@@ -114,20 +126,28 @@ static AsyncCopy *new_copy(AsyncQueue *queue) {
 }
 
 /* The source of a copy at its issue. Races are looked at when it is read: at landing, or at once. */
-static int check_source(Warp *warp, const Row *row, int lane, u64 src, u32 bytes, u32 src_bytes, int at_once) {
+static int check_source(GlobalAccess *global, Warp *warp, const Row *row, int lane, u64 src, u32 bytes, u32 src_bytes, int at_once) {
   const Launch *launch = warp->cta->launch;
   if (launch->check_mem && src & (GENERIC_SHARED | GENERIC_LOCAL))
     return fail(warp, row, lane, FAULT_MEMORY, src, "the source of cp.async is no global address");
   if (launch->check_mem && src % bytes) return fail(warp, row, lane, FAULT_MEMORY, src, "misaligned source of a %u-byte cp.async", bytes);
   if (!(launch->check_mem | launch->check_init | launch->check_race)) return STEP;
-  Region *region;
-  if (src_bytes < bytes) { /* a partial copy has no natural alignment of its own: byte by byte */
+  Region *region = src_bytes == bytes ? region_of(global, src, bytes) : NULL;
+  if (region && !region->state) { /* all of it has been written: the usual source */
+  } else if (src_bytes < bytes) { /* a partial copy has no natural alignment of its own: byte by byte */
     for (u32 i = 0; i < src_bytes; i++)
       if (global_region(warp, row, lane, src + i, 1, ACCESS_READ, &region)) return FAILED;
   } else if (global_region(warp, row, lane, src, bytes, ACCESS_READ, &region)) {
     return FAILED;
   }
   return at_once && region && region->writes ? race_global(warp, row, lane, region, src, src_bytes, ACCESS_READ) : STEP;
+}
+
+/* A place of shared memory that a copy in flight owns: poison, and in nobody's hands. */
+static void await_copy(Cta *cta, u32 place, u32 bytes, Stamp in_flight) {
+  set_bytes(cta->smem + place, 0xff, bytes);
+  if (cta->smem_state) set_bytes(cta->smem_state + place, BYTE_ADDRESSABLE, bytes);
+  if (cta->races) set_stamps(cta, cta->races->writes, place, place + bytes, in_flight);
 }
 
 /* a: shared address, offset, global address, offset, copy size, source size slot or -1, ignore-source predicate or -1.
@@ -137,31 +157,34 @@ static int op_cp_async(Warp *warp, const Row *row) {
   Launch *launch = cta->launch;
   u32 bytes = (u32)row->a[4];
   AsyncCopy *copy = launch->async_mode == ASYNC_EAGER ? NULL : new_copy(warp->async);
-  if (copy) *copy = (AsyncCopy){.row = row, .bytes = bytes, .lanes = warp->exec};
+  if (copy) copy->row = row, copy->bytes = bytes, copy->lanes = warp->exec;
+  GlobalAccess global = global_access(warp, row);
+  SharedAccess shared;
+  if (cta->races) shared = shared_access(warp, row, ACCESS_WRITE);
+  const int unchecked = shared_is_unchecked(cta);
   u64 counted = 0;
   for (u32 rest = warp->exec; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    u64 dst = (row->flags & MEM_WIDE_ADDRESS ? SLOT(u64, 0)[lane] : SLOT(u32, 0)[lane]) + (u64)(s64)row->a[1];
+    u64 dst = (row->flags & MEM_WIDE_ADDRESS ? SLOT(u64, 0)[lane] : SLOT(u32, 0)[lane]) + (u64)(s64)row->a[1], place = dst - SHARED_BASE;
     u64 src = SLOT(u64, 2)[lane] + (u64)(s64)row->a[3];
     u32 src_bytes = row->a[5] < 0 ? bytes : SLOT(u32, 5)[lane];
     if (row->a[6] >= 0 && SLOT(u32, 6)[lane]) src_bytes = 0;
     if (src_bytes > bytes) return fail(warp, row, lane, FAULT_MEMORY, src, "cp.async of %u bytes into %u", src_bytes, bytes);
     u8 *to = NULL;
-    if (shared_pointer(warp, row, lane, dst, bytes, ACCESS_WRITE, &to)) return FAILED;
-    if (src_bytes && check_source(warp, row, lane, src, bytes, src_bytes, !copy)) return FAILED;
-    u32 place = (u32)(dst - SHARED_BASE);
+    int in_bounds = place < launch->smem_bytes && place + bytes <= launch->smem_bytes && !(place & (bytes - 1));
+    int right = in_bounds && (cta->races ? quick_shared(&shared, (u32)place, bytes, (u32)lane, ACCESS_WRITE) : unchecked);
+    if (!right && shared_pointer(warp, row, lane, dst, bytes, ACCESS_WRITE, &to)) return FAILED;
+    if (src_bytes && check_source(&global, warp, row, lane, src, bytes, src_bytes, !copy)) return FAILED;
     counted += src_bytes;
     if (!copy) {
-      copy_now(warp, place, src, bytes, src_bytes);
+      copy_now(warp, (u32)place, src, bytes, src_bytes);
       continue;
     }
-    copy->dst[lane] = place;
+    copy->dst[lane] = (u32)place;
     copy->src[lane] = src;
     copy->src_bytes[lane] = src_bytes;
     copy->group[lane] = warp->async->committed[lane];
-    memset(to, 0xff, bytes);
-    if (cta->smem_state) memset(cta->smem_state + place, BYTE_ADDRESSABLE, bytes);
-    if (cta->races) race_async(warp, row, lane, place, bytes, 1);
+    await_copy(cta, (u32)place, bytes, cta->races ? shared.quick.mine | (u32)lane | STAMP_PENDING : 0);
   }
   if (launch->count_bytes) __atomic_fetch_add(&launch->count_bytes[row - launch->rows], counted, __ATOMIC_RELAXED);
   return launch->async_mode == ASYNC_RANDOM ? land_some(warp) : STEP;

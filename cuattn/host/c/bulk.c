@@ -96,7 +96,10 @@ static int bulk_check(BulkOp *op) {
     if (visit_tile(&rows, 0, global_piece, op)) return FAILED;
   }
   if (op->from && op->from->smem_state && visit_tile(&op->tile, op->from_offset, shared_source_piece, op)) return FAILED;
-  if (op->from && race_async_read(op->issuer, op->row, op->lane, op->from, op->from_offset, bytes, op->actor)) return FAILED;
+  if (op->from && bytes) {
+    AsyncReads reads = race_async_reads(op->issuer, op->row, op->lane, op->from, op->actor);
+    if (race_async_read(&reads, op->from_offset, bytes)) return FAILED;
+  }
   return op->to ? race_async_issue_write(op->issuer, op->row, op->lane, op->to, op->to_offset, bytes, op->actor) : STEP;
 }
 

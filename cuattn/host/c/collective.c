@@ -15,27 +15,31 @@ static int op_shfl(Warp *warp, const Row *row) {
   COLLECTIVE(5);
   const u32 *value = SLOT(u32, 2), *offset = SLOT(u32, 3), *clamp = SLOT(u32, 4);
   u32 result[WARP_SIZE], inside[WARP_SIZE];
-  int kind = row->flags & 3;
-  for (int i = 0; i < WARP_SIZE; i++) {
-    int bound = (int)(clamp[i] & 31), segment = (int)((clamp[i] >> 8) & 31), by = (int)(offset[i] & 31);
-    int min_lane = i & segment, max_lane = min_lane | (bound & ~segment), from;
-    switch (kind) {
-      case SHFL_UP: from = i - by; inside[i] = from >= max_lane; break;
-      case SHFL_DOWN: from = i + by; inside[i] = from <= max_lane; break;
-      case SHFL_BFLY: from = i ^ by; inside[i] = from <= max_lane; break;
-      default: from = min_lane | (by & ~segment); inside[i] = from <= max_lane; break;
-    }
-    if (!inside[i]) from = i;
-    result[i] = value[from & 31];
-    if ((warp->exec >> i & 1) && !(warp->exec >> (from & 31) & 1))
-      return fail(warp, row, i, FAULT_DIVERGENCE, 0, "shfl reads lane %d, which does not take part", from & 31);
+  s32 from[WARP_SIZE];
+  /* One loop for each kind, so that the compiler vectorises them. */
+#define SHUFFLE(FROM, INSIDE)                                                 \
+  IVDEP for (int i = 0; i < WARP_SIZE; i++) {                                 \
+    int by = (int)(offset[i] & 31), segment = (int)((clamp[i] >> 8) & 31), min_lane = i & segment; \
+    int max_lane = min_lane | ((int)(clamp[i] & 31) & ~segment), source = (FROM); \
+    inside[i] = (INSIDE);                                                     \
+    from[i] = ((INSIDE) ? source : i) & 31;                                   \
   }
-  u32 *dst = SLOT(u32, 0), *pred = SLOT(u32, 1);
-  for (u32 rest = warp->exec; rest; rest &= rest - 1) {
+  switch (row->flags & 3) {
+    case SHFL_UP: SHUFFLE(i - by, source >= max_lane) break;
+    case SHFL_DOWN: SHUFFLE(i + by, source <= max_lane) break;
+    case SHFL_BFLY: SHUFFLE(i ^ by, source <= max_lane) break;
+    default: SHUFFLE(min_lane | (by & ~segment), source <= max_lane) break;
+  }
+#undef SHUFFLE
+  for (u32 rest = warp->exec == ALL_LANES ? 0 : warp->exec; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    dst[lane] = result[lane];
-    if (row->flags & 8) pred[lane] = inside[lane];
+    if (!(warp->exec >> from[lane] & 1))
+      return fail(warp, row, lane, FAULT_DIVERGENCE, 0, "shfl reads lane %d, which does not take part", from[lane]);
   }
+  IVDEP for (int i = 0; i < WARP_SIZE; i++) result[i] = value[from[i]];
+  u32 *dst = SLOT(u32, 0), *pred = SLOT(u32, 1);
+  EXECUTING_LANES(dst[lane] = result[lane]);
+  if (row->flags & 8) EXECUTING_LANES(pred[lane] = inside[lane]);
   return STEP;
 }
 

@@ -71,6 +71,19 @@ typedef struct {
     return STEP;                                                              \
   } while (0)
 
+/* ACTION for every executing `lane`; a full warp needs no look at who takes part. */
+#define EXECUTING_LANES(ACTION)                                               \
+  do {                                                                        \
+    if (warp->exec == ALL_LANES) {                                            \
+      for (int lane = 0; lane < WARP_SIZE; lane++) { ACTION; }                \
+    } else {                                                                  \
+      for (u32 rest = warp->exec; rest; rest &= rest - 1) {                   \
+        int lane = __builtin_ctz(rest);                                       \
+        ACTION;                                                               \
+      }                                                                       \
+    }                                                                         \
+  } while (0)
+
 static inline float as_f32(u32 bits) { float x; __builtin_memcpy(&x, &bits, 4); return x; }
 static inline u32 bits_f32(float x) { u32 bits; __builtin_memcpy(&bits, &x, 4); return bits; }
 static inline double as_f64(u64 bits) { double x; __builtin_memcpy(&x, &bits, 8); return x; }

@@ -13,11 +13,9 @@ static int matrix_rows(Warp *warp, const Row *row, int address_at, int count, Ac
   Cta *cta = warp->cta;
   if (cta->races) race_warp_sync(warp, ALL_LANES);
   int wide = row->flags & MEM_WIDE_ADDRESS;
-  for (int lane = 0; lane < 8 * count; lane++) {
-    u64 address = (wide ? SLOT(u64, address_at)[lane] : SLOT(u32, address_at)[lane]) + (u64)(s64)row->a[address_at + 1];
-    if (MEM_SPACE(row->flags) == SPACE_GENERIC) address &= ~GENERIC_SHARED;
-    if (shared_pointer(warp, row, lane, address, 16, access, &rows[lane])) return FAILED;
-  }
+  u64 addresses[WARP_SIZE], offset = (u64)(s64)row->a[address_at + 1], window = MEM_SPACE(row->flags) == SPACE_GENERIC ? GENERIC_SHARED : 0;
+  for (int i = 0; i < WARP_SIZE; i++) addresses[i] = ((wide ? SLOT(u64, address_at)[i] : SLOT(u32, address_at)[i]) + offset) & ~window;
+  if (shared_pointers(warp, row, addresses, ALL_LANES >> (WARP_SIZE - 8 * count), 16, access, rows)) return FAILED;
   if (cta->launch->count_bytes)
     __atomic_fetch_add(&cta->launch->count_bytes[row - cta->launch->rows], (u64)count * 128, __ATOMIC_RELAXED);
   return STEP;

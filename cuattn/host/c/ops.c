@@ -5,7 +5,7 @@
 #define EXPORT(name) CONCAT(name##_, ISA)
 
 #define OP_FILES_CORE(X) \
-  X(control) X(cluster) X(mbarrier) X(setmaxnreg) X(memory) X(atomic) X(collective) X(matrix) X(mma) X(async) X(bulk) X(wgmma)
+  X(control) X(cluster) X(mbarrier) X(setmaxnreg) X(load_store) X(atomic) X(collective) X(matrix) X(mma) X(async) X(bulk) X(wgmma)
 
 enum { MAX_OPS = 2048 };
 static Handler handler_table[MAX_OPS];

@@ -101,28 +101,36 @@ static int report_shared(Warp *warp, const Row *row, int lane, u32 place, Stamp 
   return report_race(warp, row, lane, place, "shared", other, actor_cta(warp->cta, STAMP_ACTOR(other))->index, mine, theirs);
 }
 
+/* The first byte of the smallest location that a place is in. */
+static inline u32 place_of(const Cta *cta, u32 place) { return place >> cta->launch->smem_granule_log2 << cta->launch->smem_granule_log2; }
+
+/* `last_read` holds for readers that are warps: a record of theirs has no later clock. */
+static inline void note_shared_read(CtaRaces *races, const Warp *warp, u32 reader) {
+  note_reader_seen(races, reader);
+  races->last_read[reader] = warp->clock;
+}
+
 static inline int race_in(Cta *cta, u32 reader, Warp *warp, const Row *row, int lane, u32 offset, u32 bytes, Access access) {
   CtaRaces *races = cta->races;
-  Records at = shared_records(cta, offset, bytes);
   int is_atomic = access_is_strong(access), is_write = access_writes(access);
   Stamp mine = make_stamp(warp, row, (u32)lane) | (is_atomic ? STAMP_ATOMIC : 0);
-  if (!is_write) races->seen |= 1ull << reader;
-  for (u64 i = at.first; i <= at.last; i++) {
-    Stamp write = races->writes[i];
+  if (!is_write) note_shared_read(races, warp, reader);
+  for (u32 place = offset, next, end = offset + bytes; place < end; place = next) {
+    next = end;
+    Stamp write = stamp_at(cta, races->writes, place, &next);
     if (write && !(is_atomic && write & STAMP_ATOMIC) && (write & STAMP_PENDING || !ordered(warp, write, lane)))
-      return report_shared(warp, row, lane, place_of(at, i), write, is_write ? "a write" : "a read", "a write");
-    if (!is_write) {
-      Stamp *read = reads_of(races, reader) + i, old = *read;
-      int several = old && STAMP_ACTOR(old) == warp_actor(warp) && STAMP_CLOCK(old) == warp->clock && STAMP_LANE(old) != (u32)lane;
-      *read = several ? (mine & ~63ull) | SEVERAL_LANES : mine;
-      continue;
-    }
-    for (u64 readers = races->seen; readers; readers &= readers - 1) {
-      Stamp read = reads_of(races, (u32)__builtin_ctzll(readers))[i];
+      return report_shared(warp, row, lane, place_of(cta, place), write, is_write ? "a write" : "a read", "a write");
+    for (u64 readers = is_write ? races->seen : 0; readers; readers &= readers - 1) {
+      Stamp read = stamp_at(cta, reads_of(races, (u32)__builtin_ctzll(readers)), place, &next);
       if (read && !(is_atomic && read & STAMP_ATOMIC) && !ordered(warp, read, lane))
-        return report_shared(warp, row, lane, place_of(at, i), read, "a write", "a read");
+        return report_shared(warp, row, lane, place_of(cta, place), read, "a write", "a read");
     }
-    races->writes[i] = mine;
+  }
+  if (is_write) set_stamps(cta, races->writes, offset, offset + bytes, mine);
+  for (u32 place = offset, next, end = is_write ? offset : offset + bytes; place < end; place = next) {
+    Stamp *read = record_for(cta, reads_of(races, reader), place, offset, end, &next), old = *read;
+    int several = old && STAMP_ACTOR(old) == warp_actor(warp) && STAMP_CLOCK(old) == warp->clock && STAMP_LANE(old) != (u32)lane;
+    *read = several ? (mine & ~63ull) | SEVERAL_LANES : mine;
   }
   return STEP;
 }
@@ -135,13 +143,6 @@ static int race_shared(Warp *warp, const Row *row, int lane, u32 offset, u32 byt
 static int race_distributed(Warp *warp, const Row *row, int lane, Cta *cta, u32 offset, u32 bytes, Access access) {
   if (cta == warp->cta) return race_shared(warp, row, lane, offset, bytes, access);
   return race_in(cta, cta->races->num_readers - 1, warp, row, lane, offset, bytes, access);
-}
-
-/* An asynchronous copy of the issuing warp into shared memory (cp.async): in flight until its issuer has waited for it. */
-static void race_async(Warp *warp, const Row *row, int lane, u32 offset, u32 bytes, int in_flight) {
-  Stamp stamp = make_stamp(warp, row, (u32)lane) | (in_flight ? STAMP_PENDING : 0);
-  Records at = shared_records(warp->cta, offset, bytes);
-  for (u64 i = at.first; i <= at.last; i++) warp->cta->races->writes[i] = stamp;
 }
 
 /* ---- barriers of the CTA and of the cluster */

@@ -22,23 +22,24 @@ static int check_async_source(Warp *issuer, const Row *row, int lane, u32 place,
 static int race_async_issue_write(Warp *issuer, const Row *row, int lane, Cta *target, u32 offset, u32 bytes, u32 actor) {
   CtaRaces *races = target->races;
   if (!races || !bytes) return STEP;
-  Records at = shared_records(target, offset, bytes);
   Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane) | STAMP_PENDING, passed = 0;
+  u32 end = offset + bytes;
   for (u64 readers = races->seen; readers; readers &= readers - 1) {
     Stamp *reads = reads_of(races, (u32)__builtin_ctzll(readers));
-    for (u64 i = at.first; i <= at.last; i++) {
-      if (reads[i] && reads[i] != passed && !ordered(issuer, reads[i], lane))
-        return report_shared(issuer, row, lane, place_of(at, i), reads[i], "an asynchronous write", "a read");
-      passed = reads[i];
-      reads[i] = 0; /* whoever knows this write knows of the read */
+    for (u32 place = offset, next; place < end; place = next) {
+      Stamp *read = record_for(target, reads, place, offset, end, &next);
+      if (*read && *read != passed && !ordered(issuer, *read, lane))
+        return report_shared(issuer, row, lane, place_of(target, place), *read, "an asynchronous write", "a read");
+      passed = *read;
+      *read = 0; /* whoever knows this write knows of the read */
     }
   }
-  for (u64 i = at.first; i <= at.last; i++) {
-    Stamp write = races->writes[i];
-    if (write != passed && check_async_source(issuer, row, lane, place_of(at, i), write, "an asynchronous write", "an asynchronous operation writes to"))
+  for (u32 place = offset, next; place < end; place = next) {
+    Stamp *write = record_for(target, races->writes, place, offset, end, &next);
+    if (*write != passed && check_async_source(issuer, row, lane, place_of(target, place), *write, "an asynchronous write", "an asynchronous operation writes to"))
       return FAILED;
-    passed = write;
-    races->writes[i] = mine;
+    passed = *write;
+    *write = mine;
   }
   return STEP;
 }
@@ -47,9 +48,7 @@ static int race_async_land_write(Cta *target, const Row *row, Warp *issuer, int 
   (void)issuer;
   CtaRaces *races = target->races;
   if (!races || !bytes) return STEP;
-  Records at = shared_records(target, offset, bytes);
-  Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane);
-  for (u64 i = at.first; i <= at.last; i++) races->writes[i] = mine;
+  set_stamps(target, races->writes, offset, offset + bytes, stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane));
   return STEP;
 }
 
@@ -60,20 +59,38 @@ static u32 reader_of(const Cta *target, u32 actor) {
   return local < groups ? local : local < groups + MBARRIER_ACTORS ? groups + 1 : groups;
 }
 
-/* An operation reads, from its issue until it completes. */
-static int race_async_read(Warp *issuer, const Row *row, int lane, Cta *target, u32 offset, u32 bytes, u32 actor) {
-  CtaRaces *races = target->races;
-  if (!races || !bytes) return STEP;
+/* What the reads of one operation, or of one instruction's, have in common. */
+typedef struct {
+  Warp *issuer;
+  const Row *row;
+  Cta *target;
+  Stamp *reads, mine;
+  Stamp passed;           /* the last write that was found to be right */
+} AsyncReads;
+
+static AsyncReads race_async_reads(Warp *issuer, const Row *row, int lane, Cta *target, u32 actor) {
+  if (!target->races) return (AsyncReads){0};
   u32 reader = reader_of(target, actor);
-  Records at = shared_records(target, offset, bytes);
-  Stamp mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane), passed = 0, *reads = reads_of(races, reader);
-  races->seen |= 1ull << reader;
-  for (u64 i = at.first; i <= at.last; i++) {
-    Stamp write = races->writes[i], *old = &reads[i];
-    if (write != passed && check_async_source(issuer, row, lane, place_of(at, i), write, "an asynchronous read", "an asynchronous operation reads"))
+  note_reader_seen(target->races, reader);
+  return (AsyncReads){.issuer = issuer, .row = row, .target = target, .reads = reads_of(target->races, reader),
+                      .mine = stamp_of(target->launch, row, actor, *actor_clock(target, actor), (u32)lane)};
+}
+
+/* An operation reads, from its issue until it completes. */
+static int race_async_read(AsyncReads *async, u32 offset, u32 bytes) {
+  u32 end = offset + bytes;
+  Stamp mine = async->mine;
+  if (!async->target) return STEP;
+  for (u32 place = offset, next = end; place < end; place = next, next = end) {
+    Stamp write = stamp_at(async->target, async->target->races->writes, place, &next);
+    if (write == async->passed) continue;
+    if (check_async_source(async->issuer, async->row, (int)STAMP_LANE(mine), place_of(async->target, place), write, "an asynchronous read", "an asynchronous operation reads"))
       return FAILED;
-    passed = write;
-    if (!*old || STAMP_ACTOR(*old) != actor || STAMP_CLOCK(*old) <= STAMP_CLOCK(mine)) *old = mine;
+    async->passed = write;
+  }
+  for (u32 place = offset, next; place < end; place = next) {
+    Stamp *old = record_for(async->target, async->reads, place, offset, end, &next);
+    if (!*old || STAMP_ACTOR(*old) != STAMP_ACTOR(mine) || STAMP_CLOCK(*old) <= STAMP_CLOCK(mine)) *old = mine;
   }
   return STEP;
 }

@@ -27,6 +27,7 @@ struct CtaRaces {
   u32 num_lines, num_records;
   u32 num_readers;        /* warps, warpgroups, and one each for bulk groups, mbarriers, other CTAs */
   u64 seen;               /* bit r: reader r has read something */
+  u32 *last_read;         /* [num_readers] the clock of the latest read of each that has */
   u32 *clocks;            /* [actors of the CTA] of those that are not warps */
   View barriers[NUM_BARRIERS];
   View cluster_arrived, cluster_passed; /* rank 0 only */

@@ -166,8 +166,9 @@ static CtaRaces *races_new(const Cta *cta) {
   races->num_readers = cta->num_warps + num_warpgroups(cta) + 3;
   races->num_lines = (cta->launch->smem_bytes >> LINE_LOG2) + 1;
   races->num_records = races->num_lines + (races->num_lines << (LINE_LOG2 - cta->launch->smem_granule_log2));
-  races->writes = calloc(races->num_records, sizeof(Stamp));
-  races->reads = calloc((size_t)races->num_records * races->num_readers, sizeof(Stamp));
+  races->writes = malloc(races->num_records * sizeof(Stamp));
+  races->reads = malloc((size_t)races->num_records * races->num_readers * sizeof(Stamp));
+  races->last_read = calloc(races->num_readers, sizeof(u32));
   races->clocks = calloc(actors_per_cta(cta), sizeof(u32));
   return races;
 }
@@ -179,12 +180,10 @@ static void races_forget(const Cta *cta) {
   races->foreign = NULL;
 }
 
-/* A CTA starts. Records of granules are made when their line is split. */
+/* A CTA starts. Records of granules are made when their line is split, those of a reader when it first reads. */
 static void races_reset_cta(Cta *cta) {
   CtaRaces *races = cta->races;
   memset(races->writes, 0, races->num_lines * sizeof(Stamp));
-  for (u64 readers = races->seen; readers; readers &= readers - 1)
-    memset(reads_of(races, (u32)__builtin_ctzll(readers)), 0, races->num_lines * sizeof(Stamp));
   races->seen = 0;
   for (u32 i = 0; i < actors_per_cta(cta); i++) races->clocks[i] = 1;
   for (u32 i = 0; i < NUM_BARRIERS; i++) view_reset(cta, &races->barriers[i]);
@@ -205,6 +204,7 @@ static void races_free_cta(Cta *cta) {
   free(races->mbarriers);
   free(races->writes);
   free(races->reads);
+  free(races->last_read);
   free(races->clocks);
   free(races);
 }

@@ -2,47 +2,74 @@
  *
  * The location is a granule: the smallest shared access of the kernel, the element of a global array. A line of 16
  * bytes has one record for all its granules as long as every access takes whole lines, as most do; they would all be
- * the same. The first access that takes a part of a line gives each granule of it a record of its own, for good. */
+ * the same. The first access that takes a part of a line gives each granule of it a record of its own. */
 enum { LINE_LOG2 = 4 };
+
+static inline u64 whole_lines(u64 place, u64 bytes) { return !((place | bytes) & ((1u << LINE_LOG2) - 1)); }
+
+/* ---- shared memory: a place is a byte of the CTA's
+ *
+ * The writes, and the reads of each reader, are an array each: records of lines, then those of granules. Each array
+ * splits its lines by itself: that one warp reads a tile in parts does not concern what others know of it. */
+
+#define STAMP_SPLIT (~0ull) /* the record of a line: look at the granules */
+
+static inline Stamp *reads_of(CtaRaces *races, u32 reader) { return races->reads + (size_t)reader * races->num_records; }
+static inline u32 granule_at(const Cta *cta, u32 place) { return cta->races->num_lines + (place >> cta->launch->smem_granule_log2); }
+
+/* A reader reads for the first time in this CTA. */
+static inline void note_reader_seen(CtaRaces *races, u32 reader) {
+  if (races->seen >> reader & 1) return;
+  memset(reads_of(races, reader), 0, races->num_lines * sizeof(Stamp));
+  races->seen |= 1ull << reader;
+}
+
+/* The stamp at a place. It holds until `next`, which is lowered if need be. */
+static inline Stamp stamp_at(const Cta *cta, const Stamp *array, u32 place, u32 *next) {
+  Stamp stamp = array[place >> LINE_LOG2];
+  u32 log2 = stamp == STAMP_SPLIT ? (u32)cta->launch->smem_granule_log2 : LINE_LOG2, end = ((place >> log2) + 1) << log2;
+  if (end < *next) *next = end;
+  return stamp == STAMP_SPLIT ? array[granule_at(cta, place)] : stamp;
+}
+
+/* The record of a place in an access of bytes [from, to): that of its line, if the access takes all of it or none has
+ * been split; else of the granule. */
+static inline Stamp *record_for(const Cta *cta, Stamp *array, u32 place, u32 from, u32 to, u32 *next) {
+  Stamp *line = &array[place >> LINE_LOG2];
+  u32 start = place >> LINE_LOG2 << LINE_LOG2, end = start + (1u << LINE_LOG2);
+  if (*line != STAMP_SPLIT && (start < from || end > to)) {
+    for (u32 i = granule_at(cta, start); i < granule_at(cta, end); i++) array[i] = *line;
+    *line = STAMP_SPLIT;
+  }
+  if (*line != STAMP_SPLIT) {
+    *next = end;
+    return line;
+  }
+  *next = ((place >> cta->launch->smem_granule_log2) + 1) << cta->launch->smem_granule_log2;
+  return &array[granule_at(cta, place)];
+}
+
+/* The same stamp for all of [from, to): a line that is taken whole has one record again. */
+static inline void set_stamps(const Cta *cta, Stamp *array, u32 from, u32 to, Stamp stamp) {
+  if (whole_lines(from, to)) {
+    for (u32 line = from >> LINE_LOG2; line < to >> LINE_LOG2; line++) array[line] = stamp;
+    return;
+  }
+  for (u32 place = from, next; place < to; place = next) {
+    u32 start = place >> LINE_LOG2 << LINE_LOG2;
+    next = start + (1u << LINE_LOG2);
+    if (start < from || next > to) *record_for(cta, array, place, from, to, &next) = stamp;
+    else array[place >> LINE_LOG2] = stamp;
+  }
+}
+
+/* ---- global memory: a place is an address */
 
 /* Records first to last; record i is that of the location (i - base) << shift. */
 typedef struct {
   u64 first, last, base;
   u32 shift;
 } Records;
-
-static inline u64 whole_lines(u64 place, u64 bytes) { return !((place | bytes) & ((1u << LINE_LOG2) - 1)); }
-
-/* ---- shared memory: a place is a byte of the CTA's */
-
-#define STAMP_SPLIT (~0ull) /* among the writes of lines: look at the granules */
-
-static inline u32 place_of(Records records, u64 i) { return (u32)((i - records.base) << records.shift); }
-static inline Stamp *reads_of(CtaRaces *races, u32 reader) { return races->reads + (size_t)reader * races->num_records; }
-
-static void split_line(CtaRaces *races, u32 line, u32 shift) {
-  u32 first = races->num_lines + (line << (LINE_LOG2 - shift)), end = first + (1u << (LINE_LOG2 - shift));
-  for (u32 i = first; i < end; i++) races->writes[i] = races->writes[line];
-  races->writes[line] = STAMP_SPLIT;
-  for (u32 reader = 0; reader < races->num_readers; reader++) {
-    Stamp *reads = reads_of(races, reader);
-    for (u32 i = first; i < end; i++) reads[i] = reads[line];
-  }
-}
-
-static Records shared_records(const Cta *cta, u32 offset, u32 bytes) {
-  CtaRaces *races = cta->races;
-  u32 first = offset >> LINE_LOG2, last = (offset + bytes - 1) >> LINE_LOG2, shift = (u32)cta->launch->smem_granule_log2;
-  u64 whole = whole_lines(offset, bytes);
-  for (u32 line = first; whole && line <= last; line++) whole = races->writes[line] != STAMP_SPLIT;
-  if (whole) return (Records){first, last, 0, LINE_LOG2};
-  for (u32 line = first; line <= last; line++)
-    if (races->writes[line] != STAMP_SPLIT) split_line(races, line, shift);
-  u64 base = races->num_lines;
-  return (Records){base + (offset >> shift), base + ((offset + bytes - 1) >> shift), base, shift};
-}
-
-/* ---- global memory: a place is an address */
 
 /* A stamp with its CTA; for readers it may stand for several. */
 typedef struct {

@@ -18,10 +18,12 @@ typedef struct {
   u64 start;
 } Queue;
 
+/* Memory that is written before it is read: a launch is often shorter than clearing a CTA's memory twice. */
+static void *uncleared(size_t bytes) { return aligned_alloc(64, (bytes + 127) / 64 * 64); }
+
 static void *zeroed(size_t bytes) {
-  bytes = (bytes + 127) / 64 * 64;
-  void *memory = aligned_alloc(64, bytes);
-  if (memory) memset(memory, 0, bytes);
+  void *memory = uncleared(bytes);
+  if (memory) memset(memory, 0, (bytes + 127) / 64 * 64);
   return memory;
 }
 
@@ -32,11 +34,11 @@ static Cta *cta_new(Launch *launch, Cluster *cluster, u32 rank) {
   cta->rank = rank;
   cta->num_threads = launch->block[0] * launch->block[1] * launch->block[2];
   cta->num_warps = (cta->num_threads + WARP_SIZE - 1) / WARP_SIZE;
-  cta->smem = zeroed(launch->smem_bytes + 1);
-  if (launch->check_init) cta->smem_state = zeroed(launch->smem_bytes + 1);
+  cta->smem = uncleared(launch->smem_bytes + 1);
+  if (launch->check_init) cta->smem_state = uncleared(launch->smem_bytes + 1);
   size_t local = (size_t)launch->local_bytes * cta->num_warps * WARP_SIZE;
-  cta->local = zeroed(local + 1);
-  if (launch->check_init && local) cta->local_state = zeroed(local);
+  cta->local = uncleared(local + 1);
+  if (launch->check_init && local) cta->local_state = uncleared(local);
   cta->warps = zeroed(cta->num_warps * sizeof *cta->warps);
   if (launch->check_race) cta->races = races_new(cta);
   for (u32 i = 0; i < cta->num_warps; i++) {

@@ -126,8 +126,10 @@ static int wgmma_start(Warp *warp, const Row *row) {
     return fail(warp, row, 0, FAULT_DIVERGENCE, 0, "wgmma needs a warpgroup of %d warps, aligned; the CTA has %u", WARPGROUP, warp->cta->num_warps);
   WgmmaQueue *leader = leader_queue(warp);
   if (!leader->group) {
-    leader->group = zeroed(sizeof *leader->group);
-    leader->packed = zeroed((PACKED_A + PACKED_B + PACKED_SUMS) * sizeof *leader->packed);
+    leader->group = uncleared(sizeof *leader->group);
+    memset(leader->group, 0, offsetof(WgmmaGroup, ops)); /* the operations are filled as they are issued */
+    leader->packed = uncleared((PACKED_A + PACKED_B + PACKED_SUMS) * sizeof *leader->packed);
+    memset(leader->packed, 0, (PACKED_A + PACKED_B) * sizeof *leader->packed);
     wgmma_fill_tables();
   }
   warp->wgmma->group = leader->group;

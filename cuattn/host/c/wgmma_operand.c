@@ -53,18 +53,18 @@ static inline const u8 *chunk_pointer(const Cta *cta, u32 address) {
   return offset < cta->launch->smem_bytes && offset + CHUNK <= cta->launch->smem_bytes ? cta->smem + offset : NULL;
 }
 
-static int check_stretch(Warp *warp, const Row *row, u32 address, u32 bytes, u32 actor) {
-  Cta *cta = warp->cta;
+static inline int check_stretch(Warp *warp, const Row *row, AsyncReads *reads, u32 address, u32 bytes) {
+  const u8 *state = warp->cta->smem_state;
   u32 offset = address - SHARED_BASE;
-  if (cta->smem_state && check_states(warp, row, 0, cta->smem_state + offset, address, bytes, ACCESS_READ, "shared")) return FAILED;
-  return cta->races ? race_async_read(warp, row, 0, cta, offset, bytes, actor) : STEP;
+  if (state && !bytes_ready(state + offset, bytes)) return check_states(warp, row, 0, warp->cta->smem_state + offset, address, bytes, ACCESS_READ, "shared");
+  return race_async_read(reads, offset, bytes);
 }
 
 /* The part of an operand that a warp reads must be in bounds, written, and ordered before the issue. Lines and chunks
  * [from, to). The chunks of a line that a swizzle permutes mostly make one stretch of memory. */
 static int wgmma_check_operand(Warp *warp, const Row *row, u64 descriptor, int mn_major, char operand, const u32 lines[2], const u32 chunks[2]) {
   WgmmaMatrix matrix = wgmma_matrix(descriptor);
-  u32 actor = warp->cta->races ? actor_of_warpgroup(warp->cta, warp->id) : 0;
+  AsyncReads reads = race_async_reads(warp, row, 0, warp->cta, actor_of_warpgroup(warp->cta, warp->id));
   u32 together = mn_major ? matrix.mask + 1 : 2;
   for (u32 line = lines[0]; line < lines[1]; line++)
     for (u32 first = chunks[0]; first < chunks[1]; first += together) {
@@ -77,11 +77,11 @@ static int wgmma_check_operand(Warp *warp, const Row *row, u64 descriptor, int m
         high = address > high ? address : high;
       }
       if (high - low + CHUNK == count * CHUNK) {
-        if (check_stretch(warp, row, low, count * CHUNK, actor)) return FAILED;
+        if (check_stretch(warp, row, &reads, low, count * CHUNK)) return FAILED;
         continue;
       }
       for (u32 i = 0; i < count; i++)
-        if (check_stretch(warp, row, addresses[i], CHUNK, actor)) return FAILED;
+        if (check_stretch(warp, row, &reads, addresses[i], CHUNK)) return FAILED;
     }
   return STEP;
 }

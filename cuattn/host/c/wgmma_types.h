@@ -71,6 +71,7 @@ struct WgmmaQueue {
 
 static inline u32 wgmma_accumulators(int flags) { return WGMMA_N(flags) / (WGMMA_TYPE_D(flags) == WGMMA_TO_F16 ? 4 : 2); }
 
-static void *zeroed(size_t bytes); /* scheduler.c */
+static void *uncleared(size_t bytes); /* scheduler.c */
+static void *zeroed(size_t bytes);
 
 #endif

@@ -6,6 +6,8 @@ too: a kernel that runs here must also assemble.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _BF16 = frozenset({"bf16", "bf16x2"})
 _FP8 = frozenset({"e4m3x2", "e5m2x2"})
 _PAIRS = frozenset({"u16x2", "s16x2"})
@@ -33,6 +35,7 @@ def arch_specific_targets(parts: tuple[str, ...]) -> tuple[str, ...]:
     return _ARCH_SPECIFIC.get(parts[0], ())
 
 
+@lru_cache(maxsize=4096)
 def oldest_target(parts: tuple[str, ...]) -> int:
     """Compute capability, times ten, of the first GPU with the instruction ``parts``; at least 80."""
     base, names = parts[0], set(parts[1:])
