@@ -137,7 +137,7 @@ class Options:
 
     def _found_variants(self) -> tuple[ForwardOptions, ForwardOptions]:
         bias_dtype = "float32" if self.bias is None else self.bias.array.dtype.name
-        return _variants(self.bounds.sides, self.flags, bias_dtype)
+        return _variants(self.bounds.sides, self.given, bias_dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -166,10 +166,11 @@ class Options:
 
 @cache
 def _variants(
-    sides: tuple[bool, bool], flags: tuple[str, ...], bias_dtype: str
+    sides: tuple[bool, bool], given: tuple[Option, ...], bias_dtype: str
 ) -> tuple[ForwardOptions, ForwardOptions]:
     """Of a call, and of the kernel that serves it."""
-    variant = ForwardOptions(*sides, **dict.fromkeys(flags, True), bias_dtype=bias_dtype)
+    flags = {row.flag: True for row in given if row.flag is not None}
+    variant = ForwardOptions(*sides, **flags, bias_dtype=bias_dtype)
     return variant, variant.compiled()
 
 
@@ -369,6 +370,7 @@ class Operation:
             self.defaults |= {row.name: row.default_with_cache for row in self._always}
         self._large = tuple(row.name for row in self.rows if row.large)
         self._known: dict[Any, Options] = {}
+        self._known_rows: dict[tuple[str, ...], tuple[Option, ...]] = {}
         self._plain = self._checked({}, (), None)
 
     def refuse_unknown(self, given: Mapping[str, Any]) -> None:
@@ -423,11 +425,16 @@ class Operation:
 
     def _checked(self, given: Mapping[str, Any], names: Collection[str], call: Call | None) -> Options:
         """The options of a call in which the keywords ``names`` are not what they are by default."""
-        options, values = Options(), {**self.defaults, **given}
-        rows = {*map(self._row_of.__getitem__, names), *self._always}
-        present = []
-        for row in self.rows:
-            if row in rows and row.check(options, call, *map(values.__getitem__, row.keywords)):
-                present.append(row)
-        options.given = tuple(present)
+        options = Options()
+        values = given if len(given) == len(self.defaults) else {**self.defaults, **given}
+        rows = self._rows_of(tuple(names))
+        options.given = tuple([row for row in rows if row.check(options, call, *map(values.__getitem__, row.keywords))])
         return options
+
+    def _rows_of(self, names: tuple[str, ...]) -> tuple[Option, ...]:
+        """The rows that such a call has, in the order of the table."""
+        rows = self._known_rows.get(names)
+        if rows is None:
+            present = {*map(self._row_of.__getitem__, names), *self._always}
+            rows = self._known_rows[names] = tuple(row for row in self.rows if row in present)
+        return rows
