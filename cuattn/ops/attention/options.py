@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, TypedDict
 
 from cuattn.ops.attention import option_checks as checks
-from cuattn.ops.attention.bounds import NO_BOUNDS, Bounds
+from cuattn.ops.attention.bounds import NO_BOUNDS, Bounds, check_causal, check_diagonal_offset, check_window
 from cuattn.ops.attention.dropout import Dropout
 from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.variants import ForwardOptions
@@ -248,11 +248,11 @@ OPTIONS = (
         "causal",
         {"causal": False},
         _EVERY_KEY | {"cascade", "plan"},
-        checks.causal,
+        check_causal,
         fields=_bound_fields,
         default_with_cache=True,
     ),
-    Option("window", {"window": None}, _EVERY_KEY | {"plan"}, checks.window, fields=_bound_fields),
+    Option("window", {"window": None}, _EVERY_KEY | {"plan"}, check_window, fields=_bound_fields),
     Option(
         "softcap",
         {"softcap": None},
@@ -316,7 +316,7 @@ OPTIONS = (
         "diagonal_offset",
         {"diagonal_offset": None},
         _DENSE,
-        checks.diagonal_offset,
+        check_diagonal_offset,
         fields=_bound_fields,
         pointer="g_diagonal_offsets",
         array=lambda options: options.diagonal_offsets,
