@@ -12,7 +12,8 @@ from cuattn.addresses import byte_bounds
 from cuattn.dtypes import BFLOAT16, ELEMENTS, FP8_FORMATS, INPUT_DTYPES, STORAGE_8BIT
 from cuattn.errors import DTypeError, ShapeError
 from cuattn.head_dims import MAX_HEAD_DIM
-from cuattn.ops.attention.options import Operation, Options
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import Options
 from cuattn.ops.operand import Operand, deliver, target
 from cuattn.runtime.checks import check_apart, check_out
 from cuattn.runtime.executor import Executor, executor_for

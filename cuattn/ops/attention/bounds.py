@@ -1,4 +1,4 @@
-"""Which keys a query may see because of its position: causal masks, windows and chunks, as hosts plan with them.
+"""Which keys a query may see because of its position: the checks of the options that say so, and what hosts plan with.
 
 >>> Bounds(left=2, right=0).keys(np.array([0, 64]), np.array([63, 99]), np.array([28, 28]), np.array([128, 128]))
 (array([26, 90]), array([ 92, 128]))
@@ -6,14 +6,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cuattn.errors import ArgumentError
+from cuattn.messages import shown
 from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.runtime.small_arrays import small_array
+from cuattn.scalars import as_flag, as_integer, integer
 
-__all__ = ["NO_BOUNDS", "Bounds"]
+if TYPE_CHECKING:
+    from cuattn.ops.attention.option_checks import Call
+    from cuattn.ops.attention.options import Options
+
+__all__ = ["NO_BOUNDS", "Bounds", "check_causal", "check_chunk", "check_diagonal_offset", "check_window"]
 
 Integers = NDArray[np.int64]
 
@@ -69,6 +77,7 @@ class Bounds(NamedTuple):
 
 
 NO_BOUNDS = Bounds()
+_CAUSAL = Bounds(right=0)
 
 
 def _stretch(first: Integers, last: Integers, before: int, behind: int, limit: Integers) -> tuple[Integers, ...]:
@@ -79,3 +88,57 @@ def _stretch(first: Integers, last: Integers, before: int, behind: int, limit: I
     if behind != UNBOUNDED:
         end = np.clip(last + behind + 1, 0, limit)
     return begin, end
+
+
+def check_causal(options: Options, call: Call, value: Any) -> bool:
+    """A window without keys after the diagonal, and the diagonal where "top_left" puts it."""
+    if isinstance(value, str) and value in ("bottom_right", "top_left"):
+        options.bounds = options.bounds._replace(right=0, from_end=value == "bottom_right")
+        return True
+    is_causal = value if type(value) is bool else as_flag(value)
+    if is_causal is None:
+        raise ArgumentError(f"causal is {shown(value)}; allowed are False, True, 'bottom_right' and 'top_left'")
+    if is_causal:
+        options.bounds = _CAUSAL if options.bounds is NO_BOUNDS else options.bounds._replace(right=0)
+    return is_causal
+
+
+def check_window(options: Options, call: Call, value: Any) -> bool:
+    """Keys on both sides of the diagonal; without a bound on either, it is no option."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ArgumentError(f"window is {shown(value)}; a pair (left, right) or None is allowed")
+    left, right = (_side(value, side) for side in value)
+    options.bounds = options.bounds._replace(left=left, right=min(right, options.bounds.right))
+    return (left, right) != (UNBOUNDED, UNBOUNDED)
+
+
+def _side(given: Any, side: Any) -> int:
+    if side is None:
+        return UNBOUNDED
+    number = as_integer(side)
+    if number is None or not 0 <= number < UNBOUNDED:
+        raise ArgumentError(
+            f"window is {shown(given)}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
+        )
+    return number
+
+
+def check_chunk(options: Options, call: Call, value: Any) -> bool:
+    """Keys of one piece alone."""
+    options.bounds = options.bounds._replace(chunk=integer("chunk", value, 1, UNBOUNDED, optional=True))
+    return True
+
+
+def check_diagonal_offset(options: Options, call: Call, value: Any) -> bool:
+    """One o for all sequences, or one for each."""
+    number = as_integer(value)
+    if number is not None:
+        if not -(2**31) < number < 2**31:
+            raise ArgumentError(f"diagonal_offset is {shown(value)}; its magnitude must be below 2^31")
+    elif isinstance(value, bool | float | str | np.generic):
+        raise ArgumentError(f"diagonal_offset is {shown(value)}; an integer or int32 [batch] is allowed")
+    else:
+        shapes = ((call.logits_shape[0],),)
+        options.diagonal_offsets = small_array(call.executor, "diagonal_offset", value, shapes, np.dtype(np.int32))
+    options.bounds = options.bounds._replace(from_end=False, offset=number or 0)
+    return True

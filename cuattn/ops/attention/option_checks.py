@@ -1,6 +1,7 @@
 """The checks of the options of attention: each puts what kernels and launches need into `Options`.
 
-A check returns whether the option changes anything: a window without bounds is none.
+A check returns whether the option changes anything: a precision that is exact anyway does not. Those of options that
+bound the keys of a query are in bounds.py.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ from cuattn.addresses import address
 from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from cuattn.messages import shown
-from cuattn.ops.attention.bounds import NO_BOUNDS, Bounds
 from cuattn.ops.attention.dropout import check_dropout
-from cuattn.ops.attention.params import LOG2_E, UNBOUNDED
+from cuattn.ops.attention.params import LOG2_E
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.small_arrays import small_array
-from cuattn.scalars import as_flag, as_integer, choice, integer, real
+from cuattn.scalars import choice, real
 
 if TYPE_CHECKING:
     from cuattn.ops.attention.options import Options
 
 __all__ = ["Call", "LogitArray"]
 
-_CAUSAL = Bounds(right=0)
 _MAX_WORD = 2**32  # a threshold that every random word is below
 
 
@@ -71,57 +70,6 @@ def scale(options: Options, call: Call, value: Any) -> bool:
 def _scale_limit(accumulator: np.dtype[Any], dtype: np.dtype[Any]) -> tuple[float, str]:
     limit = float(np.finfo(accumulator).max) / LOG2_E
     return limit, f"a finite number is needed, of magnitude at most {limit:.3g} for {dtype}"
-
-
-def causal(options: Options, call: Call, value: Any) -> bool:
-    """A window without keys after the diagonal, and the diagonal where "top_left" puts it."""
-    if isinstance(value, str) and value in ("bottom_right", "top_left"):
-        options.bounds = options.bounds._replace(right=0, from_end=value == "bottom_right")
-        return True
-    is_causal = value if type(value) is bool else as_flag(value)
-    if is_causal is None:
-        raise ArgumentError(f"causal is {shown(value)}; allowed are False, True, 'bottom_right' and 'top_left'")
-    if is_causal:
-        options.bounds = _CAUSAL if options.bounds is NO_BOUNDS else options.bounds._replace(right=0)
-    return is_causal
-
-
-def window(options: Options, call: Call, value: Any) -> bool:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ArgumentError(f"window is {shown(value)}; a pair (left, right) or None is allowed")
-    left, right = (_side(value, side) for side in value)
-    options.bounds = options.bounds._replace(left=left, right=min(right, options.bounds.right))
-    return (left, right) != (UNBOUNDED, UNBOUNDED)
-
-
-def _side(given: Any, side: Any) -> int:
-    if side is None:
-        return UNBOUNDED
-    number = as_integer(side)
-    if number is None or not 0 <= number < UNBOUNDED:
-        raise ArgumentError(
-            f"window is {shown(given)}; each side is None (unbounded) or an integer from 0 to {UNBOUNDED - 1}"
-        )
-    return number
-
-
-def chunk(options: Options, call: Call, value: Any) -> bool:
-    options.bounds = options.bounds._replace(chunk=integer("chunk", value, 1, UNBOUNDED, optional=True))
-    return True
-
-
-def diagonal_offset(options: Options, call: Call, value: Any) -> bool:
-    number = as_integer(value)
-    if number is not None:
-        if not -(2**31) < number < 2**31:
-            raise ArgumentError(f"diagonal_offset is {shown(value)}; its magnitude must be below 2^31")
-    elif isinstance(value, bool | float | str | np.generic):
-        raise ArgumentError(f"diagonal_offset is {shown(value)}; an integer or int32 [batch] is allowed")
-    else:
-        shapes = ((call.logits_shape[0],),)
-        options.diagonal_offsets = small_array(call.executor, "diagonal_offset", value, shapes, np.dtype(np.int32))
-    options.bounds = options.bounds._replace(from_end=False, offset=number or 0)
-    return True
 
 
 def softcap(options: Options, call: Call, value: Any) -> bool:

@@ -13,14 +13,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypedDict
 
-import numpy as np
-
 from cuattn.ops.attention import option_checks as checks
-from cuattn.ops.attention.bounds import NO_BOUNDS, Bounds
+from cuattn.ops.attention.bounds import (
+    NO_BOUNDS,
+    Bounds,
+    check_causal,
+    check_chunk,
+    check_diagonal_offset,
+    check_window,
+)
 from cuattn.ops.attention.dropout import Dropout
-from cuattn.ops.attention.option_checks import Call, LogitArray
+from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.variants import ForwardOptions
-from cuattn.runtime.executor import Executor, Kernel
+from cuattn.runtime.executor import Kernel
 
 __all__ = [
     "OPTIONS",
@@ -28,7 +33,6 @@ __all__ = [
     "CascadeOptions",
     "DecodeOptions",
     "GradientOptions",
-    "Operation",
     "Option",
     "Options",
     "PlanOptions",
@@ -138,7 +142,7 @@ class Options:
 
     def _found_variants(self) -> tuple[ForwardOptions, ForwardOptions]:
         bias_dtype = "float32" if self.bias is None else self.bias.array.dtype.name
-        return _variants(self.bounds.sides, self.flags, bias_dtype)
+        return _variants(self.bounds.sides, self.given, bias_dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -167,10 +171,11 @@ class Options:
 
 @cache
 def _variants(
-    sides: tuple[bool, bool], flags: tuple[str, ...], bias_dtype: str
+    sides: tuple[bool, bool], given: tuple[Option, ...], bias_dtype: str
 ) -> tuple[ForwardOptions, ForwardOptions]:
     """Of a call, and of the kernel that serves it."""
-    variant = ForwardOptions(*sides, **dict.fromkeys(flags, True), bias_dtype=bias_dtype)
+    flags = {row.flag: True for row in given if row.flag is not None}
+    variant = ForwardOptions(*sides, **flags, bias_dtype=bias_dtype)
     return variant, variant.compiled()
 
 
@@ -252,12 +257,12 @@ OPTIONS = (
         "causal",
         {"causal": False},
         _EVERY_KEY | {"cascade", "plan"},
-        checks.causal,
+        check_causal,
         fields=_bound_fields,
         default_with_cache=True,
     ),
-    Option("window", {"window": None}, _EVERY_KEY | {"plan"}, checks.window, fields=_bound_fields),
-    Option("chunk", {"chunk": None}, _EVERY_KEY | {"plan"}, checks.chunk, fields=_bound_fields),
+    Option("window", {"window": None}, _EVERY_KEY | {"plan"}, check_window, fields=_bound_fields),
+    Option("chunk", {"chunk": None}, _EVERY_KEY | {"plan"}, check_chunk, fields=_bound_fields),
     Option(
         "softcap",
         {"softcap": None},
@@ -321,7 +326,7 @@ OPTIONS = (
         "diagonal_offset",
         {"diagonal_offset": None},
         _DENSE,
-        checks.diagonal_offset,
+        check_diagonal_offset,
         fields=_bound_fields,
         pointer="g_diagonal_offsets",
         array=lambda options: options.diagonal_offsets,
@@ -341,96 +346,3 @@ OPTIONS = (
 )
 _POINTERS = frozenset(row.pointer for row in OPTIONS if row.pointer is not None)
 _NO_FIELDS = {name: x for row in OPTIONS if row.fields is not None for name, x in row.fields(Options()).items()}
-
-
-_MAX_KNOWN = 1024
-#: Of values whose check depends on nothing but them and the dtype of q.
-_PLAIN_TYPES = frozenset((bool, int, float, str, type(None)))
-_PLAIN_PAIRS = frozenset((int, type(None)))  # what a tuple holds, whose type does not say that of its items
-
-
-class Operation:
-    """A function that takes options: those of its family, by its name where one is given that it does not take.
-
-    Attributes
-    ----------
-    defaults : dict
-        Of its keywords.
-    flags : frozenset of str
-        That its kernels may be compiled with, of `ForwardOptions`.
-    """
-
-    def __init__(self, name: str, family: str) -> None:
-        self.name, self.family = name, family
-        self.rows = tuple(row for row in OPTIONS if family in row.on)
-        self.flags = frozenset(row.flag for row in self.rows if row.flag is not None)
-        self.defaults = {keyword: default for row in self.rows for keyword, default in row.keywords.items()}
-        self._row_of = {keyword: row for row in self.rows for keyword in row.keywords}
-        self._always = set()
-        if family in ("decode", "cascade", "plan"):
-            self._always = {row for row in self.rows if row.default_with_cache is not None}
-            self.defaults |= {row.name: row.default_with_cache for row in self._always}
-        self._large = tuple(row.name for row in self.rows if row.large)
-        self._known: dict[Any, Options] = {}
-        self._plain = self._checked({}, (), None)
-
-    def refuse_unknown(self, given: Mapping[str, Any]) -> None:
-        """Raise `TypeError`, as Python does, for a keyword that the function does not take."""
-        if not given.keys() <= self.defaults.keys():
-            name = next(name for name in given if name not in self.defaults)
-            raise TypeError(f"{self.name}() got an unexpected keyword argument {name!r}")
-
-    def large_arrays(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arrays that have to lie where q does."""
-        return {name: x for name in self._large if (x := given.get(name)) is not None}
-
-    def check(
-        self,
-        given: Mapping[str, Any],
-        executor: Executor,
-        *,
-        logits_shape: tuple[int, int, int | None, int | None],
-        num_kv_heads: int,
-        dtype: np.dtype[Any],
-    ) -> Options:
-        """Check the options of a call; the arguments are those of `Call`. Raises as documented at `cuattn.attention`.
-
-        Of calls without any, or with the same numbers, it is the same object, which nobody changes.
-        """
-        defaults = self.defaults
-        try:
-            changed = [
-                name
-                for name, value in given.items()
-                if value is not (default := defaults[name]) and not (type(value) is float and value == default)
-            ]
-        except KeyError:
-            self.refuse_unknown(given)
-            raise
-        if not changed:
-            return self._plain
-        key: list[Any] = [dtype]
-        for name in changed:
-            value = given[name]
-            kind = type(value)
-            if kind not in _PLAIN_TYPES and not (kind is tuple and _PLAIN_PAIRS.issuperset(map(type, value))):
-                return self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
-            key += name, kind, value
-        options = self._known.get(tuple(key))
-        if options is None:
-            options = self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
-            if len(self._known) >= _MAX_KNOWN:  # a seed of dropout differs from call to call
-                self._known.clear()
-            self._known[tuple(key)] = options
-        return options
-
-    def _checked(self, given: Mapping[str, Any], names: Collection[str], call: Call | None) -> Options:
-        """The options of a call in which the keywords ``names`` are not what they are by default."""
-        options, values = Options(), {**self.defaults, **given}
-        rows = {*map(self._row_of.__getitem__, names), *self._always}
-        present = []
-        for row in self.rows:
-            if row in rows and row.check(options, call, *map(values.__getitem__, row.keywords)):
-                present.append(row)
-        options.given = tuple(present)
-        return options

@@ -13,7 +13,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 from cuattn.ops.attention.dense import attention
-from cuattn.ops.attention.options import KEYWORDS, Operation
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import KEYWORDS
 
 __all__ = ["takes_options"]
 

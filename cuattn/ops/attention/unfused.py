@@ -10,7 +10,8 @@ from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import PlainFwdConfig
-from cuattn.ops.attention.options import AttentionOptions, Operation
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import AttentionOptions
 from cuattn.ops.attention.params import forward_fields, forward_layout
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.operand import operand

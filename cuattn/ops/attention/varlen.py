@@ -15,7 +15,8 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.launch import forward
-from cuattn.ops.attention.options import AttentionOptions, Operation
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import AttentionOptions
 from cuattn.ops.attention.sequences import Packed, check_packed
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow

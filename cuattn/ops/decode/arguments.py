@@ -11,7 +11,7 @@ from cuattn.addresses import byte_bounds
 from cuattn.errors import ArgumentError
 from cuattn.messages import shown
 from cuattn.ops.attention.bounds import Bounds
-from cuattn.ops.attention.options import Operation
+from cuattn.ops.attention.operation import Operation
 from cuattn.ops.decode import lengths, scales, shapes
 from cuattn.ops.decode.plan import check_plan
 from cuattn.ops.decode.problem import DecodeProblem

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.messages import shown
-from cuattn.ops.attention.options import CascadeOptions, Operation
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import CascadeOptions
 from cuattn.ops.attention.sequences import check_cu_seqlens
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from cuattn.errors import ArgumentError
 from cuattn.messages import shown
 from cuattn.ops.attention.bounds import Bounds
-from cuattn.ops.attention.options import Operation, PlanOptions
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import PlanOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.decode import plan_arguments, splits, workspace
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims, select

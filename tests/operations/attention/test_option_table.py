@@ -11,7 +11,8 @@ import pytest
 
 import cuattn
 from cuattn.errors import ArgumentError
-from cuattn.ops.attention.options import KEYWORDS, OPTIONS, AttentionOptions, Operation, Options
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import KEYWORDS, OPTIONS, AttentionOptions, Options
 from cuattn.ops.attention.params import forward_layout
 from cuattn.ops.attention.signatures import entries
 from cuattn.ops.attention.variants import ForwardOptions

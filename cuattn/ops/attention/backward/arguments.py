@@ -16,7 +16,7 @@ from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.backward import workspace as workspace_parts
 from cuattn.ops.attention.backward.problem import BackwardProblem
-from cuattn.ops.attention.options import Operation
+from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.sequences import Packed
 from cuattn.ops.attention.varlen import check as check_varlen
 from cuattn.runtime.arrays import contiguous

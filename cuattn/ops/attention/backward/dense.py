@@ -15,7 +15,8 @@ from cuattn.ops.attention.backward import arguments
 from cuattn.ops.attention.backward import workspace as workspace_parts
 from cuattn.ops.attention.backward.launch import backward
 from cuattn.ops.attention.backward.problem import AttentionGrads
-from cuattn.ops.attention.options import GradientOptions, Operation
+from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
 
