@@ -25,7 +25,7 @@ from cuattn.ops.attention.bounds import (
 from cuattn.ops.attention.dropout import Dropout
 from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.variants import ForwardOptions
-from cuattn.runtime.executor import Kernel
+from cuattn.runtime.declarations import of_kernel
 
 __all__ = [
     "OPTIONS",
@@ -154,9 +154,9 @@ class Options:
                     self._fields |= row.fields(self)
         return self._fields
 
-    def pointers(self, kernel: Kernel) -> dict[str, Any]:
-        """The arrays of the options that a kernel has parameters for, by their names; not to be changed."""
-        pointers = _no_pointers(kernel)
+    def pointers(self, source: str, entry: str) -> dict[str, Any]:
+        """The arrays that the kernel ``entry`` of a file has parameters for, by their names; not to be changed."""
+        pointers = _no_pointers(source, entry)
         for row in self.given:
             if row.pointer in pointers and row.array is not None:
                 pointers = {**pointers, row.pointer: row.array(self)}
@@ -180,8 +180,8 @@ def _variants(
 
 
 @cache
-def _no_pointers(kernel: Kernel) -> dict[str, Any]:
-    return {p.name: None for p in kernel.signature.parameters if p.name in _POINTERS}
+def _no_pointers(source: str, entry: str) -> dict[str, Any]:
+    return {p.name: None for p in of_kernel(source).parameters(entry) if p.name in _POINTERS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

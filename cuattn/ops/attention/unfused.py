@@ -20,6 +20,7 @@ from cuattn.runtime.small_arrays import check_flag
 
 __all__ = ["standard_attention"]
 
+_SOURCE, _ENTRY = "attention_standard", "cuattn_attention"
 _TILE = 16  # of the two matrix products: one thread a number
 _NUM_WARPS = 4  # of the softmax: one row a warp
 _PROBABILITY_OF_8_BITS = np.dtype(np.float16)  # as in the fused kernels
@@ -107,20 +108,18 @@ def standard_attention(
     params = forward_layout(problem.accumulator).pack(**fields)
     row_tiles = batch * num_heads * -(-seqlen_q // _TILE)
     if scores.size:
-        kernel = _kernel(problem, probability, "scores")
         args = {
-            **resolved.pointers(kernel),
+            **resolved.pointers(_SOURCE, f"{_ENTRY}_scores"),
             "g_q": queries.array,
             "g_k": keys.array,
             "g_scores": scores,
             "params": params,
         }
         grid = (row_tiles * -(-seqlen_k // _TILE),)
-        executor.launch(kernel, grid, (_TILE, _TILE), args)
+        executor.launch(_kernel(problem, probability, "scores"), grid, (_TILE, _TILE), args)
     if lse.size:
-        kernel = _kernel(problem, probability, "probabilities")
         args = {
-            **resolved.pointers(kernel),
+            **resolved.pointers(_SOURCE, f"{_ENTRY}_probabilities"),
             "g_scores": scores,
             "g_probabilities": probabilities,
             "g_weights": weights,
@@ -129,17 +128,16 @@ def standard_attention(
             "params": params,
         }
         grid = (-(-lse.size // _NUM_WARPS),)
-        executor.launch(kernel, grid, (_NUM_WARPS * WARP_SIZE,), args)
-        kernel = _kernel(problem, probability, "output")
+        executor.launch(_kernel(problem, probability, "probabilities"), grid, (_NUM_WARPS * WARP_SIZE,), args)
         args = {
-            **resolved.pointers(kernel),
+            **resolved.pointers(_SOURCE, f"{_ENTRY}_output"),
             "g_weights": weights,
             "g_v": values.array,
             "g_out": output.array,
             "params": params,
         }
         grid = (row_tiles * -(-extents.head_dim_v // _TILE),)
-        executor.launch(kernel, grid, (_TILE, _TILE), args)
+        executor.launch(_kernel(problem, probability, "output"), grid, (_TILE, _TILE), args)
 
     executor.finish(scores, weights, lse, *((probabilities,) if both else ()))
     out = problem.deliver(output)
@@ -153,4 +151,4 @@ def _kernel(problem: Problem, probability: np.dtype[Any], name: str) -> Kernel:
     element = ELEMENTS[probability.name][0]
     constants = PlainFwdConfig(_NUM_WARPS).constants(problem.dtype.name, 0, 0, problem.options.kernel_options)
     constants |= {"Probability": element, "Element": element, "TILE": _TILE}
-    return problem.executor.kernel("attention_standard", constants, f"cuattn_attention_{name}")
+    return problem.executor.kernel(_SOURCE, constants, f"{_ENTRY}_{name}")

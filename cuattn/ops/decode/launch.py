@@ -89,7 +89,7 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         "g_v_scale": v_scale,
         "g_k_block_scales": problem.k_blocks,
         "g_v_block_scales": problem.v_blocks,
-        **options.pointers(kernel),
+        **options.pointers(config.source, config.entry),
         **(NO_ANGLES if problem.rotary is None else problem.rotary.arrays),
         "g_work": plan.work,
         "g_splits": plan.splits,

@@ -109,7 +109,7 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
         )
         kernel = executor.kernel(config.source, constants, config.entry)
         args = {
-            **options.pointers(kernel),
+            **options.pointers(config.source, config.entry),
             "g_dout": prepared.dout.array,
             "g_q": prepared.q.array,
             "g_k": prepared.k.array,

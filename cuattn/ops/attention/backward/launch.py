@@ -164,7 +164,7 @@ def _launch_side(
             executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
         )
         args = {
-            **options.pointers(kernel),
+            **options.pointers(config.source, config.entry),
             "g_dout": prepared.dout.array,
             "g_q": prepared.q.array,
             "g_k": prepared.k.array,

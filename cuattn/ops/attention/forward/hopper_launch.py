@@ -59,7 +59,7 @@ def launch(
         "map_v": _key_map(v, extents, row.block_n),
         "g_out": output.array,
         "g_lse": lse,
-        **options.pointers(plan.kernel),
+        **options.pointers(row.source, row.entry),
         "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
         "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
         "g_work": work,

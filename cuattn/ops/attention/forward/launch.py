@@ -83,7 +83,7 @@ def _launch(
         "g_out": output.array,
         "g_lse": lse,
         "g_tile_class": None if classes is None else classes.array,
-        **options.pointers(plan.kernel),
+        **options.pointers(plan.source, plan.entry),
         "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
         "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
         "g_work": work,
@@ -96,6 +96,8 @@ def _launch(
 @dataclass(frozen=True, slots=True)
 class _Plan:
     kernel: Kernel
+    source: str
+    entry: str
     block_m: int
     block_n: int
     column_blocks: int
@@ -134,4 +136,13 @@ def _plan(
     )
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
-    return _Plan(kernel, config.block_m, config.block_n, column_blocks, config.num_threads, smem_bytes)
+    return _Plan(
+        kernel,
+        config.source,
+        config.entry,
+        config.block_m,
+        config.block_n,
+        column_blocks,
+        config.num_threads,
+        smem_bytes,
+    )
