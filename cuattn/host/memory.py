@@ -66,13 +66,12 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     raw = new_bytes("an array", shape, nbytes + ALIGNMENT)
     base = address(raw)
     start = -base % ALIGNMENT
-    body = raw[start : start + nbytes]
     active = checks()
     if active:
-        body[:] = 0xFF
+        raw[start : start + nbytes] = 0xFF
     if "init" in active and nbytes:
         _track(raw, base + start, nbytes)
-    return body.view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, raw, start)
 
 
 def _extents(shape: Sequence[int] | int) -> tuple[int, ...]:

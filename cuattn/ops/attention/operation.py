@@ -47,6 +47,7 @@ class Operation:
         self._known: dict[Any, Options] = {}
         self._known_rows: dict[tuple[str, ...], tuple[Option, ...]] = {}
         self._plain = self._checked({}, (), None)
+        self._plain.shared = True
 
     def refuse_unknown(self, given: Mapping[str, Any]) -> None:
         """Raise `TypeError`, as Python does, for a keyword that the function does not take."""
@@ -95,6 +96,7 @@ class Operation:
             options = self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
             if len(self._known) >= _MAX_KNOWN:  # a seed of dropout differs from call to call
                 self._known.clear()
+            options.shared = True
             self._known[tuple(key)] = options
         return options
 

@@ -95,7 +95,7 @@ KEYWORDS: dict[str, Any] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Options:
     """Options that have passed every check. The defaults are those of a call without any."""
 
@@ -114,6 +114,7 @@ class Options:
     k_descale: Any = None
     v_descale: Any = None
     given: tuple[Option, ...] = ()  # the rows of what the call has
+    shared: bool = False  # it serves many calls: nobody changes it, it holds no arrays, and it is known by itself
     _variant: ForwardOptions | None = field(default=None, init=False, repr=False, compare=False)
     _kernel_options: ForwardOptions | None = field(default=None, init=False, repr=False, compare=False)
     _fields: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)

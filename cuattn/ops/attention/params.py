@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,10 +14,9 @@ if TYPE_CHECKING:
     from cuattn.ops.attention.arguments import Extents
     from cuattn.ops.attention.option_checks import LogitArray
     from cuattn.ops.attention.options import Options
-    from cuattn.ops.attention.sequences import Packed
     from cuattn.ops.operand import Operand
 
-__all__ = ["LOG2_E", "REALS", "UNBOUNDED", "backward_layout", "decode_layout", "forward_fields", "forward_layout"]
+__all__ = ["LOG2_E", "REALS", "UNBOUNDED", "backward_layout", "decode_layout", "forward_layout", "pack_params"]
 
 UNBOUNDED = 2**31 - 1  # a side of the window
 
@@ -24,6 +24,16 @@ UNBOUNDED = 2**31 - 1  # a side of the window
 REALS: dict[type[np.floating[Any]], str] = {np.float32: "float", np.float64: "double"}
 LOG2_E = math.log2(math.e)
 _NO_STRIDES = 0, 0, 0, 0
+_UNBOUNDED_LENGTHS = None, None
+
+
+class PackedLengths(Protocol):
+    """The longest sequences, where they are known."""
+
+    @property
+    def max_seqlen_q(self) -> int | None: ...
+    @property
+    def max_seqlen_k(self) -> int | None: ...
 
 
 class LogitProblem(Protocol):
@@ -52,26 +62,44 @@ def decode_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
     return struct_layout("attention_decode", "DecodeParams", REALS[accumulator])
 
 
-def forward_fields(
+def pack_params(
+    layout: StructLayout,
     problem: LogitProblem,
     q: Operand,
     k: Operand,
     v: Operand,
     output: Operand,
+    *,
     classes: LogitArray | None = None,
-    packed: Packed | None = None,
-) -> dict[str, Any]:
-    """The fields of AttentionParams, by name."""
-    extents = problem.extents
+    packed: PackedLengths | None = None,
+    more: tuple[tuple[str, Any], ...] = (),
+) -> np.void:
+    """AttentionParams or a struct that begins with it, ``more`` being the other fields by name.
+
+    The struct of a call like an earlier one, options that are arrays aside, is that of the earlier one.
+    """
+    tile_class = _NO_STRIDES if classes is None else classes.strides
+    most = _UNBOUNDED_LENGTHS if packed is None else (packed.max_seqlen_q, packed.max_seqlen_k)
+    options = problem.options
+    strides = q.strides, k.strides, v.strides, output.strides, tile_class
+    pack = _remembered if options.shared else _packed
+    return pack(layout, options, problem.extents, problem.scale, strides, most, more)
+
+
+def _packed(
+    layout: StructLayout,
+    options: Options,
+    extents: Extents,
+    scale: float,
+    strides: tuple[tuple[int, ...], ...],
+    most: tuple[int | None, int | None],
+    more: tuple[tuple[str, Any], ...],
+) -> np.void:
     lse_batch, lse_head = extents.lse_strides
-    max_seqlen_q, max_seqlen_k = (None, None) if packed is None else (packed.max_seqlen_q, packed.max_seqlen_k)
-    return {
-        **problem.options.fields,
-        "q": q.strides,
-        "k": k.strides,
-        "v": v.strides,
-        "out": output.strides,
-        "tile_class": _NO_STRIDES if classes is None else classes.strides,
+    max_seqlen_q, max_seqlen_k = most
+    fields = {
+        **options.fields,
+        **dict(zip(("q", "k", "v", "out", "tile_class"), strides, strict=True)),
         "lse_batch": lse_batch,
         "lse_head": lse_head,
         "num_heads": extents.num_heads,
@@ -82,6 +110,10 @@ def forward_fields(
         "max_seqlen_k": UNBOUNDED if max_seqlen_k is None else max_seqlen_k,
         "head_dim": extents.head_dim,
         "head_dim_v": extents.head_dim_v,
-        "scale": problem.scale,
-        "scale_log2": problem.scale * LOG2_E,
+        "scale": scale,
+        "scale_log2": scale * LOG2_E,
     }
+    return layout.pack(**fields, **dict(more))
+
+
+_remembered = lru_cache(maxsize=4096)(_packed)

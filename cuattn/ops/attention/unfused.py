@@ -12,7 +12,7 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import PlainFwdConfig
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import AttentionOptions
-from cuattn.ops.attention.params import forward_fields, forward_layout
+from cuattn.ops.attention.params import forward_layout, pack_params
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.operand import operand
 from cuattn.runtime.executor import Kernel
@@ -104,8 +104,7 @@ def standard_attention(
     probabilities = executor.empty(shape, probability) if both else None
     output = problem.output()
     queries, keys, values = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
-    fields = forward_fields(problem, queries, keys, values, output)
-    params = forward_layout(problem.accumulator).pack(**fields)
+    params = pack_params(forward_layout(problem.accumulator), problem, queries, keys, values, output)
     row_tiles = batch * num_heads * -(-seqlen_q // _TILE)
     if scores.size:
         args = {

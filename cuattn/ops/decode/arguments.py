@@ -72,10 +72,15 @@ def _check(
     **options: Any,
 ) -> DecodeProblem:
     given = {"q": q, names.k: k, names.v: v}
+    plain = k_block_scales is v_block_scales is k_scale is v_scale is out is workspace is None
     for name, x in (
-        *(("k_block_scales", k_block_scales), ("v_block_scales", v_block_scales)),
-        *(("k_scale", scales.of_slots(k_scale)), ("v_scale", scales.of_slots(v_scale))),
-        *(("out", out), ("workspace", workspace)),
+        ()
+        if plain
+        else (
+            *(("k_block_scales", k_block_scales), ("v_block_scales", v_block_scales)),
+            *(("k_scale", scales.of_slots(k_scale)), ("v_scale", scales.of_slots(v_scale))),
+            *(("out", out), ("workspace", workspace)),
+        )
     ):
         if x is not None:
             given[name] = x

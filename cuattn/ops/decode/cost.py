@@ -31,7 +31,7 @@ SATURATING_BYTES = 32 * 1024
 REGISTERS = {"mma": 168, "fma": 224}  # of a thread, about: ptxas says 158 to 248 and 221
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CostModel:
     """The machine and the kernel, in tiles.
 

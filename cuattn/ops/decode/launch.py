@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from cuattn.addresses import address
 from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.formats import KVFormat
+from cuattn.ops.attention.arguments import Extents
 from cuattn.ops.attention.variants import LOGIT_FLAGS
 from cuattn.ops.decode.arguments import DENSE_CALL
 from cuattn.ops.decode.config import FlashDecodeConfig, compiled_dims, select
 from cuattn.ops.decode.params import pack_decode
 from cuattn.ops.decode.reduce import launch_reduce
+from cuattn.ops.decode.scales import Scale
 from cuattn.ops.decode.schedule import schedule
 from cuattn.ops.decode.workspace import partials
 from cuattn.ops.operand import Operand, operand
@@ -23,6 +28,10 @@ if TYPE_CHECKING:
     from cuattn.ops.decode.problem import DecodeProblem
 
 __all__ = ["decode", "score_constants"]
+
+Flags: TypeAlias = tuple[tuple[str, bool | str], ...]  # constants of a kernel
+
+_NO_ROTATION: Flags = ("ROTATE", False), ("INTERLEAVED", False), ("TABLES", False), ("Table", "float")
 
 
 def decode(problem: DecodeProblem, *, return_lse: bool, config: FlashDecodeConfig | None = None) -> Any:
@@ -43,33 +52,33 @@ def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
     """The row that a call takes if it does not say another."""
     extents = problem.extents
     most = extents.seqlen_q if problem.max_seqlen_q is None else problem.max_seqlen_q
+    return _select(problem.dtype, problem.kv_format, extents, most, problem.executor.smem_limit_bytes)
+
+
+@lru_cache(maxsize=1024)
+def _select(
+    dtype: np.dtype[Any], kv_format: KVFormat, extents: Extents, most: int, smem_limit_bytes: int
+) -> FlashDecodeConfig:
     return select(
-        problem.dtype,
-        problem.kv_format,
+        dtype,
+        kv_format,
         *compiled_dims(extents.head_dim, extents.head_dim_v)[:2],
-        rows_per_kv_head=most * problem.group,
-        smem_limit_bytes=problem.executor.smem_limit_bytes,
+        rows_per_kv_head=most * extents.heads_per_kv_head,
+        smem_limit_bytes=smem_limit_bytes,
     )
 
 
 def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDecodeConfig) -> None:
     executor, extents, options = problem.executor, problem.extents, problem.options
     q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
-    head_dims = compiled_dims(extents.head_dim, extents.head_dim_v)
-    slots_scaled = any(scale is not None and scale.per_slot for scale in (problem.k_scale, problem.v_scale))
-    kernel = _kernel(
-        executor,
-        config,
-        problem.dtype.name,
-        problem.kv_format,
-        *head_dims,
-        ALIGNED=_aligned(problem, config, q, k, v),
-        PAGED=problem.paged,
-        SLOT_SCALES=slots_scaled,
-        **_bounds(problem),
-        **_rotation(problem),
-        options=bool(options.flags),
+    flags = (
+        ("ALIGNED", _aligned(problem, config, q, k, v)),
+        ("PAGED", problem.paged),
+        ("SLOT_SCALES", _per_slot(problem.k_scale) or _per_slot(problem.v_scale)),
+        *_bounds(problem),
+        *_rotation(problem),
     )
+    loaded = _loaded(executor, config, problem.dtype, problem.kv_format, extents, flags, bool(options.flags))
     plan = schedule(problem, config)
     partial_out, partial_state = partials(problem, plan.num_partials)
     params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=_turns_vectors(problem))
@@ -95,10 +104,8 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         "g_splits": plan.splits,
         "params": params,
     }
-    bucket, columns, column_blocks = head_dims
-    ctas_per_item = extents.num_kv_heads * config.head_blocks(problem.group) * column_blocks
-    smem_bytes = config.smem_bytes(bucket, columns, problem.kv_format)
-    executor.launch(kernel, (plan.num_items * ctas_per_item,), (config.num_threads,), args, smem_bytes)
+    grid = (plan.num_items * loaded.ctas_per_item,)
+    executor.launch(loaded.kernel, grid, (config.num_threads,), args, loaded.smem_bytes)
     if plan.num_partials:
         launch_reduce(problem, plan, partial_out, partial_state, output, lse, params)
 
@@ -128,7 +135,11 @@ def _turns_vectors(problem: DecodeProblem) -> bool:
     return angles is not None and angles.units(2 * angles.num_pairs, problem.dtype.itemsize, True)[0]
 
 
-def _bounds(problem: DecodeProblem) -> dict[str, bool]:
+def _per_slot(scale: Scale | None) -> bool:
+    return scale is not None and scale.per_slot
+
+
+def _bounds(problem: DecodeProblem) -> Flags:
     """Which sides of a query's view the kernel has to look at.
 
     A single token that is aligned with the last key sees nothing beyond it, causal or not.
@@ -136,34 +147,46 @@ def _bounds(problem: DecodeProblem) -> dict[str, bool]:
     bounds = problem.options.bounds
     left, right = bounds.sides
     last = problem.max_seqlen_q == 1 and bounds.from_end
-    return {"BOUND_LEFT": left, "BOUND_RIGHT": (right and not last) or left}
+    return ("BOUND_LEFT", left), ("BOUND_RIGHT", (right and not last) or left)
 
 
-def _rotation(problem: DecodeProblem) -> dict[str, Any]:
+def _rotation(problem: DecodeProblem) -> Flags:
     angles = problem.rotary
     if angles is None:
-        return {"ROTATE": False, "INTERLEAVED": False, "TABLES": False, "Table": "float"}
+        return _NO_ROTATION
     table = "float" if angles.cos is None else ELEMENT_TYPES[angles.cos.dtype.name]
-    return {"ROTATE": True, "INTERLEAVED": angles.interleaved, "TABLES": angles.cos is not None, "Table": table}
+    tables = angles.cos is not None
+    return ("ROTATE", True), ("INTERLEAVED", angles.interleaved), ("TABLES", tables), ("Table", table)
 
 
-@cache
-def _kernel(
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedKernel:
+    """A kernel that is ready, and what its launches for some extents have in common."""
+
+    kernel: Kernel
+    ctas_per_item: int
+    smem_bytes: int
+
+
+@lru_cache(maxsize=1024)
+def _loaded(
     executor: Executor,
     config: FlashDecodeConfig,
-    dtype_name: str,
+    dtype: np.dtype[Any],
     kv_format: KVFormat,
-    head_dim: int,
-    head_dim_v: int,
-    column_blocks: int,
-    *,
+    extents: Extents,
+    flags: Flags,
     options: bool,
-    **flags: Any,
-) -> Kernel:
-    """The loaded kernel of a config for `compiled_dims`."""
-    all_flags = {**flags, **score_constants(options)}
-    constants = config.constants(dtype_name, kv_format, head_dim, head_dim_v, all_flags, column_blocks=column_blocks)
-    return executor.kernel(config.source, constants, config.entry)
+) -> LoadedKernel:
+    """The kernel of a config. ``options``: what happens to logits is compiled in."""
+    bucket, columns, column_blocks = compiled_dims(extents.head_dim, extents.head_dim_v)
+    all_flags = {**dict(flags), **score_constants(options)}
+    constants = config.constants(dtype.name, kv_format, bucket, columns, all_flags, column_blocks=column_blocks)
+    return LoadedKernel(
+        executor.kernel(config.source, constants, config.entry),
+        extents.num_kv_heads * config.head_blocks(extents.heads_per_kv_head) * column_blocks,
+        config.smem_bytes(bucket, columns, kv_format),
+    )
 
 
 def score_constants(options: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuattn.ops.attention.params import UNBOUNDED, decode_layout, forward_fields
+from cuattn.ops.attention.params import decode_layout, pack_params
 from cuattn.ops.decode.config import FlashDecodeConfig
 from cuattn.ops.decode.scales import Scale
 from cuattn.ops.operand import Operand
@@ -48,31 +48,28 @@ def pack_decode(
     extents, rotary, group = problem.extents, problem.rotary, problem.group
     page_magic, page_shift = divisor(max(problem.page_size, 1))
     heads = config.heads_per_block(group)
-    fields = forward_fields(problem, q, k, v, output)
-    fields["max_seqlen_q"] = UNBOUNDED if problem.max_seqlen_q is None else problem.max_seqlen_q
-    fields["max_seqlen_k"] = extents.seqlen_k
-    return decode_layout(problem.accumulator).pack(
-        **fields,
-        k_scale=_scale_strides(problem.k_scale),
-        v_scale=_scale_strides(problem.v_scale),
-        k_blocks=_block_strides(problem.k_blocks),
-        v_blocks=_block_strides(problem.v_blocks),
-        table_stride=0 if problem.block_tables is None else problem.block_tables.shape[1],
-        tables=(0, 0, 0) if rotary is None else rotary.table_layout,
-        batch=extents.batch,
-        page_size=problem.page_size,
-        num_pages=problem.num_pages,
-        page_magic=page_magic,
-        page_shift=page_shift,
-        num_splits=schedule.num_splits,
-        work_columns=schedule.work_columns,
-        tokens_per_block=config.tokens_per_block(group),
-        heads_per_block=heads,
-        heads_inverse=-(-65536 // heads),
-        num_pairs=0 if rotary is None else rotary.num_pairs,
-        rotary_vectors=rotary_vectors,
-        rotate_keys=problem.rotate_keys,
+    more = (
+        ("k_scale", _scale_strides(problem.k_scale)),
+        ("v_scale", _scale_strides(problem.v_scale)),
+        ("k_blocks", _block_strides(problem.k_blocks)),
+        ("v_blocks", _block_strides(problem.v_blocks)),
+        ("table_stride", 0 if problem.block_tables is None else problem.block_tables.shape[1]),
+        ("tables", _NO_STRIDES if rotary is None else tuple(rotary.table_layout)),
+        ("batch", extents.batch),
+        ("page_size", problem.page_size),
+        ("num_pages", problem.num_pages),
+        ("page_magic", page_magic),
+        ("page_shift", page_shift),
+        ("num_splits", schedule.num_splits),
+        ("work_columns", schedule.work_columns),
+        ("tokens_per_block", config.tokens_per_block(group)),
+        ("heads_per_block", heads),
+        ("heads_inverse", -(-65536 // heads)),
+        ("num_pairs", 0 if rotary is None else rotary.num_pairs),
+        ("rotary_vectors", rotary_vectors),
+        ("rotate_keys", problem.rotate_keys),
     )
+    return pack_params(decode_layout(problem.accumulator), problem, q, k, v, output, packed=problem, more=more)
 
 
 def _scale_strides(scale: Scale | None) -> tuple[int, int, int]:

@@ -60,6 +60,10 @@ class DecodeProblem:
         return np.float64 if self.dtype == np.float64 else np.float32
 
     @property
+    def max_seqlen_k(self) -> int:
+        return self.extents.seqlen_k
+
+    @property
     def paged(self) -> bool:
         return self.block_tables is not None
 

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.errors import ArgumentError
+from cuattn.formats import KVFormat
+from cuattn.ops.attention.arguments import Extents
 from cuattn.ops.attention.bounds import Bounds
 from cuattn.ops.attention.sequences import device_work_list
 from cuattn.ops.decode import splits
@@ -96,10 +98,9 @@ def schedule(problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
     if problem.plan is not None:
         return problem.plan.schedule(problem, config)
     extents, bounds = problem.extents, problem.options.bounds
-    tokens = config.tokens_per_block(problem.group)
-    model = _model_of(problem, config)
-    heads = extents.num_kv_heads * config.head_blocks(problem.group)
-    heads *= compiled_dims(extents.head_dim, extents.head_dim_v)[2]  # as many CTAs share a row of the result
+    most = extents.seqlen_q if problem.max_seqlen_q is None else problem.max_seqlen_q
+    itemsize = 8 if problem.accumulator is np.float64 else 4
+    tokens, heads, model = _shape(config, problem.kv_format, extents, most, itemsize, *problem.executor.machine)
     if problem.host_seqlens_q is None or problem.host_seqlens_k is None:
         num_splits = problem.num_splits
         if num_splits is None:
@@ -122,6 +123,20 @@ def schedule(problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
     return found.on(problem.executor, problem.cu_seqlens_q)
 
 
+@lru_cache(maxsize=1024)
+def _shape(
+    config: FlashDecodeConfig, kv_format: KVFormat, extents: Extents, most: int, itemsize: int, arch: str, num_sms: int
+) -> tuple[int, int, CostModel]:
+    """Query tokens of a block, CTAs for each block, and the model, for ``most`` queries of a sequence."""
+    group = extents.heads_per_kv_head
+    heads = extents.num_kv_heads * config.head_blocks(group)
+    heads *= compiled_dims(extents.head_dim, extents.head_dim_v)[2]  # as many CTAs share a row of the result
+    rows = min(config.block_m, most * group)
+    dims = extents.head_dim, extents.head_dim_v
+    model = cost_model(config, kv_format, *dims, rows, itemsize, arch=arch, num_sms=num_sms)
+    return config.tokens_per_block(group), heads, model
+
+
 def most_blocks(batch: int, seqlen_q: int, packed: bool, tokens: int) -> int:
     """Row blocks that the queries may need; ``seqlen_q`` are those of all sequences where they are packed."""
     return seqlen_q // tokens + min(batch, seqlen_q) if packed else batch * -(-seqlen_q // tokens)
@@ -129,19 +144,23 @@ def most_blocks(batch: int, seqlen_q: int, packed: bool, tokens: int) -> int:
 
 def even_schedule(problem: DecodeProblem, tokens: int, num_splits: int) -> Schedule:
     """As many splits for each sequence. The grid does not depend on any length."""
-    extents = problem.extents
+    made = _even(problem.extents, tokens, num_splits)
+    if not problem.extents.packed:
+        return made
+    starts = problem.cu_seqlens_q
+    work = device_work_list(problem.executor, starts, problem.extents.seqlen_q, tokens, problem.max_seqlen_q)
+    return replace(made, cu_seqlens_q=starts, work=work, work_columns=2)
+
+
+@lru_cache(maxsize=1024)
+def _even(extents: Extents, tokens: int, num_splits: int) -> Schedule:
     total = extents.seqlen_q if extents.packed else extents.batch * extents.seqlen_q
-    made = Schedule(
+    return Schedule(
         num_items=num_splits * most_blocks(extents.batch, extents.seqlen_q, extents.packed, tokens),
-        cu_seqlens_q=problem.cu_seqlens_q,
         num_splits=num_splits,
         num_partials=check_partials(total * num_splits) if num_splits > 1 else 0,
         max_splits=num_splits,
     )
-    if not extents.packed:
-        return made
-    work = device_work_list(problem.executor, problem.cu_seqlens_q, total, tokens, problem.max_seqlen_q)
-    return replace(made, work=work, work_columns=2)
 
 
 def lists_of(blocks: Blocks, seqlens_q: NDArray[np.int64], num_splits: int | NDArray[np.int64]) -> Lists:
@@ -161,17 +180,6 @@ def lists_of(blocks: Blocks, seqlens_q: NDArray[np.int64], num_splits: int | NDA
     num_partials = check_partials(int(partials.sum()))
     first = np.cumsum(partials) - partials
     return Lists(work, np.stack([num_splits, first], axis=1).astype(np.int32), 1, num_partials, int(num_splits.max()))
-
-
-def _model_of(problem: DecodeProblem, config: FlashDecodeConfig) -> CostModel:
-    extents = problem.extents
-    arch, num_sms = problem.executor.machine
-    most = extents.seqlen_q if problem.max_seqlen_q is None else problem.max_seqlen_q
-    rows = min(config.block_m, most * problem.group)
-    itemsize = 8 if problem.accumulator is np.float64 else 4
-    return cost_model(
-        config, problem.kv_format, extents.head_dim, extents.head_dim_v, rows, itemsize, arch=arch, num_sms=num_sms
-    )
 
 
 @lru_cache(maxsize=256)

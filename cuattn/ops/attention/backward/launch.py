@@ -19,7 +19,7 @@ from cuattn.ops.attention.backward.plan import select_configs
 from cuattn.ops.attention.backward.problem import AttentionGrads, BackwardProblem
 from cuattn.ops.attention.backward.workspace import allocate, classes_name
 from cuattn.ops.attention.option_checks import LogitArray
-from cuattn.ops.attention.params import backward_layout, forward_fields
+from cuattn.ops.attention.params import backward_layout, pack_params
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.operand import Operand, operand
 from cuattn.runtime.arrays import zeros
@@ -44,7 +44,6 @@ class Prepared:
     lse: Any  # ready for the kernels: see attention_backward_rows.cu
     delta: Any
     workspace: dict[str, Any]
-    forward: dict[str, Any]  # the fields of kernels/attention/attention_params.cuh, without classes
 
     @property
     def aligned(self) -> bool:
@@ -59,14 +58,15 @@ class Prepared:
         classes: LogitArray | None = None,
     ) -> np.void:
         """The struct of kernels/backward/attention_backward_params.cuh."""
-        fields = self.forward if classes is None else {**self.forward, "tile_class": classes.strides}
-        return backward_layout(self.problem.forward.accumulator).pack(
-            **fields,
-            dout=self.dout.strides,
-            dq=_NO_STRIDES if dq is None else dq.strides,
-            dk=_NO_STRIDES if dk is None else dk.strides,
-            dv=_NO_STRIDES if dv is None else dv.strides,
+        problem = self.problem
+        layout, operands = backward_layout(problem.forward.accumulator), (self.q, self.k, self.v, self.out)
+        gradients = (
+            ("dout", self.dout.strides),
+            ("dq", _NO_STRIDES if dq is None else dq.strides),
+            ("dk", _NO_STRIDES if dk is None else dk.strides),
+            ("dv", _NO_STRIDES if dv is None else dv.strides),
         )
+        return pack_params(layout, problem.forward, *operands, classes=classes, packed=problem.packed, more=gradients)
 
 
 def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | None = None) -> AttentionGrads:
@@ -77,11 +77,13 @@ def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | No
     targets = {name: problem.target(name) for name in ("dq", "dk", "dv")}
     workspace = allocate(problem, configs)
     prepared = _prepare(problem, workspace)
-    classes = {
-        tile: tile_classes.find(executor, options, *tile, workspace[name])
-        for tile in {config.tile for config in configs}
-        if (name := classes_name(tile)) in workspace
-    }
+    classes = {}
+    if options.bias is not None or options.mask is not None:
+        classes = {
+            tile: tile_classes.find(executor, options, *tile, workspace[name])
+            for tile in {config.tile for config in configs}
+            if (name := classes_name(tile)) in workspace
+        }
     sums = DqSums(workspace["dq"], extents) if "dq" in workspace else None
     if sums is not None and sums.array.size:
         sums.clear(executor)
@@ -101,8 +103,7 @@ def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
     """Launch the kernel that looks at every query of every head."""
     executor, forward = problem.executor, problem.forward
     q, k, v, dout, out = (operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out))
-    fields = forward_fields(forward, q, k, v, out, packed=problem.packed)
-    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace, fields)
+    prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace)
     num_rows = problem.lse.size
     if num_rows:
         on_tensor_cores = forward.dtype.itemsize == 2 or forward.options.tf32
@@ -156,13 +157,13 @@ def _launch_side(
     num_blocks = extents.batch * -(-seqlen // config.block_own) if work is None else work.shape[0]
     buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
     add_dq = sums is not None
-    for launch in config.launches(add_dq=add_dq):
+    kernels = _kernels(
+        executor, config, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned, add_dq
+    )
+    for launch, kernel, smem_bytes in kernels:
         dq: Operand | DqSums | None = sums if launch.add_dq else None if of_keys else targets["dq"]
         dk = targets["dk"] if of_keys and launch.grad_qk else None
         dv = targets["dv"] if launch.grad_v else None
-        kernel = _kernel(
-            executor, config, launch, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned
-        )
         args = {
             **options.pointers(config.source, config.entry),
             "g_dout": prepared.dout.array,
@@ -180,20 +181,24 @@ def _launch_side(
             "g_work": work,
             "params": prepared.params(dq, dk, dv, classes),
         }
-        smem_bytes = config.smem_bytes(*buckets, add_dq=launch.add_dq)
         executor.launch(kernel, (num_heads * num_blocks,), (config.num_threads,), args, smem_bytes)
 
 
 @cache
-def _kernel(
+def _kernels(
     executor: Executor,
     config: FlashBwdConfig,
-    launch: Launch,
     dtype: np.dtype[Any],
     head_dim: int,
     head_dim_v: int,
     options: ForwardOptions,
     aligned: bool,
-) -> Kernel:
-    constants = config.constants(dtype.name, head_dim, head_dim_v, options, launch=launch, aligned=aligned)
-    return executor.kernel(config.source, constants, config.entry)
+    add_dq: bool,
+) -> list[tuple[Launch, Kernel, int]]:
+    """The launches of a side in their order, the kernel of each, and its shared memory in bytes."""
+    found = []
+    for launch in config.launches(add_dq=add_dq):
+        constants = config.constants(dtype.name, head_dim, head_dim_v, options, launch=launch, aligned=aligned)
+        kernel = executor.kernel(config.source, constants, config.entry)
+        found.append((launch, kernel, config.smem_bytes(head_dim, head_dim_v, add_dq=launch.add_dq)))
+    return found

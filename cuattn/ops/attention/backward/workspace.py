@@ -58,10 +58,12 @@ def _parts(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> Itera
     yield "delta", extents.lse_shape, accumulator
     if order_free(problem):
         yield "dq", DqSums.shape(extents), np.float32
-    for tile in dict.fromkeys(config.tile for config in configs):
-        shape = tile_classes.shape(problem.forward.options, *tile)
-        if shape is not None:
-            yield classes_name(tile), shape, np.uint8
+    options = problem.forward.options
+    if options.bias is not None or options.mask is not None:
+        for tile in dict.fromkeys(config.tile for config in configs):
+            shape = tile_classes.shape(options, *tile)
+            if shape is not None:
+                yield classes_name(tile), shape, np.uint8
     if problem.return_dbias:
         yield "dbias", (bias_launch.partial_nbytes(problem),), np.uint8
 

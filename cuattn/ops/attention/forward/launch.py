@@ -16,7 +16,7 @@ from cuattn.ops.attention.forward.config import FEW_QUERIES, FlashFwdConfig, Pla
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_select import hopper_row, longest_seqlen_q
 from cuattn.ops.attention.forward.tuned_rows import tuned_row
-from cuattn.ops.attention.params import forward_fields, forward_layout
+from cuattn.ops.attention.params import forward_layout, pack_params
 from cuattn.ops.attention.sequences import Packed
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.operand import Operand, operand
@@ -43,7 +43,7 @@ def forward(
         q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
         operands = q, k, v, output
         if hopper is not None:
-            params = forward_layout(problem.accumulator).pack(**forward_fields(problem, *operands, packed=packed))
+            params = pack_params(forward_layout(problem.accumulator), problem, *operands, packed=packed)
             hopper_launch.launch(problem, hopper, operands, lse, params, packed)
         else:
             assert not isinstance(config, HopperFwdConfig)
@@ -75,7 +75,7 @@ def _launch(
     classes = None
     if (tiles := tile_classes.shape(options, plan.block_m, plan.block_n)) is not None:
         classes = tile_classes.find(executor, options, plan.block_m, plan.block_n, executor.empty(tiles, np.uint8))
-    fields = forward_fields(problem, q, k, v, output, classes, packed)
+    layout = forward_layout(problem.accumulator)
     args = {
         "g_q": q.array,
         "g_k": k.array,
@@ -87,7 +87,7 @@ def _launch(
         "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
         "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
         "g_work": work,
-        "params": forward_layout(problem.accumulator).pack(**fields),
+        "params": pack_params(layout, problem, q, k, v, output, classes=classes, packed=packed),
     }
     num_ctas = plan.column_blocks * extents.num_heads * num_blocks
     executor.launch(plan.kernel, (num_ctas,), (plan.num_threads,), args, plan.smem_bytes)
