@@ -48,7 +48,7 @@ extern "C" __global__ void program(u32* out, const int* kinds, const int* places
 """
 SIZES = np.array([1, 4, 16, 1, 4, 16])  # of the kinds: three loads, three stores
 NUM_LOADS, SYNC_THREADS, SYNC_WARP = 3, 6, 7
-BYTES = 256
+BYTES = 32
 WARP = 32
 
 
@@ -67,7 +67,7 @@ class Program:
     @classmethod
     def random(cls, rng: np.random.Generator) -> Program:
         threads, steps = WARP * int(rng.integers(1, 4)), int(rng.integers(2, 12))
-        kinds = rng.choice(8, steps, p=[0.05, 0.07, 0.12, 0.05, 0.06, 0.1, 0.4, 0.15])
+        kinds = rng.choice(8, steps, p=[0.1, 0.12, 0.15, 0.06, 0.07, 0.1, 0.25, 0.15])
         places = np.full((steps, threads), -1, np.int32)
         if rng.random() < 0.6:  # all of the memory is written first
             kinds = np.concatenate([[5, SYNC_THREADS], kinds])
@@ -75,15 +75,28 @@ class Program:
             everything[0, : BYTES // 16] = np.arange(BYTES // 16) * 16
             places = np.concatenate([everything, places])
         before = np.zeros(threads, int)
+        few = rng.choice(threads, 3)
         for step, kind in enumerate(kinds):
             if kind >= SYNC_THREADS or (places[step] >= 0).any():
                 continue
             size = SIZES[kind]
             lanes = np.arange(threads)
-            spread = [lanes, lanes[::-1], lanes // 4, lanes + 1, before // size, np.full(threads, rng.integers(BYTES))]
+            spread = [
+                lanes,
+                lanes[::-1],
+                lanes // 4,
+                before // size,
+                (before + 4) // size,
+                np.full(threads, rng.integers(4)),
+            ]
             place = spread[rng.integers(len(spread))] * size % BYTES
-            if rng.random() < 0.5:
-                place = np.where(rng.random(threads) < rng.choice([0.1, 0.9]), place, -1)
+            if rng.random() < 0.8:  # few threads, mostly the same ones: what several do together races at once
+                hot = (
+                    np.isin(lanes, rng.choice(few, rng.integers(1, 3)))
+                    if rng.random() < 0.8
+                    else rng.random(threads) < 0.9
+                )
+                place = np.where(hot, place, -1)
             places[step] = place
             before = np.maximum(place, 0)
         return cls(kinds.astype(np.int32), places)
@@ -100,7 +113,7 @@ class Program:
 
     def faults(self) -> tuple[bool, bool]:
         """Whether two accesses race, and whether a load takes a byte that no store before it has written."""
-        steps, threads = np.nonzero(self.places >= 0)
+        steps, threads = np.nonzero((self.places >= 0) & (self.kinds < SYNC_THREADS)[:, None])
         kinds = self.kinds[steps]
         start = self.places[steps, threads]
         end, is_store = start + SIZES[kinds], kinds >= NUM_LOADS
@@ -124,7 +137,7 @@ class Program:
 @pytest.mark.parametrize("mode", ["late", "random"])
 def test_the_checkers_find_what_the_model_finds(mode: str) -> None:
     found = {"RaceError": 0, "UninitializedReadError": 0, "": 0}
-    for seed in range(200):
+    for seed in range(600):
         program = Program.random(np.random.default_rng(seed))
         races, unwritten = program.faults()
         with host.schedule(mode, seed):
@@ -137,3 +150,22 @@ def test_the_checkers_find_what_the_model_finds(mode: str) -> None:
                     found[fault] += 1
         found["RaceError"] += races
     assert all(count > 10 for count in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("steps", "fault"),
+    [
+        ([(2, 0, 0), (1, 0, 0), (4, 33, 8)], "RaceError"),
+        ([(5, 0, 0), (4, 0, 0), (1, 33, 8)], "RaceError"),
+        ([(5, 0, 0), (4, 0, 0), (SYNC_THREADS, 0, 0), (2, 33, 0), (1, 33, 4), (3, 33, 4)], ""),
+        ([(5, 0, 0), (3, 0, 0), (5, 0, 0), (SYNC_THREADS, 0, 0), (0, 33, 3), (5, 34, 0)], "RaceError"),
+    ],
+)
+def test_a_part_of_a_line_keeps_what_was_known_of_all_of_it(steps: list[tuple[int, int, int]], fault: str) -> None:
+    """Steps of one thread each: kind, thread, place."""
+    places = np.full((len(steps), 2 * WARP), -1, np.int32)
+    for row, (_, thread, place) in zip(places, steps, strict=True):
+        row[thread] = place
+    program = Program(np.array([kind for kind, _, _ in steps], np.int32), places)
+    with host.check("mem", "race"):
+        assert program.run() == fault
