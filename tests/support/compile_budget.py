@@ -21,8 +21,8 @@ import pytest
 from cuattn.compile import builder
 from cuattn.compile.expand import VIRTUAL_ROOT
 
-#: Distinct variants of a whole session, by kind: what the suite asks for, and room for some twenty tests more.
-BUDGET = {"ptx": 100000, "cubin": 100000}
+#: Distinct variants of a whole session, by kind: what the suite asks for, and a little room.
+BUDGET = {"ptx": 1300, "cubin": 500}
 
 
 class CompileBudget:

@@ -46,7 +46,7 @@ def normal(rng, dtype, *shapes):
 
 
 @pytest.mark.smoke
-@examples(100)
+@examples(70)
 @given(problem=attention_problems(variants=pooled()))
 def test_agrees_with_the_reference(executor, problem):
     before = [guarded.root.copy() for guarded in (problem.q, problem.k, problem.v)]

@@ -58,7 +58,7 @@ def test_options(executor, case):
             assert_probabilities_close(p, q, k, **options)
 
 
-@examples(40)
+@examples(30)
 @given(problem=attention_problems(options=OPTIONS_OF_ATTENTION, max_seqlen=50))
 def test_agrees_with_the_reference(executor, problem):
     out, lse, _ = call(executor, problem.q, problem.k, problem.v, **problem.options)
