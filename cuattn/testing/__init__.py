@@ -4,7 +4,8 @@
   below;
 * :mod:`~cuattn.testing.arrays`: arrays in any layout, surrounded by poison that is verified afterwards;
 * :mod:`~cuattn.testing.cases`: one object per problem, for tests, benchmarks and the command line;
-* :mod:`~cuattn.testing.strategies`: Hypothesis strategies (the only module here that needs Hypothesis).
+* :mod:`~cuattn.testing.strategies`: Hypothesis strategies (these modules alone need Hypothesis), and
+  :mod:`~cuattn.testing.pool`: the kernel variants that the suite draws from.
 """
 
 from __future__ import annotations

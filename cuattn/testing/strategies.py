@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from cuattn.testing.arrays import Guarded, Layout, place
 from cuattn.testing.option_strategies import STRATEGIES, Drawn, bias_dtypes, names_on
+from cuattn.testing.pool import Blessed
 from cuattn.testing.problems import AttentionProblem, VarlenProblem
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "seqlens",
     "sequence_lengths",
     "softmax_inputs",
+    "unaligned_layouts",
     "value_kinds",
     "varlen_problems",
 ]
@@ -143,6 +145,13 @@ def aligned_layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
 
 
 @st.composite
+def unaligned_layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
+    """Those of :func:`layouts` that begin between two multiples of 16 bytes."""
+    layout = draw(layouts(ndim))
+    return Layout(layout.order, layout.pad, draw(st.sampled_from((1, 3))))
+
+
+@st.composite
 def attention_options(
     draw: st.DrawFn,
     shape: tuple[int, int, int, int],
@@ -150,6 +159,7 @@ def attention_options(
     *,
     num_kv_heads: int = 1,
     dtype: DTypeLike = np.float32,
+    bounded: bool | None = None,
 ) -> dict[str, Any]:
     """Options of a call with [B, H, N, M] = `shape`, those of `names` only; each is left out half of the time.
 
@@ -158,12 +168,18 @@ def attention_options(
     shape that broadcasts, of fewer dimensions too, and may lie anywhere in memory. "dropout" stands for dropout_p,
     dropout_seed and dropout_offset. Those that are only for some dtype are drawn for no other: precision for float32,
     the descales [B, `num_kv_heads`] for float8.
+
+    `bounded`: whether a causal mask or a window is among them, which is left to chance when None. It takes one of the
+    two in `names`.
     """
     batch, heads, seqlen_q, seqlen_k = shape
     real = np.dtype(dtype)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     call = Drawn(rng, batch, heads, num_kv_heads, seqlen_q, seqlen_k)
-    chosen = {name: draw(STRATEGIES[name](call)) for name in names if draw(st.booleans())}
+    bounds = [name for name in names if name in ("causal", "window")] if bounded is not None else []
+    wanted = [name for name in names if name not in bounds and draw(st.booleans())]
+    wanted += [draw(st.sampled_from(bounds))] if bounded and bounds else []
+    chosen = {name: draw(STRATEGIES[name](call)) for name in wanted}
     chosen |= chosen.pop("dropout", {})
     for name in ("bias", "mask"):
         if name in chosen:
@@ -185,11 +201,17 @@ def attention_problems(
     layout: st.SearchStrategy[Layout] | None = None,
     max_seqlen: int = 130,
     allow_empty: bool = False,
+    variants: st.SearchStrategy[Blessed] | None = None,
 ) -> AttentionProblem:
     """Whole problems; N and M are independent, so that N > M is as frequent as M > N.
 
+    `variants` draws what the kernel is compiled for, out of a pool: it decides the dtype, the head dims, whether rows
+    are aligned and whether keys are hidden by position, whatever the other arguments draw.
     Float8 problems, where `dtype` draws them, hold uint8 arrays and the option fp8_format half of the time.
     """
+    variant = None if variants is None else draw(variants)
+    if variant is not None:
+        dtype, head_dims = st.just(variant.dtype), st.sampled_from(variant.head_dims)
     real = draw(dtype if dtype is not None else dtypes())
     head_dim, head_dim_v = draw(head_dims if head_dims is not None else head_dim_pairs())
     num_heads, num_kv_heads = draw(heads if heads is not None else st.sampled_from(HEAD_PAIRS))
@@ -203,9 +225,14 @@ def attention_problems(
         (batch, seqlen_k, num_kv_heads, head_dim_v),
     )
     values, of_bytes = _as_bytes(draw, [fill(shape, real, kind, rng) for shape in shapes])
-    q, k, v = (place(x, draw(layouts() if layout is None else layout)) for x in values)
+    of_k = layouts() if layout is None else layout
+    of_q = of_k
+    if variant is not None:
+        of_q, of_k = (aligned_layouts(), aligned_layouts()) if variant.aligned else (unaligned_layouts(), layouts())
+    q, k, v = (place(x, draw(own)) for x, own in zip(values, (of_q, of_k, of_k), strict=True))
+    bounded = None if variant is None else variant.bounded
     logits_shape = batch, num_heads, seqlen_q, seqlen_k
-    chosen = draw(attention_options(logits_shape, options, num_kv_heads=num_kv_heads, dtype=real))
+    chosen = draw(attention_options(logits_shape, options, num_kv_heads=num_kv_heads, dtype=real, bounded=bounded))
     return AttentionProblem(q, k, v, {**chosen, **of_bytes}, kind)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
+from resource_cases import left_out, sampled
 
 from cuattn import compile
 from cuattn.errors import LaunchError
@@ -117,34 +118,60 @@ def assert_no_spills(row, head_dim, arch, options, aligned=True, dtype_name=None
     assert spilled == (0, 0, 0), (options, aligned, resources)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90a"))
+def most_of(row):
+    """Every option that the row is meant for."""
+    return EVERYTHING if row.score_options else ForwardOptions(bound_left=True, bound_right=True)
+
+
+def rows_at_their_largest():
+    """(row, head dim, arch, options, aligned) that the suite always looks at."""
+    for row, head_dim in {row: head_dim for row, head_dim in selected()}.items():
+        for options in (PLAIN, CAUSAL, most_of(row)):
+            yield row, head_dim, "sm_90a", options, True
+
+
+def rows_on_sm_80():
+    return [(row, head_dim, "sm_80", most_of(row), True) for row, head_dim in pairs()]
+
+
+def other_rows():
+    """With everything by element-wise loads, and at the smaller head dims of 16-bit rows."""
+    always = set(rows_at_their_largest())
+    yield from ((row, head_dim, "sm_90a", most_of(row), False) for row, head_dim in pairs())
+    for row, head_dim in pairs():
+        cases = [(row, head_dim, "sm_90a", options, True) for options in (most_of(row), PLAIN, CAUSAL)]
+        yield from (case for case in cases if case not in always)
+
+
+def pairs():
+    return [pair for pair in selected() if pair[0].itemsize == 2 or pair[1] in (64, 128, 256, 512)]
+
+
 @pytest.mark.parametrize(
-    ("row", "head_dim"),
-    [pair for pair in selected() if pair[0].itemsize == 2 or pair[1] in (64, 128, 256, 512)],
+    ("row", "head_dim", "arch", "options", "aligned"),
+    [*rows_at_their_largest(), *sampled(rows_on_sm_80(), one_in=3), *left_out(other_rows())],
     ids=str,
 )
-def test_no_row_spills(row, head_dim, arch):
-    """ptxas accepts every row on both architectures, and keeps everything in registers: with everything, and on one of
-    them without options, causal, and with the element-wise load path. `cuattn-bench run compile` looks at all."""
-    most = EVERYTHING if row.score_options else ForwardOptions(bound_left=True, bound_right=True)
-    assert_no_spills(row, head_dim, arch, most)
-    if arch == "sm_90a":
-        for options in (PLAIN, CAUSAL):
-            assert_no_spills(row, head_dim, arch, options)
-        assert_no_spills(row, head_dim, arch, most, aligned=False)
+def test_no_row_spills(row, head_dim, arch, options, aligned):
+    """ptxas accepts every row, and keeps everything in registers."""
+    assert_no_spills(row, head_dim, arch, options, aligned)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", compiled_options(("float32",)), ids=lambda options: options.label)
+@pytest.mark.parametrize(
+    "options",
+    left_out((options,) for options in compiled_options(("float32",))),
+    ids=lambda options: options.label,
+)
 def test_no_option_spills(options):
     """Each kernel of the table of options, with bounds, for one type of a bias."""
     row = select(FLOAT16, 128, 128, seqlen_q=1000, smem_limit_bytes=163 * KIB, options=options)
     assert_no_spills(row, 128, "sm_90a", options)
 
 
-@pytest.mark.parametrize("dtype_name", ("bfloat16", "float8_e4m3fn", "float8_e5m2"))
-@pytest.mark.parametrize("aligned", (True, False))
+@pytest.mark.parametrize(
+    ("dtype_name", "aligned"),
+    sampled(itertools.product(("bfloat16", "float8_e4m3fn", "float8_e5m2"), (True, False)), one_in=3),
+)
 def test_other_types_do_not_spill(dtype_name, aligned):
     row = select(FLOAT16, 128, 128, seqlen_q=1000, smem_limit_bytes=163 * KIB)
     assert_no_spills(row, 128, "sm_80", CAUSAL, aligned, dtype_name)
@@ -174,9 +201,9 @@ def test_compiles_for_the_other_architectures(arch):
     assert compile.build(row.source, constants, arch=arch, kind="cubin").resources[row.entry].registers <= 255
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ("sm_100a", "sm_120a"))
-@pytest.mark.parametrize("row", FLASH_FWD_CONFIGS, ids=str)
+@pytest.mark.parametrize(
+    ("row", "arch"), left_out(itertools.product(FLASH_FWD_CONFIGS, ("sm_100a", "sm_120a"))), ids=str
+)
 def test_every_row_compiles_for_blackwell(row, arch):
     """There, the portable kernels serve every call."""
     limit = compile.smem_limit_bytes(arch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from resource_cases import left_out, sampled
 
 from cuattn import compile
 from cuattn.errors import LaunchError
@@ -15,6 +16,7 @@ from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 KIB = 1024
 SIZES = tuple(size for size in HEAD_DIM_BUCKETS if size <= MAX_GRADIENT_HEAD_DIM)
 LIMITS = (99 * KIB, 163 * KIB, 227 * KIB)  # sm_86, sm_80, sm_90
+CAUSAL = ForwardOptions(bound_right=True)
 WINDOW = ForwardOptions(bound_left=True, bound_right=True)
 #: The kinds of rows: (dtype, whether its products are in tf32).
 KINDS = (
@@ -113,15 +115,41 @@ def assert_no_spills(row, launch, arch, options, aligned=True):
     assert spilled == (0, 0, 0), (launch, options, aligned, resources)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", FLASH_BWD_CONFIGS, ids=str)
-def test_no_row_spills(row):
-    """ptxas keeps everything in registers at the largest head dim: with everything that the row is meant for, and on
-    one of the architectures without options and, of one launch, with the element-wise load path."""
-    most = EVERYTHING if row.score_options else WINDOW
-    launches = launches_of(row)
-    assert_no_spills(row, launches[0], "sm_90a", most, aligned=False)
-    for launch in launches:
-        assert_no_spills(row, launch, "sm_80", most)
-        assert_no_spills(row, launch, "sm_90a", PLAIN)
-        assert_no_spills(row, launch, "sm_90a", most)
+def most_of(row):
+    """Every option that the row is meant for."""
+    return EVERYTHING if row.score_options else WINDOW
+
+
+def rows_at_their_largest():
+    """(row, launch, arch, options, aligned) that the suite always looks at: of each row the launch with most to do."""
+    for row in FLASH_BWD_CONFIGS:
+        for options in (PLAIN, most_of(row)):
+            yield row, largest_launch(row), "sm_90a", options, True
+
+
+def largest_launch(row: FlashBwdConfig) -> Launch:
+    return max(launches_of(row), key=lambda launch: launch.grad_qk + launch.grad_v + launch.add_dq)
+
+
+def rows_on_sm_80():
+    return [(row, launch, "sm_80", most_of(row), True) for row in FLASH_BWD_CONFIGS for launch in launches_of(row)]
+
+
+def other_rows():
+    """By element-wise loads, causal, and the other launches."""
+    for row in FLASH_BWD_CONFIGS:
+        yield row, launches_of(row)[0], "sm_90a", most_of(row), False
+        for launch in launches_of(row):
+            yield row, launch, "sm_90a", CAUSAL, True
+            if launch != largest_launch(row):
+                yield from ((row, launch, "sm_90a", options, True) for options in (PLAIN, most_of(row)))
+
+
+@pytest.mark.parametrize(
+    ("row", "launch", "arch", "options", "aligned"),
+    [*rows_at_their_largest(), *sampled(rows_on_sm_80(), one_in=3), *left_out(other_rows())],
+    ids=str,
+)
+def test_no_row_spills(row, launch, arch, options, aligned):
+    """ptxas keeps everything in registers at the largest head dim."""
+    assert_no_spills(row, launch, arch, options, aligned)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from resource_cases import left_out, sampled
 
 from cuattn import compile
 from cuattn.errors import LaunchError
@@ -82,7 +84,7 @@ def test_blocks_cover_a_group_once(row):
 
 
 def assert_no_spills(row: FlashDecodeConfig, arch: str, name: str, chosen: dict[str, bool]) -> None:
-    dtype_name = {2: "bfloat16", 4: "float32", 8: "float64"}[row.itemsize]
+    dtype_name = plain_format(row)
     *dims, blocks = compiled_dims(row.max_head_dim, row.max_head_dim)
     constants = row.constants(dtype_name, KV_FORMATS[name], *dims, flags(chosen), column_blocks=blocks)
     (resources,) = compile.build(row.source, constants, arch=arch, kind="cubin").resources.values()
@@ -91,19 +93,36 @@ def assert_no_spills(row: FlashDecodeConfig, arch: str, name: str, chosen: dict[
     assert resources.registers * row.num_threads <= 65536
 
 
+def plain_format(row: FlashDecodeConfig) -> str:
+    return {2: "bfloat16", 4: "float32", 8: "float64"}[row.itemsize]
+
+
+def rows_at_their_largest() -> Iterator[tuple[Any, ...]]:
+    """(row, arch, format, flags) that the suite always looks at."""
+    for row in FLASH_DECODE_CONFIGS:
+        yield row, "sm_90a", plain_format(row), EVERYTHING
+        if row.products == "mma":
+            yield row, "sm_90a", plain_format(row), PLAIN
+
+
+def rows_on_sm_80() -> list[tuple[Any, ...]]:
+    return [(row, "sm_80", plain_format(row), EVERYTHING) for row in FLASH_DECODE_CONFIGS]
+
+
+def other_rows() -> Iterator[tuple[Any, ...]]:
+    """Narrow formats, and element-wise loads."""
+    for row in FLASH_DECODE_CONFIGS:
+        if row.itemsize <= 4:
+            yield row, "sm_90a", "nvfp4", EVERYTHING
+        if row.products == "mma":
+            yield row, "sm_90a", "int8", EVERYTHING | {"SLOT_SCALES": True}
+            yield row, "sm_90a", plain_format(row), EVERYTHING | {"ALIGNED": False}
+
+
 @pytest.mark.parametrize(
-    "row",
-    [pytest.param(row, marks=pytest.mark.slow) if row.max_head_dim > 256 else row for row in FLASH_DECODE_CONFIGS],
+    ("row", "arch", "name", "chosen"),
+    [*rows_at_their_largest(), *sampled(rows_on_sm_80(), one_in=3), *left_out(other_rows())],
     ids=str,
 )
-def test_no_row_spills(row):
-    plain = {2: "bfloat16", 4: "float32", 8: "float64"}[row.itemsize]
-    assert_no_spills(row, "sm_80", plain, EVERYTHING)
-    assert_no_spills(row, "sm_90a", plain, EVERYTHING)
-    if row.products == "mma":
-        assert_no_spills(row, "sm_90a", plain, PLAIN)
-        assert_no_spills(row, "sm_90a", plain, EVERYTHING | {"ALIGNED": False})
-        assert_no_spills(row, "sm_90a", "nvfp4", EVERYTHING)
-        assert_no_spills(row, "sm_90a", "int8", EVERYTHING | {"SLOT_SCALES": True})
-    elif row.itemsize == 4:
-        assert_no_spills(row, "sm_90a", "nvfp4", EVERYTHING)
+def test_no_row_spills(row, arch, name, chosen):
+    assert_no_spills(row, arch, name, chosen)

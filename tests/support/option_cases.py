@@ -59,6 +59,13 @@ OPTION_CASES = {
     "everything": _everything,
 }
 FOR_EVERY_DTYPE = ("none", "everything")
+#: A bias of another type than float32 is a kernel of its own, with each type of q.
+OF_ONE_DTYPE = ("bias_lowest", "bias_of_keys", "bias_double")
+
+
+def formats_of(case):
+    """The dtypes of q that a case is tried with."""
+    return FORMATS if case in FOR_EVERY_DTYPE else FEW_FORMATS[: 1 if case in OF_ONE_DTYPE else None]
 
 
 def option_case(case, shape, dtype):

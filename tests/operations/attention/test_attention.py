@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from attention_calls import prepare
-from option_cases import FEW_FORMATS, FOR_EVERY_DTYPE, FORMATS, OPTION_CASES, option_case
+from option_cases import OPTION_CASES, formats_of, option_case
 
 import cuattn
 from cuattn.errors import SlowHostCallWarning
@@ -52,14 +52,24 @@ def test_head_dims(executor, head_dim):
     assert_right(executor, *make((1, 19, 37, 2, 1, head_dim, head_dim), F16), causal=True)
 
 
-@pytest.mark.parametrize("head_dim", (1, 33, 96, 128, 129, 192, 255, 256))
-@pytest.mark.parametrize("dtype", (BF16, F32, F64), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "head_dim"),
+    [*((BF16, d) for d in (33, 128, 255)), *((dtype, d) for dtype in (F32, F64) for d in (1, 96, 129, 256))],
+    ids=str,
+)
 def test_head_dims_of_other_dtypes(executor, dtype, head_dim):
+    """Each load path, and each row of their tables."""
     assert_right(executor, *make((1, 19, 37, 2, 1, head_dim, head_dim), dtype), causal=True)
 
 
-@pytest.mark.parametrize("head_dims", ((192, 128), (64, 256), (256, 1), (1, 256), (40, 96)), ids=str)
-@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "head_dims"),
+    [
+        *((F16, dims) for dims in ((192, 128), (64, 256), (256, 1), (1, 256), (40, 96))),
+        *((F32, dims) for dims in ((64, 256), (256, 1))),
+    ],
+    ids=str,
+)
 def test_value_head_dim_differs(executor, dtype, head_dims):
     assert_right(executor, *make((2, 21, 50, 2, 2, *head_dims), dtype))
 
@@ -152,26 +162,26 @@ def test_out(executor, dtype, layout, head_dim_v):
     assert_attention_close(executor.numpy(out.array), q, k, v)
 
 
-@pytest.mark.parametrize("row", FLASH_FWD_CONFIGS, ids=str)
-def test_a_config_row_changes_no_result(executor, row):
+@pytest.mark.parametrize(("number", "row"), enumerate(FLASH_FWD_CONFIGS), ids=str)
+def test_a_config_row_changes_no_result(executor, number, row):
     """Every row at the largest head dim it serves, on a problem of several tiles each way; and any row obeys the same
-    bound. Rows sum in different orders, so bits may differ."""
+    bound. Rows sum in different orders, so bits may differ. Every other row with a causal mask."""
     dtype = {2: F16, 4: F32, 8: F64}[row.itemsize]
     head_dim = row.max_head_dim
-    q, k, v = make((1, 150, 150, 2, 1, head_dim, head_dim - 5), dtype, seed=1)
+    q, k, v = make((1, 130, 135, 1, 1, head_dim, head_dim - 5), dtype, seed=1)
     if not row.is_legal(head_dim, COLUMNS[head_dim][0], 163 * 1024):
         pytest.fail(f"{row} is legal on no architecture for the head dim that it is listed for")
     tf32 = {"precision": "tf32"} if row.products == "mma" and dtype == F32 else {}
-    for causal in (False, True):
-        arrays = [executor.array(x) for x in (q, k, v)]
-        out, lse = evaluate(*arrays, causal=causal, return_lse=True, config=row, **tf32)
-        assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=causal, **tf32)
+    causal = number % 2 == 1
+    arrays = [executor.array(x) for x in (q, k, v)]
+    out, lse = evaluate(*arrays, causal=causal, return_lse=True, config=row, **tf32)
+    assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=causal, **tf32)
 
 
 @pytest.mark.parametrize("case", OPTION_CASES)
 def test_plain_kernel(executor, case):
     """The kernel that is written to be read, with each option alone and with all of them."""
-    for dtype in FORMATS if case in FOR_EVERY_DTYPE else FEW_FORMATS:
+    for dtype in formats_of(case):
         for shape in ((2, 7, 33, 4, 2, 40, 24), (2, 9, 3, 2, 2, 256, 1)):
             arrays = make(shape, dtype)
             options = option_case(case, shape, dtype)

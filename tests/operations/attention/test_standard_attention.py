@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from attention_calls import prepare
 from hypothesis import given
-from option_cases import BF16, E4M3, F16, F32, F64, FEW_FORMATS, FOR_EVERY_DTYPE, FORMATS, OPTION_CASES, option_case
+from option_cases import BF16, E4M3, F16, F32, F64, OPTION_CASES, formats_of, option_case
 
 import cuattn
 from cuattn import reference
@@ -48,7 +48,7 @@ def assert_probabilities_close(p, q, k, **options):
 
 @pytest.mark.parametrize("case", OPTION_CASES)
 def test_options(executor, case):
-    for dtype in FORMATS if case in FOR_EVERY_DTYPE else FEW_FORMATS:
+    for dtype in formats_of(case):
         for shape in SHAPES:
             q, k, v = make(shape, dtype)
             options = option_case(case, shape, dtype)
@@ -58,7 +58,7 @@ def test_options(executor, case):
             assert_probabilities_close(p, q, k, **options)
 
 
-@examples(40)
+@examples(30)
 @given(problem=attention_problems(options=OPTIONS_OF_ATTENTION, max_seqlen=50))
 def test_agrees_with_the_reference(executor, problem):
     out, lse, _ = call(executor, problem.q, problem.k, problem.v, **problem.options)

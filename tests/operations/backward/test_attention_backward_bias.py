@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import idle_executor
 import ml_dtypes
 import numpy as np
 import pytest
@@ -97,13 +98,13 @@ def test_doubles_are_rounded_once(executor, narrow):
     near = [0.0, 2.0**-40, -(2.0**-40), 2.0**-30]
     v = np.array([1 + (i + 0.5) * step + e for i in range(3) for e in near] + [1e300, -1e300, 0.0], F64)
     batch = v.size
-    q, dout = np.zeros((batch, 1, 1, 1)), np.ones((batch, 1, 1, 1))
-    v = v.reshape(batch, 1, 1, 1)
+    q, dout = np.zeros((batch, 1, 1, 8)), np.ones((batch, 1, 1, 8))
+    v = np.pad(v.reshape(batch, 1, 1, 1), [(0, 0)] * 3 + [(0, 7)])
     bias = np.zeros((batch, 1, 1, 1), narrow)
     saved = after_forward(executor, q, q, v, dout=dout, bias=bias)
     dbias = dbias_of(executor, saved.but(out=np.zeros_like(v)))
     with np.errstate(over="ignore"):
-        expected = v.astype(narrow) if narrow == F16 else np.array([_to_bfloat16(x) for x in v.ravel()])
+        expected = v[..., 0].astype(narrow) if narrow == F16 else np.array([_to_bfloat16(x) for x in v[..., 0].ravel()])
     np.testing.assert_array_equal(dbias.ravel().astype(F64), expected.ravel().astype(F64))
 
 
@@ -258,7 +259,7 @@ def test_same_bits_in_any_schedule(executor, dtype):
     for shape in FEW_SHAPES:
         saved = with_bias(executor, dtype, shape)
         expected = call_backward(executor, saved, return_dbias=True)
-        for asynchrony, seed in (("random", 2), ("random", 3), ("eager", 4)):
+        for asynchrony, seed in (("random", 2), ("eager", 4)):
             with executor.active(asynchrony=asynchrony, seed=seed):
                 assert same_bits(call_backward(executor, saved, return_dbias=True), expected), (shape, seed)
 
@@ -327,7 +328,7 @@ def test_only_visible_tiles_are_computed(executor, shape, causal, window):
     if executor.name != "host":
         pytest.skip("instructions are counted by the host executor")
     batch, heads, seqlen_q, seqlen_k = 1, 2, 300, 400
-    q, k = np.ones((batch, seqlen_q, heads, 64), F16), np.ones((batch, seqlen_k, heads, 64), F16)
+    q, k = np.ones((batch, seqlen_q, heads, 32), F16), np.ones((batch, seqlen_k, heads, 32), F16)
     options = {"causal": causal} if window == (None, None) else {"window": window}
     bias = np.zeros(shape, F32)
     lse = np.zeros((batch, heads, seqlen_q), F32)
@@ -339,7 +340,7 @@ def test_only_visible_tiles_are_computed(executor, shape, causal, window):
         last = min(first + 16, seqlen_q) - 1
         begin = visible(first, seqlen_q, seqlen_k, causal, window)[0] // 64
         tiles += max(0, -(-visible(last, seqlen_q, seqlen_k, causal, window)[1] // 64) - begin)
-    mma_per_tile = 2 * 8 * 4  # two products, 64 keys in columns of 8, 64 head dims in steps of 16
+    mma_per_tile = 2 * 8 * 2  # two products, 64 keys in columns of 8, 32 head dims in steps of 16
     assert profile.instructions["mma"] == batch * heads * tiles * mma_per_tile
 
 
@@ -348,16 +349,7 @@ def test_only_visible_tiles_are_computed(executor, shape, causal, window):
 @pytest.mark.parametrize("seqlen", (4096, 65_536))
 def test_nothing_of_queries_times_keys_is_allocated(monkeypatch, packed, seqlen):
     """Without a launch: what is allocated for a broadcast bias is less than one byte for each query and key."""
-    allocated = []
-    empty = HostExecutor.empty
-
-    def counting(self, shape, dtype):
-        allocated.append(math.prod([shape] if isinstance(shape, int) else shape) * np.dtype(dtype).itemsize)
-        return empty(self, shape, dtype)
-
-    for name in ("_start", "finish"):
-        monkeypatch.setattr(HostExecutor, name, lambda *_: None)
-    monkeypatch.setattr(HostExecutor, "empty", counting)
+    allocated = idle_executor.install(monkeypatch).allocated
     batch, heads = 1, 2
     q = np.broadcast_to(F16.type(0), (seqlen, heads, 8) if packed else (batch, seqlen, heads, 8))
     lse = np.zeros((heads, seqlen) if packed else (batch, heads, seqlen), F32)
@@ -369,8 +361,9 @@ def test_nothing_of_queries_times_keys_is_allocated(monkeypatch, packed, seqlen)
         grads = function(q, q, q, q, q, lse, *starts, bias=bias, return_dbias=True)
         assert grads.dbias.shape == shape
         of_operands = 4 * lse.nbytes + 4 * q.nbytes
-        assert sum(allocated) <= of_operands + 3 * MEBIBYTE + 4 * bias.nbytes, shape
-        assert sum(allocated) < heads * seqlen**2 / 2
+        size = sum(array.nbytes for array in allocated)
+        assert size <= of_operands + 3 * MEBIBYTE + 4 * bias.nbytes, shape
+        assert size < heads * seqlen**2 / 2
 
 
 def test_workspace_of_long_sequences():

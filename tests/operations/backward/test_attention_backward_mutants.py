@@ -45,9 +45,14 @@ def test_positions(executor, format_, seqlens, options):
     assert_right(executor, saved)
 
 
-@pytest.mark.parametrize("head_dims", [(30, 21), (32, 64), (64, 32)], ids=str)
-def test_head_dims(executor, format_, head_dims):
-    dtype, more = format_
+@pytest.mark.parametrize(
+    ("name", "head_dims"),
+    [*((name, (30, 21)) for name in FORMATS), *(("float16", dims) for dims in ((32, 64), (64, 32))),
+     ("tf32", (64, 32)), ("float32", (32, 64))],
+    ids=str,
+)  # fmt: skip
+def test_head_dims(executor, name, head_dims):
+    dtype, more = FORMATS[name]
     saved = after_forward(executor, *normal(dtype, 2, (40, 70), (2, 1), head_dims), dlse=True, **more)
     assert_right(executor, saved)
 

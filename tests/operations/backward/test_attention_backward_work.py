@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import idle_executor
 import numpy as np
 import pytest
 from option_cases import F16, F32, F64, OPTION_CASES, option_case
@@ -24,18 +25,12 @@ def rounded(num_bytes):
 
 @pytest.fixture
 def allocations(monkeypatch):
-    """Sizes of what executors allocate, in bytes; nothing is launched."""
-    sizes = []
-    empty = executors.HostExecutor.empty
+    """What the executor allocates; nothing is compiled or launched."""
+    return idle_executor.install(monkeypatch).allocated
 
-    def count(self, shape, dtype):
-        array = empty(self, shape, dtype)
-        sizes.append(rounded(array.nbytes))
-        return array
 
-    monkeypatch.setattr(executors.HostExecutor, "empty", count)
-    monkeypatch.setattr(executors.HostExecutor, "launch", lambda *args: None)
-    return sizes
+def size_of(allocations):
+    return sum(rounded(array.nbytes) for array in allocations)
 
 
 def long_arrays(seqlen_q, seqlen_k, dtype=np.float16):
@@ -74,15 +69,15 @@ def test_nothing_grows_with_queries_times_keys(allocations, name, dtype, determi
     for seqlen in lengths:
         arrays, options = long_arrays(seqlen, seqlen, dtype), LONG[name](seqlen, seqlen)
         options |= {"deterministic": deterministic, "return_dbias": "bias" in options}
-        cuattn.attention_backward(*arrays, **options)  # the first call loads kernels
+        cuattn.attention_backward(*arrays, **options)  # the first call fills what is kept from call to call
         allocations.clear()
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
         grads = cuattn.attention_backward(*arrays, **options)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        results = sum(rounded(x.nbytes) for x in grads if x is not None)
-        totals.append(sum(allocations) - results)
+        results = size_of(x for x in grads if x is not None)
+        totals.append(size_of(allocations) - results)
         assert totals[-1] == cuattn.attention_backward_workspace_size(*arrays[1:4], **options)
         assert peak - before - results < totals[-1] + 2**16  # NumPy allocates nothing else either
     numbers = 2 if deterministic else 2 + HEAD_DIM  # of a query and head: those of dq as well where order is free
@@ -103,7 +98,7 @@ def test_packed_sequences_take_memory_by_their_tokens(allocations):
         lengths = np.array([0, 1, 2, 3, 4, tokens])
         allocations.clear()
         grads = cuattn.attention_varlen_backward(dout, q, k, k, dout, lse, lengths, lengths)
-        totals.append(sum(allocations) - sum(rounded(x.nbytes) for x in grads[:3]))
+        totals.append(size_of(allocations) - size_of(grads[:3]))
         options = {"cu_seqlens_q": lengths, "cu_seqlens_k": lengths}
         assert totals[-1] == cuattn.attention_backward_workspace_size(q, k, k, **options)
         assert totals[-1] <= 2 * lse.nbytes + 16

@@ -18,11 +18,9 @@ F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32,
 #: dtype of q, and format of the cache; where the scales of the format are, if it has a choice.
 FORMATS = {
     "float16": (F16, None, "tensor"),
-    "bfloat16": (BF16, None, "tensor"),
     "float32": (F32, None, "tensor"),
     "float64": (F64, None, "tensor"),
     "float16 of e4m3fn": (F16, "e4m3fn", "head"),
-    "bfloat16 of e5m2": (BF16, "e5m2", "slot"),
     "bfloat16 of int8": (BF16, "int8", "slot"),
     "float32 of int8": (F32, "int8", "head"),
     "float16 of nvfp4": (F16, "nvfp4", "tensor"),
