@@ -90,7 +90,8 @@ struct TileRows {
 
     __device__ __forceinline__ TileRows(const TilePosition<OWN_KEYS>& lane, int diagonal_offset, Real alibi_slope)
         : first_distance(alibi_distance<Real>(lane.query(), diagonal_offset, lane.key())), alibi_slope(alibi_slope) {}
-    __device__ __forceinline__ bool has_slope() const { return alibi_slope != Real(0); }
+    // Without tensor cores ALiBi is a small part of a tile, and the branch costs registers (float64 spilled with it).
+    __device__ __forceinline__ bool has_slope() const { return !Layout::APPROXIMATE || alibi_slope != Real(0); }
     __device__ __forceinline__ Real slope(int) const { return alibi_slope; }
     __device__ __forceinline__ Real distance(int r, int column) const {
         return first_distance + static_cast<Real>(OWN_KEYS ? column - Layout::row(r) : Layout::row(r) - column);

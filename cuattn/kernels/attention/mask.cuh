@@ -1,7 +1,7 @@
-// Which keys a query may see by its position: causal masks, windows and chunks. This is the one place that knows: the tiles
-// that a kernel loads, those that need no mask, and the elements that are hidden in the others all follow from Band. A
-// further rule of the kind gives Band another bound on either end, and no kernel changes; both ends must rise with the
-// row.
+// Which keys a query may see by its position: causal masks, windows and chunks. This is the one place that knows: the
+// tiles that a kernel loads, those that need no mask, and the elements that are hidden in the others all follow from
+// Band. A further rule of the kind gives Band another bound on either end, and no kernel changes; both ends must rise
+// with the row.
 //
 // Constants used: BOUND_LEFT, BOUND_RIGHT (which sides are compiled in).
 #pragma once
