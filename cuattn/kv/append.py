@@ -119,8 +119,12 @@ def append_kv(
     >>> pages[1, 2, 0].tolist(), float(scales[1, 2, 0] * 127)
     ([21, -127], 3.0)
     """
-    evaluate(
-        *(k, v, k_pages, v_pages, slot_mapping),
+    problem = check(
+        k,
+        v,
+        k_pages,
+        v_pages,
+        slot_mapping,
         positions=positions,
         rope=rope,
         kv_format=kv_format,
@@ -129,13 +133,7 @@ def append_kv(
         k_block_scales=k_block_scales,
         v_block_scales=v_block_scales,
     )
-
-
-def evaluate(
-    k: Any, v: Any, k_pages: Any, v_pages: Any, slot_mapping: Any, *, look: bool = True, **options: Any
-) -> None:
-    """Validate and launch. Without ``look``, slots and positions that the host sees go unchecked, as a device's do."""
-    write(check(k, v, k_pages, v_pages, slot_mapping, look=look, **options))
+    write(problem)
 
 
 def write(problem: Problem) -> None:

@@ -12,8 +12,6 @@ from typing import Any, Unpack
 
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
-from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig
-from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import AttentionOptions
@@ -110,20 +108,6 @@ def attention_varlen(
     )
     warn_if_slow(problem, packed)
     return forward(problem, return_lse=return_lse, packed=packed)
-
-
-def evaluate(
-    *arrays: Any,
-    return_lse: bool = False,
-    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
-    schedule_on_device: bool = False,
-    **options: Any,
-) -> Any:
-    """`attention_varlen` with a kernel shape of one's own choice, or as if only the device knew the lengths."""
-    problem, packed = check(*arrays, **options)
-    if schedule_on_device:
-        packed.host = None
-    return forward(problem, return_lse=return_lse, config=config, packed=packed)
 
 
 def check(

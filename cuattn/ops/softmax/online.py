@@ -15,6 +15,7 @@ from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
 from cuattn.messages import shown
 from cuattn.ops.softmax import rows
+from cuattn.ops.softmax.arguments import accumulator
 from cuattn.ops.softmax.config import (
     ALGORITHMS,
     MAX_GRID_X,
@@ -26,7 +27,6 @@ from cuattn.ops.softmax.config import (
     shape_constants,
 )
 from cuattn.ops.softmax.rows import Rows
-from cuattn.ops.softmax.softmax import accumulator
 from cuattn.runtime.arrays import contiguous, full
 from cuattn.runtime.checks import check_extents
 from cuattn.runtime.executor import Executor, Kernel, executor_for, executor_of_module

@@ -9,9 +9,9 @@ from test_attention_options import BF16, F16, F32, F64, make, same_bits
 
 import cuattn
 from cuattn import reference
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, PlainFwdConfig
 from cuattn.reference.dropout import philox4x32_10
+from cuattn.testing import kernels
 
 NAMES = ("dropout_p", "dropout_seed", "dropout_offset")
 #: p, seed and offset: usual, nearly nothing kept, nearly everything kept; every word of key and counter in use.
@@ -97,7 +97,7 @@ def test_no_tile_shape_changes_the_mask(executor, row):
     options = {"dropout_p": 0.3, "dropout_seed": 4, "dropout_offset": 2}
 
     def call_on(*arrays, **given):
-        return [executor.numpy(evaluate(*(executor.array(x) for x in arrays), config=row, **given))]
+        return [executor.numpy(kernels.attention(*(executor.array(x) for x in arrays), config=row, **given))]
 
     p, _, _ = probabilities(call_on, (150, 70), dtype, batch=1, **options, **precision)
     np.testing.assert_array_equal(p > 0, cuattn.dropout_mask(1, 2, 150, 70, **options))

@@ -15,8 +15,8 @@ import cuattn
 from cuattn import host, reference
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.sequences import work_list
-from cuattn.ops.attention.varlen import check, evaluate
-from cuattn.testing import assert_varlen_close
+from cuattn.ops.attention.varlen import check
+from cuattn.testing import assert_varlen_close, kernels
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.covering import covering_array, uncovered_pairs
 from cuattn.testing.options import make_bias, make_descale, make_mask, make_sinks, make_slopes
@@ -190,7 +190,9 @@ def test_options_together(executor, number):
     arrays, starts = pack(lengths, dtype, heads=(4, 2), seed=number)
     options = options_of(row, lengths, number)
     on_executor, moved = prepare(executor, arrays, options)
-    evaluated = evaluate(*on_executor, *starts, return_lse=True, schedule_on_device=row["schedule_on_device"], **moved)
+    evaluated = kernels.attention_varlen(
+        *on_executor, *starts, return_lse=True, schedule_on_device=row["schedule_on_device"], **moved
+    )
     out, lse = (executor.numpy(x) for x in evaluated)
     assert_varlen_close(out, *arrays, *starts, lse=lse, **options)
 
@@ -230,7 +232,7 @@ def test_a_schedule_made_on_the_device_changes_no_bit(executor, name):
     on_executor, _ = prepare(executor, arrays, {})
     for options in ({}, {"causal": True}):
         here, there = (
-            evaluate(*on_executor, *starts, return_lse=True, schedule_on_device=on_device, **options)
+            kernels.attention_varlen(*on_executor, *starts, return_lse=True, schedule_on_device=on_device, **options)
             for on_device in (False, True)
         )
         assert same_bits(*([executor.numpy(x) for x in result] for result in (here, there)))
@@ -297,7 +299,9 @@ def test_many_sequences(executor):
     lengths[700] = 150, 90
     arrays, starts = pack(lengths, head_dims=(8, 8))
     on_executor, _ = prepare(executor, arrays, {})
-    results = [evaluate(*on_executor, *starts, schedule_on_device=on_device) for on_device in (False, True)]
+    results = [
+        kernels.attention_varlen(*on_executor, *starts, schedule_on_device=on_device) for on_device in (False, True)
+    ]
     out, again = (executor.numpy(x) for x in results)
     assert same_bits([out], [again])
     expected, _ = reference.attention_varlen(*arrays, *starts)

@@ -10,10 +10,10 @@ import pytest
 
 import cuattn
 from cuattn import environment, host
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.config import MMA_ROWS, FlashFwdConfig, select
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.runtime.executor import HostExecutor
+from cuattn.testing import kernels
 
 MMA_COLS, MMA_DEPTH = 8, 16
 ROW = select(np.dtype(np.float16), 64, 64, seqlen_q=512, smem_limit_bytes=163 * 1024)
@@ -57,7 +57,7 @@ def count(seqlen_q, seqlen_k, heads, kv_heads, *, row=ROW, head_dim=64, **option
     q = np.ones((1, seqlen_q, heads, head_dim), np.float16)
     k = np.ones((1, seqlen_k, kv_heads, head_dim), np.float16)
     with counting() as profile:
-        evaluate(q, k, k, config=row, **options)
+        kernels.attention(q, k, k, config=row, **options)
     return profile
 
 

@@ -20,11 +20,10 @@ from test_attention_varlen import BAD_STARTS, LENGTHS, pack
 import cuattn
 from cuattn import host, reference
 from cuattn.ops.attention import varlen
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward import hopper_launch
 from cuattn.ops.attention.forward.hopper_config import BUCKETS, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.ops.attention.forward.launch import forward
-from cuattn.testing import assert_attention_close, assert_varlen_close
+from cuattn.testing import assert_attention_close, assert_varlen_close, kernels
 from cuattn.testing.arrays import Guarded, Layout, place
 from cuattn.testing.cases import AttentionCase
 from cuattn.testing.executors import ExecutorUnderTest, executor_names
@@ -67,7 +66,7 @@ def make(seqlens, dtype=F16, *, heads=(1, 1), head_dims=(64, 64), batch=1, seed=
 def call(executor, *arrays, config=SMALL, **options):
     """(out, lse) of a call as NumPy arrays, from NumPy arrays in any layout."""
     arrays, options = prepare(executor, arrays, options)
-    out, lse = evaluate(*arrays, config=config, return_lse=True, **options)
+    out, lse = kernels.attention(*arrays, config=config, return_lse=True, **options)
     return executor.numpy(out), executor.numpy(lse)
 
 
@@ -80,14 +79,14 @@ def assert_right(executor, *arrays, config=SMALL, **options):
 
 def call_varlen(executor, *arrays, config=SMALL, **options):
     arrays, options = prepare(executor, arrays, options)
-    out, lse = varlen.evaluate(*arrays, config=config, return_lse=True, **options)
+    out, lse = kernels.attention_varlen(*arrays, config=config, return_lse=True, **options)
     return executor.numpy(out), executor.numpy(lse)
 
 
 def assert_varlen_right(executor, arrays, starts, config=SMALL, **options):
     on_device = options.pop("schedule_on_device", False)
     moved, on_executor = prepare(executor, arrays, options)
-    results = varlen.evaluate(
+    results = kernels.attention_varlen(
         *moved, *starts, config=config, return_lse=True, schedule_on_device=on_device, **on_executor
     )
     out, lse = (executor.numpy(x) for x in results)
@@ -131,7 +130,7 @@ def test_head_dims_within_a_bucket(executor, head_dims):
     out, _ = assert_right(executor, *arrays)
     target = executor.guarded(out.shape, F16)
     moved, _ = prepare(executor, arrays, {})
-    assert evaluate(*moved, config=SMALL, out=target.array) is target.array
+    assert kernels.attention(*moved, config=SMALL, out=target.array) is target.array
     target.check()
     assert same_bits([executor.numpy(target.array)], [out])
 
@@ -404,7 +403,7 @@ def test_layouts_change_no_bit(executor, name):
         expected[0].shape, F16, Layout(order=LAYOUTS[name].order, pad=LAYOUTS[name].pad, offset=1)
     )
     moved, _ = prepare(executor, plain, {})
-    evaluate(*moved, config=SMALL, out=target.array)
+    kernels.attention(*moved, config=SMALL, out=target.array)
     target.check()
     assert same_bits([executor.numpy(target.array)], expected[:1])
 
@@ -418,7 +417,7 @@ def test_views_of_one_packed_projection(executor):
 def test_without_lse(executor):
     arrays = make((70, 150))
     moved, _ = prepare(executor, arrays, {})
-    assert same_bits([executor.numpy(evaluate(*moved, config=SMALL))], call(executor, *arrays)[:1])
+    assert same_bits([executor.numpy(kernels.attention(*moved, config=SMALL))], call(executor, *arrays)[:1])
 
 
 def test_the_public_functions_take_it(executor, monkeypatch):
@@ -449,7 +448,7 @@ def test_tiles_without_a_visible_key_cost_nothing(options):
         keys = np.flatnonzero(rows.any(axis=0))
         num_tiles += int(keys.max() // 128 - keys.min() // 128 + 1)
     with host.profile() as profile:
-        evaluate(*make((seqlen_q, seqlen_k)), config=SMALL, **options)
+        kernels.attention(*make((seqlen_q, seqlen_k)), config=SMALL, **options)
     warps, products = 4, 64 // 16 + 128 // 16
     executed = sum(number for opcode, number in profile.opcodes.items() if opcode.startswith("wgmma.mma_async"))
     assert executed == num_tiles * warps * products
@@ -468,7 +467,7 @@ def test_every_row_on_a_large_problem(row, causal):
         pytest.skip("the GPU is no Hopper")
     case = AttentionCase(2, 4000, 16, row.max_head_dim, 4100, 4, row.max_head_dim_v, "bfloat16", causal)
     inputs = case.make_inputs(xp=ExecutorUnderTest("cuda").xp)
-    out, lse = evaluate(*(inputs[name] for name in "qkv"), config=row, return_lse=True, **case.options)
+    out, lse = kernels.attention(*(inputs[name] for name in "qkv"), config=row, return_lse=True, **case.options)
     assert BUCKETS[case.head_dim] == row.max_head_dim
     case.check({name: x.get() for name, x in inputs.items()}, (out.get(), lse.get()))
 
@@ -488,6 +487,6 @@ def test_rows_of_out_end_where_they_end(executor, head_dim_v):
     arrays[2] = place(arrays[2], Layout(pad=(0, 1, 0, -head_dim_v % 8))).array
     target = executor.guarded((1, 70, 1, head_dim_v), F16, Layout(pad=(0, 1, 0, 16 - head_dim_v % 8)))
     moved, _ = prepare(executor, arrays, {})
-    evaluate(*moved, config=SMALL, out=target.array)
+    kernels.attention(*moved, config=SMALL, out=target.array)
     target.check()
     assert_attention_close(executor.numpy(target.array), *arrays)
