@@ -158,3 +158,21 @@ def test_the_mean_over_seeds_is_no_dropout(executor):
     p = reference.probabilities(q, k)[0, 0]
     deviation = np.sqrt((p**2) @ v[0, :, 0].astype(float) ** 2 / 200)  # Z has variance p / (1 - p) = 1
     assert np.abs((total / 200 - plain)[0, :, 0] / deviation).max() < 5
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["tensor_cores", "fma"])
+def test_dropout_where_a_random_word_is_the_threshold(executor, dtype):
+    """A probability is kept when its word is below the threshold, not when it is equal."""
+
+    def keeps(threshold):
+        return bool(cuattn.dropout_mask(1, 1, 1, 1, dropout_p=1 - threshold / 2**32, dropout_seed=7).item())
+
+    low, high = 0, 2**32  # the word is in [low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    one = executor.array(np.ones((1, 1, 1, 1), dtype))
+    for threshold, kept in ((low, False), (low + 1, True)):
+        p = 1 - threshold / 2**32
+        out = executor.numpy(cuattn.attention(one, one, one, dropout_p=p, dropout_seed=7))
+        assert keeps(threshold) == kept == (out.item() != 0)

@@ -227,3 +227,18 @@ def test_warps_without_tensor_cores_skip_what_lies_left_of_their_window(dtype):
             cuattn.attention(q, q, q, window=(left, 0))
         counts.append(profile.warp_instructions)
     assert counts[0] < 0.75 * counts[1]
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3])
+def test_tiles_that_every_query_sees_in_whole_compare_no_positions(num_tiles):
+    """One key less, and the last tile compares each of its positions: nothing of that is done otherwise."""
+    predicates = []
+    for seqlen_k in (64 * num_tiles, 64 * num_tiles - 1):
+        q, k = np.ones((1, 128, 1, 64), np.float16), np.ones((1, seqlen_k, 1, 64), np.float16)
+        with host.profile() as profile:
+            cuattn.attention(q, k, k)
+        predicates.append(profile.instructions["predicate"])
+    whole, cut = predicates
+    elements_a_lane = 128 * 64 // 128  # of a tile, with four warps
+    assert cut - whole >= 4 * elements_a_lane  # four warps
+    assert whole < 4 * elements_a_lane * (num_tiles + 1)

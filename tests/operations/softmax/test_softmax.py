@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import cuattn
 from cuattn import compile as kernel_compiler
 from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.ops.softmax import config as softmax_config
+from cuattn.ops.softmax.config import SPLIT, SPLIT_LANES
 from cuattn.testing import assert_softmax_close, kernels
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.strategies import AWKWARD_SEQLENS, DTYPES, examples
@@ -257,3 +260,16 @@ def test_same_bits_every_time(executor, shape):
 def test_bfloat16_by_name(executor):
     x = np.zeros((2, 129), ml_dtypes.bfloat16)
     assert executor.numpy(cuattn.log_softmax(executor.array(x))).dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("config", [SPLIT, SPLIT_LANES], ids=["columns", "rows"])
+def test_more_chunks_than_threads_of_a_row(executor, config):
+    """Every thread merges the states of several chunks."""
+    config = replace(config, min_chunk_cols=16)
+    num_chunks = 3 * config.threads_per_row + 1
+    lanes = config.lanes_span_rows
+    shape = (16 * num_chunks, 9) if lanes else (2, 16 * num_chunks)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 4
+    axis = 0 if lanes else 1
+    out = kernels.softmax(executor.array(x), axis=axis, config=config)
+    assert_softmax_close(executor.numpy(out), x, axis)
