@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from cuattn.runtime import executor as executors
+
 F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 #: dtype of q, and the cache: tensor cores, then CUDA cores.
 FORMS = {
@@ -23,3 +25,11 @@ def form(request):
     """dtype, format and head dims of a `cached_problem`: the smallest head dims, which compile quickly."""
     dtype, more = FORMS[request.param]
     return {"dtype": dtype, "head_dims": (32, 32), **more}
+
+
+@pytest.fixture
+def nothing_is_launched(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a kernel was launched")
+
+    monkeypatch.setattr(executors.Executor, "launch", refuse)

@@ -14,7 +14,6 @@ from cuattn import host, reference
 from cuattn.errors import ArgumentError, DTypeError, LaunchError, NotSupportedError
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
 from cuattn.testing import assert_attention_close, assert_varlen_close, kernels
-from cuattn.testing.executors import ExecutorUnderTest, executor_names
 from cuattn.testing.strategies import VALUE_KINDS, examples, fill
 
 E4M3, E5M2 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)
@@ -23,14 +22,6 @@ ROWS = [row for row in HOPPER_FWD_CONFIGS if row.itemsize == 1]
 SMALL = ROWS[0]
 FP8 = {"precision": "fp8"}
 DESCALES = ("q_descale", "k_descale", "v_descale")
-
-
-@pytest.fixture(scope="module", params=executor_names())
-def executor(request):
-    if request.param == "cuda" and ExecutorUnderTest("cuda").xp.cuda.Device().compute_capability != "90":
-        pytest.skip("the GPU is no Hopper")
-    with ExecutorUnderTest(request.param).active() as active:
-        yield active
 
 
 def make(seqlens, *, heads=(1, 1), head_dims=(64, 64), batch=1, seed=0, kind="normal"):
