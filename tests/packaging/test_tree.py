@@ -62,3 +62,14 @@ def test_source_files_are_short() -> None:
     }
     assert len(lengths) > 500
     assert {name for name, length in lengths.items() if length > MAX_LINES} == OVER_THE_LIMIT
+
+
+def test_a_folder_of_tests_runs_alone() -> None:
+    """What tests of several folders share is in tests/support: a file of another folder is not found from here."""
+    offenders = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if not (path.parent / f"{name}.py").is_file()
+    ]
+    assert offenders == []

@@ -9,6 +9,7 @@ import pytest
 from attention_calls import assert_varlen_right, call, call_varlen, prepare, same_kernel
 from hypothesis import given
 from hypothesis import strategies as st
+from packed_sequences import BAD_STARTS, LENGTHS, lengths_of, pack
 from test_attention_options import BF16, F16, F32, F64, same_bits
 
 import cuattn
@@ -17,36 +18,11 @@ from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.sequences import work_list
 from cuattn.ops.attention.varlen import check
 from cuattn.testing import assert_varlen_close, kernels
-from cuattn.testing.arrays import Layout, place
+from cuattn.testing.arrays import Layout
 from cuattn.testing.covering import covering_array, uncovered_pairs
 from cuattn.testing.options import make_bias, make_descale, make_mask, make_sinks, make_slopes
-from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, examples, fill, varlen_problems
+from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, examples, varlen_problems
 from cuattn.testing.tolerance import assert_within, attention_bound
-
-#: (query length, key length) of each sequence.
-LENGTHS = {
-    "one": [(70, 135)],
-    "mixed": [(5, 9), (70, 70), (1, 130), (64, 63), (130, 1)],
-    "empty_ones": [(0, 0), (20, 30), (0, 40), (33, 0), (0, 0), (1, 1), (0, 3)],
-    "only_queries": [(40, 0), (3, 0)],
-    "only_keys": [(0, 40), (0, 3)],
-    "one_long_among_many": [(1, 1), (2, 0), (0, 1), (3, 3), (1, 2)] * 3 + [(200, 260)] + [(1, 1), (2, 3)] * 4,
-    "more_queries_than_keys": [(135, 70), (65, 1), (66, 64), (10, 9)],
-}
-lengths_of = pytest.mark.parametrize("name", LENGTHS)
-
-
-def pack(lengths, dtype=F16, *, heads=(2, 1), head_dims=(32, 32), seed=0, layout=None):
-    """q, k, v of standard normal numbers, and where the sequences start."""
-    rng = np.random.default_rng(seed)
-    starts = [np.concatenate([[0], np.cumsum(own)]).astype(np.int32) for own in np.transpose(lengths)]
-    totals = [int(own[-1]) for own in starts]
-    shapes = (
-        (totals[0], heads[0], head_dims[0]),
-        (totals[1], heads[1], head_dims[0]),
-        (totals[1], heads[1], head_dims[1]),
-    )
-    return [place(fill(shape, dtype, "normal", rng), layout).array for shape in shapes], starts
 
 
 @pytest.mark.smoke
@@ -140,6 +116,7 @@ def test_drawn_problems(executor, problem):
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
+
 
 FACTORS = {
     "format": ["float16", "bfloat16", "float32", "tf32", "float64", "float8_e4m3fn"],
@@ -258,17 +235,6 @@ def test_the_work_is_what_there_is_longest_first(name, options):
     assert spans == sorted(spans, reverse=True)
 
 
-BAD_STARTS = {
-    "beyond_the_end": [0, 30, 500, 1000],
-    "descending": [0, 60, 20, 70],
-    "negative": [0, -50, 40, 70],
-    "not_from_zero": [10, 20, 30, 70],
-    "short": [0, 10, 20, 30],
-    "huge": [0, 2**31 - 1, 2**31 - 1, 70],
-    "lowest": [0, 30, -(2**31), 70],
-}
-
-
 @pytest.mark.parametrize("starts", BAD_STARTS)
 @pytest.mark.parametrize("which", ("q", "k", "both"))
 def test_unchecked_lengths_touch_nothing_foreign(executor, which, starts):
@@ -309,6 +275,7 @@ def test_many_sequences(executor):
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
+
 
 LAYOUTS = {
     "heads_first": Layout(order=(1, 0, 2)),

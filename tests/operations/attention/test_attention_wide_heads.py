@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from attention_calls import assert_right, assert_varlen_right, call
-from test_attention_varlen import pack
+from packed_sequences import pack
 
 import cuattn
 from cuattn.compat import flash_attn

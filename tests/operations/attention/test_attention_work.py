@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from visible_keys import visible
 
 import cuattn
 from cuattn import environment, host
@@ -63,15 +64,6 @@ def count(seqlen_q, seqlen_k, heads, kv_heads, *, row=ROW, head_dim=64, **option
 
 def num_barriers(profile):
     return sum(number for opcode, number in profile.opcodes.items() if opcode.startswith("bar.sync"))
-
-
-def visible(query, seqlen_q, seqlen_k, causal, window):
-    """[begin, end) of the keys that a query sees, aligned at the bottom right."""
-    left, right = window
-    aligned = query + seqlen_k - seqlen_q
-    begin = 0 if left is None else min(seqlen_k, max(0, aligned - left))
-    right = 0 if causal else right
-    return begin, seqlen_k if right is None else max(0, min(seqlen_k, aligned + right + 1))
 
 
 @pytest.mark.parametrize(

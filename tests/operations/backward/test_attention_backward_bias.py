@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from backward_calls import after_forward, assert_right, call_backward, same_bits
 from backward_formats import BF16, DIM, F16, F32, F64
+from packed_sequences import LENGTHS, pack
 from test_attention_backward import normal
-from test_attention_varlen import LENGTHS, pack
 
 import cuattn
 from cuattn import host

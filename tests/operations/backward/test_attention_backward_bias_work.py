@@ -11,7 +11,7 @@ from backward_calls import after_forward, assert_right, call_backward, same_bits
 from backward_formats import DIM, F16, F32
 from test_attention_backward import normal
 from test_attention_backward_bias import FEW_SHAPES, with_bias
-from test_attention_work import visible
+from visible_keys import visible
 
 import cuattn
 from cuattn import host

@@ -20,7 +20,7 @@ from backward_calls import (
 from backward_formats import BF16, F16, F32, F64
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attention_varlen import LENGTHS, lengths_of, pack
+from packed_sequences import LENGTHS, lengths_of, pack
 
 import cuattn
 from cuattn import AttentionGrads

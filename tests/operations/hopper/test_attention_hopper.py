@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from attention_calls import prepare
+from attention_calls import assert_same, prepare
 from hopper_calls import (
     ALL_ROWS,
     BF16,
@@ -23,7 +23,6 @@ from hopper_calls import (
     same_bits,
 )
 from option_cases import OPTION_CASES
-from test_attention_properties import assert_same
 
 from cuattn import host, reference
 from cuattn.ops.attention.forward.hopper_config import BUCKETS

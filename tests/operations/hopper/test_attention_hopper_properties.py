@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from attention_calls import prepare
+from attention_calls import assert_same, prepare
 from hopper_calls import (
     BF16,
     F16,
@@ -19,7 +19,6 @@ from hopper_calls import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attention_properties import assert_same
 
 import cuattn
 from cuattn import reference

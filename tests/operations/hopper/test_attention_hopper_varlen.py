@@ -15,7 +15,7 @@ from hopper_calls import (
     everything,
     same_bits,
 )
-from test_attention_varlen import BAD_STARTS, LENGTHS, pack
+from packed_sequences import BAD_STARTS, LENGTHS, pack
 
 from cuattn import host
 from cuattn.ops.attention import varlen
