@@ -22,9 +22,9 @@ from typing import Any
 from cuattn import compile
 from cuattn.benchmark import inspected, variants
 from cuattn.compile import sass
-from cuattn.ops.attention.backward import operation as backward
+from cuattn.ops.attention.backward import kernels as backward
 from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
-from cuattn.ops.attention.forward import operation as forward
+from cuattn.ops.attention.forward import kernels as forward
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.registry import ARCHS, TYPICAL_DTYPE, Variant

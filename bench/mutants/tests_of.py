@@ -16,7 +16,7 @@ import click
 
 from bench.mutants.plugin import digest
 from cuattn import compile as kernel_compiler
-from cuattn.catalogue import operations
+from cuattn.catalogue import groups
 from cuattn.compile.expand import KERNELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,11 +63,11 @@ def _closure(name: str) -> set[str]:
 
 
 def test_files(kernels: Iterable[str]) -> list[Path]:
-    """The test files of the operations of these kernels; those of the backward for its own kernels only."""
+    """The test files of the groups of these kernels; those of the backward for its own kernels only."""
     kernels = set(kernels)
-    chosen = [operation for operation in operations().values() if kernels.intersection(operation.kernels)]
-    found = {path for operation in chosen for pattern in operation.tests for path in files_of(pattern)}
-    of_backward = any("backward" in operation.name for operation in chosen)
+    chosen = [group for group in groups().values() if kernels.intersection(group.kernels)]
+    found = {path for group in chosen for pattern in group.tests for path in files_of(pattern)}
+    of_backward = any("backward" in group.name for group in chosen)
     return sorted(path for path in found if of_backward or "backward" not in path.name)
 
 

@@ -11,7 +11,7 @@ import fnmatch
 from collections.abc import Sequence
 from functools import cache
 
-from cuattn.catalogue import operations
+from cuattn.catalogue import groups
 from cuattn.errors import ArgumentError
 from cuattn.ops.registry import Variant
 
@@ -19,7 +19,7 @@ from cuattn.ops.registry import Variant
 @cache
 def everything() -> tuple[Variant, ...]:
     """All of them, in the order of the kernels' names."""
-    found = [variant for operation in operations().values() for variant in operation.variants()]
+    found = [variant for group in groups().values() for variant in group.variants()]
     return tuple(sorted(found, key=lambda one: one.kernel))
 
 

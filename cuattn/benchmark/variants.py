@@ -13,14 +13,14 @@ from unittest import mock
 from cuattn import compile
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
-from cuattn.catalogue import operations
+from cuattn.catalogue import groups
 from cuattn.compile import nvrtc, occupancy
 from cuattn.compile.resources import Resources
 from cuattn.ops.registry import ARCHS, Variant
 from cuattn.ops.softmax import config as softmax_config
 from cuattn.runtime.timer import significant
 
-#: Operations whose rows are compiled, with what is known about their launches.
+#: Groups whose rows are compiled, with what is known about their launches.
 ATTENTION = ("attention_forward", "attention_backward", "attention_backward_bias", "attention_decode")
 METHOD = (
     "NVRTC with an empty cache, source to CUBIN, once, wall-clock and processor time; figures from ptxas; occupancy "
@@ -31,14 +31,14 @@ SOFTMAX_SAMPLE = 26  # every so many of the softmax variants
 SOFTMAX_NVRTC_MS = 1000
 
 
-def launched(operation: str) -> Iterator[Variant]:
-    """The variants of an operation that say how they are launched: of attention, the rows of its table."""
-    return (variant for variant in operations()[operation].variants() if variant.num_threads)
+def launched(group: str) -> Iterator[Variant]:
+    """The variants of a group that say how they are launched: of attention, the rows of its table."""
+    return (variant for variant in groups()[group].variants() if variant.num_threads)
 
 
 def all_attention() -> Iterator[Variant]:
     """Forward, backward, the gradient of a bias, and decoding."""
-    return (variant for operation in ATTENTION for variant in launched(operation))
+    return (variant for group in ATTENTION for variant in launched(group))
 
 
 def softmax_variants() -> Iterator[Variant]:

@@ -1,6 +1,6 @@
-"""What a family of kernels says about itself, once: `Operation`. Inspection, measuring, mutants and docs read that.
+"""What a family of kernels says about itself, once: `KernelGroup`. Inspection, measuring, mutants and docs read that.
 
-Each family declares its operations in a module ``operation``; `cuattn.catalogue` lists these modules.
+Each family declares its groups in a module ``kernels``; `cuattn.catalogue` lists these modules.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ARCHS", "EXTREME_LOGITS", "ODD_STRIDES", "TYPICAL_DTYPE", "Operation", "Variant", "named"]
+__all__ = ["ARCHS", "EXTREME_LOGITS", "ODD_STRIDES", "TYPICAL_DTYPE", "KernelGroup", "Variant", "named"]
 
 #: The architectures that no row may spill on.
 ARCHS = ("sm_80", "sm_90a")
@@ -43,7 +43,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Operation:
+class KernelGroup:
     """Kernels that are tested and described together."""
 
     name: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cuattn.ops.attention.forward.config import PlainFwdConfig
-from cuattn.ops.registry import Operation, Variant
+from cuattn.ops.registry import KernelGroup, Variant
 
-__all__ = ["OPERATIONS"]
+__all__ = ["GROUPS"]
 
 
 def _variants() -> list[Variant]:
@@ -14,8 +14,8 @@ def _variants() -> list[Variant]:
     return [Variant("attention_standard", "default", constants)]
 
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "standard_attention",
         kernels=("attention_standard",),
         variants=_variants,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cuattn.ops.registry import Operation, Variant
+from cuattn.ops.registry import KernelGroup, Variant
 
-__all__ = ["OPERATIONS"]
+__all__ = ["GROUPS"]
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "padding",
         kernels=("padding_plan", "padding_rows"),
         variants=lambda: [

@@ -9,9 +9,9 @@ from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfi
 from cuattn.ops.attention.forward.hopper_config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW, largest_head_dim, nvrtc_ms, products_mark
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
-from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, Operation, Variant
+from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, KernelGroup, Variant
 
-__all__ = ["OPERATIONS", "variant_of"]
+__all__ = ["GROUPS", "variant_of"]
 
 #: Options that Hopper rows are shown with, and whether for packed sequences.
 _HOPPER_OPTIONS = (
@@ -67,8 +67,8 @@ def _hopper_variants() -> Iterator[Variant]:
                 yield Variant(row.source, f"{shape}_{options.label}{'_packed' * packed}", constants, ARCH)
 
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "attention_forward",
         kernels=(
             *("attention_forward", "attention_forward_fma", "attention_plain"),
@@ -81,7 +81,7 @@ OPERATIONS = (
         ),
         page="attention_forward.md",
     ),
-    Operation(
+    KernelGroup(
         "attention_forward_hopper",
         kernels=("attention_forward_hopper",),
         variants=_hopper_variants,

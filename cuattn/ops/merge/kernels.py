@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cuattn.ops.merge import launch
-from cuattn.ops.registry import ODD_STRIDES, Operation, named
+from cuattn.ops.registry import ODD_STRIDES, KernelGroup, named
 
-__all__ = ["OPERATIONS"]
+__all__ = ["GROUPS"]
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "merge_states",
         kernels=("merge_states",),
         variants=lambda: named("merge_states", launch.variants()),

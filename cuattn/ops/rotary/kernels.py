@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from cuattn.ops.registry import ODD_STRIDES, Operation, Variant
+from cuattn.ops.registry import ODD_STRIDES, KernelGroup, Variant
 from cuattn.ops.rotary.arguments import kernel_constants
 
-__all__ = ["OPERATIONS"]
+__all__ = ["GROUPS"]
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "rope",
         kernels=("rope",),
         variants=lambda: [Variant("rope", "default", kernel_constants("float16", False, None))],
         tests=("operations/rotary", ODD_STRIDES),
         page="rope.md",
     ),
-    Operation(
+    KernelGroup(
         "split_qkv",
         kernels=("split_qkv",),
         variants=lambda: [

@@ -9,9 +9,9 @@ from cuattn.ops.attention.backward.bias_config import BIAS_BWD_CONFIGS
 from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW, largest_head_dim, nvrtc_ms, products_mark
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
-from cuattn.ops.registry import ARCHS, EXTREME_LOGITS, TYPICAL_DTYPE, Operation, Variant
+from cuattn.ops.registry import ARCHS, EXTREME_LOGITS, TYPICAL_DTYPE, KernelGroup, Variant
 
-__all__ = ["OPERATIONS", "launches_of", "variant_of"]
+__all__ = ["GROUPS", "launches_of", "variant_of"]
 
 
 def _variants() -> Iterator[Variant]:
@@ -70,8 +70,8 @@ def _bias_variants() -> Iterator[Variant]:
     yield Variant("attention_backward_sinks", "default", {"Real": "float", "Element": "__half", "NUM_WARPS": 32})
 
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "attention_backward",
         kernels=(
             *("attention_backward", "attention_backward_fma"),
@@ -81,7 +81,7 @@ OPERATIONS = (
         tests=("operations/backward", EXTREME_LOGITS),
         page="attention_backward.md",
     ),
-    Operation(
+    KernelGroup(
         "attention_backward_bias",
         kernels=(
             *("attention_backward_bias", "attention_backward_bias_fma", "attention_backward_bias_sum"),

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from cuattn.kv import append, copy
-from cuattn.ops.registry import ODD_STRIDES, Operation, Variant, named
+from cuattn.ops.registry import ODD_STRIDES, KernelGroup, Variant, named
 
-__all__ = ["OPERATIONS"]
+__all__ = ["GROUPS"]
 
 _ON_DEVICE = "kv/test_paging_on_device.py"
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "append_kv",
         kernels=("append_kv",),
         variants=lambda: named("append_kv", append.variants()),
         tests=("kv/test_append*.py", "kv/test_kv_codes.py", _ON_DEVICE, ODD_STRIDES),
         page="append_kv.md",
     ),
-    Operation(
+    KernelGroup(
         "copy_pages",
         kernels=("copy_pages",),
         variants=lambda: [Variant("copy_pages", "default", copy.constants(16))],
         tests=("kv/test_copy_pages.py", _ON_DEVICE, ODD_STRIDES),
         page="append_kv.md",
     ),
-    Operation(
+    KernelGroup(
         "slot_mapping",
         kernels=("slot_mapping",),
         variants=lambda: [Variant("slot_mapping", "default", {"NUM_THREADS": 128})],

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cuattn.ops.registry import Operation, Variant, named
+from cuattn.ops.registry import KernelGroup, Variant, named
 from cuattn.ops.softmax import config
 
-__all__ = ["OPERATIONS"]
+__all__ = ["GROUPS"]
 
 
 def _variants() -> Iterator[Variant]:
@@ -15,8 +15,8 @@ def _variants() -> Iterator[Variant]:
         yield from named(kernel, [constants])
 
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "softmax",
         kernels=("softmax", "softmax_onchip", "softmax_split", "online_softmax_state"),
         variants=_variants,

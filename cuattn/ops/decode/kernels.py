@@ -10,9 +10,9 @@ from cuattn.head_dims import COLUMNS
 from cuattn.ops.decode import reduce
 from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.ops.decode.launch import score_constants
-from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, Operation, Variant, named
+from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, KernelGroup, Variant, named
 
-__all__ = ["OPERATIONS"]
+__all__ = ["GROUPS"]
 
 
 def _variants() -> Iterator[Variant]:
@@ -74,15 +74,15 @@ def _constants(row: FlashDecodeConfig, format_name: str, options: str, **changes
     return row.constants(dtype, KV_FORMATS[format_name], row.max_head_dim, columns, flags, column_blocks=blocks)
 
 
-OPERATIONS = (
-    Operation(
+GROUPS = (
+    KernelGroup(
         "attention_decode",
         kernels=("attention_decode", "attention_decode_fma"),
         variants=_variants,
         tests=("operations/decode", "kv/test_append_and_attend.py", ODD_STRIDES, EXTREME_LOGITS),
         page="attention_decode.md",
     ),
-    Operation(
+    KernelGroup(
         "attention_decode_reduce",
         kernels=("attention_decode_reduce",),
         variants=lambda: named("attention_decode_reduce", reduce.variants()),
