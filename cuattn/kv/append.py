@@ -18,7 +18,7 @@ from cuattn.compile import Constant
 from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.head_dims import MAX_HEAD_DIM
-from cuattn.kv.arguments import Problem, Side, check
+from cuattn.kv.arguments import AppendProblem, Side, check
 from cuattn.ops.rotary.arguments import NO_ANGLES, Angles, Rotary
 from cuattn.runtime.executor import MAX_GRID
 from cuattn.runtime.structs import struct_layout
@@ -136,7 +136,7 @@ def append_kv(
     write(problem)
 
 
-def write(problem: Problem) -> None:
+def write(problem: AppendProblem) -> None:
     """The launch: all that comes after the checks, which write nothing."""
     num_tokens, num_heads = (int(extent) for extent in problem.k.new.shape[:2])
     if not num_tokens * num_heads * problem.k.pages.shape[0]:
@@ -177,7 +177,7 @@ def write(problem: Problem) -> None:
     executor.launch(kernel, (grid,), (NUM_WARPS * WARP_SIZE,), args)
 
 
-def _side(problem: Problem, side: Side) -> dict[str, Any]:
+def _side(problem: AppendProblem, side: Side) -> dict[str, Any]:
     """The fields of the struct Side of kernels/append_kv.cu."""
     itemsize = problem.dtype.itemsize
     token, head, _ = side.new.strides

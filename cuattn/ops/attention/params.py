@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cuattn.ops.attention.arguments import Extents
     from cuattn.ops.attention.option_checks import LogitArray
     from cuattn.ops.attention.options import Options
-    from cuattn.ops.attention.sequences import Packed
+    from cuattn.ops.attention.sequences import PackedSequences
     from cuattn.ops.operand import Operand
 
 __all__ = ["LOG2_E", "REALS", "UNBOUNDED", "backward_layout", "decode_layout", "forward_fields", "forward_layout"]
@@ -59,7 +59,7 @@ def forward_fields(
     v: Operand,
     output: Operand,
     classes: LogitArray | None = None,
-    packed: Packed | None = None,
+    packed: PackedSequences | None = None,
 ) -> dict[str, Any]:
     """The fields of AttentionParams, by name."""
     extents = problem.extents

@@ -15,7 +15,7 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import AttentionOptions
-from cuattn.ops.attention.sequences import Packed, check_packed
+from cuattn.ops.attention.sequences import PackedSequences, check_packed
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.runtime.small_arrays import check_flag
@@ -123,7 +123,7 @@ def check(
     fp8_format: Any = None,
     operation: Operation = _OPERATION,
     **options: Any,
-) -> tuple[Problem, Packed]:
+) -> tuple[Problem, PackedSequences]:
     """Every check of a call, and the executor it runs on. Raises as documented at `attention_varlen`."""
     executor = arguments.executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)

@@ -11,7 +11,7 @@ import numpy as np
 from cuattn.ops.softmax import rows
 from cuattn.ops.softmax.arguments import SoftmaxProblem, accumulator
 from cuattn.ops.softmax.config import ITEMSIZES, MAX_GRID_Y, SoftmaxConfig, kernel_constants, select
-from cuattn.ops.softmax.rows import Rows
+from cuattn.ops.softmax.rows import RowView
 from cuattn.runtime.arrays import assign, contiguous, full
 
 __all__ = ["compute"]
@@ -55,7 +55,7 @@ def _without_axis(x: Any, axis: int) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Launches:
     """What to launch for arrays that lie in a certain way."""
 
     source: str
@@ -69,7 +69,7 @@ class _Plan:
 
 
 @lru_cache(maxsize=1024)
-def _plan(layout: Rows, dtype_name: str, output: str, algorithm: str, config: SoftmaxConfig | None) -> _Plan:
+def _launches(layout: RowView, dtype_name: str, output: str, algorithm: str, config: SoftmaxConfig | None) -> _Launches:
     if config is None:
         config = select(
             num_rows=layout.num_rows,
@@ -83,26 +83,28 @@ def _plan(layout: Rows, dtype_name: str, output: str, algorithm: str, config: So
     block = (config.num_threads,)
     grid_rows = min(config.row_groups(layout.num_rows), config.max_ctas)
     if config.path != "split":
-        return _Plan(source, constants, block, grid_rows, layout.pack(layout.num_cols))
+        return _Launches(source, constants, block, grid_rows, layout.pack(layout.num_cols))
     chunk_cols = config.chunk_cols(layout.num_cols)
     packed, num_chunks = layout.pack(chunk_cols), -(-layout.num_cols // chunk_cols)
     finish, finish_chunks = packed, num_chunks
     if output == "logsumexp":  # one number a row: one CTA a row finishes it
         finish, finish_chunks = layout.pack(layout.num_cols), 1
-    return _Plan(source, constants, block, min(grid_rows, MAX_GRID_Y), packed, num_chunks, finish, finish_chunks)
+    return _Launches(source, constants, block, min(grid_rows, MAX_GRID_Y), packed, num_chunks, finish, finish_chunks)
 
 
-def _launch(problem: SoftmaxProblem, x: Any, out: Any, layout: Rows, config: SoftmaxConfig | None) -> None:
+def _launch(problem: SoftmaxProblem, x: Any, out: Any, layout: RowView, config: SoftmaxConfig | None) -> None:
     executor = problem.executor
-    plan = _plan(layout, problem.dtype_name, problem.output, problem.algorithm, config)
-    if not plan.num_chunks:
-        kernel = executor.kernel(plan.source, plan.constants, f"cuattn_{plan.source}")
-        executor.launch(kernel, (plan.grid_rows,), plan.block, {"g_x": x, "g_out": out, "layout": plan.layout})
+    launches = _launches(layout, problem.dtype_name, problem.output, problem.algorithm, config)
+    if not launches.num_chunks:
+        kernel = executor.kernel(launches.source, launches.constants, f"cuattn_{launches.source}")
+        executor.launch(
+            kernel, (launches.grid_rows,), launches.block, {"g_x": x, "g_out": out, "layout": launches.layout}
+        )
         return
-    partial = executor.kernel(plan.source, plan.constants, "cuattn_softmax_partial")
-    finish = executor.kernel(plan.source, plan.constants, "cuattn_softmax_finish")
-    states = executor.empty((layout.num_rows, plan.num_chunks, 2), accumulator(x.dtype))
-    args = {"g_x": x, "g_states": states, "layout": plan.layout}
-    executor.launch(partial, (plan.num_chunks, plan.grid_rows), plan.block, args)
-    args |= {"g_out": out, "num_states": np.uint32(plan.num_chunks), "layout": plan.finish_layout}
-    executor.launch(finish, (plan.finish_chunks, plan.grid_rows), plan.block, args)
+    partial = executor.kernel(launches.source, launches.constants, "cuattn_softmax_partial")
+    finish = executor.kernel(launches.source, launches.constants, "cuattn_softmax_finish")
+    states = executor.empty((layout.num_rows, launches.num_chunks, 2), accumulator(x.dtype))
+    args = {"g_x": x, "g_states": states, "layout": launches.layout}
+    executor.launch(partial, (launches.num_chunks, launches.grid_rows), launches.block, args)
+    args |= {"g_out": out, "num_states": np.uint32(launches.num_chunks), "layout": launches.finish_layout}
+    executor.launch(finish, (launches.finish_chunks, launches.grid_rows), launches.block, args)

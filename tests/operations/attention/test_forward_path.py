@@ -166,7 +166,7 @@ def instead_of_compiling(monkeypatch):
     def kernel(self, source, constants, entry):
         raise Launched(self.arch, source, constants["BLOCK_M"], constants["BLOCK_N"])
 
-    for plan in (forward._plan, hopper_launch._plan):
+    for plan in (forward._loaded, hopper_launch._loaded):
         plan.cache_clear()  # or a kernel that another test has compiled would run
     monkeypatch.setattr(executors.HostExecutor, "kernel", kernel)
 

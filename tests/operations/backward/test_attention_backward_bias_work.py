@@ -24,9 +24,9 @@ from cuattn.testing.options import broadcast_shapes, make_bias
 def few_ctas(request, monkeypatch):
     """As on a large problem: a CTA sums several tiles of the gradient of a bias."""
     monkeypatch.setattr(bias_launch, "ENOUGH_CTAS", request.param)
-    bias_launch._plan.cache_clear()
+    bias_launch._cut.cache_clear()
     yield
-    bias_launch._plan.cache_clear()
+    bias_launch._cut.cache_clear()
 
 
 @pytest.mark.parametrize("bias_shape", [(1, 1, 100, 150), (4, 1, 150), (2, 1, 100, 1), (4, 1, 1), (1,)], ids=str)
@@ -52,11 +52,11 @@ def parts(monkeypatch):
 
     def enough(num_ctas):
         monkeypatch.setattr(bias_launch, "ENOUGH_CTAS", num_ctas)
-        bias_launch._plan.cache_clear()
+        bias_launch._cut.cache_clear()
 
     yield enough
     monkeypatch.undo()
-    bias_launch._plan.cache_clear()
+    bias_launch._cut.cache_clear()
 
 
 @pytest.mark.parametrize("num_ctas", (1, 7))

@@ -35,9 +35,9 @@ def launches(monkeypatch):
 
     monkeypatch.setattr(executors.HostExecutor, "kernel", lambda self, source, constants, entry: (source, entry))
     monkeypatch.setattr(executors.HostExecutor, "launch", start)
-    hopper_launch._plan.cache_clear()
+    hopper_launch._loaded.cache_clear()
     yield noted
-    hopper_launch._plan.cache_clear()
+    hopper_launch._loaded.cache_clear()
 
 
 def arrays(*, batch=2, seqlens=(100, 150), heads=(4, 2), head_dims=(40, 64), layout=None):
