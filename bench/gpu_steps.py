@@ -23,9 +23,8 @@ from cuattn.benchmark import decode as decoding
 from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import scrub
 from cuattn.benchmark.suite import Step as SuiteStep
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
-from cuattn.testing import assert_attention_close
+from cuattn.testing import assert_attention_close, kernels
 from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 from cuattn.testing.decode_cases import DecodeCase
@@ -99,7 +98,7 @@ def hopper(run: Run) -> None:
         rng = np.random.default_rng(0)
         arrays = [fill((2, n, 2, d), dtype, "normal", rng) for n, d in zip(seqlens, head_dims, strict=True)]
         moved = [executor.array(x) for x in arrays]
-        out, lse = evaluate(*moved, config=row, causal=causal, precision=precision, return_lse=True)
+        out, lse = kernels.attention(*moved, config=row, causal=causal, precision=precision, return_lse=True)
         lse = executor.numpy(lse)
         assert_attention_close(executor.numpy(out), *arrays, lse=lse, causal=causal, precision=precision)
 

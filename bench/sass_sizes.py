@@ -22,10 +22,14 @@ from typing import Any
 from cuattn import compile
 from cuattn.benchmark import inspected, variants
 from cuattn.compile import sass
+from cuattn.ops.attention.backward import kernels as backward
+from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
+from cuattn.ops.attention.forward import kernels as forward
+from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
 from cuattn.ops.attention.variants import ForwardOptions
+from cuattn.ops.registry import ARCHS, TYPICAL_DTYPE, Variant
 
 Sizes = dict[str, dict[str, int]]
-ARCHS = ("sm_80", "sm_90a")
 SINGLE = tuple(ForwardOptions(**{name: True}) for name in ("softcap", "alibi", "bias", "mask", "dropout"))  # type: ignore[arg-type]
 LIMIT_PERCENT = 1.0
 
@@ -34,22 +38,22 @@ def kernels() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, source and constants of every variant that is measured."""
     for variant in _with_one_option():
         if not variant.label.endswith("_unaligned"):
-            yield variant.label, variant.source, {**variant.constants}
+            yield variant.label, variant.kernel, {**variant.constants}
     names = ("attention_forward_hopper/*", "attention_plain/*", "attention_standard/*", "attention_mask_tiles/*")
     for one in inspected.everything():
         if any(fnmatch.fnmatchcase(one.name, name) for name in names):
             yield one.name.replace("/", "_"), one.kernel, {**one.constants}
 
 
-def _with_one_option() -> Iterator[variants.Variant]:
+def _with_one_option() -> Iterator[Variant]:
     yield from variants.all_attention()
-    for index, row in enumerate(variants.FLASH_FWD_CONFIGS):
+    for index, row in enumerate(FLASH_FWD_CONFIGS):
         if row.score_options:
-            yield variants.attention_variant(row, variants.DTYPE[row.itemsize], SINGLE[index % len(SINGLE)])
+            yield forward.variant_of(row, TYPICAL_DTYPE[row.itemsize], SINGLE[index % len(SINGLE)])
     index = 0
-    for row in variants.FLASH_BWD_CONFIGS:
-        for launch in variants.backward_launches(row) if row.score_options else ():
-            yield variants.backward_variant(row, launch, SINGLE[index % len(SINGLE)])
+    for row in FLASH_BWD_CONFIGS:
+        for launch in backward.launches_of(row) if row.score_options else ():
+            yield backward.variant_of(row, launch, SINGLE[index % len(SINGLE)])
             index += 1
 
 

@@ -20,10 +20,10 @@ import numpy as np
 import cuattn
 from cuattn import host
 from cuattn.head_dims import BUCKETS
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig, select
 from cuattn.ops.softmax.config import select as select_softmax
 from cuattn.runtime.executor import executor_for
+from cuattn.testing import kernels
 
 THEORY = Path(__file__).resolve().parents[1] / "docs/theory"
 STANDARD_TILE = 16  # of the two products in attention_standard.cu
@@ -118,7 +118,7 @@ def attention_rows() -> list[Row]:
             problem = f"{dtype.name}{', causal' if causal else ''}"
             for name, config in configs.items():
                 counted = count(
-                    lambda q=q, causal=causal, config=config: evaluate(  # type: ignore[misc]
+                    lambda q=q, causal=causal, config=config: kernels.attention(  # type: ignore[misc]
                         q, q, q, causal=causal, return_lse=True, config=config
                     )
                 )

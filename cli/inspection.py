@@ -11,12 +11,12 @@ from rich.table import Table
 
 from cuattn import compile
 from cuattn.benchmark import inspected, tables
-from cuattn.benchmark.inspected import Inspected
 from cuattn.compile import arch as archs
 from cuattn.compile import sass
 from cuattn.compile.sass import KernelReport
 from cuattn.compile.sass.bound import UNIT_OF
 from cuattn.errors import ArgumentError
+from cuattn.ops.registry import Variant
 
 LEGEND = (
     "all, matrix, exp2: instructions of a warp in an iteration of the main loop. TFLOP/s: at most, everything "
@@ -78,7 +78,7 @@ def inspect(names: tuple[str, ...], arch: str, clock_ghz: float, num_sms: int, a
         _print(console, _assumed(found[0][1], clock_ghz, num_sms), LEGEND, *summary(found))
 
 
-def reports(one: Inspected, arch: str, clock_ghz: float, num_sms: int) -> list[KernelReport]:
+def reports(one: Variant, arch: str, clock_ghz: float, num_sms: int) -> list[KernelReport]:
     """Of every kernel of one file."""
     if one.arch not in ("", arch):
         raise ArgumentError(f"{one.kernel} is for {one.arch} and cannot be compiled for {arch}")
@@ -104,7 +104,7 @@ def listing(console: Console, as_json: bool) -> None:
     console.print(table)
 
 
-def summary(found: list[tuple[Inspected, KernelReport]]) -> Iterator[Table]:
+def summary(found: list[tuple[Variant, KernelReport]]) -> Iterator[Table]:
     """A table a kernel: a line a row with its figures, and those of its main loop. Empty columns are left out."""
     for kernel in dict.fromkeys(one.kernel for one, _ in found):
         lines = [_line(one, report) for one, report in found if one.kernel == kernel]
@@ -119,7 +119,7 @@ def summary(found: list[tuple[Inspected, KernelReport]]) -> Iterator[Table]:
         yield table
 
 
-def _line(one: Inspected, report: KernelReport) -> dict[str, str]:
+def _line(one: Variant, report: KernelReport) -> dict[str, str]:
     loop, used, bound = report.main, report.resources, report.main.bound
     counts = loop.counts
     return {
@@ -138,7 +138,7 @@ def _line(one: Inspected, report: KernelReport) -> dict[str, str]:
     }
 
 
-def show(console: Console, one: Inspected, report: KernelReport, clock_ghz: float, num_sms: int) -> None:
+def show(console: Console, one: Variant, report: KernelReport, clock_ghz: float, num_sms: int) -> None:
     """Everything about one kernel."""
     lines = [f"{one.name}: {report.entry} for {report.arch}, {report.instructions} instructions"]
     if (used := report.resources) is not None:

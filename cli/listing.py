@@ -157,7 +157,7 @@ def resources() -> list[dict[str, Any]]:
     with tables.progress(Console(stderr=True)) as progress:
         for done, (variant, arch) in enumerate(wanted):
             progress(done, len(wanted), variant.label)
-            binary = compile.build(variant.source, variant.constants, arch=arch, kind="cubin")
+            binary = compile.build(variant.kernel, variant.constants, arch=arch, kind="cubin")
             for figures in binary.resources.values():
                 found.append({"kernel": variant.label, "arch": arch, **variants.resources(variant, arch, figures)})
     return found

@@ -252,7 +252,3 @@ class SlowHostCallWarning(CuattnWarning):
 
 class CacheWarning(CuattnWarning):
     """The kernel cache could not be used, or an entry of it was damaged and has been rebuilt."""
-
-
-class PerformanceWarning(CuattnWarning):
-    """The result is right, but a different call would be much faster."""

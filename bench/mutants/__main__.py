@@ -61,7 +61,7 @@ def main(
       python -m bench.mutants --kernel softmax_rows --list
       python -m bench.mutants --kernel 'softmax*' --sample 5
       python -m bench.mutants --kernel mask --sample 0 --jobs 2
-      python -m bench.mutants --kernel mma --retry --tests 'test_attention_mutants*'
+      python -m bench.mutants --kernel mma --retry --tests 'test_attention_formats*'
     """
     if page:
         report.write_page(report.read(out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
@@ -17,32 +16,13 @@ import click
 
 from bench.mutants.plugin import digest
 from cuattn import compile as kernel_compiler
+from cuattn.catalogue import groups
 from cuattn.compile.expand import KERNELS
 
 ROOT = Path(__file__).resolve().parents[2]
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _LOC_FILE = re.compile(rb'^\s*\.file\s+(\d+)\s+"(?:/cuattn/kernels/)?([^"]+)"', re.MULTILINE)
 _LOC = re.compile(rb"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)\s")
-
-_STRIDES, _LOGITS = "test_odd_strides.py", "test_extreme_logits.py"
-
-# Kernel files to the tests of their family, below tests/operations; the first pattern that fits counts.
-FAMILIES = (
-    ("*softmax*", ("softmax/test_*.py",)),
-    ("attention_standard", ("attention/test_standard*.py",)),
-    ("attention_backward*", ("backward/test_*.py", _LOGITS)),
-    ("attention_decode_reduce", ("decode/test_decode_reduce.py", "decode/test_decode_properties.py")),
-    ("attention_forward_hopper", ("hopper/test_attention_hopper*.py", _LOGITS)),
-    ("attention_decode*", ("decode/test_*.py", "../kv/test_append_and*.py", _STRIDES, _LOGITS)),
-    ("attention*", ("attention/test_*.py", "compat/test_*.py", "test_known*.py", _STRIDES, _LOGITS)),
-    ("rope*", ("rotary/test_*.py", _STRIDES)),
-    ("split_qkv*", ("rotary/test_*.py", _STRIDES)),
-    ("padding*", ("padding/test_*.py", "rotary/test_split_qkv*.py")),
-    ("merge*", ("merge/test_*.py", _STRIDES)),
-    ("append_kv*", ("../kv/test_append*.py", "../kv/test_kv_codes.py", "../kv/test_paging_on_device.py", _STRIDES)),
-    ("copy_pages*", ("../kv/test_copy_pages.py", "../kv/test_paging_on_device.py", _STRIDES)),
-    ("slot_mapping*", ("../kv/test_slot_mapping.py", "../kv/test_paging_on_device.py", _STRIDES)),
-)
 
 
 @dataclass(frozen=True)
@@ -83,14 +63,18 @@ def _closure(name: str) -> set[str]:
 
 
 def test_files(kernels: Iterable[str]) -> list[Path]:
-    """The test files of the families of these kernels; those of the backward for its own kernels only."""
-    patterns: set[str] = set()
-    for kernel in kernels:
-        patterns |= set(next((globs for pattern, globs in FAMILIES if fnmatch.fnmatch(kernel, pattern)), ()))
-    folder = ROOT / "tests/operations"
-    found = {path.resolve() for pattern in patterns for path in folder.glob(pattern)}
-    of_backward = any("backward" in pattern for pattern in patterns)
+    """The test files of the groups of these kernels; those of the backward for its own kernels only."""
+    kernels = set(kernels)
+    chosen = [group for group in groups().values() if kernels.intersection(group.kernels)]
+    found = {path for group in chosen for pattern in group.tests for path in files_of(pattern)}
+    of_backward = any("backward" in group.name for group in chosen)
     return sorted(path for path in found if of_backward or "backward" not in path.name)
+
+
+def files_of(pattern: str) -> list[Path]:
+    """Test files of a folder, or those that a pattern fits."""
+    folder = ROOT / "tests"
+    return list(folder.glob(f"{pattern}/test_*.py" if (folder / pattern).is_dir() else pattern))
 
 
 def notes(files: list[Path], work: Path) -> list[Test]:

@@ -88,7 +88,7 @@ def texts() -> list[str]:
     """What is damaged: the kernel above first."""
     sources = [build_source(SOURCE, name="damaged", arch="sm_80", kind="ptx").image.decode()]
     for variant in list(variants.softmax_variants())[:40:20]:
-        sources.append(compile.build(variant.source, variant.constants, arch="sm_80", kind="ptx").image.decode())
+        sources.append(compile.build(variant.kernel, variant.constants, arch="sm_80", kind="ptx").image.decode())
     return sources
 
 

@@ -21,8 +21,7 @@ from cuattn.ops.attention.arguments import MAX_EXTENT
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode.launch import decode
 from cuattn.ops.rotary.arguments import DEFAULT_BASE
-from cuattn.ops.rotary.rope import Rotary
-from cuattn.ops.rotary.rope import evaluate as rotate
+from cuattn.ops.rotary.rope import Rotary, rope
 from cuattn.runtime.executor import executor_for
 
 __all__ = ["CacheCall", "attend_with_cache", "rotation_table"]
@@ -111,7 +110,8 @@ def _rotate_queries(
     if plain and consecutive and queries.each is not None and queries.each == new.each:
         options["rope"] = rotary  # query i is then where the kernel takes it to be, among the last keys
     else:
-        arrays["q"] = rotate(arrays["q"], places.query_positions(consecutive), rotary)
+        words = {"interleaved": rotary.interleaved, "cos": rotary.cos, "sin": rotary.sin}
+        arrays["q"] = rope(arrays["q"], places.query_positions(consecutive), **words)
 
 
 def _check_pairs(call: CacheCall) -> None:

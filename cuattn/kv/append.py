@@ -18,7 +18,7 @@ from cuattn.compile import Constant
 from cuattn.dtypes import ELEMENTS, WARP_SIZE
 from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.head_dims import MAX_HEAD_DIM
-from cuattn.kv.arguments import Problem, Side, check
+from cuattn.kv.arguments import AppendProblem, Side, check
 from cuattn.ops.rotary.arguments import NO_ANGLES, Angles, Rotary
 from cuattn.runtime.executor import MAX_GRID
 from cuattn.runtime.structs import struct_layout
@@ -119,8 +119,12 @@ def append_kv(
     >>> pages[1, 2, 0].tolist(), float(scales[1, 2, 0] * 127)
     ([21, -127], 3.0)
     """
-    evaluate(
-        *(k, v, k_pages, v_pages, slot_mapping),
+    problem = check(
+        k,
+        v,
+        k_pages,
+        v_pages,
+        slot_mapping,
         positions=positions,
         rope=rope,
         kv_format=kv_format,
@@ -129,16 +133,10 @@ def append_kv(
         k_block_scales=k_block_scales,
         v_block_scales=v_block_scales,
     )
+    write(problem)
 
 
-def evaluate(
-    k: Any, v: Any, k_pages: Any, v_pages: Any, slot_mapping: Any, *, look: bool = True, **options: Any
-) -> None:
-    """Validate and launch. Without ``look``, slots and positions that the host sees go unchecked, as a device's do."""
-    write(check(k, v, k_pages, v_pages, slot_mapping, look=look, **options))
-
-
-def write(problem: Problem) -> None:
+def write(problem: AppendProblem) -> None:
     """The launch: all that comes after the checks, which write nothing."""
     num_tokens, num_heads = (int(extent) for extent in problem.k.new.shape[:2])
     if not num_tokens * num_heads * problem.k.pages.shape[0]:
@@ -179,7 +177,7 @@ def write(problem: Problem) -> None:
     executor.launch(kernel, (grid,), (NUM_WARPS * WARP_SIZE,), args)
 
 
-def _side(problem: Problem, side: Side) -> dict[str, Any]:
+def _side(problem: AppendProblem, side: Side) -> dict[str, Any]:
     """The fields of the struct Side of kernels/append_kv.cu."""
     itemsize = problem.dtype.itemsize
     token, head, _ = side.new.strides

@@ -20,7 +20,7 @@ from cuattn.ops.rotary import arguments as rotary_arguments
 from cuattn.ops.rotary.arguments import MAX_EXTENT, Angles, Positions, Rotary
 from cuattn.runtime.executor import Executor, executor_for
 
-__all__ = ["Problem", "Side", "check", "check_apart"]
+__all__ = ["AppendProblem", "Side", "check", "check_apart"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +35,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
+class AppendProblem:
     """A call whose arguments have passed every check."""
 
     executor: Executor
@@ -63,7 +63,7 @@ def check(
     k_block_scales: Any = None,
     v_block_scales: Any = None,
     look: bool = True,
-) -> Problem:
+) -> AppendProblem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.append_kv`."""
     _check_kinds(rope, positions)
     arrays = {"k": k, "v": v, "k_pages": k_pages, "v_pages": v_pages} | ({} if rope is None else rope.arrays)
@@ -92,7 +92,7 @@ def check(
     if rope is not None:
         angles = rotary_arguments.resolve(executor, rope, sides[0].head_dim, k.dtype)
         places = rotary_arguments.check_positions(executor, positions, (int(k.shape[0]),), angles, look=look)
-    problem = Problem(executor, k.dtype, row, sides[0], sides[1], slots, angles, places)
+    problem = AppendProblem(executor, k.dtype, row, sides[0], sides[1], slots, angles, places)
     _check_memory(problem, k, v)
     return problem
 
@@ -175,7 +175,7 @@ def _check_slots(slots: Any, seen: np.ndarray[Any, Any] | None, num_tokens: int,
         raise ArgumentError(f"slot_mapping holds slot {int(twice[0])} twice; each token needs a slot of its own")
 
 
-def _check_memory(problem: Problem, k: Any, v: Any) -> None:
+def _check_memory(problem: AppendProblem, k: Any, v: Any) -> None:
     """Raise unless everything that is written can be, and lies apart from everything else."""
     written = {"k_pages": problem.k.pages, "v_pages": problem.v.pages}
     read = {"k": k, "v": v, "slot_mapping": problem.slots}

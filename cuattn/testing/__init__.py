@@ -4,6 +4,7 @@
   below;
 * :mod:`~cuattn.testing.arrays`: arrays in any layout, surrounded by poison that is verified afterwards;
 * :mod:`~cuattn.testing.cases`: one object per problem, for tests, benchmarks and the command line;
+* :mod:`~cuattn.testing.kernels`: the functions of `cuattn` with a kernel shape of one's own choice;
 * :mod:`~cuattn.testing.strategies`: Hypothesis strategies (these modules alone need Hypothesis), and
   :mod:`~cuattn.testing.pool`: the kernel variants that the suite draws from.
 """

@@ -120,7 +120,7 @@ def test_counters_are_exact() -> None:
 
 
 def test_compile_records() -> None:
-    variant = next(variants.attention_variants())
+    variant = next(variants.launched("attention_forward"))
     (record,) = variants.cubin_records(variant, "sm_80")
     assert record.verdicts["spill_bytes"]
     assert record.executor == "none"
@@ -132,10 +132,10 @@ def test_compile_records() -> None:
 
 
 def test_compile_covers_every_row_on_both_architectures() -> None:
-    labels = {variant.label for variant in variants.attention_variants()}
+    labels = {variant.label for variant in variants.launched("attention_forward")}
     rows = cuattn.ops.attention.forward.config.FLASH_FWD_CONFIGS
     assert len(labels) == 4 * len(rows) + sum(row.itemsize == 2 for row in rows)
-    backward = {variant.label for variant in variants.backward_variants()}
+    backward = {variant.label for variant in variants.launched("attention_backward")}
     of_keys = [row for row in cuattn.ops.attention.backward.config.FLASH_BWD_CONFIGS if row.own == "keys"]
     launches = sum(len(row.launches()) for row in cuattn.ops.attention.backward.config.FLASH_BWD_CONFIGS)
     order_free = sum("_addsdq_" in label for label in backward)
@@ -146,13 +146,13 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     planned = [step.label for step in SUITES["compile"].plan(TINY)]
     for label in labels:
         assert {f"{label} sm_90a", f"{label} ptx"} <= set(planned)
-    bias = {variant.label for variant in variants.bias_variants()}
+    bias = {variant.label for variant in variants.launched("attention_backward_bias")}
     assert len(bias) == 3 * len(cuattn.ops.attention.backward.bias_config.BIAS_BWD_CONFIGS)
     assert {f"{label} sm_90a" for label in backward | bias} <= set(planned)
 
 
 def test_compile_covers_every_row_of_decoding() -> None:
-    found = list(variants.decode_variants())
+    found = list(variants.launched("attention_decode"))
     rows = cuattn.ops.decode.config.FLASH_DECODE_CONFIGS
     on_tensor_cores = sum(row.products == "mma" for row in rows)
     assert len({variant.label for variant in found}) == len(found)
@@ -168,14 +168,14 @@ def test_compile_covers_every_row_of_decoding() -> None:
 
 
 def test_cold_means_cold() -> None:
-    variant = next(variants.attention_variants())
+    variant = next(variants.launched("attention_forward"))
     constants = variant.constants
-    warm = cuattn.compile.build(variant.source, constants, arch="sm_80", kind="ptx")
+    warm = cuattn.compile.build(variant.kernel, constants, arch="sm_80", kind="ptx")
     _, cold = variants.build_cold(variant, "sm_80", "ptx")
     assert cold.path != warm.path
     assert cold.image == warm.image
     assert not cold.path.exists()  # the cache was for this alone
-    assert cuattn.compile.build(variant.source, constants, arch="sm_80", kind="ptx").path == warm.path
+    assert cuattn.compile.build(variant.kernel, constants, arch="sm_80", kind="ptx").path == warm.path
 
 
 def test_call_overhead_launches_nothing() -> None:

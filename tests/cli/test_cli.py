@@ -145,9 +145,9 @@ def test_list_json(run: Run) -> None:
 
 
 def test_list_resources(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    backward = next(variants.backward_variants())
-    forward = next(variants.attention_variants())
-    decoding = next(variants.decode_variants())
+    backward = next(variants.launched("attention_backward"))
+    forward = next(variants.launched("attention_forward"))
+    decoding = next(variants.launched("attention_decode"))
     monkeypatch.setattr(variants, "all_attention", lambda: [forward, backward, decoding])
     rows = json.loads(run("list", "resources", "--json").stdout)["resources"]
     wanted = [(variant.label, arch) for variant in (forward, backward, decoding) for arch in ("sm_80", "sm_90a")]

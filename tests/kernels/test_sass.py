@@ -9,11 +9,11 @@ from resource_cases import sampled
 
 from cuattn import compile
 from cuattn.benchmark import inspected
-from cuattn.benchmark.inspected import Inspected
 from cuattn.compile import sass
 from cuattn.compile.sass import KernelReport
 from cuattn.errors import ArgumentError
 from cuattn.ops.attention.forward.hopper_config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.registry import Variant
 
 ARCH = "sm_90a"
 ENOUGH_TFLOP_PER_S = 800  # of the 989 of the data sheet: at d128, in 16 bit
@@ -21,13 +21,13 @@ MEMORY_TB_PER_S = 4.8  # of the data sheet of an H200
 
 
 @cache
-def report(one: Inspected) -> KernelReport:
+def report(one: Variant) -> KernelReport:
     """Of a file with one kernel."""
     (found,) = sass.inspect(compile.build(one.kernel, one.constants, arch=ARCH, kind="cubin")).values()
     return found
 
 
-def rows(*patterns: str) -> list[Inspected]:
+def rows(*patterns: str) -> list[Variant]:
     return inspected.choose(patterns)
 
 
@@ -37,7 +37,7 @@ HOPPER = rows("attention_forward_hopper")
 OPTIONS = {"BOUND_LEFT", "BOUND_RIGHT", "SOFTCAP", "ALIBI", "BIAS", "MASK", "DROPOUT", "PACKED"}
 
 
-def config_of(one: Inspected) -> HopperFwdConfig:
+def config_of(one: Variant) -> HopperFwdConfig:
     """The row of the table that these constants come from."""
     for row in (*HOPPER_FWD_CONFIGS, *HOPPER_ALTERNATIVES):
         mine = row.constants("bfloat16", row.max_head_dim, row.max_head_dim_v)
@@ -46,7 +46,7 @@ def config_of(one: Inspected) -> HopperFwdConfig:
     raise AssertionError(one.name)
 
 
-def is_tested(one: Inspected) -> bool:
+def is_tested(one: Variant) -> bool:
     """Of the rows that calls take: without options, and with everything; causal as well, and 8 bit, at d128."""
     if config_of(one) not in HOPPER_FWD_CONFIGS:
         return False

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import cuattn
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
 from cuattn.testing import (
     ToleranceError,
@@ -16,6 +15,7 @@ from cuattn.testing import (
     assert_gradients_close,
     assert_varlen_close,
     assert_varlen_gradients_close,
+    kernels,
 )
 
 F16, BF16, F32 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
@@ -215,7 +215,7 @@ def test_both_on_hopper(executor):
 
     def attend(*arrays, **options):
         given = (executor.array(x) for x in arrays)
-        out, lse = evaluate(*given, config=HOPPER_FWD_CONFIGS[0], return_lse=True, **options)
+        out, lse = kernels.attention(*given, config=HOPPER_FWD_CONFIGS[0], return_lse=True, **options)
         assert_attention_close(executor.numpy(out), *arrays, lse=executor.numpy(lse), **options)
         return executor.numpy(out).astype(np.float64)
 

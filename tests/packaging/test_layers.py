@@ -19,6 +19,7 @@ LAYERS = (
     ("cuattn.benchmark", "cuattn.compat"),
     ("cuattn.testing",),
     ("cuattn",),  # the public names
+    ("cuattn.catalogue",),  # what every family says about itself
     ("cuattn.kv",),
     ("cuattn.ops.decode",),
     ("cuattn.ops.attention",),

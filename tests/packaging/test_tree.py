@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where this checkout and its owner live: in a file of the project, such a path works on one machine only.
 MACHINE_PATHS = [path for path in (ROOT, Path.home()) if path != Path(path.anchor)]
 MACHINE_PATH = re.compile(rf"(?<!\w)(?:{'|'.join(re.escape(str(path)) for path in MACHINE_PATHS)})/[\w.]")
+SOURCES = {".py", ".cu", ".cuh", ".c", ".h"}
+MAX_LINES = 400  # of a source file, tests included: one idea each
 
 
 def tracked_files() -> list[Path]:
@@ -48,3 +50,24 @@ def test_inline_assembly_stands_in_the_files_of_instructions() -> None:
 def test_no_large_files() -> None:
     large = [str(path.relative_to(ROOT)) for path in tracked_files() if path.stat().st_size > 2**20]
     assert large == []
+
+
+def test_source_files_are_short() -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in tracked_files()
+        if path.suffix in SOURCES
+    }
+    assert len(lengths) > 500
+    assert {name for name, length in lengths.items() if length > MAX_LINES} == set()
+
+
+def test_a_folder_of_tests_runs_alone() -> None:
+    """What tests of several folders share is in tests/support: a file of another folder is not found from here."""
+    offenders = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if not (path.parent / f"{name}.py").is_file()
+    ]
+    assert offenders == []

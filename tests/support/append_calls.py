@@ -10,7 +10,7 @@ import numpy as np
 import cuattn
 from cuattn import reference
 from cuattn.formats import KV_FORMATS, KVFormat, numpy_dtype
-from cuattn.kv import append
+from cuattn.testing import kernels
 from cuattn.testing.arrays import Guarded, Layout, allocate, place
 
 
@@ -64,19 +64,14 @@ def run(executor: Any, problem: Problem, *, look: bool = True, **more: Any) -> d
         moved[name] = Guarded(guarded.root, array, guarded.byte_offset).to(executor.xp)
     arrays = {name: guarded.array for name, guarded in moved.items()}
     pages = [arrays.pop(f"{side}_pages") for side in "kv"]
-    append.evaluate(
+    kernels.append_kv(
         *(executor.array(problem.k), executor.array(problem.v), *pages, problem.slots),
         look=look,
-        **{**DEFAULTS, **problem.options, **arrays, **more},
+        **{**problem.options, **arrays, **more},
     )
     for guarded in moved.values():
         guarded.check()
     return {name: executor.numpy(guarded.array) for name, guarded in moved.items()}
-
-
-DEFAULTS = dict.fromkeys(
-    ("positions", "rope", "kv_format", "k_scale", "v_scale", "k_block_scales", "v_block_scales"),
-)
 
 
 def expected(problem: Problem, k: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import cuattn
 from cuattn.testing import assert_attention_close, assert_varlen_close
 from cuattn.testing.arrays import Guarded, place
 from cuattn.testing.strategies import FLOAT8_DTYPES
+from cuattn.testing.tolerance import assert_within, attention_bound
 
 OF_LOGITS = ("bias", "mask")  # these must lie where q lies; smaller arrays may lie on the host
 
@@ -64,3 +65,10 @@ def assert_varlen_right(executor, q, k, v, cu_seqlens_q, cu_seqlens_k, **options
     arrays = [x.array if isinstance(x, Guarded) else x for x in (q, k, v)]
     assert_varlen_close(out, *arrays, cu_seqlens_q, cu_seqlens_k, lse=lse, **options)
     return out, lse
+
+
+def assert_same(result, expected, q, k, v, **options):
+    """Two right answers to one problem differ by the two bounds at most; `result` and `expected` are (out, lse)."""
+    _, bound, _, bound_lse = attention_bound(q, k, v, **options)
+    assert_within(result[0], expected[0].astype(np.float64), 2 * bound, "out")
+    assert_within(result[1], expected[1].astype(np.float64), 2 * bound_lse, "lse")

@@ -14,8 +14,7 @@ from attention_calls import call, call_varlen, prepare
 
 import cuattn
 from cuattn import reference
-from cuattn.ops.attention.backward import dense, varlen
-from cuattn.testing import assert_gradients_close, assert_varlen_gradients_close
+from cuattn.testing import assert_gradients_close, assert_varlen_gradients_close, kernels
 from cuattn.testing.arrays import Guarded, place
 from cuattn.testing.backward_problems import fill_dout
 from cuattn.testing.gradient_tolerance import gradient_bound
@@ -84,11 +83,11 @@ def of_problem(executor, problem):
 
 
 def call_backward(executor, saved, **extra):
-    """The gradients as NumPy arrays; `extra` are options of the backward call, or of its `evaluate`."""
+    """The gradients as NumPy arrays; `extra` are options of the backward call, or of that of `kernels`."""
     arrays, options = prepare(executor, (saved.dout, saved.q, saved.k, saved.v, saved.out, saved.lse), saved.options)
     dlse = None if saved.dlse is None else executor.array(saved.dlse)
     if {"configs", "schedule_on_device"} & set(extra):
-        function = varlen.evaluate if saved.starts else dense.evaluate
+        function = kernels.attention_varlen_backward if saved.starts else kernels.attention_backward
     else:
         function = cuattn.attention_varlen_backward if saved.starts else cuattn.attention_backward
     grads = function(*arrays, *saved.starts, dlse=dlse, **options, **extra)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import cuattn
-from cuattn.ops.decode import dense, paged
-from cuattn.testing import assert_decode_close, assert_paged_close, assert_paged_varlen_close
+from cuattn.testing import assert_decode_close, assert_paged_close, assert_paged_varlen_close, kernels
 from cuattn.testing.decode_tolerance import decode_bounds
 from cuattn.testing.tolerance import assert_within
 
@@ -15,7 +14,11 @@ FUNCTIONS = {
     "paged": cuattn.paged_attention,
     "varlen": cuattn.paged_attention_varlen,
 }
-EVALUATE = {"decode": dense.evaluate, "paged": paged.evaluate, "varlen": paged.evaluate}
+OF_ANY_SHAPE = {
+    "decode": kernels.decode_attention,
+    "paged": kernels.paged_attention,
+    "varlen": kernels.paged_attention_varlen,
+}
 CHECKS = {"decode": assert_decode_close, "paged": assert_paged_close, "varlen": assert_paged_varlen_close}
 
 WITH_CACHE = ("k_scale", "v_scale", "k_block_scales", "v_block_scales")  # these must lie where the cache lies
@@ -44,7 +47,7 @@ def as_bytes(guarded):
 def call(executor, problem, **more):
     """(out, lse) of the function that the problem is for, as NumPy arrays; with `config`, of a kernel of that shape."""
     arrays, options = prepare(executor, problem, **more)
-    function = (EVALUATE if "config" in options else FUNCTIONS)[problem.kind]
+    function = (OF_ANY_SHAPE if "config" in options else FUNCTIONS)[problem.kind]
     out, lse = function(*arrays, return_lse=True, **options)
     return executor.numpy(out), executor.numpy(lse)
 

@@ -1,4 +1,5 @@
-"""A small valid call of every decode function, by the names of its arguments: tests replace one of them."""
+"""A small valid call of every decode function, by the names of its arguments: tests replace one of them, also by one
+that is refused."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 import cuattn
 
-__all__ = ["FUNCTIONS", "call", "quantized"]
+__all__ = ["FUNCTIONS", "call", "quantized", "refused"]
 
 FUNCTIONS = (cuattn.decode_attention, cuattn.paged_attention, cuattn.paged_attention_varlen)
 
@@ -48,3 +50,16 @@ def quantized(function: Any, kv_format: str) -> dict[str, Any]:
                 block, dtype = (16, ml_dtypes.float8_e4m3fn) if kv_format == "nvfp4" else (32, ml_dtypes.float8_e8m0fnu)
                 arguments[f"{name[0]}_block_scales"] = np.ones((*slots, -(-head_dim // block)), dtype)
     return arguments | {"kv_format": kv_format}
+
+
+def refused(
+    function: Any, error: type[Exception], message: str, arguments: dict[str, Any] | None = None, **changes: Any
+) -> None:
+    """The call raises, and nothing of what it was given has changed."""
+    arguments = (call(function) if arguments is None else arguments) | changes
+    given = {name: x for name, x in arguments.items() if isinstance(x, np.ndarray) and x.nbytes < 2**20}
+    arrays = {name: (x, x.copy()) for name, x in given.items()}
+    with pytest.raises(error, match=message):
+        function(**arguments)
+    for name, (x, before) in arrays.items():
+        assert x.tobytes() == before.tobytes(), name

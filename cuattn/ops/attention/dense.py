@@ -12,8 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 from cuattn.ops.attention import arguments
-from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig
-from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.runtime.small_arrays import check_flag
@@ -183,17 +181,3 @@ def attention(
     )
     warn_if_slow(problem)
     return forward(problem, return_lse=return_lse)
-
-
-def evaluate(
-    q: Any,
-    k: Any,
-    v: Any,
-    *,
-    return_lse: bool = False,
-    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
-    **options: Any,
-) -> Any:
-    """`attention` with a kernel shape of one's own choice."""
-    problem = arguments.check(q, k, v, **options)
-    return forward(problem, return_lse=return_lse, config=config)

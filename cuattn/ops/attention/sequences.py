@@ -22,13 +22,13 @@ from cuattn.ops.attention.params import UNBOUNDED
 from cuattn.runtime.executor import Executor, Kernel
 from cuattn.scalars import integer
 
-__all__ = ["Packed", "check_cu_seqlens", "check_max_seqlen", "check_packed", "device_work_list", "work_list"]
+__all__ = ["PackedSequences", "check_cu_seqlens", "check_max_seqlen", "check_packed", "device_work_list", "work_list"]
 
 _SCHEDULE_THREADS = 1024
 
 
 @dataclass(slots=True)
-class Packed:
+class PackedSequences:
     """The sequences of a packed problem.
 
     ``cu_seqlens_q`` and ``cu_seqlens_k`` are int32 [batch + 1] where kernels can read them; ``host`` holds both as
@@ -91,7 +91,7 @@ def check_packed(
     max_seqlen_k: Any,
     total_q: int,
     total_k: int,
-) -> Packed:
+) -> PackedSequences:
     """Every check of the arguments that say where sequences lie. Raises as documented at `cuattn.attention_varlen`."""
     given = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     arrays = {name: executor.metadata(name, x) for name, x in given.items()}
@@ -117,7 +117,7 @@ def check_packed(
             known.append(values.astype(np.int64))
     on_device = [executor.put(x, np.int32) for x in arrays.values()]
     host = (known[0], known[1]) if len(known) == 2 else None
-    return Packed(on_device[0], on_device[1], limits["max_seqlen_q"], limits["max_seqlen_k"], host)
+    return PackedSequences(on_device[0], on_device[1], limits["max_seqlen_q"], limits["max_seqlen_k"], host)
 
 
 def check_max_seqlen(name: str, value: Any) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cuattn.errors import SlowHostCallWarning
 from cuattn.ops.attention.params import LogitProblem
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.runtime.executor import Executor
 
 SLOW_HOST_FLOPS = 1e11  # a NumPy call of more warns
@@ -26,7 +26,7 @@ class HostProblem(LogitProblem, Protocol):
 
 
 def warn_if_slow(
-    problem: HostProblem, packed: Packed | None = None, *, work: float = 1.0, pairs: float | None = None
+    problem: HostProblem, packed: PackedSequences | None = None, *, work: float = 1.0, pairs: float | None = None
 ) -> None:
     """Say it once a process. To be called by the public function itself: the warning points at its caller.
 
@@ -56,7 +56,7 @@ def warn_if_slow(
         )
 
 
-def _num_pairs(problem: HostProblem, packed: Packed | None) -> float:
+def _num_pairs(problem: HostProblem, packed: PackedSequences | None) -> float:
     if packed is None or packed.host is None:
         return float(problem.extents.batch * problem.extents.seqlen_q) * problem.extents.seqlen_k
     seqlens_q, seqlens_k = map(np.diff, packed.host)

@@ -12,12 +12,10 @@ from typing import Any, Unpack
 
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
-from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig
-from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import AttentionOptions
-from cuattn.ops.attention.sequences import Packed, check_packed
+from cuattn.ops.attention.sequences import PackedSequences, check_packed
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.runtime.small_arrays import check_flag
@@ -112,20 +110,6 @@ def attention_varlen(
     return forward(problem, return_lse=return_lse, packed=packed)
 
 
-def evaluate(
-    *arrays: Any,
-    return_lse: bool = False,
-    config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
-    schedule_on_device: bool = False,
-    **options: Any,
-) -> Any:
-    """`attention_varlen` with a kernel shape of one's own choice, or as if only the device knew the lengths."""
-    problem, packed = check(*arrays, **options)
-    if schedule_on_device:
-        packed.host = None
-    return forward(problem, return_lse=return_lse, config=config, packed=packed)
-
-
 def check(
     q: Any,
     k: Any,
@@ -139,7 +123,7 @@ def check(
     fp8_format: Any = None,
     operation: Operation = _OPERATION,
     **options: Any,
-) -> tuple[Problem, Packed]:
+) -> tuple[Problem, PackedSequences]:
     """Every check of a call, and the executor it runs on. Raises as documented at `attention_varlen`."""
     executor = arguments.executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)

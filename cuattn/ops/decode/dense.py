@@ -14,7 +14,6 @@ from cuattn.ops.attention.options import DecodeOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
-from cuattn.ops.decode.config import FlashDecodeConfig
 from cuattn.ops.decode.launch import decode
 from cuattn.ops.rotary.arguments import Rotary
 from cuattn.runtime.small_arrays import check_flag
@@ -177,8 +176,3 @@ def decode_attention(
     )
     warn_if_slow(problem, pairs=problem.num_pairs)
     return decode(problem, return_lse=return_lse)
-
-
-def evaluate(*arrays: Any, return_lse: bool = False, config: FlashDecodeConfig | None = None, **options: Any) -> Any:
-    """`decode_attention` with a kernel shape of one's own choice."""
-    return decode(arguments.check(*arrays, **options), return_lse=return_lse, config=config)

@@ -13,7 +13,6 @@ from cuattn.ops.attention.options import DecodeOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
-from cuattn.ops.decode.config import FlashDecodeConfig
 from cuattn.ops.decode.launch import decode
 from cuattn.ops.rotary.arguments import Rotary
 from cuattn.runtime.small_arrays import check_flag
@@ -224,9 +223,3 @@ def paged_attention_varlen(
     )
     warn_if_slow(problem, pairs=problem.num_pairs)
     return decode(problem, return_lse=return_lse)
-
-
-def evaluate(*arrays: Any, return_lse: bool = False, config: FlashDecodeConfig | None = None, **options: Any) -> Any:
-    """`paged_attention`, or `paged_attention_varlen` of six arrays, with a kernel shape of one's own choice."""
-    check = arguments.check_paged if len(arrays) == 5 else arguments.check_paged_varlen
-    return decode(check(*arrays, **options), return_lse=return_lse, config=config)

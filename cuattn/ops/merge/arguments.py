@@ -19,7 +19,7 @@ _LSE_NAMES = ("lse_a", "lse_b", "lses", "out[1]")
 
 
 @dataclass(slots=True)
-class Problem:
+class MergeProblem:
     """A call that has passed every check.
 
     ``first`` and ``rest`` are (out, lse): of part 0, and of the others along a first axis. With no part at all,
@@ -36,7 +36,7 @@ class Problem:
     lse_shape: tuple[int, ...]
 
 
-def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) -> Problem:
+def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) -> MergeProblem:
     """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.merge_states`."""
     arrays = _named(out_a, lse_a, out_b, lse_b, out)
     executor = executor_for(**arrays)
@@ -63,7 +63,7 @@ def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) 
             check_writable(name, result)
         check_apart_or_same("out[0]", results[0], inputs, names[0])
         check_apart_or_same("out[1]", results[1], inputs | {"out[0]": results[0]}, names[1])
-    return Problem(executor, first, rest, num_parts, sinks, results, shape, lse_shape)
+    return MergeProblem(executor, first, rest, num_parts, sinks, results, shape, lse_shape)
 
 
 def _named(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuattn.ops.merge.arguments import Problem, check
+from cuattn.ops.merge.arguments import MergeProblem, check
 from cuattn.ops.merge.launch import launch, usable
 from cuattn.runtime.arrays import assign, contiguous
 from cuattn.runtime.executor import Executor
@@ -93,7 +93,7 @@ def merge_states(
     return _evaluate(check(out_a, lse_a, out_b, lse_b, sinks, out))
 
 
-def _evaluate(problem: Problem) -> tuple[Any, Any]:
+def _evaluate(problem: MergeProblem) -> tuple[Any, Any]:
     executor, first = problem.executor, problem.first
     if problem.out is not None:
         results = problem.out

@@ -20,7 +20,7 @@ from cuattn.scalars import MAX_EXTENT, integer
 
 
 @dataclass(slots=True)
-class Problem:
+class SplitProblem:
     """A call whose arguments have passed every check."""
 
     executor: Executor
@@ -56,9 +56,12 @@ def check(
     plan: Any,
     out: Any,
     *,
-    look: bool,
-) -> Problem:
-    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.split_qkv`."""
+    look: bool = True,
+) -> SplitProblem:
+    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.split_qkv`.
+
+    Without ``look``, positions that the host sees go unchecked, as a device's do.
+    """
     plan = None if plan is None else check_plan(plan)
     _check_kinds(rope, positions, cu_seqlens, plan, out)
     outs = dict(zip(("out[0]", "out[1]", "out[2]"), out, strict=True)) if out is not None else {}
@@ -77,7 +80,7 @@ def check(
     elif cu_seqlens is not None:
         cu_seqlens = _check_cu_seqlens(executor, cu_seqlens, num_tokens, angles)
     outs = {name: executor.asarray(name, x) for name, x in outs.items()}
-    problem = Problem(
+    problem = SplitProblem(
         executor=executor,
         qkv=qkv,
         bias=bias,
@@ -205,7 +208,7 @@ def _check_cu_seqlens(executor: Executor, cu_seqlens: Any, num_tokens: int, angl
     return executor.put(array, np.int32)
 
 
-def _check_outs(problem: Problem, outs: dict[str, Any]) -> None:
+def _check_outs(problem: SplitProblem, outs: dict[str, Any]) -> None:
     angles, positions = problem.angles, problem.positions
     inputs = {"qkv": problem.qkv, "bias": problem.bias, "cu_seqlens": problem.cu_seqlens}
     inputs |= {"plan.indices": problem.indices, "plan.padding": problem.padding}

@@ -15,6 +15,7 @@ from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
 from cuattn.messages import shown
 from cuattn.ops.softmax import rows
+from cuattn.ops.softmax.arguments import accumulator
 from cuattn.ops.softmax.config import (
     ALGORITHMS,
     MAX_GRID_X,
@@ -25,8 +26,7 @@ from cuattn.ops.softmax.config import (
     select_streaming,
     shape_constants,
 )
-from cuattn.ops.softmax.rows import Rows
-from cuattn.ops.softmax.softmax import accumulator
+from cuattn.ops.softmax.rows import RowView
 from cuattn.runtime.arrays import contiguous, full
 from cuattn.runtime.checks import check_extents
 from cuattn.runtime.executor import Executor, Kernel, executor_for, executor_of_module
@@ -242,7 +242,7 @@ class OnlineSoftmax:
             self._states = full(executor, (*self.shape, 2), -np.inf, accumulator(self.dtype))
             self._states[..., 1] = 0
 
-    def _constants(self, config: SoftmaxConfig, layout: Rows) -> dict[str, int | bool | float | str]:
+    def _constants(self, config: SoftmaxConfig, layout: RowView) -> dict[str, int | bool | float | str]:
         vectorized = layout.vectorized and not config.lanes_span_rows
         return {**shape_constants(config, self.dtype.name, vectorized), "ALGORITHM": ALGORITHMS["online"]}
 
@@ -269,7 +269,7 @@ def _with_output(constants: dict[str, int | bool | float | str]) -> dict[str, in
     return {**constants, "OUTPUT": OUTPUTS["softmax"]}
 
 
-def _fold(executor: Executor, x: Any, out: Any) -> tuple[Any, Rows]:
+def _fold(executor: Executor, x: Any, out: Any) -> tuple[Any, RowView]:
     """``x``, or a contiguous copy of it, and its rows."""
     layout = rows.fold(x, out, x.ndim - 1)
     if layout is None:

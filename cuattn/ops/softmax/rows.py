@@ -23,7 +23,7 @@ MIN_ADJACENT_ROWS = 8  # fewer neighbouring rows than this do not pay for giving
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowView:
     """The rows of an input and of an output array of the same shape (strides in elements)."""
 
     num_cols: int
@@ -60,7 +60,7 @@ class Rows:
         )
 
 
-def fold(x: Any, out: Any, axis: int) -> Rows | None:
+def fold(x: Any, out: Any, axis: int) -> RowView | None:
     """The rows along ``axis`` of ``x``, and of ``out`` with the same axes or all but that one; None if they do not fit.
 
     >>> x = np.zeros((2, 3, 4, 5), np.float32)
@@ -92,7 +92,7 @@ def _placement(x: Any) -> _Placement:
 
 
 @lru_cache(maxsize=1024)
-def _fold(shape: tuple[int, ...], axis: int, x: _Placement, out: _Placement) -> Rows | None:
+def _fold(shape: tuple[int, ...], axis: int, x: _Placement, out: _Placement) -> RowView | None:
     has_axis = len(out.strides) == len(shape)
     x_strides = x.element_strides(shape)
     out_strides = out.element_strides(shape if has_axis else shape[:axis] + shape[axis + 1 :])
@@ -113,7 +113,7 @@ def _fold(shape: tuple[int, ...], axis: int, x: _Placement, out: _Placement) -> 
     if has_axis:
         row_strides = [s for _, _, s in outer]
         vectorized &= packs_are_aligned(out.past_boundary, out.itemsize, out_strides[axis], row_strides)
-    return Rows(shape[axis], x_strides[axis], out_strides[axis], tuple(outer), vectorized)
+    return RowView(shape[axis], x_strides[axis], out_strides[axis], tuple(outer), vectorized)
 
 
 def _collapse(dims: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

@@ -5,19 +5,8 @@ Maxim Milakov and Natalia Gimelshein, "Online normalizer calculation for softmax
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-
-from cuattn.ops.softmax import rows
-from cuattn.ops.softmax.config import ALGORITHMS, ITEMSIZES, MAX_GRID_Y, SoftmaxConfig, kernel_constants, select
-from cuattn.ops.softmax.rows import Rows
-from cuattn.runtime.arrays import assign, contiguous, full
-from cuattn.runtime.checks import check_apart_or_same, check_axis, check_dtype, check_extents, check_out
-from cuattn.runtime.executor import Executor, executor_for
-from cuattn.scalars import check_flag, choice
+from cuattn.ops.softmax.arguments import check
+from cuattn.ops.softmax.launch import compute
 from cuattn.typing import Algorithm, ArrayT
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
@@ -72,7 +61,7 @@ def softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", out: 
     >>> cuattn.softmax(np.log(np.array([[1.0, 3.0]], np.float32))).round(4)
     array([[0.25, 0.75]], dtype=float32)
     """
-    return evaluate("softmax", x, axis=axis, algorithm=algorithm, out=out)
+    return compute(check("softmax", x, axis=axis, algorithm=algorithm, out=out))
 
 
 def log_softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", out: ArrayT | None = None) -> ArrayT:
@@ -87,7 +76,7 @@ def log_softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", o
     >>> cuattn.log_softmax(np.array([0.0, -200.0], np.float32))
     array([   0., -200.], dtype=float32)
     """
-    return evaluate("log_softmax", x, axis=axis, algorithm=algorithm, out=out)
+    return compute(check("log_softmax", x, axis=axis, algorithm=algorithm, out=out))
 
 
 def logsumexp(
@@ -127,127 +116,4 @@ def logsumexp(
     >>> cuattn.logsumexp(np.zeros((2, 8), np.float32), axis=1) / np.log(np.float32(2))
     array([3., 3.], dtype=float32)
     """
-    return evaluate("logsumexp", x, axis=axis, algorithm=algorithm, out=out, keepdims=keepdims)
-
-
-def evaluate(
-    output: str,
-    x: Any,
-    *,
-    axis: int,
-    algorithm: str,
-    out: Any,
-    keepdims: bool = False,
-    config: SoftmaxConfig | None = None,
-) -> Any:
-    """Validate, choose a config (unless one is given), allocate, launch. ``output``: a key of `OUTPUTS`."""
-    executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
-    x = executor.asarray("x", x)
-    check_dtype("x", x.dtype)
-    check_extents("x", x.shape)
-    axis = check_axis(axis, x.ndim)
-    choice("algorithm", algorithm, ALGORITHMS)
-    keepdims = check_flag("keepdims", keepdims)
-
-    shape, dtype = tuple(x.shape), x.dtype
-    if output == "logsumexp":
-        shape = (*shape[:axis], *((1,) if keepdims else ()), *shape[axis + 1 :])
-        dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    if out is not None:
-        out = executor.asarray("out", out)
-        check_out("out", out, shape, dtype)
-        check_apart_or_same("out", out, {"x": x}, "x")
-
-    if x.size == 0:  # nothing to launch: no elements, or the log-sum-exp of rows without elements
-        if out is None:
-            return full(executor, shape, -np.inf, dtype)
-        assign(executor, out, -np.inf)
-        return out
-    result = executor.empty(shape, dtype) if out is None else out
-    _compute(executor, output, x, result, axis, algorithm, config)
-    if out is None:
-        executor.finish(result)
-    return result
-
-
-def _compute(
-    executor: Executor, output: str, x: Any, out: Any, axis: int, algorithm: str, config: SoftmaxConfig | None
-) -> None:
-    target = _without_axis(out, axis) if output == "logsumexp" and out.ndim == x.ndim else out
-    layout = rows.fold(x, target, axis)
-    if layout is None:  # too many outer axes, or elements that are not aligned
-        x = contiguous(executor, x)
-        layout = rows.fold(x, target, axis)
-    if layout is not None:
-        _launch(executor, output, x, target, layout, algorithm, config)
-        return
-    copy = executor.empty(target.shape, target.dtype)
-    layout = rows.fold(x, copy, axis)
-    assert layout is not None, "contiguous arrays have at most two outer axes"
-    _launch(executor, output, x, copy, layout, algorithm, config)
-    executor.finish(copy)
-    assign(executor, target, copy)
-
-
-def _without_axis(x: Any, axis: int) -> Any:
-    return x[(*(slice(None),) * axis, 0, ...)]  # with the ellipsis always a view, never a scalar
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What to launch for arrays that lie in a certain way."""
-
-    source: str
-    constants: dict[str, int | bool | float | str]
-    block: tuple[int]
-    grid_rows: int
-    layout: np.void  # struct RowLayout
-    num_chunks: int = 0  # CTAs a row; 0 where only one kernel is launched
-    finish_layout: np.void | None = None
-    finish_chunks: int = 0
-
-
-@lru_cache(maxsize=1024)
-def _plan(layout: Rows, dtype_name: str, output: str, algorithm: str, config: SoftmaxConfig | None) -> _Plan:
-    if config is None:
-        config = select(
-            num_rows=layout.num_rows,
-            num_cols=layout.num_cols,
-            itemsize=ITEMSIZES[dtype_name],
-            algorithm=algorithm,
-            lanes_span_rows=layout.lanes_span_rows,
-        )
-    vectorized = layout.vectorized and not config.lanes_span_rows
-    source, constants = kernel_constants(config, dtype_name, vectorized, output, algorithm)
-    block = (config.num_threads,)
-    grid_rows = min(config.row_groups(layout.num_rows), config.max_ctas)
-    if config.path != "split":
-        return _Plan(source, constants, block, grid_rows, layout.pack(layout.num_cols))
-    chunk_cols = config.chunk_cols(layout.num_cols)
-    packed, num_chunks = layout.pack(chunk_cols), -(-layout.num_cols // chunk_cols)
-    finish, finish_chunks = packed, num_chunks
-    if output == "logsumexp":  # one number a row: one CTA a row finishes it
-        finish, finish_chunks = layout.pack(layout.num_cols), 1
-    return _Plan(source, constants, block, min(grid_rows, MAX_GRID_Y), packed, num_chunks, finish, finish_chunks)
-
-
-def _launch(
-    executor: Executor, output: str, x: Any, out: Any, layout: Rows, algorithm: str, config: SoftmaxConfig | None
-) -> None:
-    plan = _plan(layout, check_dtype("x", x.dtype), output, algorithm, config)
-    if not plan.num_chunks:
-        kernel = executor.kernel(plan.source, plan.constants, f"cuattn_{plan.source}")
-        executor.launch(kernel, (plan.grid_rows,), plan.block, {"g_x": x, "g_out": out, "layout": plan.layout})
-        return
-    partial = executor.kernel(plan.source, plan.constants, "cuattn_softmax_partial")
-    finish = executor.kernel(plan.source, plan.constants, "cuattn_softmax_finish")
-    states = executor.empty((layout.num_rows, plan.num_chunks, 2), accumulator(x.dtype))
-    args = {"g_x": x, "g_states": states, "layout": plan.layout}
-    executor.launch(partial, (plan.num_chunks, plan.grid_rows), plan.block, args)
-    args |= {"g_out": out, "num_states": np.uint32(plan.num_chunks), "layout": plan.finish_layout}
-    executor.launch(finish, (plan.finish_chunks, plan.grid_rows), plan.block, args)
-
-
-def accumulator(dtype: Any) -> np.dtype[Any]:
-    """The dtype that sums of ``dtype`` are kept in."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    return compute(check("logsumexp", x, axis=axis, algorithm=algorithm, out=out, keepdims=keepdims))

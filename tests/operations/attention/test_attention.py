@@ -15,10 +15,8 @@ import cuattn
 from cuattn.errors import SlowHostCallWarning
 from cuattn.head_dims import COLUMNS
 from cuattn.ops.attention import slow_calls
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, PlainFwdConfig
-from cuattn.ops.attention.varlen import evaluate as evaluate_varlen
-from cuattn.testing import assert_attention_close, assert_varlen_close
+from cuattn.testing import assert_attention_close, assert_varlen_close, kernels
 from cuattn.testing.arrays import Layout, place
 
 F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
@@ -174,7 +172,7 @@ def test_a_config_row_changes_no_result(executor, number, row):
     tf32 = {"precision": "tf32"} if row.products == "mma" and dtype == F32 else {}
     causal = number % 2 == 1
     arrays = [executor.array(x) for x in (q, k, v)]
-    out, lse = evaluate(*arrays, causal=causal, return_lse=True, config=row, **tf32)
+    out, lse = kernels.attention(*arrays, causal=causal, return_lse=True, config=row, **tf32)
     assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=causal, **tf32)
 
 
@@ -186,7 +184,7 @@ def test_plain_kernel(executor, case):
             arrays = make(shape, dtype)
             options = option_case(case, shape, dtype)
             on_executor, moved = prepare(executor, arrays, options)
-            out, lse = evaluate(*on_executor, return_lse=True, config=PlainFwdConfig(), **moved)
+            out, lse = kernels.attention(*on_executor, return_lse=True, config=PlainFwdConfig(), **moved)
             assert_attention_close(executor.numpy(out), *arrays, lse=executor.numpy(lse), **options)
 
 
@@ -194,7 +192,7 @@ def test_plain_kernel(executor, case):
 def test_plain_kernel_without_keys(executor, case):
     shape = (2, 3, 0, 2, 1, 1, 256)
     arrays, options = make(shape, F32), option_case(case, shape, F32)
-    out, lse = evaluate(*map(executor.array, arrays), return_lse=True, config=PlainFwdConfig(), **options)
+    out, lse = kernels.attention(*map(executor.array, arrays), return_lse=True, config=PlainFwdConfig(), **options)
     assert_attention_close(executor.numpy(out), *arrays, lse=executor.numpy(lse), **options)
 
 
@@ -205,7 +203,7 @@ def test_plain_kernel_of_packed_sequences(executor, dtype):
     starts = np.int32([0, 5, 5, 12]), np.int32([0, 3, 9, 12])
     options = {"causal": True, "window": (3, None), "dropout_p": 0.2, "sinks": np.float32([0, -1, 2, 0.5])}
     arrays = *map(executor.array, (q, k, v)), *starts
-    out, lse = evaluate_varlen(*arrays, return_lse=True, config=PlainFwdConfig(), **options)
+    out, lse = kernels.attention_varlen(*arrays, return_lse=True, config=PlainFwdConfig(), **options)
     assert_varlen_close(executor.numpy(out), q, k, v, *starts, lse=executor.numpy(lse), **options)
 
 

@@ -5,39 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from attention_calls import assert_right, call
+from dropout_calls import ARGUMENTS, NAMES, probabilities
 from test_attention_options import BF16, F16, F32, F64, make, same_bits
 
 import cuattn
 from cuattn import reference
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, PlainFwdConfig
 from cuattn.reference.dropout import philox4x32_10
-
-NAMES = ("dropout_p", "dropout_seed", "dropout_offset")
-#: p, seed and offset: usual, nearly nothing kept, nearly everything kept; every word of key and counter in use.
-ARGUMENTS = (
-    (0.1, 0, 0),
-    (0.9, 1, 2**32 - 1),
-    (0.5, 2**64 - 1, 7),
-    (0.3, 2**32, 0),
-    (1e-3, 12345678901234567890, 2**31),
-    (0.999, 5, 5),
-)
-
-
-def probabilities(call_on, seqlens, dtype, *, heads=2, batch=2, head_dim=32, **options):
-    """P Z [B, H, N, M] as a kernel computes it, read through values that are columns of the identity."""
-    rng = np.random.default_rng(3)
-    seqlen_q, seqlen_k = seqlens
-    q = rng.standard_normal((batch, seqlen_q, heads, head_dim)).astype(dtype)
-    k = rng.standard_normal((batch, seqlen_k, 1, head_dim)).astype(dtype)
-    columns = []
-    for start in range(0, seqlen_k, 32):
-        v = np.zeros((batch, seqlen_k, 1, 32), dtype)
-        for j in range(start, min(start + 32, seqlen_k)):
-            v[:, j, :, j - start] = 1
-        columns.append(call_on(q, k, v, **options)[0].astype(np.float64))
-    return np.concatenate(columns, axis=-1)[..., :seqlen_k].swapaxes(1, 2), q, k
+from cuattn.testing import kernels
 
 
 @pytest.mark.smoke
@@ -97,7 +72,7 @@ def test_no_tile_shape_changes_the_mask(executor, row):
     options = {"dropout_p": 0.3, "dropout_seed": 4, "dropout_offset": 2}
 
     def call_on(*arrays, **given):
-        return [executor.numpy(evaluate(*(executor.array(x) for x in arrays), config=row, **given))]
+        return [executor.numpy(kernels.attention(*(executor.array(x) for x in arrays), config=row, **given))]
 
     p, _, _ = probabilities(call_on, (150, 70), dtype, batch=1, **options, **precision)
     np.testing.assert_array_equal(p > 0, cuattn.dropout_mask(1, 2, 150, 70, **options))
@@ -158,3 +133,21 @@ def test_the_mean_over_seeds_is_no_dropout(executor):
     p = reference.probabilities(q, k)[0, 0]
     deviation = np.sqrt((p**2) @ v[0, :, 0].astype(float) ** 2 / 200)  # Z has variance p / (1 - p) = 1
     assert np.abs((total / 200 - plain)[0, :, 0] / deviation).max() < 5
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["tensor_cores", "fma"])
+def test_dropout_where_a_random_word_is_the_threshold(executor, dtype):
+    """A probability is kept when its word is below the threshold, not when it is equal."""
+
+    def keeps(threshold):
+        return bool(cuattn.dropout_mask(1, 1, 1, 1, dropout_p=1 - threshold / 2**32, dropout_seed=7).item())
+
+    low, high = 0, 2**32  # the word is in [low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    one = executor.array(np.ones((1, 1, 1, 1), dtype))
+    for threshold, kept in ((low, False), (low + 1, True)):
+        p = 1 - threshold / 2**32
+        out = executor.numpy(cuattn.attention(one, one, one, dropout_p=p, dropout_seed=7))
+        assert keeps(threshold) == kept == (out.item() != 0)

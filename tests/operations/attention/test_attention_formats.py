@@ -8,6 +8,7 @@ import pytest
 from attention_calls import assert_right, call
 from test_attention_options import F16, F32, F64, make, same_bits
 
+import cuattn
 from cuattn import reference
 from cuattn.errors import ArgumentError, DTypeError
 from cuattn.testing import ToleranceError, assert_attention_close
@@ -167,3 +168,16 @@ def test_descales_are_for_float8(executor):
     for name in ("q_descale", "k_descale", "v_descale"):
         with pytest.raises(ArgumentError, match=f"{name} is for 8-bit floats"):
             call(executor, q, k, v, **{name: np.ones((2, 1), np.float32)})
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("excess", [2**-11 + 2**-12, 2**-12], ids=["up", "down"])
+def test_tf32_rounds_to_nearest(executor, name, excess):
+    """10 bits of mantissa, by rounding: cutting off the rest would be off by twice as much, always to the same side."""
+    arrays = {other: np.ones((1, 1, 1, 1), np.float32) for other in "qkv"}
+    arrays[name][...] = 1 + excess
+    rounded = 1 + (2**-10 if excess > 2**-11 else 0)
+    inputs = (executor.array(arrays[other]) for other in "qkv")
+    out, lse = cuattn.attention(*inputs, scale=1.0, precision="tf32", return_lse=True)
+    result = executor.numpy(out if name == "v" else lse)
+    np.testing.assert_allclose(result.item(), rounded, rtol=2e-6)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from attention_calls import same_kernel
+from attention_calls import assert_same, same_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from cuattn.testing.arrays import place
 from cuattn.testing.pool import pooled
 from cuattn.testing.rounding import accumulation_dtype, unit_roundoff
 from cuattn.testing.strategies import DTYPES, attention_problems, dtypes, examples, fill, layouts, seqlens
-from cuattn.testing.tolerance import assert_within, attention_bound
+from cuattn.testing.tolerance import assert_within
 
 NORMAL = st.just("normal")
 HEAD_DIMS = st.sampled_from([(32, 32), (24, 17), (64, 64), (40, 40)])  # of the fuzzer
@@ -32,13 +32,6 @@ def call(executor, q, k, v, **options):
     q, k, v = (executor.array(x) for x in (q, k, v))
     out, lse = cuattn.attention(q, k, v, return_lse=True, **options)
     return executor.numpy(out), executor.numpy(lse)
-
-
-def assert_same(result, expected, q, k, v, **options):
-    """Two right answers to one problem differ by the two bounds at most; `result` and `expected` are (out, lse)."""
-    _, bound, _, bound_lse = attention_bound(q, k, v, **options)
-    assert_within(result[0], expected[0].astype(np.float64), 2 * bound, "out")
-    assert_within(result[1], expected[1].astype(np.float64), 2 * bound_lse, "lse")
 
 
 def normal(rng, dtype, *shapes):

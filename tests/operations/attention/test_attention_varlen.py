@@ -9,44 +9,20 @@ import pytest
 from attention_calls import assert_varlen_right, call, call_varlen, prepare, same_kernel
 from hypothesis import given
 from hypothesis import strategies as st
+from packed_sequences import BAD_STARTS, LENGTHS, lengths_of, pack
 from test_attention_options import BF16, F16, F32, F64, same_bits
 
 import cuattn
 from cuattn import host, reference
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.sequences import work_list
-from cuattn.ops.attention.varlen import check, evaluate
-from cuattn.testing import assert_varlen_close
-from cuattn.testing.arrays import Layout, place
+from cuattn.ops.attention.varlen import check
+from cuattn.testing import assert_varlen_close, kernels
+from cuattn.testing.arrays import Layout
 from cuattn.testing.covering import covering_array, uncovered_pairs
 from cuattn.testing.options import make_bias, make_descale, make_mask, make_sinks, make_slopes
-from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, examples, fill, varlen_problems
+from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, examples, varlen_problems
 from cuattn.testing.tolerance import assert_within, attention_bound
-
-#: (query length, key length) of each sequence.
-LENGTHS = {
-    "one": [(70, 135)],
-    "mixed": [(5, 9), (70, 70), (1, 130), (64, 63), (130, 1)],
-    "empty_ones": [(0, 0), (20, 30), (0, 40), (33, 0), (0, 0), (1, 1), (0, 3)],
-    "only_queries": [(40, 0), (3, 0)],
-    "only_keys": [(0, 40), (0, 3)],
-    "one_long_among_many": [(1, 1), (2, 0), (0, 1), (3, 3), (1, 2)] * 3 + [(200, 260)] + [(1, 1), (2, 3)] * 4,
-    "more_queries_than_keys": [(135, 70), (65, 1), (66, 64), (10, 9)],
-}
-lengths_of = pytest.mark.parametrize("name", LENGTHS)
-
-
-def pack(lengths, dtype=F16, *, heads=(2, 1), head_dims=(32, 32), seed=0, layout=None):
-    """q, k, v of standard normal numbers, and where the sequences start."""
-    rng = np.random.default_rng(seed)
-    starts = [np.concatenate([[0], np.cumsum(own)]).astype(np.int32) for own in np.transpose(lengths)]
-    totals = [int(own[-1]) for own in starts]
-    shapes = (
-        (totals[0], heads[0], head_dims[0]),
-        (totals[1], heads[1], head_dims[0]),
-        (totals[1], heads[1], head_dims[1]),
-    )
-    return [place(fill(shape, dtype, "normal", rng), layout).array for shape in shapes], starts
 
 
 @pytest.mark.smoke
@@ -141,6 +117,7 @@ def test_drawn_problems(executor, problem):
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
+
 FACTORS = {
     "format": ["float16", "bfloat16", "float32", "tf32", "float64", "float8_e4m3fn"],
     "lengths": ["mixed", "empty_ones", "one_long_among_many", "more_queries_than_keys"],
@@ -190,7 +167,9 @@ def test_options_together(executor, number):
     arrays, starts = pack(lengths, dtype, heads=(4, 2), seed=number)
     options = options_of(row, lengths, number)
     on_executor, moved = prepare(executor, arrays, options)
-    evaluated = evaluate(*on_executor, *starts, return_lse=True, schedule_on_device=row["schedule_on_device"], **moved)
+    evaluated = kernels.attention_varlen(
+        *on_executor, *starts, return_lse=True, schedule_on_device=row["schedule_on_device"], **moved
+    )
     out, lse = (executor.numpy(x) for x in evaluated)
     assert_varlen_close(out, *arrays, *starts, lse=lse, **options)
 
@@ -230,7 +209,7 @@ def test_a_schedule_made_on_the_device_changes_no_bit(executor, name):
     on_executor, _ = prepare(executor, arrays, {})
     for options in ({}, {"causal": True}):
         here, there = (
-            evaluate(*on_executor, *starts, return_lse=True, schedule_on_device=on_device, **options)
+            kernels.attention_varlen(*on_executor, *starts, return_lse=True, schedule_on_device=on_device, **options)
             for on_device in (False, True)
         )
         assert same_bits(*([executor.numpy(x) for x in result] for result in (here, there)))
@@ -254,17 +233,6 @@ def test_the_work_is_what_there_is_longest_first(name, options):
         seen = np.flatnonzero(np.broadcast_to(reference.visible(n, m, **options), (1, 1, n, m))[0, 0, rows].any(axis=0))
         spans.append(seen.max() - seen.min() + 1 if seen.size else 0)
     assert spans == sorted(spans, reverse=True)
-
-
-BAD_STARTS = {
-    "beyond_the_end": [0, 30, 500, 1000],
-    "descending": [0, 60, 20, 70],
-    "negative": [0, -50, 40, 70],
-    "not_from_zero": [10, 20, 30, 70],
-    "short": [0, 10, 20, 30],
-    "huge": [0, 2**31 - 1, 2**31 - 1, 70],
-    "lowest": [0, 30, -(2**31), 70],
-}
 
 
 @pytest.mark.parametrize("starts", BAD_STARTS)
@@ -297,7 +265,9 @@ def test_many_sequences(executor):
     lengths[700] = 150, 90
     arrays, starts = pack(lengths, head_dims=(8, 8))
     on_executor, _ = prepare(executor, arrays, {})
-    results = [evaluate(*on_executor, *starts, schedule_on_device=on_device) for on_device in (False, True)]
+    results = [
+        kernels.attention_varlen(*on_executor, *starts, schedule_on_device=on_device) for on_device in (False, True)
+    ]
     out, again = (executor.numpy(x) for x in results)
     assert same_bits([out], [again])
     expected, _ = reference.attention_varlen(*arrays, *starts)
@@ -305,6 +275,7 @@ def test_many_sequences(executor):
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
+
 
 LAYOUTS = {
     "heads_first": Layout(order=(1, 0, 2)),

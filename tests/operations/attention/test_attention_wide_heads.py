@@ -9,18 +9,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from attention_calls import assert_right, assert_varlen_right, call
-from test_attention_varlen import pack
+from packed_sequences import pack
 
 import cuattn
 from cuattn.compat import flash_attn
 from cuattn.errors import NotSupportedError, ShapeError
 from cuattn.ops.attention.arguments import check
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward import tuned_rows
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, PlainFwdConfig
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
 from cuattn.runtime import executor as executors
-from cuattn.testing import assert_attention_close
+from cuattn.testing import assert_attention_close, kernels
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.options import make_bias, make_mask, make_sinks, make_slopes
 
@@ -93,7 +92,7 @@ def test_tiles_that_take_turns_in_shared_memory(executor, name):
     options = {"window": (30, 3), "mask": mask, **({"precision": "tf32"} if name == "tf32" else {})}
     arrays = [executor.array(x) for x in (q, k, v)]
     moved = options | {"mask": executor.array(mask)}
-    out, lse = evaluate(*arrays, return_lse=True, config=row, **moved)
+    out, lse = kernels.attention(*arrays, return_lse=True, config=row, **moved)
     assert row.is_legal(512, 256, 99 * 1024)
     assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), **options)
 
@@ -143,7 +142,7 @@ def test_columns_do_not_change_each_other(executor):
 def test_the_kernel_to_be_read_and_the_unfused_one(executor, head_dims):
     q, k, v = make(head_dims, seqlens=(5, 9))
     arrays = [executor.array(x) for x in (q, k, v)]
-    out, lse = evaluate(*arrays, causal=True, return_lse=True, config=PlainFwdConfig())
+    out, lse = kernels.attention(*arrays, causal=True, return_lse=True, config=PlainFwdConfig())
     assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=True)
     out, lse = cuattn.standard_attention(*arrays, causal=True, return_lse=True)
     assert_attention_close(executor.numpy(out), q, k, v, lse=executor.numpy(lse), causal=True)
@@ -160,7 +159,7 @@ def test_the_path_of_a_call():
     found = cuattn.forward_path(q, k, v, arch="sm_90a")
     assert "not the Hopper kernel: head dims 64 and 512 are not both at most 256" in found.reason
     with pytest.raises(NotSupportedError, match="head dims 64 and 512"):
-        evaluate(q, k, v, config=HOPPER_FWD_CONFIGS[0])
+        kernels.attention(q, k, v, config=HOPPER_FWD_CONFIGS[0])
     assert cuattn.forward_path(*make((512, 512), F64), arch="sm_86").row.num_stages == 0
 
 

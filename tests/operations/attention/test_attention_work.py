@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from visible_keys import visible
 
 import cuattn
 from cuattn import environment, host
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.config import MMA_ROWS, FlashFwdConfig, select
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.runtime.executor import HostExecutor
+from cuattn.testing import kernels
 
 MMA_COLS, MMA_DEPTH = 8, 16
 ROW = select(np.dtype(np.float16), 64, 64, seqlen_q=512, smem_limit_bytes=163 * 1024)
@@ -57,21 +58,12 @@ def count(seqlen_q, seqlen_k, heads, kv_heads, *, row=ROW, head_dim=64, **option
     q = np.ones((1, seqlen_q, heads, head_dim), np.float16)
     k = np.ones((1, seqlen_k, kv_heads, head_dim), np.float16)
     with counting() as profile:
-        evaluate(q, k, k, config=row, **options)
+        kernels.attention(q, k, k, config=row, **options)
     return profile
 
 
 def num_barriers(profile):
     return sum(number for opcode, number in profile.opcodes.items() if opcode.startswith("bar.sync"))
-
-
-def visible(query, seqlen_q, seqlen_k, causal, window):
-    """[begin, end) of the keys that a query sees, aligned at the bottom right."""
-    left, right = window
-    aligned = query + seqlen_k - seqlen_q
-    begin = 0 if left is None else min(seqlen_k, max(0, aligned - left))
-    right = 0 if causal else right
-    return begin, seqlen_k if right is None else max(0, min(seqlen_k, aligned + right + 1))
 
 
 @pytest.mark.parametrize(
@@ -227,3 +219,18 @@ def test_warps_without_tensor_cores_skip_what_lies_left_of_their_window(dtype):
             cuattn.attention(q, q, q, window=(left, 0))
         counts.append(profile.warp_instructions)
     assert counts[0] < 0.75 * counts[1]
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3])
+def test_tiles_that_every_query_sees_in_whole_compare_no_positions(num_tiles):
+    """One key less, and the last tile compares each of its positions: nothing of that is done otherwise."""
+    predicates = []
+    for seqlen_k in (64 * num_tiles, 64 * num_tiles - 1):
+        q, k = np.ones((1, 128, 1, 64), np.float16), np.ones((1, seqlen_k, 1, 64), np.float16)
+        with host.profile() as profile:
+            cuattn.attention(q, k, k)
+        predicates.append(profile.instructions["predicate"])
+    whole, cut = predicates
+    elements_a_lane = 128 * 64 // 128  # of a tile, with four warps
+    assert cut - whole >= 4 * elements_a_lane  # four warps
+    assert whole < 4 * elements_a_lane * (num_tiles + 1)

@@ -8,13 +8,13 @@ import pytest
 
 import cuattn
 from cuattn.errors import ArgumentError, EnvironmentVariableError, LaunchError, NotSupportedError
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward import hopper_launch
 from cuattn.ops.attention.forward import launch as forward
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.ops.attention.variants import PLAIN
 from cuattn.runtime import executor as executors
+from cuattn.testing import kernels
 from cuattn.testing.arrays import Layout, place
 
 F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -107,7 +107,7 @@ def test_calls_that_are_left_to_the_portable_kernels(name):
     assert found.row in FLASH_FWD_CONFIGS
     assert found.reason.startswith("not the Hopper kernel: ") and reason in found.reason
     with pytest.raises(NotSupportedError, match="does not take this call"):
-        evaluate(*inputs, config=HOPPER_FWD_CONFIGS[0], **options)
+        kernels.attention(*inputs, config=HOPPER_FWD_CONFIGS[0], **options)
 
 
 def test_other_architectures_keep_the_portable_kernels():
@@ -123,7 +123,7 @@ def test_a_variable_switches_it_off(monkeypatch):
     found = path(*arrays())
     assert (found.kernel, found.reason) == ("attention_forward", "not the Hopper kernel: CUATTN_HOPPER=off")
     with pytest.raises(NotSupportedError, match="CUATTN_HOPPER=off"):
-        evaluate(*arrays(), config=HOPPER_FWD_CONFIGS[0])
+        kernels.attention(*arrays(), config=HOPPER_FWD_CONFIGS[0])
     monkeypatch.setenv("CUATTN_HOPPER", "auto")
     assert path(*arrays()).kernel == HOPPER
     monkeypatch.setenv("CUATTN_HOPPER", "on")
@@ -166,7 +166,7 @@ def instead_of_compiling(monkeypatch):
     def kernel(self, source, constants, entry):
         raise Launched(self.arch, source, constants["BLOCK_M"], constants["BLOCK_N"])
 
-    for plan in (forward._plan, hopper_launch._plan):
+    for plan in (forward._loaded, hopper_launch._loaded):
         plan.cache_clear()  # or a kernel that another test has compiled would run
     monkeypatch.setattr(executors.HostExecutor, "kernel", kernel)
 
@@ -189,11 +189,11 @@ def test_a_config_is_obeyed_or_refused(instead_of_compiling, monkeypatch):
     for arch in ("sm_80", "sm_90a"):
         monkeypatch.setenv("CUATTN_HOST_ARCH", arch)
         with pytest.raises(Launched, match=f"'sm_90a', '{HOPPER}', 192"):
-            evaluate(*inputs, config=HOPPER_FWD_CONFIGS[3])
+            kernels.attention(*inputs, config=HOPPER_FWD_CONFIGS[3])
         with pytest.raises(Launched, match=f"'{arch}', 'attention_forward', 128, 32"):
-            evaluate(*inputs, config=FLASH_FWD_CONFIGS[4])
+            kernels.attention(*inputs, config=FLASH_FWD_CONFIGS[4])
     large = arrays(head_dims=(128, 64))
     with pytest.raises(LaunchError, match="config is for head dims up to 64 and 64; the call has 128 and 64"):
-        evaluate(*large, config=HOPPER_FWD_CONFIGS[3])
+        kernels.attention(*large, config=HOPPER_FWD_CONFIGS[3])
     with pytest.raises(LaunchError, match="is not legal for head dims"):
-        evaluate(*inputs, config=HopperFwdConfig(128, 128, 2, 128, 9, 24, 240))
+        kernels.attention(*inputs, config=HopperFwdConfig(128, 128, 2, 128, 9, 24, 240))

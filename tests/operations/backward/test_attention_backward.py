@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 from attention_calls import call
@@ -16,6 +15,7 @@ from backward_calls import (
     of_problem,
     same_bits,
 )
+from backward_formats import BF16, F16, F32, F64
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +23,8 @@ import cuattn
 from cuattn.testing.arrays import place
 from cuattn.testing.backward_problems import gradient_problems
 from cuattn.testing.rounding import accumulation_dtype
-from cuattn.testing.strategies import DTYPES, aligned_layouts, examples, fill, layouts
+from cuattn.testing.strategies import aligned_layouts, examples, fill, layouts
 from cuattn.testing.tolerance import assert_within, attention_bound
-
-F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 # A kernel is compiled for each dtype, pair of head-dim buckets, set of options, and for rows that are all aligned or
 # not: tests draw from a few of those, and draw everything else. In one bucket, with rows of 16 bytes, and without:
@@ -333,59 +331,7 @@ def test_batch_entries_and_heads_do_not_see_each_other(executor, problem):
     assert same_bits(part, call_backward(executor, own)[:3])
 
 
-# --- rows and keys that are not there ---------------------------------------------------------------------------------
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0), (2, 0, 0), (0, 0, 0)], ids=str)
-@pytest.mark.parametrize("causal", [False, True])
-def test_empty_axes(executor, dtype, shape, causal):
-    batch, *seqlens = shape
-    q, k, v = (x * 0 + 1 for x in normal(dtype, batch, seqlens, (4, 2), (32, 24)))
-    saved = after_forward(executor, q, k, v, causal=causal, dlse=True)
-    grads = call_backward(executor, saved)
-    for got, like in zip(grads[:3], (q, k, v), strict=True):
-        assert got.shape == like.shape and got.dtype == dtype and not got.any()
-
-
-@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
-@pytest.mark.parametrize("causal", [True, "top_left"])
-def test_rows_without_keys_and_keys_without_rows(executor, dtype, causal):
-    """Their gradients are 0, and the largest dout in such a row is nothing to the others."""
-    seqlens, head_dims = (70, 40) if causal is True else (40, 70), {F16: (32, 32), F32: (31, 17), F64: (24, 16)}[dtype]
-    saved = after_forward(executor, *normal(dtype, 2, seqlens, head_dims=head_dims), causal=causal)
-    grads = assert_right(executor, saved)
-    empty = np.isneginf(saved.lse).swapaxes(1, 2)
-    assert empty[:, :30].all() == (causal is True)
-    assert not grads.dq[empty].any() and all(np.isfinite(x).all() for x in grads[:3])
-    if causal == "top_left":
-        assert not grads.dk[:, 40:].any() and not grads.dv[:, 40:].any() and grads.dv[:, :40].all()
-    saved.dout.array[empty] = ml_dtypes.finfo(dtype).max
-    assert same_bits(call_backward(executor, saved), grads)
-
-
 # --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def test_saved_out_and_lse_are_what_counts(executor):
-    """Not what forward would give: with other ones, the gradients are those of the formulas with them."""
-    rng = np.random.default_rng(0)
-    saved = after_forward(executor, *normal(F32, seqlens=(40, 70)))
-    other = saved.but(
-        out=fill(saved.out.shape, F32, "normal", rng), lse=saved.lse + fill(saved.lse.shape, F32, "normal", rng)
-    )
-    grads = assert_right(executor, other)
-    assert not np.allclose(grads.dv, call_backward(executor, saved).dv, rtol=0.1)
-
-
-@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
-def test_a_row_whose_saved_lse_is_minus_infinity_saw_nothing(executor, dtype):
-    """Whatever its logits are now: it gives nothing and gets nothing."""
-    saved = after_forward(executor, *normal(dtype, 1, (40, 70)), dlse=True)
-    saved.lse[:, :, ::7] = -np.inf
-    grads = assert_right(executor, saved)
-    assert not grads.dq[:, ::7].any() and grads.dq[:, 1::7].any()
 
 
 def differences(function, x, step=1e-5):

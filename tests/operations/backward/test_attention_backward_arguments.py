@@ -9,7 +9,7 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
-from test_attention_arguments import WRONG_OPTIONS, OnDevice
+from wrong_options import WRONG_OPTIONS, OnDevice
 
 import cuattn
 from cuattn.errors import (

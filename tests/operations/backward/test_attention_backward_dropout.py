@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from attention_calls import call
 from backward_calls import Saved, after_forward, assert_right, call_backward, same_bits
-from test_attention_backward import BF16, F16, F32, F64, normal
-from test_attention_dropout import ARGUMENTS, NAMES, probabilities
-from test_attention_varlen import pack
+from backward_formats import BF16, F16, F32, F64
+from dropout_calls import ARGUMENTS, NAMES, probabilities
+from packed_sequences import pack
+from test_attention_backward import normal
 
 import cuattn
 from cuattn.reference.dropout import philox4x32_10

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backward_calls import Saved, after_forward, assert_gradients_right, assert_right, call_backward, same_bits
-from test_attention_large import far_apart, normal, only_the_memory_checker
+from far_arrays import far_apart, normal, only_the_memory_checker
 
 import cuattn
 from cuattn import host

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 from backward_calls import after_forward, assert_right, assert_same, bounds, call_backward, same_bits
+from backward_formats import BF16, F16, F32, F64
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attention_backward import BF16, F16, F32, F64, of_problem
 from test_attention_backward import normal as make
+from test_attention_backward import of_problem
 
 from cuattn import reference
 from cuattn.testing.backward_problems import gradient_problems

@@ -7,6 +7,7 @@ import pytest
 from backward_calls import (
     after_forward,
     after_reference,
+    assert_gradients_right,
     assert_right,
     assert_same,
     bounds,
@@ -14,15 +15,17 @@ from backward_calls import (
     of_problem,
     same_bits,
 )
+from backward_formats import BF16, DIM, F16, F32, F64
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attention_backward import BF16, EVEN, F16, F32, F64, ODD, form, normal
-from test_attention_backward_kernels import seqlens_for
+from test_attention_backward import EVEN, ODD, form, normal
+from test_attention_backward_kernels import every_option, seqlens_for
 from test_attention_backward_varlen import LENGTHS, after_packed, lengths_of
 
 import cuattn
 from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
 from cuattn.runtime.executor import executor_for
+from cuattn.testing.arrays import Layout
 from cuattn.testing.options import make_bias, make_mask, make_slopes
 from cuattn.testing.strategies import aligned_layouts, examples
 
@@ -150,3 +153,25 @@ def test_a_workspace_and_given_gradients(executor, packed):
         assert_right(executor, saved, deterministic=False, workspace=workspace.array, **given_arrays)
     for one in (workspace, *targets):
         one.check()
+
+
+@pytest.mark.parametrize(("seqlen_q", "head_dims"), [(75, DIM), (75, (25, 64)), (80, DIM), (75, (96, 70))], ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": (20, 30)}], ids=str)
+def test_any_order(executor, seqlen_q, head_dims, options):
+    """dq as sums that are added to: in the strides of the caller, and nothing beside them."""
+    saved = after_forward(executor, *normal(F16, 2, (seqlen_q, 150), (4, 2), head_dims), dlse=True, **options)
+    target = executor.guarded(saved.arrays[1].shape, F16, Layout(order=(0, 2, 1, 3), pad=(0, 3, 1, 8)))
+    grads = call_backward(executor, saved, deterministic=False, dq=target.array)
+    assert_gradients_right(grads, saved)
+    target.check()
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+def test_any_order_packed(executor, on_device):
+    rng = np.random.default_rng(7)
+    q, k, v = (x[0] for x in normal(F16, 1, (103, 159), (4, 2), DIM))
+    options = every_option(F16, rng, (3, 4, 70, 90)) | {"max_seqlen_q": 70, "max_seqlen_k": 90}
+    if on_device:
+        options = {"causal": True}
+    saved = after_forward(executor, q, k, v, *LENGTHS, dlse=True, **options)
+    assert_right(executor, saved, deterministic=False, schedule_on_device=on_device)

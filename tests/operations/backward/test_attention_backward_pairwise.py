@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backward_calls import after_forward, assert_right
-from test_attention_backward import BF16, F16, F32, F64
+from backward_formats import BF16, F16, F32, F64
 
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.covering import covering_array, uncovered_pairs

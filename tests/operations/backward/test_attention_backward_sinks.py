@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from backward_calls import after_forward, assert_right, call_backward, same_bits
-from test_attention_backward import BF16, F16, F32, F64, normal
-from test_attention_varlen import LENGTHS, pack
+from backward_formats import BF16, DIM, F16, F32, F64
+from packed_sequences import LENGTHS, pack
+from test_attention_backward import normal
 
 import cuattn
 from cuattn.ops.attention.arguments import Extents
@@ -158,3 +159,12 @@ def test_against_finite_differences(executor):
     for head in range(3):
         moved = np.eye(3)[head] * step
         np.testing.assert_allclose(dsinks[head], (loss(sinks + moved) - loss(sinks - moved)) / (2 * step), rtol=1e-7)
+
+
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(1, 1), (33, 16), (300, 150), (700, 3), (1100, 3)])
+def test_sinks_alone(executor, seqlen_q, seqlen_k):
+    """Rows of several entries of the batch, more and fewer than a CTA has threads; some see nothing."""
+    arrays = normal(F16, 3, (seqlen_q, seqlen_k), (4, 2), DIM)
+    sinks = np.float32([0.5, -np.inf, 1.0, 4.0])
+    saved = after_forward(executor, *arrays, dlse=True, causal=True, sinks=sinks)
+    assert_right(executor, saved)

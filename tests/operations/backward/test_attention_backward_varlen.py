@@ -17,10 +17,10 @@ from backward_calls import (
     of_problem,
     same_bits,
 )
+from backward_formats import BF16, F16, F32, F64
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attention_backward import BF16, F16, F32, F64
-from test_attention_varlen import LENGTHS, lengths_of, pack
+from packed_sequences import LENGTHS, lengths_of, pack
 
 import cuattn
 from cuattn import AttentionGrads

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_attention_large import far_apart, normal
+from far_arrays import far_apart, normal
 
 import cuattn
 from cuattn import host

@@ -7,6 +7,7 @@ from contextvars import copy_context
 
 import numpy as np
 import pytest
+from cached_calls import assert_right
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated_cupy import installed
@@ -19,6 +20,7 @@ from cuattn.ops.decode.cost import CostModel
 from cuattn.ops.decode.schedule import lists_of
 from cuattn.runtime import executor as executors
 from cuattn.testing import assert_decode_close, assert_paged_varlen_close
+from cuattn.testing.decode_problems import cached_problem
 from cuattn.testing.strategies import examples
 
 F16 = np.dtype(np.float16)
@@ -289,3 +291,14 @@ def test_a_plan_of_another_shape():
 def test_bad_arguments(error, named, options):
     with pytest.raises(error, match=named):
         cuattn.plan_decode(**HEADS | options)
+
+
+def test_a_plan_with_splits_of_their_own(executor, form):
+    """Three sequences, one of which is finished at once; partial results of the others lie behind one another."""
+    lengths = (170, 5, 400)
+    problem = cached_problem(np.random.default_rng(7), lengths=lengths, seqlens_q=1, heads=(4, 2), page_size=16, **form)
+    shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "dtype": form["dtype"]}
+    plan = cuattn.plan_decode(lengths, kv_format=form.get("kv_format"), **shape)
+    first, second, third = plan.num_splits.tolist()
+    assert 1 == second < min(first, third)
+    assert_right(executor, problem, plan=plan)

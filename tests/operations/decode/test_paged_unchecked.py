@@ -91,3 +91,27 @@ def test_every_garbage_page(executor, dtype, page):
     problem.block_tables[:] = page
     out, lse = unchecked(executor, problem, 2)
     check(problem, out, lse)
+
+
+def test_lengths_and_pages_that_nobody_has_checked(executor, form):
+    """As they come from a device: lengths are cut, and what lies on pages that do not exist is zeros."""
+    problem = cached_problem(np.random.default_rng(8), lengths=[32] * 4, seqlens_q=1, heads=(2, 1), room=0, **form)
+    wrong = replace(problem, seqlens_k=np.int32([33, 2**31 - 1, -1, 32]))
+    check(wrong, *unchecked(executor, wrong, 2))
+    paged = problem.in_pages(np.random.default_rng(9), 8, spare_pages=0)
+    tables = paged.block_tables.copy()
+    tables[:, 1] = 16, -1, 2**31 - 1, -(2**31)  # there are 16 pages
+    wrong = replace(wrong, k=paged.k, v=paged.v, options=paged.options, block_tables=tables[:, :4].copy())
+    check(wrong, *unchecked(executor, wrong, 2))
+
+
+def test_lengths_that_only_the_device_knows(executor, form):
+    """The list of work is made there, for as many blocks as there could be: the last ones are no work."""
+    problem = cached_problem(
+        np.random.default_rng(10), lengths=[130, 40, 7, 9], seqlens_q=[7, 1, 0, 2], heads=(6, 2), page_size=16, **form
+    )
+    given, options = prepare(executor, problem, num_splits=2)
+    told = arguments.check_paged_varlen(*given, **options)
+    told.host_seqlens_q = told.host_seqlens_k = told.max_seqlen_q = None
+    out, lse = decode(told, return_lse=True)
+    check(problem, executor.numpy(out), executor.numpy(lse))

@@ -5,102 +5,38 @@ On the host executor it is forced with ``config=``; on a GPU these tests need co
 
 from __future__ import annotations
 
-import math
-
-import ml_dtypes
 import numpy as np
 import pytest
-from attention_calls import prepare
-from hypothesis import given
-from hypothesis import strategies as st
+from attention_calls import assert_same, prepare
+from hopper_calls import (
+    ALL_ROWS,
+    BF16,
+    F16,
+    ROWS,
+    SMALL,
+    TURNS,
+    assert_right,
+    call,
+    everything,
+    make,
+    name_of,
+    same_bits,
+)
 from option_cases import OPTION_CASES
-from test_attention_properties import assert_same
-from test_attention_varlen import BAD_STARTS, LENGTHS, pack
 
-import cuattn
 from cuattn import host, reference
-from cuattn.ops.attention import varlen
-from cuattn.ops.attention.dense import evaluate
-from cuattn.ops.attention.forward import hopper_launch
-from cuattn.ops.attention.forward.hopper_config import BUCKETS, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
-from cuattn.ops.attention.forward.launch import forward
-from cuattn.testing import assert_attention_close, assert_varlen_close
-from cuattn.testing.arrays import Guarded, Layout, place
+from cuattn.ops.attention.forward.hopper_config import BUCKETS
+from cuattn.testing import assert_attention_close, kernels
+from cuattn.testing.arrays import Layout, place
 from cuattn.testing.cases import AttentionCase
 from cuattn.testing.executors import ExecutorUnderTest, executor_names
-from cuattn.testing.options import make_sinks, make_slopes
-from cuattn.testing.strategies import aligned_layouts, attention_problems, examples, fill
+from cuattn.testing.options import make_slopes
+from cuattn.testing.strategies import fill
 
-F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
-
-#: Rows of 16 bits; those of 8 have tests of their own.
-ROWS = [row for row in HOPPER_FWD_CONFIGS if row.itemsize == 2]
-ALL_ROWS = [*ROWS, *(row for row in HOPPER_ALTERNATIVES if row.itemsize == 2)]
-#: One consumer, whose tiles of 64 by 128 are soon full: the row of most tests. And one with three that take turns.
-SMALL = ROWS[0]
-TURNS = ROWS[3]
 #: Options that the kernel has, by the names of option_cases.
 OPTION_NAMES = [
     name for name in OPTION_CASES if not name.startswith(("bias", "mask", "dropout", "everything", "sinks_"))
 ]
-
-
-@pytest.fixture(scope="module", params=executor_names())
-def executor(request):
-    if request.param == "cuda" and ExecutorUnderTest("cuda").xp.cuda.Device().compute_capability != "90":
-        pytest.skip("the GPU is no Hopper")
-    with ExecutorUnderTest(request.param).active() as active:
-        yield active
-
-
-def make(seqlens, dtype=F16, *, heads=(1, 1), head_dims=(64, 64), batch=1, seed=0, layout=None, kind="normal"):
-    """q, k and v in a layout, among poison."""
-    rng = np.random.default_rng(seed)
-    shapes = (
-        (batch, seqlens[0], heads[0], head_dims[0]),
-        (batch, seqlens[1], heads[1], head_dims[0]),
-        (batch, seqlens[1], heads[1], head_dims[1]),
-    )
-    return [place(fill(shape, dtype, kind, rng), layout).array for shape in shapes]
-
-
-def call(executor, *arrays, config=SMALL, **options):
-    """(out, lse) of a call as NumPy arrays, from NumPy arrays in any layout."""
-    arrays, options = prepare(executor, arrays, options)
-    out, lse = evaluate(*arrays, config=config, return_lse=True, **options)
-    return executor.numpy(out), executor.numpy(lse)
-
-
-def assert_right(executor, *arrays, config=SMALL, **options):
-    out, lse = call(executor, *arrays, config=config, **options)
-    arrays = [x.array if isinstance(x, Guarded) else x for x in arrays]
-    assert_attention_close(out, *arrays, lse=lse, **options)
-    return out, lse
-
-
-def call_varlen(executor, *arrays, config=SMALL, **options):
-    arrays, options = prepare(executor, arrays, options)
-    out, lse = varlen.evaluate(*arrays, config=config, return_lse=True, **options)
-    return executor.numpy(out), executor.numpy(lse)
-
-
-def assert_varlen_right(executor, arrays, starts, config=SMALL, **options):
-    on_device = options.pop("schedule_on_device", False)
-    moved, on_executor = prepare(executor, arrays, options)
-    results = varlen.evaluate(
-        *moved, *starts, config=config, return_lse=True, schedule_on_device=on_device, **on_executor
-    )
-    out, lse = (executor.numpy(x) for x in results)
-    assert_varlen_close(out, *arrays, *starts, lse=lse, **options)
-    return out, lse
-
-
-def same_bits(one, other):
-    return all(x.tobytes() == y.tobytes() for x, y in zip(one, other, strict=True))
-
-
-def name_of(row):
-    return f"{row.block_m}x{row.block_n}-d{row.max_head_dim}-e{row.max_head_dim_v}{'-turns' * row.ping_pong}"
 
 
 # --- every shape ------------------------------------------------------------------------------------------------------
@@ -131,7 +67,7 @@ def test_head_dims_within_a_bucket(executor, head_dims):
     out, _ = assert_right(executor, *arrays)
     target = executor.guarded(out.shape, F16)
     moved, _ = prepare(executor, arrays, {})
-    assert evaluate(*moved, config=SMALL, out=target.array) is target.array
+    assert kernels.attention(*moved, config=SMALL, out=target.array) is target.array
     target.check()
     assert same_bits([executor.numpy(target.array)], [out])
 
@@ -150,18 +86,6 @@ def test_options(executor, name):
     batch, heads, seqlens = 2, (4, 2), (70, 150)
     options = OPTION_CASES[name](np.random.default_rng(0), batch, heads[0], *seqlens)
     assert_right(executor, *make(seqlens, heads=heads, batch=batch), **options)
-
-
-def everything(rng, batch, heads, seqlen_q, seqlen_k):
-    return {
-        "scale": -0.6,
-        "causal": True,
-        "window": (60, None),
-        "diagonal_offset": np.int32([2, seqlen_k - 1])[:batch],
-        "softcap": 3.0,
-        "alibi_slopes": make_slopes(rng, (batch, heads)),
-        "sinks": make_sinks(rng, heads),
-    }
 
 
 @pytest.mark.parametrize("row", [SMALL, TURNS], ids=["one", "turns"])
@@ -253,185 +177,6 @@ def test_grouped_heads_equal_repeated_ones(executor):
     assert_same(call(executor, q, k, v), call(executor, q, *repeated), q, k, v)
 
 
-# --- packed sequences -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ("mixed", "empty_ones", "one_long_among_many", "more_queries_than_keys"))
-def test_sequences(executor, name):
-    for heads, causal in (((2, 2), False), ((8, 2), True)):
-        arrays, starts = pack(LENGTHS[name], heads=heads, head_dims=(64, 40))
-        assert_varlen_right(executor, arrays, starts, causal=causal)
-
-
-def test_sequences_with_everything(executor):
-    arrays, starts = pack(LENGTHS["mixed"], BF16, heads=(4, 2), head_dims=(64, 64))
-    options = everything(np.random.default_rng(2), 5, 4, 130, 130) | {"diagonal_offset": np.int32([0, 3, -5, 60, 200])}
-    results = [
-        assert_varlen_right(executor, arrays, starts, config=TURNS, schedule_on_device=on_device, **options)
-        for on_device in (False, True)
-    ]
-    assert same_bits(*results)
-
-
-def test_other_sequences_are_never_felt(executor):
-    """NaN and infinities in the sequences before and after: queries, keys and values."""
-    (q, k, v), starts = pack([(30, 40), (70, 65), (20, 90)], head_dims=(64, 64))
-    out, lse = call_varlen(executor, q, k, v, *starts)
-    rows, columns = (slice(own[1], own[2]) for own in starts)
-    for poison in (np.nan, np.inf):
-        alone = []
-        for x, own in ((q, rows), (k, columns), (v, columns)):
-            poisoned = np.full_like(x, poison)
-            poisoned[own] = x[own]
-            alone.append(poisoned)
-        again, lse_again = call_varlen(executor, *alone, *starts)
-        assert same_bits((again[rows], lse_again[:, rows]), (out[rows], lse[:, rows]))
-
-
-@pytest.mark.parametrize("starts", BAD_STARTS)
-def test_unchecked_lengths_touch_nothing_foreign(executor, starts):
-    """Lengths that only the device knows may be nonsense; sequences that overlap are written several times."""
-    arrays, good = pack([(20, 20), (30, 30), (20, 20)], head_dims=(64, 64))
-    moved, _ = prepare(executor, arrays, {})
-    target = executor.guarded((70, 2, 64), F16)
-    target.array[...] = 0
-    problem, packed = varlen.check(*moved, *good, out=target.array)
-    packed.host = packed.max_seqlen_q = packed.max_seqlen_k = None
-    packed.cu_seqlens_q = packed.cu_seqlens_k = executor.array(np.array(BAD_STARTS[starts], np.int32))
-    with host.check("mem", "init"):
-        forward(problem, return_lse=False, packed=packed, config=SMALL)
-    target.check()
-
-
-# --- properties -------------------------------------------------------------------------------------------------------
-
-ALIGNED = st.sampled_from([(64, 64), (40, 16), (8, 64)])
-DRAWN = ("scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "diagonal_offset")
-
-
-def problems(**strategies):
-    """Drawn problems that tensor maps can hold."""
-    given = {"head_dims": ALIGNED, "max_seqlen": 200, **strategies}
-    return attention_problems(dtype=st.sampled_from([F16, BF16]), layout=aligned_layouts(), **given)
-
-
-@examples(12)
-@given(problem=problems(options=DRAWN))
-def test_agrees_with_the_reference(executor, problem):
-    before = [guarded.root.copy() for guarded in (problem.q, problem.k, problem.v)]
-    assert_right(executor, problem.q, problem.k, problem.v, **problem.options)
-    for guarded, content in zip((problem.q, problem.k, problem.v), before, strict=True):
-        np.testing.assert_array_equal(guarded.root, content)  # inputs and their surroundings are only read
-
-
-@examples(4)
-@given(problem=problems(options=("scale",)), seed=st.integers(0, 999))
-def test_order_of_keys_does_not_matter(executor, problem, seed):
-    q, k, v = problem.arrays
-    order = np.random.default_rng(seed).permutation(k.shape[1])
-    permuted = call(executor, q, k[:, order], v[:, order], **problem.options)
-    assert_same(permuted, call(executor, q, k, v, **problem.options), q, k, v, **problem.options)
-
-
-@examples(4)
-@given(problem=problems(options=("scale",)), share=st.floats(0, 1))
-def test_parts_merge_by_their_lse(executor, problem, share):
-    q, k, v = problem.arrays
-    cut = min(max(1, int(share * k.shape[1])), k.shape[1] - 1)
-    if cut == 0:
-        return
-    parts = [call(executor, q, k[:, part], v[:, part], **problem.options) for part in (slice(cut), slice(cut, None))]
-    merged = reference.merge_states([out for out, _ in parts], [lse for _, lse in parts])
-    assert_same(call(executor, q, k, v, **problem.options), merged, q, k, v, **problem.options)
-
-
-def test_keys_twice_add_log_two_to_lse(executor):
-    q, k, v = make((70, 150))
-    out, lse = call(executor, q, k, v)
-    doubled = [q, np.concatenate([k, k], axis=1), np.concatenate([v, v], axis=1)]
-    assert_same(call(executor, *doubled), (out, lse + math.log(2)), *doubled)
-
-
-def test_agrees_with_the_portable_kernel(executor):
-    """Both are within the bound, so they differ by twice the bound at most."""
-    arrays = make((150, 200), heads=(4, 2), batch=2)
-    options = {"causal": True, "alibi_slopes": np.float32([0.5, 0.25, 0.125, 1])}
-    portable = next(row for row in cuattn.ops.attention.forward.config.FLASH_FWD_CONFIGS if row.itemsize == 2)
-    assert_same(
-        call(executor, *arrays, **options), call(executor, *arrays, config=portable, **options), *arrays, **options
-    )
-
-
-# --- schedules, layouts, results --------------------------------------------------------------------------------------
-
-
-def test_the_order_of_tiles_changes_no_bit(executor, monkeypatch):
-    """One CTA for everything, or one for each tile; heads one after the other, or all of them side by side."""
-    arrays = make((150, 200), heads=(4, 2), batch=2)
-    expected = [call(executor, *arrays, causal=causal) for causal in (False, True)]
-    for num_ctas, l2_bytes in ((1, 1), (3, 2 * 200 * 128 * 2), (1000, 1 << 30)):
-        monkeypatch.setattr(hopper_launch, "HOST_CTAS", num_ctas)
-        monkeypatch.setattr(hopper_launch, "L2_BYTES", l2_bytes)
-        for causal in (False, True):
-            assert same_bits(call(executor, *arrays, causal=causal), expected[causal])
-
-
-@pytest.mark.parametrize("row", [SMALL, TURNS], ids=["one", "turns"])
-def test_asynchrony_and_schedule_change_no_bit(executor, row):
-    arrays = make((200, 300), heads=(2, 1))
-    expected = call(executor, *arrays, config=row, causal=True)
-    for asynchrony, seed in (("late", 1), ("random", 2), ("random", 3), ("eager", 4)):
-        with executor.active(asynchrony=asynchrony, seed=seed):
-            found = call(executor, *arrays, config=row, causal=True)
-            assert same_bits(found, expected), (asynchrony, seed)
-
-
-LAYOUTS = {
-    "heads_first": Layout(order=(0, 2, 1, 3)),
-    "padded": Layout(pad=(1, 2, 1, 8)),
-    "offset": Layout(offset=8),
-    "last_axis_strided": Layout(order=(0, 3, 1, 2)),  # copied
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_change_no_bit(executor, name):
-    plain = make((70, 150), heads=(2, 1), batch=2)
-    arrays = make((70, 150), heads=(2, 1), batch=2, layout=LAYOUTS[name])
-    expected = call(executor, *plain)
-    assert same_bits(call(executor, *arrays), expected)
-    target = executor.guarded(
-        expected[0].shape, F16, Layout(order=LAYOUTS[name].order, pad=LAYOUTS[name].pad, offset=1)
-    )
-    moved, _ = prepare(executor, plain, {})
-    evaluate(*moved, config=SMALL, out=target.array)
-    target.check()
-    assert same_bits([executor.numpy(target.array)], expected[:1])
-
-
-def test_views_of_one_packed_projection(executor):
-    packed = place(fill((2, 70, 6, 64), BF16, "normal", np.random.default_rng(0)), Layout(pad=(0, 1, 1, 0))).array
-    assert_right(executor, packed[:, :, :2], packed[:, :, 2:4], packed[:, :, 4:], causal=True)
-    assert_right(executor, *[packed[:, :, :2]] * 3)
-
-
-def test_without_lse(executor):
-    arrays = make((70, 150))
-    moved, _ = prepare(executor, arrays, {})
-    assert same_bits([executor.numpy(evaluate(*moved, config=SMALL))], call(executor, *arrays)[:1])
-
-
-def test_the_public_functions_take_it(executor, monkeypatch):
-    """Without a config, where kernels are compiled for sm_90a."""
-    monkeypatch.setenv("CUATTN_HOST_ARCH", "sm_90a")
-    arrays = make((70, 150), heads=(2, 1))
-    moved, _ = prepare(executor, arrays, {})
-    path = cuattn.forward_path(*moved, causal=True)
-    assert isinstance(path.row, HopperFwdConfig)
-    out = executor.numpy(cuattn.attention(*moved, causal=True))
-    assert same_bits([out], call(executor, *arrays, config=path.row, causal=True)[:1])
-
-
 # --- work -------------------------------------------------------------------------------------------------------------
 
 
@@ -449,7 +194,7 @@ def test_tiles_without_a_visible_key_cost_nothing(options):
         keys = np.flatnonzero(rows.any(axis=0))
         num_tiles += int(keys.max() // 128 - keys.min() // 128 + 1)
     with host.profile() as profile:
-        evaluate(*make((seqlen_q, seqlen_k)), config=SMALL, **options)
+        kernels.attention(*make((seqlen_q, seqlen_k)), config=SMALL, **options)
     warps, products = 4, 64 // 16 + 128 // 16
     executed = sum(number for opcode, number in profile.opcodes.items() if opcode.startswith("wgmma.mma_async"))
     assert executed == num_tiles * warps * products
@@ -468,7 +213,7 @@ def test_every_row_on_a_large_problem(row, causal):
         pytest.skip("the GPU is no Hopper")
     case = AttentionCase(2, 4000, 16, row.max_head_dim, 4100, 4, row.max_head_dim_v, "bfloat16", causal)
     inputs = case.make_inputs(xp=ExecutorUnderTest("cuda").xp)
-    out, lse = evaluate(*(inputs[name] for name in "qkv"), config=row, return_lse=True, **case.options)
+    out, lse = kernels.attention(*(inputs[name] for name in "qkv"), config=row, return_lse=True, **case.options)
     assert BUCKETS[case.head_dim] == row.max_head_dim
     case.check({name: x.get() for name, x in inputs.items()}, (out.get(), lse.get()))
 
@@ -488,6 +233,6 @@ def test_rows_of_out_end_where_they_end(executor, head_dim_v):
     arrays[2] = place(arrays[2], Layout(pad=(0, 1, 0, -head_dim_v % 8))).array
     target = executor.guarded((1, 70, 1, head_dim_v), F16, Layout(pad=(0, 1, 0, 16 - head_dim_v % 8)))
     moved, _ = prepare(executor, arrays, {})
-    evaluate(*moved, config=SMALL, out=target.array)
+    kernels.attention(*moved, config=SMALL, out=target.array)
     target.check()
     assert_attention_close(executor.numpy(target.array), *arrays)

@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 import cuattn
 from cuattn import host, reference
 from cuattn.errors import ArgumentError, DTypeError, LaunchError, NotSupportedError
-from cuattn.ops.attention import varlen
-from cuattn.ops.attention.dense import evaluate
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS
-from cuattn.testing import assert_attention_close, assert_varlen_close
-from cuattn.testing.executors import ExecutorUnderTest, executor_names
+from cuattn.testing import assert_attention_close, assert_varlen_close, kernels
 from cuattn.testing.strategies import VALUE_KINDS, examples, fill
 
 E4M3, E5M2 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)
@@ -27,14 +24,6 @@ FP8 = {"precision": "fp8"}
 DESCALES = ("q_descale", "k_descale", "v_descale")
 
 
-@pytest.fixture(scope="module", params=executor_names())
-def executor(request):
-    if request.param == "cuda" and ExecutorUnderTest("cuda").xp.cuda.Device().compute_capability != "90":
-        pytest.skip("the GPU is no Hopper")
-    with ExecutorUnderTest(request.param).active() as active:
-        yield active
-
-
 def make(seqlens, *, heads=(1, 1), head_dims=(64, 64), batch=1, seed=0, kind="normal"):
     rng = np.random.default_rng(seed)
     return [fill((batch, seqlens[i > 0], heads[i > 0], head_dims[i > 1]), E4M3, kind, rng) for i in range(3)]
@@ -42,7 +31,7 @@ def make(seqlens, *, heads=(1, 1), head_dims=(64, 64), batch=1, seed=0, kind="no
 
 def call(executor, *arrays, config=SMALL, **options):
     arrays, options = prepare(executor, arrays, {**FP8, **options})
-    out, lse = evaluate(*arrays, config=config, return_lse=True, **options)
+    out, lse = kernels.attention(*arrays, config=config, return_lse=True, **options)
     return executor.numpy(out), executor.numpy(lse)
 
 
@@ -65,9 +54,9 @@ def test_checkers_and_schedules(asynchrony, seed):
     """Nothing is read before it has landed, whoever runs first; and the bits are always the same."""
     arrays = make((70, 300), heads=(2, 1))
     options = {**FP8, "config": SMALL, "causal": True, "return_lse": True}
-    expected = evaluate(*arrays, **options)
+    expected = kernels.attention(*arrays, **options)
     with host.check("all"), host.schedule(asynchrony, seed):
-        got = evaluate(*arrays, **options)
+        got = kernels.attention(*arrays, **options)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8))
 
@@ -156,7 +145,7 @@ def test_packed_sequences(executor, row):
     for x in (k, v):
         x[50:90] = np.nan  # of the sequence without queries
     arrays, options = prepare(executor, [q, k, v, *STARTS], {**FP8, "causal": True})
-    out, lse = varlen.evaluate(*arrays, config=row, return_lse=True, **options)
+    out, lse = kernels.attention_varlen(*arrays, config=row, return_lse=True, **options)
     out, lse = executor.numpy(out), executor.numpy(lse)
     assert_varlen_close(out, q, k, v, *STARTS, lse=lse, causal=True, **FP8)
 
@@ -195,9 +184,9 @@ def test_other_architectures_may_round_less():
 def test_wrong_calls():
     arrays = make((4, 4))
     with pytest.raises(NotSupportedError, match='products of 8 bits are for precision="fp8"'):
-        evaluate(*arrays, config=SMALL)
+        kernels.attention(*arrays, config=SMALL)
     with pytest.raises(LaunchError, match="elements of 2 bytes; the call has float8_e4m3fn"):
-        evaluate(*arrays, config=HOPPER_FWD_CONFIGS[0], **FP8)
+        kernels.attention(*arrays, config=HOPPER_FWD_CONFIGS[0], **FP8)
     for other in (np.float16, np.float32, E5M2):
         with pytest.raises(DTypeError, match="precision='fp8' is for float8_e4m3fn"):
             cuattn.attention(*(x.astype(other) for x in arrays), **FP8)

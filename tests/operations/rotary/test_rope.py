@@ -298,7 +298,7 @@ def test_more_heads_than_groups_of_threads(executor):
 
 def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
     """As they would beyond 2^31 CTAs."""
-    monkeypatch.setattr(importlib.import_module("cuattn.ops.rotary.rope"), "MAX_GRID", (2, 1, 1))
+    monkeypatch.setattr(importlib.import_module("cuattn.ops.rotary.rope_launch"), "MAX_GRID", (2, 1, 1))
     x, positions = normal(3, 50, 5, 40, dtype=np.float64), np.arange(50)
     assert_rope_close(
         executor.numpy(cuattn.rope(executor.array(x), positions, rotary_dim=20)), x, positions, rotary_dim=20

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import Rotary, errors, host
-from cuattn.ops.rotary.split_qkv import evaluate
+from cuattn.testing import kernels
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.rotary_tolerance import assert_split_qkv_close
 from cuattn.testing.strategies import DTYPES, examples, fill, layouts
@@ -218,8 +218,8 @@ def test_a_position_that_only_the_kernel_sees(executor, position):
     qkv, positions = normal(3, 24), np.array([1, position, 2])
     cos, sin = (executor.array(place(x)) for x in cuattn.rope_frequencies(8, 8))
     rotary = Rotary(cos=cos, sin=sin)
-    args = (executor.array(qkv), None, 1, 1, rotary, positions, None, None, None)
-    q, k, v = (executor.numpy(x) for x in evaluate(*args, look=False))
+    parts = kernels.split_qkv(executor.array(qkv), num_heads=1, rope=rotary, positions=positions, look=False)
+    q, k, v = (executor.numpy(x) for x in parts)
     for x in (q, k):
         assert np.isnan(x[1]).all() and np.isfinite(x[[0, 2]]).all()
     np.testing.assert_array_equal(v.reshape(3, 8), qkv[:, 16:])
@@ -263,7 +263,7 @@ def test_one_launch_one_read_one_write():
 
 def test_fewer_ctas_than_work_take_turns(executor, monkeypatch):
     """As they would beyond 2^31 CTAs."""
-    monkeypatch.setattr(importlib.import_module("cuattn.ops.rotary.split_qkv"), "MAX_GRID", (2, 1, 1))
+    monkeypatch.setattr(importlib.import_module("cuattn.ops.rotary.split_launch"), "MAX_GRID", (2, 1, 1))
     plan = cuattn.padding_plan(np.random.default_rng(3).random((4, 40)) < 0.6)
     qkv, options = normal(plan.num_tokens, 96), {"num_heads": 4, "num_kv_heads": 2, "plan": plan}
     results = cuattn.split_qkv(executor.array(qkv), **options)

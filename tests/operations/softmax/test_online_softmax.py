@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import ml_dtypes
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import errors, reference
+from cuattn.ops.softmax import online as online_softmax
+from cuattn.ops.softmax.config import SPLIT, SPLIT_LANES, STREAM, STREAM_LANES, STREAM_SHORT
 from cuattn.testing import assert_softmax_close
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.strategies import examples, fill
@@ -195,3 +198,35 @@ def test_bad_arguments(executor):
     with pytest.raises(errors.ArrayTypeError):
         state.merge(np.zeros(2, np.float32))
     np.testing.assert_array_equal(executor.numpy(state.logsumexp()), [-np.inf] * 2)
+
+
+@pytest.mark.parametrize("config", [STREAM, STREAM_LANES, STREAM_SHORT], ids=["cta", "lanes", "warp"])
+def test_one_cta_takes_many_row_groups_of_a_state(executor, monkeypatch, config):
+    """`OnlineSoftmax` where rows outnumber what the grid takes at once."""
+    config = replace(config, max_ctas=1)
+    monkeypatch.setattr(online_softmax, "select_streaming", lambda **problem: config)
+    monkeypatch.setattr(online_softmax, "STREAM_SHORT", replace(STREAM_SHORT, max_ctas=1))
+    rows = 3 * config.rows_per_cta + 1
+    x = np.random.default_rng(1).standard_normal((70, rows)).astype(np.float32).T * 3
+    if not config.lanes_span_rows:
+        x = np.ascontiguousarray(x)
+    state, other = (cuattn.OnlineSoftmax((rows,), np.float32) for _ in range(2))
+    state.update(executor.array(x[:, :40]))
+    other.update(executor.array(x[:, 40:]))
+    state.merge(other)
+    assert_softmax_close(executor.numpy(state.logsumexp()), x, -1, "logsumexp")
+    assert_softmax_close(executor.numpy(state.probabilities(executor.array(x))), x)
+
+
+@pytest.mark.parametrize("config", [SPLIT, SPLIT_LANES], ids=["columns", "rows"])
+def test_a_piece_in_more_chunks_than_threads_of_a_row(executor, monkeypatch, config):
+    """Their states are merged into that of the row by one warp, each lane taking several."""
+    config = replace(config, min_chunk_cols=16)
+    monkeypatch.setattr(online_softmax, "select_streaming", lambda **problem: config)
+    num_cols = 16 * (2 * STREAM_SHORT.threads_per_row + 3)
+    x = np.random.default_rng(2).standard_normal((num_cols, 9)).astype(np.float32).T * 3
+    if not config.lanes_span_rows:
+        x = np.ascontiguousarray(x)
+    state = cuattn.OnlineSoftmax((9,), np.float32)
+    state.update(executor.array(x))
+    assert_softmax_close(executor.numpy(state.logsumexp()), x, -1, "logsumexp")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ import cuattn
 from cuattn import compile as kernel_compiler
 from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.ops.softmax import config as softmax_config
-from cuattn.ops.softmax.softmax import evaluate
-from cuattn.testing import assert_softmax_close
+from cuattn.ops.softmax.config import SPLIT, SPLIT_LANES
+from cuattn.testing import assert_softmax_close, kernels
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.strategies import AWKWARD_SEQLENS, DTYPES, examples
 
@@ -31,11 +33,11 @@ def test_against_float64(executor, variant: Variant):
         axis, dtype, shape = problem.axis, variant.dtype, list(problem.values.shape)
         options = dict(axis=axis, algorithm=variant.algorithm, config=problem.config)
         if variant.output == "logsumexp":
-            result = evaluate("logsumexp", x, out=None, **options)
+            result = kernels.logsumexp(x, **options)
             assert result.shape == tuple(np.delete(shape, axis))
         else:
             guarded = executor.guarded(shape, dtype, problem.out_layout)
-            result = evaluate(variant.output, x, out=guarded.array, **options)
+            result = getattr(kernels, variant.output)(x, out=guarded.array, **options)
             assert result is guarded.array
             guarded.check()
         assert_softmax_close(executor.numpy(result), problem.values, axis, variant.output)
@@ -237,10 +239,9 @@ def test_every_warp_is_summed(executor, config_name):
     for position in (0, 127, num_cols - 1):  # ... and the maximum found in whatever warp it lies
         x = np.zeros((1, num_cols), np.float32)
         x[0, position] = 30
-        options = dict(axis=-1, algorithm="online", out=None, config=config)
-        lse = executor.numpy(evaluate("logsumexp", executor.array(x), **options))
+        lse = executor.numpy(kernels.logsumexp(executor.array(x), config=config))
         assert_softmax_close(lse, x, -1, "logsumexp")
-        lse = executor.numpy(evaluate("logsumexp", executor.array(x * 0), **options))
+        lse = executor.numpy(kernels.logsumexp(executor.array(x * 0), config=config))
         np.testing.assert_allclose(lse, np.log(num_cols), rtol=2**-22)
 
 
@@ -259,3 +260,16 @@ def test_same_bits_every_time(executor, shape):
 def test_bfloat16_by_name(executor):
     x = np.zeros((2, 129), ml_dtypes.bfloat16)
     assert executor.numpy(cuattn.log_softmax(executor.array(x))).dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("config", [SPLIT, SPLIT_LANES], ids=["columns", "rows"])
+def test_more_chunks_than_threads_of_a_row(executor, config):
+    """Every thread merges the states of several chunks."""
+    config = replace(config, min_chunk_cols=16)
+    num_chunks = 3 * config.threads_per_row + 1
+    lanes = config.lanes_span_rows
+    shape = (16 * num_chunks, 9) if lanes else (2, 16 * num_chunks)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 4
+    axis = 0 if lanes else 1
+    out = kernels.softmax(executor.array(x), axis=axis, config=config)
+    assert_softmax_close(executor.numpy(out), x, axis)

@@ -12,8 +12,8 @@ from cuattn.compat.cache_tokens import packed_tokens, tokens_of_each
 from cuattn.compat.names import ROTARY
 from cuattn.errors import ArgumentError, ShapeError
 from cuattn.ops.decode.lengths import integers
-from cuattn.ops.rotary.arguments import DEFAULT_BASE, check_heads
-from cuattn.ops.rotary.rope import Rotary, evaluate
+from cuattn.ops.rotary.arguments import check_heads
+from cuattn.ops.rotary.rope import rope
 from cuattn.runtime.arrays import module_of
 from cuattn.runtime.executor import executor_for
 from cuattn.runtime.renaming import renamed
@@ -101,9 +101,9 @@ def apply_rotary_emb(
         lists = (first,) if tokens.starts is None else (first, tokens.starts)
         xp = module_of(*lists)
         positions = tokens.numbers(xp, xp.asarray(first))
-        tables = (rotation_table(table, x.dtype) for table in (cos, sin))
-        rotary = Rotary(DEFAULT_BASE, interleaved, None, *tables)
-        return evaluate(x, positions, rotary, inverse=conjugate, out=x if inplace else None)
+        cos, sin = (rotation_table(table, x.dtype) for table in (cos, sin))
+        out = x if inplace else None
+        return rope(x, positions, interleaved=interleaved, cos=cos, sin=sin, inverse=conjugate, out=out)
 
 
 #: The name that older programs use.

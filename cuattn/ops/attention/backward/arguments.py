@@ -17,7 +17,7 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.backward import workspace as workspace_parts
 from cuattn.ops.attention.backward.problem import BackwardProblem
 from cuattn.ops.attention.operation import Operation
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.varlen import check as check_varlen
 from cuattn.runtime.arrays import contiguous
 from cuattn.runtime.checks import check_apart, check_out, check_workspace
@@ -144,7 +144,7 @@ def _check_saved(saved: Mapping[str, Any], forward: Problem) -> None:
             raise DTypeError(f"{name} has dtype {x.dtype} ({x.dtype.str}); {np.dtype(dtype)} (native) is needed")
 
 
-def _memory(arrays: Mapping[str, Any], forward: Problem, packed: Packed | None) -> dict[str, tuple[int, int]]:
+def _memory(arrays: Mapping[str, Any], forward: Problem, packed: PackedSequences | None) -> dict[str, tuple[int, int]]:
     """The memory range of every array of a call."""
     arrays = forward.options.arrays | dict(arrays)  # a bias as given, if that one had to be copied
     if packed is not None:

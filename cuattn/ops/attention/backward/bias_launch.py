@@ -33,7 +33,7 @@ _SINK_WARPS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Cut:
     """How a gradient is cut."""
 
     logits_shape: tuple[int, ...]  # [batch, heads, seqlen_q, seqlen_k]
@@ -59,14 +59,14 @@ class _Plan:
 
 
 @cache
-def _plan(logits_shape: tuple[int, ...], bias_shape: tuple[int, ...], config: BiasBwdConfig) -> _Plan:
+def _cut(logits_shape: tuple[int, ...], bias_shape: tuple[int, ...], config: BiasBwdConfig) -> _Cut:
     shape = (1,) * (4 - len(bias_shape)) + bias_shape
     tile = 1, 1, config.block_m, config.block_n
     along_axes = [-(-extent // size) for extent, size in zip(logits_shape, tile, strict=True)]
     num_tiles = math.prod(tiles for tiles, extent in zip(along_axes, shape, strict=True) if extent != 1)
     num_terms = math.prod(tiles for tiles, extent in zip(along_axes, shape, strict=True) if extent == 1)
     num_parts = min(max(ENOUGH_CTAS // max(num_tiles, 1), 1), max(num_terms, 1))
-    return _Plan(logits_shape, shape, num_tiles, num_parts)
+    return _Cut(logits_shape, shape, num_tiles, num_parts)
 
 
 def _config(problem: BackwardProblem) -> tuple[BiasBwdConfig, int, int]:
@@ -78,20 +78,20 @@ def _config(problem: BackwardProblem) -> tuple[BiasBwdConfig, int, int]:
     return config, *buckets
 
 
-def _plan_of(problem: BackwardProblem, config: BiasBwdConfig) -> _Plan:
+def _cut_of(problem: BackwardProblem, config: BiasBwdConfig) -> _Cut:
     bias = problem.forward.options.bias
     assert bias is not None and problem.bias_shape is not None
-    return _plan(tuple(bias.array.shape), problem.bias_shape, config)
+    return _cut(tuple(bias.array.shape), problem.bias_shape, config)
 
 
 def partial_nbytes(problem: BackwardProblem) -> int:
     """Bytes of workspace for the gradient of the bias: at most 4 MiB, however long the sequences are."""
     if not problem.return_dbias:
         return 0
-    plan = _plan_of(problem, _config(problem)[0])
-    if plan.num_parts == 1:
+    cut = _cut_of(problem, _config(problem)[0])
+    if cut.num_parts == 1:
         return 0
-    return plan.num_parts * plan.num_elements * np.dtype(problem.forward.accumulator).itemsize
+    return cut.num_parts * cut.num_elements * np.dtype(problem.forward.accumulator).itemsize
 
 
 def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
@@ -99,11 +99,11 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
     forward, executor, packed = problem.forward, problem.executor, problem.packed
     options = forward.options
     config, head_dim, head_dim_v = _config(problem)
-    plan = _plan_of(problem, config)
+    cut = _cut_of(problem, config)
     bias: Any = options.bias
-    dbias = executor.empty(plan.shape, bias.array.dtype)
+    dbias = executor.empty(cut.shape, bias.array.dtype)
     if dbias.size:
-        partial = prepared.workspace["dbias"] if plan.num_parts > 1 else None
+        partial = prepared.workspace["dbias"] if cut.num_parts > 1 else None
         constants = config.constants(
             forward.dtype.name, head_dim, head_dim_v, options.kernel_options, aligned=prepared.aligned
         )
@@ -120,12 +120,12 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
             "g_partial": partial,
             "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
             "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
-            "sums": plan.pack(),
+            "sums": cut.pack(),
             "params": prepared.params(),
         }
         executor.launch(
             kernel,
-            (plan.num_tiles * plan.num_parts,),
+            (cut.num_tiles * cut.num_parts,),
             (config.num_threads,),
             args,
             config.smem_bytes(head_dim, head_dim_v),
@@ -135,10 +135,10 @@ def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
             args = {
                 "g_partial": partial,
                 "g_dbias": dbias,
-                "num_elements": np.int64(plan.num_elements),
-                "num_parts": np.int32(plan.num_parts),
+                "num_elements": np.int64(cut.num_elements),
+                "num_parts": np.int32(cut.num_parts),
             }
-            executor.launch(kernel, (-(-plan.num_elements // _SUM_THREADS),), (_SUM_THREADS,), args)
+            executor.launch(kernel, (-(-cut.num_elements // _SUM_THREADS),), (_SUM_THREADS,), args)
     executor.finish(dbias)
     return dbias.reshape(problem.bias_shape)
 

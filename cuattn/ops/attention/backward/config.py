@@ -21,10 +21,10 @@ import numpy as np
 
 from cuattn.dtypes import WARP_SIZE, kernel_types
 from cuattn.errors import LaunchError
-from cuattn.ops.attention.forward.config import MMA_ROWS, ROW_PADDING_BYTES
+from cuattn.ops.attention.forward.config import MMA_ROWS, ROW_PADDING_BYTES, products_of
 from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 
-__all__ = ["FLASH_BWD_CONFIGS", "SIDES", "FlashBwdConfig", "Launch", "Side", "can_add_dq", "products_of", "select"]
+__all__ = ["FLASH_BWD_CONFIGS", "SIDES", "FlashBwdConfig", "Launch", "Side", "can_add_dq", "select"]
 
 Side = Literal["queries", "keys"]
 #: Who may own the rows that a CTA sums gradients for.
@@ -32,11 +32,6 @@ SIDES: tuple[Side, Side] = ("queries", "keys")
 
 _FMA_ROWS = (2, 4, 8)  # rows of a warp of attention_backward_fma.cu: as many as its registers hold
 _TERM_BYTES = 4  # lse and delta of a query are floats beside tiles of up to 4 bytes an element
-
-
-def products_of(dtype: np.dtype[Any], tf32: bool) -> str:
-    """Who multiplies elements of a dtype: "mma" or "fma"."""
-    return "mma" if dtype.itemsize == 2 or tf32 else "fma"
 
 
 def can_add_dq(products: str, itemsize: int) -> bool:
@@ -263,7 +258,7 @@ def select(
     LaunchError
         No row fits into the shared memory.
     """
-    products = products_of(dtype, tf32)
+    products, _ = products_of(dtype, tf32)
     return _select(products, own, dtype.itemsize, head_dim, head_dim_v, options.on_scores, smem_limit_bytes, add_dq)
 
 

@@ -150,13 +150,6 @@ def attention_backward(
     return backward(problem)
 
 
-def evaluate(
-    dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, configs: Any = None, **options: Any
-) -> AttentionGrads:
-    """`attention_backward` with kernel shapes of one's own choice."""
-    return backward(arguments.check(dout, q, k, v, out, lse, **options), configs=configs)
-
-
 _SIZE = Operation("attention_backward_workspace_size", "gradients")
 
 

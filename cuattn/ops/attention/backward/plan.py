@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from cuattn.head_dims import BUCKETS
-from cuattn.ops.attention.backward.config import SIDES, FlashBwdConfig, Side, can_add_dq, products_of, select
+from cuattn.ops.attention.backward.config import SIDES, FlashBwdConfig, Side, can_add_dq, select
 from cuattn.ops.attention.backward.problem import BackwardProblem
+from cuattn.ops.attention.forward.config import products_of
 from cuattn.ops.attention.variants import ForwardOptions
 
 __all__ = ["order_free", "select_configs"]
@@ -18,7 +19,7 @@ __all__ = ["order_free", "select_configs"]
 def order_free(problem: BackwardProblem) -> bool:
     """Whether dq is summed in no order, by the CTAs that own keys: the caller allows it, and there is such a kernel."""
     dtype = problem.forward.dtype
-    return not problem.deterministic and can_add_dq(products_of(dtype, problem.forward.options.tf32), dtype.itemsize)
+    return not problem.deterministic and can_add_dq(*products_of(dtype, problem.forward.options.tf32))
 
 
 def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:

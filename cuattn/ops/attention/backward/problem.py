@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cuattn.ops.attention.arguments import Problem
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.operand import Operand, deliver, target
 from cuattn.runtime.executor import Executor
 
@@ -47,7 +47,7 @@ class BackwardProblem:
     bias_shape: tuple[int, ...] | None  # of the bias as given
     deterministic: bool
     workspace: Any  # as the caller gave it, or None
-    packed: Packed | None
+    packed: PackedSequences | None
 
     @property
     def executor(self) -> Executor:

@@ -116,16 +116,3 @@ def attention_varlen_backward(
     )
     warn_if_slow(problem.forward, problem.packed, work=BACKWARD_FLOPS)
     return backward(problem)
-
-
-def evaluate(
-    *arrays: Any,
-    configs: Any = None,
-    schedule_on_device: bool = False,
-    **options: Any,
-) -> AttentionGrads:
-    """`attention_varlen_backward` with kernel shapes of one's own choice, or as if only the device knew the lengths."""
-    problem = arguments.check_packed(*arrays, **options)
-    if schedule_on_device and problem.packed is not None:
-        problem.packed.host = None
-    return backward(problem, configs=configs)

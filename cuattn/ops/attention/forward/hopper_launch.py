@@ -14,7 +14,7 @@ from cuattn.ops.attention.arguments import Extents, Problem
 from cuattn.ops.attention.forward.hopper_config import ARCH, BUCKETS, SPAN_BYTES, HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
 from cuattn.ops.attention.forward.hopper_select import MAP_ALIGNMENT, kernel_options, longest_seqlen_q
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.operand import Operand
 from cuattn.runtime.executor import Executor, Kernel, host_executor
@@ -34,14 +34,14 @@ def launch(
     operands: tuple[Operand, Operand, Operand, Operand],
     lse: Any,
     params: np.void,
-    packed: Packed | None,
+    packed: PackedSequences | None,
 ) -> None:
     """Launch the kernel in the shape ``row``. ``operands`` are q, k, v and out, ``params`` the problem's numbers."""
     extents, options = problem.extents, problem.options
     q, k, v, output = operands
     executor = problem.executor if problem.executor.arch == ARCH else host_executor(ARCH)
     pack = pack_heads(longest_seqlen_q(problem, packed), extents.heads_per_kv_head, row.block_m)
-    plan = _plan(
+    loaded = _loaded(
         executor,
         row,
         problem.dtype.name,
@@ -67,17 +67,17 @@ def launch(
         "schedule": schedule.argument(),
     }
     grid = min(schedule.num_tiles, HOST_CTAS if executor.name == "host" else executor.machine[1])
-    executor.launch(plan.kernel, (grid,), (row.num_threads,), args, plan.smem_bytes)
+    executor.launch(loaded.kernel, (grid,), (row.num_threads,), args, loaded.smem_bytes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class LoadedKernel:
     kernel: Kernel
     smem_bytes: int
 
 
 @cache
-def _plan(
+def _loaded(
     executor: Executor,
     row: HopperFwdConfig,
     dtype_name: str,
@@ -85,9 +85,9 @@ def _plan(
     head_dim_v: int,
     options: ForwardOptions,
     packed: bool,
-) -> _Plan:
+) -> LoadedKernel:
     constants = row.constants(dtype_name, head_dim, head_dim_v, options, packed=packed)
-    return _Plan(executor.kernel(row.source, constants, row.entry), row.smem_bytes(head_dim, head_dim_v))
+    return LoadedKernel(executor.kernel(row.source, constants, row.entry), row.smem_bytes(head_dim, head_dim_v))
 
 
 def _schedule(extents: Extents, block_m: int, pack: int, itemsize: int, work: Any) -> HopperSchedule:

@@ -18,7 +18,7 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import FEW_QUERIES
 from cuattn.ops.attention.forward.hopper_config import ARCH, BUCKETS, HOPPER_FWD_CONFIGS, MAX_HEAD_DIM, HopperFwdConfig
 from cuattn.ops.attention.options import Options
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions, bounded
 from cuattn.ops.operand import Operand
 from cuattn.runtime import tensor_map_driver
@@ -111,14 +111,14 @@ def _kernel_options(variant: ForwardOptions) -> ForwardOptions:
     return bounded(replace(variant, bound_left=variant.bound_left or variant.num_on_scores > 1))
 
 
-def longest_seqlen_q(problem: Problem, packed: Packed | None) -> int:
+def longest_seqlen_q(problem: Problem, packed: PackedSequences | None) -> int:
     """Queries of the longest sequence; where only the device knows, of all sequences together."""
     if packed is None or packed.max_seqlen_q is None:
         return problem.extents.seqlen_q
     return packed.max_seqlen_q
 
 
-def select(problem: Problem, packed: Packed | None, smem_limit_bytes: int) -> HopperFwdConfig:
+def select(problem: Problem, packed: PackedSequences | None, smem_limit_bytes: int) -> HopperFwdConfig:
     """The row for a call that the kernel takes."""
     extents, group = problem.extents, problem.extents.heads_per_kv_head
     num_rows = longest_seqlen_q(problem, packed)
@@ -141,7 +141,7 @@ def select_row(
     raise LaunchError(f"no shape of the Hopper kernel fits into the {smem_limit_bytes} bytes of shared memory of a CTA")
 
 
-def hopper_row(problem: Problem, packed: Packed | None, config: object = None) -> HopperFwdConfig | None:
+def hopper_row(problem: Problem, packed: PackedSequences | None, config: object = None) -> HopperFwdConfig | None:
     """The shape in which the Hopper kernel takes a call; None where a portable kernel takes it.
 
     A ``config`` is obeyed, or refused: whatever architecture the host executor is set to, it can run this kernel as

@@ -17,7 +17,7 @@ from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_select import hopper_row, longest_seqlen_q
 from cuattn.ops.attention.forward.tuned_rows import tuned_row
 from cuattn.ops.attention.params import forward_layout, pack_params
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.operand import Operand, operand
 from cuattn.runtime.executor import Executor, Kernel
@@ -30,7 +30,7 @@ def forward(
     *,
     return_lse: bool,
     config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
-    packed: Packed | None = None,
+    packed: PackedSequences | None = None,
 ) -> Any:
     """Launch the kernel of a problem: out, or (out, lse)."""
     executor, extents = problem.executor, problem.extents
@@ -59,7 +59,7 @@ def _launch(
     problem: Problem,
     operands: tuple[Operand, Operand, Operand, Operand],
     lse: Any,
-    packed: Packed | None,
+    packed: PackedSequences | None,
     config: FlashFwdConfig | PlainFwdConfig | None,
 ) -> None:
     """Launch a portable kernel. ``operands`` are q, k, v and out."""
@@ -69,12 +69,12 @@ def _launch(
     aligned = q.aligned and k.aligned and v.aligned
     few_queries = longest_seqlen_q(problem, packed) <= FEW_QUERIES
     of_call = options.kernel_options, options.tf32, aligned, few_queries
-    plan = _plan(executor, problem.dtype, *head_dims, *of_call, config)
-    work = None if packed is None else packed.work(executor, extents.seqlen_q, plan.block_m, options)
-    num_blocks = extents.batch * -(-extents.seqlen_q // plan.block_m) if work is None else work.shape[0]
+    loaded = _loaded(executor, problem.dtype, *head_dims, *of_call, config)
+    work = None if packed is None else packed.work(executor, extents.seqlen_q, loaded.block_m, options)
+    num_blocks = extents.batch * -(-extents.seqlen_q // loaded.block_m) if work is None else work.shape[0]
     classes = None
-    if (tiles := tile_classes.shape(options, plan.block_m, plan.block_n)) is not None:
-        classes = tile_classes.find(executor, options, plan.block_m, plan.block_n, executor.empty(tiles, np.uint8))
+    if (tiles := tile_classes.shape(options, loaded.block_m, loaded.block_n)) is not None:
+        classes = tile_classes.find(executor, options, loaded.block_m, loaded.block_n, executor.empty(tiles, np.uint8))
     layout = forward_layout(problem.accumulator)
     args = {
         "g_q": q.array,
@@ -83,18 +83,18 @@ def _launch(
         "g_out": output.array,
         "g_lse": lse,
         "g_tile_class": None if classes is None else classes.array,
-        **options.pointers(plan.source, plan.entry),
+        **options.pointers(loaded.source, loaded.entry),
         "g_cu_seqlens_q": None if packed is None else packed.cu_seqlens_q,
         "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
         "g_work": work,
         "params": pack_params(layout, problem, q, k, v, output, classes=classes, packed=packed),
     }
-    num_ctas = plan.column_blocks * extents.num_heads * num_blocks
-    executor.launch(plan.kernel, (num_ctas,), (plan.num_threads,), args, plan.smem_bytes)
+    num_ctas = loaded.column_blocks * extents.num_heads * num_blocks
+    executor.launch(loaded.kernel, (num_ctas,), (loaded.num_threads,), args, loaded.smem_bytes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class LoadedKernel:
     kernel: Kernel
     source: str
     entry: str
@@ -106,7 +106,7 @@ class _Plan:
 
 
 @cache
-def _plan(
+def _loaded(
     executor: Executor,
     dtype: np.dtype[Any],
     head_dim: int,
@@ -117,7 +117,7 @@ def _plan(
     aligned: bool,
     few_queries: bool,
     config: FlashFwdConfig | PlainFwdConfig | None,
-) -> _Plan:
+) -> LoadedKernel:
     """The loaded kernel of a config, or of the one that is selected; ``head_dim_v`` columns for each column block."""
     if config is None:
         config = select(
@@ -136,7 +136,7 @@ def _plan(
     )
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
-    return _Plan(
+    return LoadedKernel(
         kernel,
         config.source,
         config.entry,

@@ -14,7 +14,7 @@ from cuattn.ops.attention.forward import hopper_select as hopper
 from cuattn.ops.attention.forward.config import FlashFwdConfig, select
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.tuned_rows import Row, tuned_row
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
 
 __all__ = ["ForwardPath", "check_call", "forward_path"]
@@ -116,7 +116,9 @@ def forward_path(
     return _path(problem, packed, str(arch), compile.smem_limit_bytes(arch), None)
 
 
-def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: int, tuned: Row | None) -> ForwardPath:
+def _path(
+    problem: Problem, packed: PackedSequences | None, arch: str, smem_limit_bytes: int, tuned: Row | None
+) -> ForwardPath:
     why_not = hopper.why_not(problem, arch)
     row: Row
     if tuned is not None:
@@ -134,7 +136,7 @@ def _path(problem: Problem, packed: Packed | None, arch: str, smem_limit_bytes: 
     return ForwardPath(row.source, row, options, arch, reason, tuned is not None)
 
 
-def _portable_row(problem: Problem, packed: Packed | None, smem_limit_bytes: int) -> FlashFwdConfig:
+def _portable_row(problem: Problem, packed: PackedSequences | None, smem_limit_bytes: int) -> FlashFwdConfig:
     """The shape in which the portable kernels take a call. Raises `LaunchError` where none fits."""
     extents, options = problem.extents, problem.options
     return select(
@@ -150,7 +152,7 @@ def _portable_row(problem: Problem, packed: Packed | None, smem_limit_bytes: int
 
 def check_call(
     q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
-) -> tuple[Problem, Packed | None]:
+) -> tuple[Problem, PackedSequences | None]:
     """Every check of a call of `attention`, or of `attention_varlen` where there are lengths."""
     if (cu_seqlens_q is None) != (cu_seqlens_k is None):
         missing = "cu_seqlens_q" if cu_seqlens_q is None else "cu_seqlens_k"

@@ -14,7 +14,7 @@ from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, products_of
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.forward.path import check_call
 from cuattn.ops.attention.forward.tuned_rows import Row
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.runtime.timer import CudaTimer
 
 __all__ = ["TunedRow", "tune"]
@@ -121,5 +121,5 @@ def candidates(problem: Problem) -> list[Row]:
     return list(kernels.values())
 
 
-def _time(timer: CudaTimer, problem: Problem, packed: Packed | None, row: Row) -> float:
+def _time(timer: CudaTimer, problem: Problem, packed: PackedSequences | None, row: Row) -> float:
     return timer.time(lambda: forward(problem, return_lse=False, config=row, packed=packed)).median_us

@@ -19,7 +19,7 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfig
 from cuattn.ops.attention.forward.hopper_config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_select import longest_seqlen_q, why_not
-from cuattn.ops.attention.sequences import Packed
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.runtime.executor import Executor
 from cuattn.version import __version__
 
@@ -35,7 +35,7 @@ _TABLES: dict[str, tuple[Row, ...]] = {
 _SUFFIX = ".json"
 
 
-def tuned_row(problem: Problem, packed: Packed | None) -> Row | None:
+def tuned_row(problem: Problem, packed: PackedSequences | None) -> Row | None:
     """The row that was measured to be the fastest for calls like this one; None where nothing was measured."""
     executor = problem.executor
     if executor.name == "host":
@@ -49,7 +49,7 @@ def tuned_row(problem: Problem, packed: Packed | None) -> Row | None:
     return row
 
 
-def call_class(problem: Problem, packed: Packed | None) -> str:
+def call_class(problem: Problem, packed: PackedSequences | None) -> str:
     """What a row was measured for: calls that differ by less than a factor of two in any length are alike."""
     extents, options = problem.extents, problem.options
     seqlen_k = extents.seqlen_k

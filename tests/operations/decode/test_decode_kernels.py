@@ -1,4 +1,4 @@
-"""What the mutants of the decode kernels asked for (docs/mutants.md): every path of each kernel, in few variants.
+"""The decode kernels, on tensor cores and on CUDA cores: every path of each in few variants.
 
 The smallest head dims, which compile quickly, and for each form the same problems: a few tokens in splits, a packed
 batch with windows, every option at once, a prompt, and rows at any address.
@@ -6,40 +6,18 @@ batch with windows, every option at once, a prompt, and rows at any address.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import ml_dtypes
 import numpy as np
 import pytest
-from cached_calls import assert_right, check, prepare
-from test_paged_unchecked import unchecked
+from cached_calls import assert_right
 
 import cuattn
-from cuattn.ops.decode import arguments
-from cuattn.ops.decode.launch import decode
 from cuattn.testing.arrays import Layout
 from cuattn.testing.decode_problems import cached_problem
 from cuattn.testing.options import make_sinks, make_slopes
 
 F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 LENGTHS = (130, 2, 0, 65, 64)
-DIMS = (32, 32)
-
-#: dtype of q, and the cache: tensor cores, then CUDA cores.
-FORMS = {
-    "float16": (F16, {}),
-    "bfloat16 of int8": (BF16, {"kv_format": "int8", "scales": "slot"}),
-    "float16 of nvfp4": (F16, {"kv_format": "nvfp4"}),
-    "float32": (F32, {}),
-    "float32 of e4m3fn": (F32, {"kv_format": "e4m3fn", "scales": "slot"}),
-    "float64": (F64, {}),
-}
-
-
-@pytest.fixture(params=FORMS)
-def form(request):
-    dtype, more = FORMS[request.param]
-    return {"dtype": dtype, "head_dims": DIMS, **more}
 
 
 def rng_of(seed=0):
@@ -98,41 +76,6 @@ def test_rows_at_any_address(executor, form):
     problem = cached_problem(rng_of(5), lengths=LENGTHS, seqlens_q=2, heads=(6, 2), layouts=layouts, **form)
     for num_splits in (1, 3):
         assert_right(executor, problem, num_splits=num_splits)
-
-
-def test_a_plan_with_splits_of_their_own(executor, form):
-    """Three sequences, one of which is finished at once; partial results of the others lie behind one another."""
-    lengths = (170, 5, 400)
-    problem = cached_problem(rng_of(7), lengths=lengths, seqlens_q=1, heads=(4, 2), page_size=16, **form)
-    shape = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "dtype": form["dtype"]}
-    plan = cuattn.plan_decode(lengths, kv_format=form.get("kv_format"), **shape)
-    first, second, third = plan.num_splits.tolist()
-    assert 1 == second < min(first, third)
-    assert_right(executor, problem, plan=plan)
-
-
-def test_lengths_and_pages_that_nobody_has_checked(executor, form):
-    """As they come from a device: lengths are cut, and what lies on pages that do not exist is zeros."""
-    problem = cached_problem(rng_of(8), lengths=[32] * 4, seqlens_q=1, heads=(2, 1), room=0, **form)
-    wrong = replace(problem, seqlens_k=np.int32([33, 2**31 - 1, -1, 32]))
-    check(wrong, *unchecked(executor, wrong, 2))
-    paged = problem.in_pages(rng_of(9), 8, spare_pages=0)
-    tables = paged.block_tables.copy()
-    tables[:, 1] = 16, -1, 2**31 - 1, -(2**31)  # there are 16 pages
-    wrong = replace(wrong, k=paged.k, v=paged.v, options=paged.options, block_tables=tables[:, :4].copy())
-    check(wrong, *unchecked(executor, wrong, 2))
-
-
-def test_lengths_that_only_the_device_knows(executor, form):
-    """The list of work is made there, for as many blocks as there could be: the last ones are no work."""
-    problem = cached_problem(
-        rng_of(10), lengths=[130, 40, 7, 9], seqlens_q=[7, 1, 0, 2], heads=(6, 2), page_size=16, **form
-    )
-    given, options = prepare(executor, problem, num_splits=2)
-    told = arguments.check_paged_varlen(*given, **options)
-    told.host_seqlens_q = told.host_seqlens_k = told.max_seqlen_q = None
-    out, lse = decode(told, return_lse=True)
-    check(problem, executor.numpy(out), executor.numpy(lse))
 
 
 @pytest.mark.parametrize(
