@@ -143,7 +143,7 @@ def test_positions(executor, format_, seqlens, options):
     ids=str,
 )  # fmt: skip
 def test_head_dims(executor, name, head_dims):
-    dtype, more = FORMATS[name]
+    _, dtype, more = FORMATS[name]
     saved = after_forward(executor, *normal(dtype, 2, (40, 70), (2, 1), head_dims), dlse=True, **more)
     assert_right(executor, saved)
 
