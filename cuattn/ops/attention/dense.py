@@ -9,23 +9,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.forward.launch import forward
+from cuattn.ops.attention.options import AttentionKeywords
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.runtime.small_arrays import check_flag
+from cuattn.typing import ArrayT, Causal, FP8Format, Precision
 
 __all__ = ["attention"]
 
 
+@overload
+def attention(
+    q: ArrayT, k: ArrayT, v: ArrayT, *, return_lse: Literal[False] = ..., **keywords: Unpack[AttentionKeywords]
+) -> ArrayT: ...
+@overload
+def attention(
+    q: ArrayT, k: ArrayT, v: ArrayT, *, return_lse: Literal[True], **keywords: Unpack[AttentionKeywords]
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def attention(
+    q: ArrayT, k: ArrayT, v: ArrayT, *, return_lse: bool, **keywords: Unpack[AttentionKeywords]
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 def attention(
     q: Any,
     k: Any,
     v: Any,
     *,
     scale: float | None = None,
-    causal: bool | str = False,
+    causal: Causal = False,
     window: tuple[int | None, int | None] | None = None,
     chunk: int | None = None,
     softcap: float | None = None,
@@ -37,11 +51,11 @@ def attention(
     dropout_seed: int = 0,
     dropout_offset: int = 0,
     diagonal_offset: Any = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     q_descale: Any = None,
     k_descale: Any = None,
     v_descale: Any = None,
-    fp8_format: str | None = None,
+    fp8_format: FP8Format | None = None,
     out: Any = None,
     return_lse: bool = False,
 ) -> Any:

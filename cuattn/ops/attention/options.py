@@ -26,9 +26,11 @@ from cuattn.ops.attention.dropout import Dropout
 from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.runtime.declarations import of_kernel
+from cuattn.typing import Causal, FP8Format, Precision
 
 __all__ = [
     "OPTIONS",
+    "AttentionKeywords",
     "AttentionOptions",
     "CascadeOptions",
     "DecodeOptions",
@@ -42,7 +44,7 @@ __all__ = [
 class PlanOptions(TypedDict, total=False):
     """What bounds the keys of a query by their position."""
 
-    causal: bool | str
+    causal: Causal
     window: tuple[int | None, int | None] | None
     chunk: int | None
 
@@ -60,7 +62,7 @@ class CascadeOptions(TypedDict, total=False):
     """Of calls with a shared prefix, whose queries have no position in it."""
 
     scale: float | None
-    causal: bool | str
+    causal: Causal
     softcap: float | None
     sinks: Any
 
@@ -74,7 +76,7 @@ class GradientOptions(DecodeOptions, total=False):
     dropout_seed: int
     dropout_offset: int
     diagonal_offset: Any
-    precision: str | None
+    precision: Precision | None
 
 
 class AttentionOptions(GradientOptions, total=False):
@@ -83,6 +85,13 @@ class AttentionOptions(GradientOptions, total=False):
     q_descale: Any
     k_descale: Any
     v_descale: Any
+
+
+class AttentionKeywords(AttentionOptions, total=False):
+    """All keywords of `cuattn.attention` but the one that its result depends on."""
+
+    fp8_format: FP8Format | None
+    out: Any
 
 
 #: What each family of operations takes.

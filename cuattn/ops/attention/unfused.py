@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 
@@ -11,12 +11,13 @@ from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.config import PlainFwdConfig
 from cuattn.ops.attention.operation import Operation
-from cuattn.ops.attention.options import AttentionOptions
+from cuattn.ops.attention.options import AttentionKeywords, AttentionOptions
 from cuattn.ops.attention.params import forward_layout, pack_params
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.operand import operand
 from cuattn.runtime.executor import Kernel
 from cuattn.runtime.small_arrays import check_flag
+from cuattn.typing import ArrayT, FP8Format
 
 __all__ = ["standard_attention"]
 
@@ -29,13 +30,33 @@ _PROBABILITY_OF_8_BITS = np.dtype(np.float16)  # as in the fused kernels
 _OPERATION = Operation("standard_attention", "attention")
 
 
+@overload
+def standard_attention(
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    *,
+    return_lse: Literal[False] = ...,
+    return_probabilities: Literal[False] = ...,
+    **keywords: Unpack[AttentionKeywords],
+) -> ArrayT: ...
+@overload
+def standard_attention(
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    *,
+    return_lse: bool = ...,
+    return_probabilities: bool = ...,
+    **keywords: Unpack[AttentionKeywords],
+) -> ArrayT | tuple[ArrayT, ...]: ...
 @takes_options(_OPERATION, before="fp8_format")
 def standard_attention(
     q: Any,
     k: Any,
     v: Any,
     *,
-    fp8_format: str | None = None,
+    fp8_format: FP8Format | None = None,
     out: Any = None,
     return_lse: bool = False,
     return_probabilities: bool = False,

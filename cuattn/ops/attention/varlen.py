@@ -8,17 +8,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.operation import Operation
-from cuattn.ops.attention.options import AttentionOptions
+from cuattn.ops.attention.options import AttentionKeywords, AttentionOptions
 from cuattn.ops.attention.sequences import PackedSequences, check_packed
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.runtime.small_arrays import check_flag
+from cuattn.typing import ArrayT, FP8Format
 
 __all__ = ["attention_varlen"]
 
@@ -26,6 +27,45 @@ __all__ = ["attention_varlen"]
 _OPERATION = Operation("attention_varlen", "attention")
 
 
+@overload
+def attention_varlen(
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int | None = ...,
+    max_seqlen_k: int | None = ...,
+    return_lse: Literal[False] = ...,
+    **keywords: Unpack[AttentionKeywords],
+) -> ArrayT: ...
+@overload
+def attention_varlen(
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int | None = ...,
+    max_seqlen_k: int | None = ...,
+    return_lse: Literal[True],
+    **keywords: Unpack[AttentionKeywords],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def attention_varlen(
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int | None = ...,
+    max_seqlen_k: int | None = ...,
+    return_lse: bool,
+    **keywords: Unpack[AttentionKeywords],
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @takes_options(_OPERATION, before="fp8_format")
 def attention_varlen(
     q: Any,
@@ -36,7 +76,7 @@ def attention_varlen(
     *,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
-    fp8_format: str | None = None,
+    fp8_format: FP8Format | None = None,
     out: Any = None,
     return_lse: bool = False,
     **options: Unpack[AttentionOptions],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from cuattn.ops.attention.sequences import check_cu_seqlens
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
+from cuattn.ops.decode.keywords import CascadeKeywords
 from cuattn.ops.decode.launch import decode
 from cuattn.ops.decode.problem import DecodeProblem
 from cuattn.ops.merge.states import merge_states
@@ -29,6 +30,7 @@ from cuattn.runtime.executor import Executor
 from cuattn.runtime.renaming import renamed
 from cuattn.runtime.small_arrays import check_flag
 from cuattn.scalars import as_integer
+from cuattn.typing import ArrayT, KVFormatName
 
 __all__ = ["SharedPrefix", "cascade_attention"]
 
@@ -62,6 +64,42 @@ class SharedPrefix(NamedTuple):
 _OPERATION = Operation("cascade_attention", "cascade")
 
 
+@overload
+def cascade_attention(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    prefixes: SharedPrefix | Sequence[SharedPrefix],
+    block_tables: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[False] = ...,
+    **keywords: Unpack[CascadeKeywords],
+) -> ArrayT: ...
+@overload
+def cascade_attention(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    prefixes: SharedPrefix | Sequence[SharedPrefix],
+    block_tables: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[True],
+    **keywords: Unpack[CascadeKeywords],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def cascade_attention(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    prefixes: SharedPrefix | Sequence[SharedPrefix],
+    block_tables: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: bool,
+    **keywords: Unpack[CascadeKeywords],
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @takes_options(_OPERATION, before="kv_format")
 def cascade_attention(
     q: Any,
@@ -71,7 +109,7 @@ def cascade_attention(
     block_tables: Any,
     seqlens_k: Any,
     *,
-    kv_format: str | None = None,
+    kv_format: KVFormatName | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
     k_block_scales: Any = None,

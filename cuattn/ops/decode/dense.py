@@ -8,15 +8,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from cuattn.ops.attention.options import DecodeOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
+from cuattn.ops.decode.keywords import DecodeKeywords
 from cuattn.ops.decode.launch import decode
 from cuattn.ops.rotary.arguments import Rotary
 from cuattn.runtime.small_arrays import check_flag
+from cuattn.typing import ArrayT, KVFormatName
 
 if TYPE_CHECKING:
     from cuattn.ops.decode.plan import DecodePlan
@@ -24,6 +26,30 @@ if TYPE_CHECKING:
 __all__ = ["decode_attention"]
 
 
+@overload
+def decode_attention(
+    q: ArrayT,
+    k_cache: Any,
+    v_cache: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[False] = ...,
+    **keywords: Unpack[DecodeKeywords],
+) -> ArrayT: ...
+@overload
+def decode_attention(
+    q: ArrayT,
+    k_cache: Any,
+    v_cache: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[True],
+    **keywords: Unpack[DecodeKeywords],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def decode_attention(
+    q: ArrayT, k_cache: Any, v_cache: Any, seqlens_k: Any, *, return_lse: bool, **keywords: Unpack[DecodeKeywords]
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @takes_options(arguments.DENSE_CALL, before="kv_format")
 def decode_attention(
     q: Any,
@@ -33,7 +59,7 @@ def decode_attention(
     *,
     num_splits: int | None = None,
     plan: DecodePlan | None = None,
-    kv_format: str | None = None,
+    kv_format: KVFormatName | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
     k_block_scales: Any = None,

@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from cuattn.ops.attention.options import DecodeOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
 from cuattn.ops.decode import arguments
+from cuattn.ops.decode.keywords import DecodeKeywords, PackedKeywords
 from cuattn.ops.decode.launch import decode
 from cuattn.ops.rotary.arguments import Rotary
 from cuattn.runtime.small_arrays import check_flag
+from cuattn.typing import ArrayT, KVFormatName
 
 if TYPE_CHECKING:
     from cuattn.ops.decode.plan import DecodePlan
@@ -23,6 +25,39 @@ if TYPE_CHECKING:
 __all__ = ["paged_attention", "paged_attention_varlen"]
 
 
+@overload
+def paged_attention(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    block_tables: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[False] = ...,
+    **keywords: Unpack[DecodeKeywords],
+) -> ArrayT: ...
+@overload
+def paged_attention(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    block_tables: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[True],
+    **keywords: Unpack[DecodeKeywords],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def paged_attention(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    block_tables: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: bool,
+    **keywords: Unpack[DecodeKeywords],
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @takes_options(arguments.PAGED_CALL, before="kv_format")
 def paged_attention(
     q: Any,
@@ -33,7 +68,7 @@ def paged_attention(
     *,
     num_splits: int | None = None,
     plan: DecodePlan | None = None,
-    kv_format: str | None = None,
+    kv_format: KVFormatName | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
     k_block_scales: Any = None,
@@ -125,6 +160,42 @@ def paged_attention(
     return decode(problem, return_lse=return_lse)
 
 
+@overload
+def paged_attention_varlen(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    block_tables: Any,
+    cu_seqlens_q: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[False] = ...,
+    **keywords: Unpack[PackedKeywords],
+) -> ArrayT: ...
+@overload
+def paged_attention_varlen(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    block_tables: Any,
+    cu_seqlens_q: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: Literal[True],
+    **keywords: Unpack[PackedKeywords],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def paged_attention_varlen(
+    q: ArrayT,
+    k_pages: Any,
+    v_pages: Any,
+    block_tables: Any,
+    cu_seqlens_q: Any,
+    seqlens_k: Any,
+    *,
+    return_lse: bool,
+    **keywords: Unpack[PackedKeywords],
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 @takes_options(arguments.PACKED_CALL, before="kv_format")
 def paged_attention_varlen(
     q: Any,
@@ -137,7 +208,7 @@ def paged_attention_varlen(
     max_seqlen_q: int | None = None,
     num_splits: int | None = None,
     plan: DecodePlan | None = None,
-    kv_format: str | None = None,
+    kv_format: KVFormatName | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
     k_block_scales: Any = None,

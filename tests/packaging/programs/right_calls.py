@@ -17,6 +17,30 @@ class Tensor:
     """An array type that cuattn has never heard of."""
 
 
+def attentions(q: Half, k: Half, v: Half, t: Tensor, flag: bool, starts: NDArray[np.int32]) -> None:
+    assert_type(cuattn.attention(q, k, v), Half)
+    assert_type(cuattn.attention(t, t, t, causal="top_left", window=(128, None), chunk=512), Tensor)
+    assert_type(cuattn.attention(q, k, v, return_lse=True), tuple[Half, Half])
+    assert_type(cuattn.attention(q, k, v, return_lse=flag), Half | tuple[Half, Half])
+    assert_type(cuattn.attention_varlen(q, k, v, starts, starts, causal=True, max_seqlen_q=7), Half)
+    assert_type(cuattn.standard_attention(q, k, v, softcap=30.0), Half)
+    out, lse = cuattn.attention(q, k, v, precision="tf32", fp8_format=None, return_lse=True)
+    grads = cuattn.attention_backward(out, q, k, v, out, lse, causal=True, deterministic=False)
+    assert_type(grads, cuattn.AttentionGrads[Half])
+    assert_type(grads.dq, Half)
+    dq, dk, dv, _, _ = cuattn.attention_varlen_backward(out, q, k, v, out, lse, starts, starts, dropout_p=0.1)
+    assert_type((dq, dk, dv), tuple[Half, Half, Half])
+
+
+def decoding(q: Half, cache: NDArray[np.int8], tables: list[list[int]], lengths: list[int]) -> None:
+    assert_type(cuattn.decode_attention(q, q, q, lengths), Half)
+    assert_type(cuattn.paged_attention(q, cache, cache, tables, lengths, kv_format="int8", k_scale=0.1), Half)
+    out, lse = cuattn.paged_attention_varlen(q, q, q, tables, [0, 3], lengths, max_seqlen_q=3, return_lse=True)
+    assert_type(out, Half)
+    assert_type(lse, Half)
+    assert_type(cuattn.cascade_attention(q, q, q, [], tables, lengths), Half)
+
+
 def softmaxes(x: Single, t: Tensor) -> None:
     assert_type(cuattn.softmax(x), Single)
     assert_type(cuattn.log_softmax(x, axis=0, algorithm="safe"), Single)

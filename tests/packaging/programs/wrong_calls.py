@@ -15,6 +15,22 @@ def names() -> None:
     print(cuattn.atention)  # wrong
 
 
+def attentions(q: Half, k: Half, v: Half) -> None:
+    cuattn.attention(q, k)  # wrong
+    cuattn.attention(q, k, v, causal="left")  # wrong
+    cuattn.attention(q, k, v, window=5)  # wrong
+    cuattn.attention(q, k, v, chunks=5)  # wrong
+    cuattn.attention(q, k, v, True)  # wrong
+    cuattn.attention(q, k, v, precision="fp16")  # wrong
+    cuattn.attention_varlen(q, k, v)  # wrong
+    cuattn.attention_varlen(q, k, v, [0, 1], [0, 1], softmax_scale=1.0)  # wrong
+    cuattn.paged_attention(q, k, v, [[0]], [1], kv_format="fp8")  # wrong
+    cuattn.paged_attention(q, k, v, [[0]], [1], bias=q)  # wrong
+    out, lse = cuattn.decode_attention(q, k, v, [3], return_lse=True)
+    cuattn.attention_backward(out, q, k, v, out, lse, deterministic="yes")  # wrong
+    print(cuattn.attention_backward(out, q, k, v, out, lse).dx)  # wrong
+
+
 def softmaxes(x: Half) -> None:
     cuattn.softmax(x, algorithm="fast")  # wrong
     cuattn.softmax(x, 0)  # wrong

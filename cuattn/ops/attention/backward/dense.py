@@ -19,28 +19,29 @@ from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
+from cuattn.typing import ArrayT
 
 __all__ = ["AttentionGrads", "attention_backward", "attention_backward_workspace_size"]
 
 
 @takes_options(arguments.DENSE, before="dlse")
 def attention_backward(
-    dout: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
+    dout: ArrayT,
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    out: ArrayT,
     lse: Any,
     *,
     dlse: Any = None,
     deterministic: bool = True,
     return_dbias: bool = False,
-    dq: Any = None,
-    dk: Any = None,
-    dv: Any = None,
+    dq: ArrayT | None = None,
+    dk: ArrayT | None = None,
+    dv: ArrayT | None = None,
     workspace: Any = None,
     **options: Unpack[GradientOptions],
-) -> AttentionGrads:
+) -> AttentionGrads[ArrayT]:
     """Gradients of ``(out * dout).sum() + (lse * dlse).sum()``, where ``out, lse = attention(q, k, v, ...)``.
 
     Every option that changes the result of `cuattn.attention` has to be as it was there, and dropout drops what it

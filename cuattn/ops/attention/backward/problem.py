@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.operand import Operand, deliver, target
 from cuattn.runtime.executor import Executor
+from cuattn.typing import ArrayT
 
 __all__ = ["AttentionGrads", "BackwardProblem"]
 
 
-class AttentionGrads(NamedTuple):
+class AttentionGrads(NamedTuple, Generic[ArrayT]):
     """Gradients of attention.
 
     Attributes
@@ -24,11 +25,11 @@ class AttentionGrads(NamedTuple):
     dsinks : array [heads], float32 (float64 for float64), or None without sinks
     """
 
-    dq: Any
-    dk: Any
-    dv: Any
-    dbias: Any = None
-    dsinks: Any = None
+    dq: ArrayT
+    dk: ArrayT
+    dv: ArrayT
+    dbias: ArrayT | None = None
+    dsinks: ArrayT | None = None
 
 
 @dataclass(slots=True)

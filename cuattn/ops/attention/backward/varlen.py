@@ -15,17 +15,18 @@ from cuattn.ops.attention.backward.problem import AttentionGrads
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
+from cuattn.typing import ArrayT
 
 __all__ = ["attention_varlen_backward"]
 
 
 @takes_options(arguments.PACKED, before="dlse")
 def attention_varlen_backward(
-    dout: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
+    dout: ArrayT,
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    out: ArrayT,
     lse: Any,
     cu_seqlens_q: Any,
     cu_seqlens_k: Any,
@@ -35,12 +36,12 @@ def attention_varlen_backward(
     dlse: Any = None,
     deterministic: bool = True,
     return_dbias: bool = False,
-    dq: Any = None,
-    dk: Any = None,
-    dv: Any = None,
+    dq: ArrayT | None = None,
+    dk: ArrayT | None = None,
+    dv: ArrayT | None = None,
     workspace: Any = None,
     **options: Unpack[GradientOptions],
-) -> AttentionGrads:
+) -> AttentionGrads[ArrayT]:
     """`cuattn.attention_backward` of each sequence of a packed batch: the gradients of `cuattn.attention_varlen`.
 
     Every option that changes the result of `cuattn.attention_varlen` has to be as it was there.
