@@ -253,8 +253,11 @@ __device__ __forceinline__ void hide_by_position(typename Layout::Tile& tile, Re
 template <typename Layout, typename Band, bool OWN_KEYS, typename Real>
 __device__ __forceinline__ void hide_by_position(typename Layout::Tile& tile, Real hidden, const Band& band,
                                                  const TilePosition<OWN_KEYS>& lane, int num_own = UNBOUNDED) {
+    // The ends of a band do not change from tile to tile. Kept over the loop, those of both sides take registers that
+    // the tightest rows have not: two rows of the forward spilled.
+    const int own = Band::HAS_BEGIN && Band::HAS_END ? forget_origin(lane.own) : lane.own;
     hide_by_position<Layout>(tile, hidden, [&](int r) {
-        const int row = lane.own + Layout::row(r);
+        const int row = own + Layout::row(r);
         auto bounds = band.row(row).from(lane.other);
         if (OWN_KEYS && row >= num_own) bounds.end = 0;
         return bounds;

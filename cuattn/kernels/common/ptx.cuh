@@ -126,6 +126,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
+// x, of which the compiler forgets where it comes from: what depends on it is computed here, and not kept in registers
+// from before a loop.
+__device__ __forceinline__ int forget_origin(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // blockIdx.x, read at this place: what depends on it is computed again, and not kept in registers from an earlier use.
 __device__ __forceinline__ unsigned reread_cta_idx() {
     unsigned cta_idx;
