@@ -22,6 +22,7 @@ from cuattn.testing.problems import AttentionProblem, VarlenProblem
 
 __all__ = [
     "AWKWARD_SEQLENS",
+    "BOUNDS",
     "DTYPES",
     "FLOAT8_DTYPES",
     "HEAD_DIM_PAIRS",
@@ -53,6 +54,9 @@ FLOAT8_DTYPES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5
 
 #: What :func:`attention_options` can draw; "dropout" is three options together.
 OPTIONS = names_on("attention")
+
+#: Those of :data:`OPTIONS` that hide keys by position: kernels with them are compiled apart.
+BOUNDS = ("causal", "window", "chunk")
 
 #: One, small primes, and the tile sizes of the kernels and of a warp, each with both neighbours.
 AWKWARD_SEQLENS = (1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 97, 127, 128, 129)
@@ -169,14 +173,13 @@ def attention_options(
     dropout_seed and dropout_offset. Those that are only for some dtype are drawn for no other: precision for float32,
     the descales [B, `num_kv_heads`] for float8.
 
-    `bounded`: whether a causal mask or a window is among them, which is left to chance when None. It takes one of the
-    two in `names`.
+    `bounded`: whether one of :data:`BOUNDS` is among them, and no other of those; left to chance when None.
     """
     batch, heads, seqlen_q, seqlen_k = shape
     real = np.dtype(dtype)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     call = Drawn(rng, batch, heads, num_kv_heads, seqlen_q, seqlen_k)
-    bounds = [name for name in names if name in ("causal", "window")] if bounded is not None else []
+    bounds = [name for name in names if name in BOUNDS] if bounded is not None else []
     wanted = [name for name in names if name not in bounds and draw(st.booleans())]
     wanted += [draw(st.sampled_from(bounds))] if bounded and bounds else []
     chosen = {name: draw(STRATEGIES[name](call)) for name in wanted}

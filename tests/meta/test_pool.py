@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,23 +9,22 @@ from hypothesis import strategies as st
 from cuattn.head_dims import BUCKETS
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, select
 from cuattn.ops.attention.variants import ForwardOptions
-from cuattn.testing.arrays import place
 from cuattn.testing.covering import uncovered_pairs
 from cuattn.testing.pool import FACTORS, POOL, Blessed, pooled
-from cuattn.testing.strategies import OPTIONS, attention_problems, examples
+from cuattn.testing.strategies import BOUNDS, OPTIONS, attention_problems, examples
 
 #: Options of a problem whose kernel is one without options, or with bounds alone.
 FEW = ("scale", "causal")
 
 
-def asked_for(problem, *, copied=False):
+def asked_for(problem):
     """What a forward call with the problem is compiled for."""
-    arrays = [np.ascontiguousarray(x) for x in problem.arrays] if copied else problem.arrays
-    arrays = [place(x).array for x in arrays] if copied else arrays
-    q, _, v = arrays
-    aligned = not any(x.ctypes.data % 16 or any(s * (n > 1) % 16 for s, n in zip(x.strides[:-1], x.shape, strict=False))
-                      for x in arrays)  # fmt: skip
-    bounded = "window" in problem.options or "causal" in problem.options
+    q, _, v = problem.arrays
+    aligned = not any(
+        x.ctypes.data % 16 or any(s % 16 for s, n in zip(x.strides[:-1], x.shape, strict=False) if n > 1)
+        for x in problem.arrays
+    )
+    bounded = any(name in problem.options for name in BOUNDS)
     return Blessed(q.dtype, (BUCKETS[q.shape[3]], BUCKETS[v.shape[3]]), aligned, bounded)
 
 
