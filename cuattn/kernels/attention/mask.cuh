@@ -59,15 +59,17 @@ struct Band {
     __device__ __forceinline__ Band(const AttentionParams<Real>& params, const Sequence& sequence)
         : Band(params, sequence.seqlen_k, sequence.diagonal_offset) {}
 
-    __device__ __forceinline__ int begin(int query_idx) const {
-        const int bound = HAS_BEGIN ? key(query_idx, begin_offset) : 0;
-        return HAS_CHUNKS && chunk != 0 ? max(bound, into_sequence(piece(query_idx))) : bound;
+    __device__ __forceinline__ int begin(int query_idx) const { return row(query_idx).begin; }
+    __device__ __forceinline__ int end(int query_idx) const { return row(query_idx).end; }
+    __device__ __forceinline__ RowBounds row(int query_idx) const {
+        RowBounds keys{HAS_BEGIN ? key(query_idx, begin_offset) : 0, HAS_END ? key(query_idx, end_offset) : seqlen_k};
+        if (HAS_CHUNKS && chunk != 0) {  // one division for both ends
+            const long long first = piece(query_idx);
+            keys.begin = max(keys.begin, into_sequence(first));
+            keys.end = min(keys.end, into_sequence(first + chunk));
+        }
+        return keys;
     }
-    __device__ __forceinline__ int end(int query_idx) const {
-        const int bound = HAS_END ? key(query_idx, end_offset) : seqlen_k;
-        return HAS_CHUNKS && chunk != 0 ? min(bound, into_sequence(piece(query_idx) + chunk)) : bound;
-    }
-    __device__ __forceinline__ RowBounds row(int query_idx) const { return {begin(query_idx), end(query_idx)}; }
     // Of all rows from `first` to `last` together.
     __device__ __forceinline__ RowBounds rows(int first, int last) const { return {begin(first), end(last)}; }
 
