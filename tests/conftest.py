@@ -7,6 +7,7 @@ pytest --all-resources                             registers and spills of every
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -42,6 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.register_profile("fuzz", max_examples=wanted, print_blob=True, **_COMMON)
     more = config.getoption("--hypothesis-profile", None) or config.getoption("--all-resources")
     config.pluginmanager.register(CompileBudget(None if more or executor_names() != ["host"] else BUDGET))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests live as long as the process: without them, each collection of garbage takes a fraction."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

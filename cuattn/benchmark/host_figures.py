@@ -94,7 +94,7 @@ def checker_records(options: Options) -> Iterator[Record]:
             "fraction_per_core": significant((without.cpu_us or math.nan) / (timing.cpu_us or math.nan), 3),
             "unchecked_cores": significant(without.cores or math.nan, 2),
         }
-        goals = {"fraction_of_unchecked": ">= 0.2"} if name == "all" else {}
+        goals = {"fraction_of_unchecked": ">= 0.3"} if name == "all" else {}
         yield Record("host", f"{case.name}_check_{name}", metrics, executor="host", method=HOST_METHOD, goals=goals)
 
 

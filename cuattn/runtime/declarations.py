@@ -34,7 +34,7 @@ _MEMBER = re.compile(
     re.DOTALL,
 )
 _DECLARATOR = re.compile(r"\s*(\w+)\s*(?:\[\s*(\w+)\s*\])?\s*")
-_ALIAS = r"\busing\s+{name}\s*=\s*([^;]+);"
+_ALIAS = re.compile(r"\busing\s+([\w:]+)\s*=\s*([^;]+);")
 _CONSTANT = r"\bconstexpr\s+(?:int|unsigned|long\s+long)\s+{name}\s*=\s*(\d+)\s*;"
 _ENTRY = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__\w+(?:\((?:[^()]|\([^()]*\))*\))?\s+)*(\w+)\s*\(')
 
@@ -77,6 +77,8 @@ class Declarations:
 
     def __init__(self, source: str) -> None:
         self._text = _DIRECTIVE.sub("", _COMMENT.sub(" ", source))
+        # The first of a name, as a search for each would find it: most sources are asked for dozens.
+        self._aliases = {name: " ".join(text.split()) for name, text in reversed(_ALIAS.findall(self._text))}
 
     def struct(self, name: str) -> StructDeclaration:
         """The struct called ``name``. Raises `DeclarationError` unless there is exactly one."""
@@ -106,8 +108,7 @@ class Declarations:
 
     def resolve(self, type_name: str) -> str:
         """What an alias stands for; ``type_name`` itself if it is none."""
-        match = re.search(_ALIAS.format(name=re.escape(type_name)), self._text)
-        return type_name if match is None else " ".join(match[1].split())
+        return self._aliases.get(type_name, type_name)
 
     def _parameter(self, entry: str, text: str) -> Parameter:
         words = re.sub(r"\b(?:const|__restrict__|__grid_constant__|typename)\b", " ", text)
