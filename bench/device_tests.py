@@ -47,14 +47,14 @@ def run(executor: str, paths: tuple[str, ...], out: Path, *, until: float) -> di
 
 
 def _forget_stops(lines: Path) -> None:
-    """Keep the results of an earlier run, not that it was stopped; a last line that was cut off goes."""
+    """Keep the results of an earlier run, but not that it was stopped, nor a last line that was cut off."""
     if lines.exists():
         whole = [line for line in lines.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
         write_text(lines, "".join(line for line in whole if "stopped" not in json.loads(line)))
 
 
 def summarize(lines: Path, code: int | None) -> dict[str, Any]:
-    """Counts, and the first words of each failure."""
+    """Return the counts of a run, and the first words of each failure."""
     text = lines.read_text(encoding="utf-8") if lines.exists() else ""
     rows = [json.loads(line) for line in text.splitlines()]
     counts = Counter(row["outcome"] for row in rows if "test" in row)

@@ -74,7 +74,7 @@ class Plan:
 
 
 def run_step(plan: Plan, step: gpu_steps.Step, startup_s: float = 0.0) -> tuple[Outcome, list[Record]]:
-    """Run one step in a process of its own, and read what it left behind. ``startup_s``: before it does anything."""
+    """Run one step in a process of its own, which may take ``startup_s`` to begin, and read what it left behind."""
     budget_s = step.budget_s * (HOST_PATIENCE if plan.executor == "host" else 1)
     seconds = min(budget_s, plan.deadline - time.monotonic() - GRACE_S)
     if seconds < step.least_s + startup_s:
@@ -127,7 +127,7 @@ def read_step(plan: Plan, name: str) -> tuple[Outcome, list[Record]] | None:
 
 
 def _begun(plan: Plan, name: str) -> int:
-    """Tells one version of a step's file from the next: each is a file of its own."""
+    """A mark that tells one version of a step's file from the next: each is a file of its own."""
     with contextlib.suppress(FileNotFoundError):
         return (plan.steps / f"{name}.json").stat().st_mtime_ns
     return 0
@@ -189,7 +189,7 @@ def write(plan: Plan, results: Results, began: float) -> None:
 
 
 def overview(outcomes: list[Outcome]) -> Table:
-    """A line a step."""
+    """Return an overview of the results, one line a step."""
     table = Table(title="gpu_check", title_justify="left")
     table.add_column("step", no_wrap=True)
     table.add_column("status", no_wrap=True)

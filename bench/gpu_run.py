@@ -55,7 +55,7 @@ class Run:
 
     @property
     def is_tiny(self) -> bool:
-        """On the host executor every step runs, in sizes for a dry run."""
+        """Whether steps run in sizes for a dry run, as all do on the host executor."""
         return self.executor == "host"
 
     @property

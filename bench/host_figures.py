@@ -27,7 +27,7 @@ Row = tuple[str, str, str, str]  # what, figure, goal, how
 
 
 def rows(report: Report) -> Iterator[Row]:
-    """What has a goal, the speed of the host executor, and the compilations in brief."""
+    """Records of what has a goal, of the speed of the host executor, and of compilations in brief."""
     for record in report.records:
         if record.suite in ("latency", "host"):
             for metric in record.goals or ("gflop_per_s",):
@@ -44,7 +44,7 @@ def _what(record: Record, metric: str) -> str:
 
 
 def compile_rows(records: list[Record]) -> Iterator[Row]:
-    """The slowest variant of those that have a limit, and the spills of all."""
+    """Records of the slowest variant among those that have a limit, and of the spills of all."""
     limited = [record for record in records if "nvrtc_ms" in record.goals]
     for kind, found in (
         ("CUBIN", [record for record in limited if "registers" in record.metrics]),
@@ -58,7 +58,7 @@ def compile_rows(records: list[Record]) -> Iterator[Row]:
 
 
 def table(report: Report) -> str:
-    """Markdown: where and when, then a line a figure."""
+    """Return a Markdown table: where and when, then one line for each figure."""
     found = report.environment
     lines = [
         f"{found['cpu']}, {found['host_threads']} threads, {found['host_isa']}; NVRTC {found['nvrtc']}, "
@@ -72,7 +72,7 @@ def table(report: Report) -> str:
 
 
 def option_table(report: Report) -> str:
-    """Markdown: what each option costs."""
+    """Return a Markdown table of what each option costs."""
     lines = ["| option | warp instructions | ratio | mma | global reads, bytes |", "|---|---:|---:|---:|---:|"]
     for record in report.records:
         if record.suite == "options":
@@ -83,7 +83,7 @@ def option_table(report: Report) -> str:
 
 
 def gradient_table(report: Report) -> str:
-    """Markdown: the backward beside its forward, in a fixed order / in any order where these differ."""
+    """Return a Markdown table of the backward beside its forward, in a fixed order / in any where these differ."""
     names = ("warp_instructions", "over_forward", "order_free_over_forward", "mma", "mma_over_forward")
     more = ("order_free_mma_over_forward", "global_read_bytes", "workspace_bytes", "order_free_workspace_bytes")
     lines = [
@@ -99,7 +99,7 @@ def gradient_table(report: Report) -> str:
 
 
 def workspace_table(report: Report) -> str:
-    """Markdown: memory of the backward beside the matrices that it does not store."""
+    """Return a Markdown table of the backward's memory beside the matrices that it does not store."""
     names = ("workspace_bytes", "order_free_workspace_bytes", "logits_bytes")
     lines = ["| problem | workspace, bytes | any order | N × M, bytes |", "|---|---:|---:|---:|"]
     for record in report.records:
@@ -110,7 +110,7 @@ def workspace_table(report: Report) -> str:
 
 
 def seed_table(report: Report) -> str:
-    """Markdown: memory and time, fused beside unfused."""
+    """Return a Markdown table of memory and time, fused beside unfused."""
     names = ("flash_memory_bytes", "standard_memory_bytes", "saved_percent", "published_percent")
     times = ("flash_time_us", "standard_time_us")
     lines = [

@@ -99,7 +99,7 @@ def run_table(executor: str, out: Path, *, tiny: bool, until: float) -> tuple[Fa
 
 
 def _families(runner: Runner, tiny: bool) -> dict[str, Callable[[str, Answers], dict[str, Any]]]:
-    """What there is to run, the newest architecture first: least is known of it."""
+    """The families to run and their architectures, the newest first: least is known of it."""
     found: dict[str, Callable[[str, Answers], dict[str, Any]]] = {}
     capability = _capability() if runner.executor == "cuda" else max(instructions.ARCHITECTURES)
     if capability == 90:
@@ -113,7 +113,7 @@ def _families(runner: Runner, tiny: bool) -> dict[str, Callable[[str, Answers], 
 
 
 def _earlier(answers: Path, differences: Path) -> tuple[Answers, Families]:
-    """What an earlier run has left; nothing if one of the files is missing or cannot be read."""
+    """What an earlier run has left; nothing if one of its files is missing or cannot be read."""
     try:
         with np.load(answers, allow_pickle=False) as file:
             return dict(file), json.loads(differences.read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def _earlier(answers: Path, differences: Path) -> tuple[Answers, Families]:
 
 
 def _write_answers(path: Path, answers: Answers) -> None:
-    """Whole or not at all."""
+    """Write the answers to a file, whole or not at all."""
     fresh = path.with_suffix(".fresh.npz")
     np.savez_compressed(fresh, allow_pickle=False, **answers)
     os.replace(fresh, path)

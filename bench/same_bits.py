@@ -249,7 +249,7 @@ def calls() -> Iterator[Call]:
 
 
 def digest(result: Any) -> str:
-    """Of every array of a result, in order: dtype, shape and bytes."""
+    """Digest of every array of a result, in order: dtype, shape and bytes."""
     sha = hashlib.sha256()
 
     def add(value: Any) -> None:

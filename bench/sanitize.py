@@ -24,7 +24,7 @@ _REPORTS = "report"
 
 
 def pytest_configure() -> None:
-    """As a pytest plugin: this process interprets kernels with the library of the environment variable."""
+    """Let this process, in which the file is a pytest plugin, use the library that the environment variable names."""
     library._loaded = library.Library(Path(os.environ[_LIBRARY]).read_bytes())
 
 

@@ -58,7 +58,7 @@ def _with_one_option() -> Iterator[Variant]:
 
 
 def measure(source: str, constants: dict[str, Any], arch: str) -> Sizes:
-    """Entry name to sizes."""
+    """Return the sizes of each variant by its entry name."""
     reports = sass.inspect(compile.build(source, constants, arch=arch, kind="cubin"))
     found: Sizes = {}
     for entry, report in reports.items():

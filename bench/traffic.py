@@ -58,7 +58,7 @@ def count(call: Callable[[], object]) -> tuple[int, int]:
 
 
 def softmax_rows() -> list[Row]:
-    """Every algorithm on a short, a long and a very long row, float32."""
+    """Rows of every algorithm on a short, a long and a very long row, float32."""
     rows = []
     for shape in SOFTMAX_SHAPES:
         x = np.zeros(shape, np.float32)
@@ -80,7 +80,7 @@ def softmax_rows() -> list[Row]:
 
 
 def tiled_formula(config: FlashFwdConfig | PlainFwdConfig, itemsize: int, causal: bool) -> tuple[int, int]:
-    """Q once, the visible keys and values once for each block of queries; out and lse once."""
+    """Bytes of tiled attention: Q once, visible keys and values once for each block of queries; out and lse once."""
     # A warp of the plain kernel has a query of its own, and reads the keys of this query alone.
     block_m, block_n = (config.block_m, config.block_n) if isinstance(config, FlashFwdConfig) else (1, 1)
     keys = 0
@@ -92,7 +92,7 @@ def tiled_formula(config: FlashFwdConfig | PlainFwdConfig, itemsize: int, causal
 
 
 def standard_formula(itemsize: int) -> tuple[int, int]:
-    """Three kernels; the logits are float32, and the tiles of the two products read their operands again and again."""
+    """Bytes of three kernels: logits are float32, and tiles of the two products read operands again and again."""
     square = HEADS * SEQLEN * SEQLEN
     array = HEADS * SEQLEN * HEAD_DIM * itemsize
     row_tiles, col_tiles = SEQLEN // STANDARD_TILE, HEAD_DIM // STANDARD_TILE
@@ -103,7 +103,7 @@ def standard_formula(itemsize: int) -> tuple[int, int]:
 
 
 def attention_rows() -> list[Row]:
-    """The fused, the plain and the unfused kernels, all on the same problem."""
+    """Rows of the fused, the plain and the unfused kernels, all on the same problem."""
     rows = []
     bucket = BUCKETS[HEAD_DIM]
     for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
@@ -152,7 +152,7 @@ def visited_tiles(config: FlashFwdConfig, seqlen: int, band: tuple[int | None, i
 
 
 def work_table() -> str:
-    """Tiles by the formula and as counted by the bytes of keys and values, and multiplications on tensor cores."""
+    """Table of tiles by the formula and as counted by bytes of keys and values, and multiplications on tensor cores."""
     lines = ["| visible | N = M | tiles: formula | counted | of all | warp instructions `mma` |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for name, band in WORK_BANDS.items():
@@ -176,14 +176,14 @@ def count_tiles(seqlen: int, band: tuple[int | None, int | None]) -> tuple[Flash
 
 
 def table(rows: list[Row]) -> str:
-    """A Markdown table, figures in bytes."""
+    """Return a Markdown table, figures in bytes."""
     header = ["kernel", "problem", "bytes read: formula", "counted", "bytes written: formula", "counted"]
     lines = [header, ["---", "---", "---:", "---:", "---:", "---:"], *(row.cells() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def tables() -> dict[str, str]:
-    """Name of the marker in the documentation → table."""
+    """The tables by the names of their markers in the documentation."""
     return {"softmax": table(softmax_rows()), "attention": table(attention_rows()), "work": work_table()}
 
 

@@ -121,7 +121,7 @@ def warmup(
 
 
 def here() -> list[compile.Target]:
-    """What kernels are compiled for on this machine."""
+    """What kernels are compiled for on this machine, as a `Target`."""
     targets = [compile.Target(environment.host_arch(), "ptx")]
     capability = machine.gpu().get("compute_capability")
     if capability is not None:
@@ -159,7 +159,7 @@ def _key(variant: Variant) -> tuple[str, tuple[tuple[str, Any], ...]]:
 
 
 def build(target: compile.Target, source: str, constants: dict[str, Any]) -> None:
-    """Compile one; on the host, translate it as well."""
+    """Compile one kernel; on the host, translate it as well."""
     binary = compile.build(source, constants, arch=target.arch, kind=target.kind)
     if target == compile.Target(environment.host_arch(), "ptx"):
         from cuattn import host

@@ -46,7 +46,7 @@ def show() -> None:
 
 
 def lines() -> dict[str, str]:
-    """What is here, by name."""
+    """What is here on this machine, by name."""
     versions = machine.versions()
     return {
         "version": str(versions["cuattn"]),

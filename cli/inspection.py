@@ -79,7 +79,7 @@ def inspect(names: tuple[str, ...], arch: str, clock_ghz: float, num_sms: int, a
 
 
 def reports(one: Variant, arch: str, clock_ghz: float, num_sms: int) -> list[KernelReport]:
-    """Of every kernel of one file."""
+    """Reports of every kernel of one file."""
     if one.arch not in ("", arch):
         raise ArgumentError(f"{one.kernel} is for {one.arch} and cannot be compiled for {arch}")
     binary = compile.build(one.kernel, one.constants, arch=arch, kind="cubin")
@@ -87,7 +87,7 @@ def reports(one: Variant, arch: str, clock_ghz: float, num_sms: int) -> list[Ker
 
 
 def listing(console: Console, as_json: bool) -> None:
-    """What can be named."""
+    """The names of what can be inspected."""
     names = [one.name for one in inspected.everything()]
     if as_json:
         click.echo(json.dumps(names, indent=1))
@@ -105,7 +105,7 @@ def listing(console: Console, as_json: bool) -> None:
 
 
 def summary(found: list[tuple[Variant, KernelReport]]) -> Iterator[Table]:
-    """A table a kernel: a line a row with its figures, and those of its main loop. Empty columns are left out."""
+    """A table for each kernel: a line a row with its figures and those of its main loop. Empty columns are left out."""
     for kernel in dict.fromkeys(one.kernel for one, _ in found):
         lines = [_line(one, report) for one, report in found if one.kernel == kernel]
         table = Table(title=kernel, title_justify="left")
@@ -139,7 +139,7 @@ def _line(one: Variant, report: KernelReport) -> dict[str, str]:
 
 
 def show(console: Console, one: Variant, report: KernelReport, clock_ghz: float, num_sms: int) -> None:
-    """Everything about one kernel."""
+    """Show everything about one kernel."""
     lines = [f"{one.name}: {report.entry} for {report.arch}, {report.instructions} instructions"]
     if (used := report.resources) is not None:
         spilled = used.spill_stores + used.spill_loads
@@ -164,7 +164,7 @@ def _print(console: Console, *parts: str | Table) -> None:
 
 
 def _instructions(report: KernelReport) -> Table:
-    """Kinds of instructions, a column a loop."""
+    """Table of the kinds of instructions, a column a loop."""
     table = Table()
     table.add_column("", no_wrap=True)
     for loop in report.loops:
@@ -183,7 +183,7 @@ def _instructions(report: KernelReport) -> Table:
 
 
 def _units(report: KernelReport) -> Table:
-    """Cycles that each unit is busy for a warp, and the bounds, a column a loop."""
+    """Table of the cycles that each unit is busy for a warp, and the bounds, a column a loop."""
     table = Table()
     table.add_column("cycles of", no_wrap=True)
     bounds = [loop.bound for loop in report.loops if loop.bound is not None]

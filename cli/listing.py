@@ -65,7 +65,7 @@ def list_(topics: tuple[str, ...], as_json: bool) -> None:
 
 
 def table(title: str, entries: list[dict[str, Any]]) -> Table:
-    """A row an entry; columns are the keys of all of them."""
+    """Return a table with a row for each entry; its columns are the keys of all of them."""
     result = Table(title=f"{title} ({len(entries)})", title_justify="left")
     names = list(dict.fromkeys(name for entry in entries for name in entry))
     for name in names:
@@ -164,7 +164,7 @@ def resources() -> list[dict[str, Any]]:
 
 
 def attention_options() -> list[dict[str, Any]]:
-    """What each row may be compiled with: the sets of options that some call needs a kernel for."""
+    """The sets of options that each row may be compiled with, because some call needs a kernel for them."""
     return [
         {
             "options": options.label,

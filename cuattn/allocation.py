@@ -32,7 +32,7 @@ def allocating(what: str, nbytes: int) -> Iterator[None]:
 
 
 def new_bytes(what: str, shape: tuple[int, ...], nbytes: int) -> np.ndarray:
-    """``nbytes`` that nothing has written, for ``what`` of a shape. Raises `OutOfMemoryError`."""
+    """New bytes that nothing has written, ``nbytes`` for ``what`` of a shape. Raises `OutOfMemoryError`."""
     if nbytes < _ALWAYS_TRIED:  # without the cost of a message
         try:
             return np.empty(nbytes, np.uint8)

@@ -22,5 +22,5 @@ FAMILIES = (forward, backward, decode, attention, kv, merge, padding, rotary, so
 
 @cache
 def groups() -> dict[str, KernelGroup]:
-    """Name to group."""
+    """Every group of kernels by its name."""
     return {group.name: group for family in FAMILIES for group in family.GROUPS}

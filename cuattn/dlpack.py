@@ -78,7 +78,7 @@ def from_host(x: Any) -> np.ndarray[Any, Any]:
 
 
 def _read_narrow(capsule: Any) -> np.ndarray[Any, Any] | None:
-    """The array in a capsule, None if its dtype is not one of the narrow ones."""
+    """Return the array in a capsule; None if its dtype is not one of the narrow ones."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(get_pointer(capsule, _CAPSULE_NAME))

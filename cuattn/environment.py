@@ -227,7 +227,7 @@ _parsed: dict[str, tuple[str, Any]] = {}  # the last text of a variable and its 
 
 
 def read(name: str) -> Any:
-    """Value of the variable `name`, parsed.
+    """Read and parse the variable `name`.
 
     Raises
     ------

@@ -39,7 +39,7 @@ MAX_EXTENT = 2**31 - 1  # of an axis; kernels count its elements in 32 bits
 
 
 def integer(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> int:
-    """``value`` as an int from ``low`` to ``high``; `ArgumentError` for anything else.
+    """Return ``value`` as an int from ``low`` to ``high``; `ArgumentError` for anything else.
 
     ``optional``: None is allowed as well, as the message then says, but not here.
 
@@ -61,7 +61,7 @@ def real(
     *,
     optional: bool = False,
 ) -> float:
-    """``value`` as a finite float that is ``allowed``, as the ``rule`` says.
+    """Return ``value`` as a finite float that is ``allowed``, as the ``rule`` says.
 
     Raises `ArgumentError` for what is no number or not allowed, and `NonFiniteError` for NaN, infinity, and numbers
     that no float is near to.
@@ -82,7 +82,7 @@ def real(
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """``value`` as a bool; `ArgumentError` for anything that is none."""
+    """Return ``value`` as a bool; `ArgumentError` for anything that is none."""
     held = value if type(value) is bool else as_flag(value)
     if held is None:
         raise ArgumentError(f"{name} is {shown(value)}; allowed are False and True")
@@ -90,7 +90,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, options: Collection[str], *, optional: bool = False) -> str:
-    """``value``, one of the ``options``; `ArgumentError` for anything else."""
+    """Return ``value``, one of the ``options``; `ArgumentError` for anything else."""
     if not isinstance(value, str) or value not in options:
         *most, last = [*["None"][: int(optional)], *map(repr, options)]
         raise ArgumentError(f"{name} is {shown(value)}; allowed are {', '.join(most)} and {last}")
@@ -98,7 +98,7 @@ def choice(name: str, value: Any, options: Collection[str], *, optional: bool = 
 
 
 def check_dtype(name: str, value: Any, allowed: Collection[str]) -> np.dtype[Any]:
-    """``value`` as a dtype, like `any_dtype`; `DTypeError` unless it is ``allowed``."""
+    """Return ``value`` as a dtype, like `any_dtype`; `DTypeError` unless it is ``allowed``."""
     found = _dtype(value)
     if found is None or found.name not in allowed or not found.isnative:
         raise DTypeError(f"{name} is {shown(value)}; allowed are {', '.join(allowed)} (native)")
@@ -106,7 +106,7 @@ def check_dtype(name: str, value: Any, allowed: Collection[str]) -> np.dtype[Any
 
 
 def any_dtype(name: str, value: Any) -> np.dtype[Any]:
-    """``value``, a dtype of NumPy or `ml_dtypes`, or the type or name of one, as a dtype; else `DTypeError`."""
+    """Return ``value``, a dtype of NumPy or `ml_dtypes`, or the type or name of one, as a dtype; else `DTypeError`."""
     found = _dtype(value)
     if found is None:
         raise DTypeError(f"{name} is {shown(value)}, which is no dtype")
@@ -123,7 +123,7 @@ def _dtype(value: Any) -> np.dtype[Any] | None:
 
 
 def as_integer(value: Any) -> int | None:
-    """The integer that ``value`` is, of whatever size; None if it is none."""
+    """Return the integer that ``value`` is, of whatever size; None if it is none."""
     held = _held(value)
     try:
         return None if isinstance(held, bool) else operator.index(held)
@@ -132,7 +132,7 @@ def as_integer(value: Any) -> int | None:
 
 
 def as_real(value: Any) -> float | None:
-    """The number that ``value`` is, infinite if it is beyond every float; None if it is none."""
+    """Return the number that ``value`` is, infinite if it is beyond every float; None if it is none."""
     held = _held(value)
     if isinstance(held, bool) or not isinstance(held, Real):
         return None
@@ -145,13 +145,13 @@ def as_real(value: Any) -> float | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """The bool that ``value`` is; None if it is none."""
+    """Return the bool that ``value`` is; None if it is none."""
     held = _held(value)
     return held if isinstance(held, bool) else None
 
 
 def _held(value: Any) -> Any:
-    """The Python number of a NumPy scalar or an array of rank 0 on the host; anything but arrays as it is.
+    """Return the Python number of a NumPy scalar or an array of rank 0 on the host; anything but arrays as it is.
 
     None for other arrays, and for scalars that are no numbers, such as dates.
     """

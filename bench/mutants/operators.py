@@ -78,7 +78,7 @@ _SYNC = re.compile(r"\b(?:__syncthreads|__syncwarp|cp_async_wait(?:<[^;]*>)?|cp_
 
 
 def comparison(source: Source) -> Iterator[Edit]:
-    """< and <=, > and >=, == and != for each other. Templates have no spaces around their brackets."""
+    """Exchange < and <=, > and >=, == and != for each other. Templates have no spaces around their brackets."""
     bounds = {match.start(1) for match in _LOOP.finditer(source.code)}
     for match in re.finditer(r"(?<= )(<=|>=|==|!=|<|>)(?= )", source.code):
         if match.start() not in bounds:
@@ -86,19 +86,19 @@ def comparison(source: Source) -> Iterator[Edit]:
 
 
 def bound(source: Source) -> Iterator[Edit]:
-    """A loop that ends one step early. (One that goes on for a step more does nothing where its body has a bound.)"""
+    """Let a loop end one step early. (One that goes on for a step more does nothing where its body has a bound.)"""
     for match in _LOOP.finditer(source.code):
         yield Edit("loop ends early", match.end(2), match.end(2), " - 1")
 
 
 def arithmetic(source: Source) -> Iterator[Edit]:
-    """Another operator between the same operands."""
+    """Put another operator between the same operands."""
     for match in re.finditer(r"(?<=[\w)\]] )(\+=|-=|\*=|&&|\|\||[-+*/%])(?= [\w(*\-])", source.code):
         yield Edit("arithmetic", *match.span(), _ARITHMETIC[match[0]])
 
 
 def number(source: Source) -> Iterator[Edit]:
-    """One more than it should be; 0 and 1 for each other in floating point."""
+    """Make a number one more than it should be; 0 and 1 for each other in floating point."""
     for match in re.finditer(r"(?<![\w.])(\d+)(?![\w.])", source.code):
         if not _FILLER.search(source.code, 0, match.start()):
             yield Edit("number", *match.span(), str(int(match[1]) + 1))
@@ -107,34 +107,34 @@ def number(source: Source) -> Iterator[Edit]:
 
 
 def less(source: Source) -> Iterator[Edit]:
-    """One less than it should be."""
+    """Make a number one less than it should be."""
     for match in re.finditer(r"(?<![\w.])([1-9]\d*)(?![\w.])", source.code):
         yield Edit("number - 1", *match.span(), str(int(match[1]) - 1))
 
 
 def synchronization(source: Source) -> Iterator[Edit]:
-    """A barrier, a wait or a commit left out."""
+    """Leave out a barrier, a wait or a commit."""
     for start, end in source.statements():
         if _SYNC.match(source.code, start):
             yield Edit("drop synchronization", start, end, ";")
 
 
 def statement(source: Source) -> Iterator[Edit]:
-    """Any other statement left out."""
+    """Leave out any other statement."""
     for start, end in source.statements():
         if not _SYNC.match(source.code, start):
             yield Edit("drop statement", start, end, ";")
 
 
 def condition(source: Source) -> Iterator[Edit]:
-    """A condition that always or never holds."""
+    """Replace a condition by one that always or never holds."""
     for start, end in source.conditions():
         for value in ("true", "false"):
             yield Edit(f"condition {value}", start, end, value)
 
 
 def swapped_arguments(source: Source) -> Iterator[Edit]:
-    """Two neighbouring arguments of a call exchanged."""
+    """Exchange two neighbouring arguments of a call."""
     for name, arguments in source.calls():
         for (start, end), (next_start, next_end) in itertools.pairwise(arguments):
             first, second = source.text[start:end], source.text[next_start:next_end]
@@ -144,21 +144,21 @@ def swapped_arguments(source: Source) -> Iterator[Edit]:
 
 
 def swapped_operands(source: Source) -> Iterator[Edit]:
-    """a - b, a / b and a < b become b - a, b / a and b < a, where the operands are simple."""
+    """Turn a - b, a / b and a < b into b - a, b / a and b < a, where the operands are simple."""
     operand = r"[\w.]+(?:\[[\w.]+\]|\(\w*\))?"
     for match in re.finditer(rf"(?<![\w.*/%] )(?<![\w.])({operand}) ([-/]) ({operand})(?![\w.(\[])", source.code):
         yield Edit("swap operands", *match.span(), f"{match[3]} {match[2]} {match[1]}")
 
 
 def ternary(source: Source) -> Iterator[Edit]:
-    """The other choice."""
+    """Exchange the two choices of a conditional expression."""
     branch = r"[\w.\-]+(?:<[\w:]+>)?(?:\([\w.+\-*/ ,]*\))?(?:\[[\w.]+\])?"
     for match in re.finditer(rf"\? ({branch}) : ({branch})(?=[;),\s])", source.code):
         yield Edit("swap choices", *match.span(), f"? {match[2]} : {match[1]}")
 
 
 def negation(source: Source) -> Iterator[Edit]:
-    """A unary minus or a ! left out."""
+    """Leave out a unary minus or a !."""
     for match in re.finditer(
         r"(?<=[(,=?:{] )-(?=[\w(])|(?<=[({])-(?=[A-Za-z_])|(?<=return )-(?=\w)|!(?=[\w(])", source.code
     ):
@@ -166,7 +166,7 @@ def negation(source: Source) -> Iterator[Edit]:
 
 
 def another_name(source: Source) -> Iterator[Edit]:
-    """A name that is easily taken for another one."""
+    """Replace a name by another one that it is easily taken for."""
     for pair in _NAMES:
         for old, new in (pair, pair[::-1]):
             word = rf"(?<![A-Za-z0-9])({old})\b" if old.endswith("_stride") else rf"\b({old})\b"
@@ -175,7 +175,7 @@ def another_name(source: Source) -> Iterator[Edit]:
 
 
 def increment(source: Source) -> Iterator[Edit]:
-    """A loop that begins one step late."""
+    """Let a loop begin one step late."""
     for match in re.finditer(r"\bfor \((?:const )?[\w ]+? \w+ = ([^;]+);", source.code):
         yield Edit("loop begins late", match.end(1), match.end(1), " + 1")
 

@@ -33,7 +33,7 @@ _NOT_CODE = re.compile(rb"^(?:\t\.(?:loc|file)\b.*|\$L__tmp\d+:|//.*|\s*)\n", re
 
 
 def variant_key(source: str, constants: Any, arch: str) -> str:
-    """One line of JSON: constants keep their types and their order."""
+    """The key of a variant: one line of JSON, in which constants keep their types and their order."""
     return json.dumps([source, dict(constants), arch])
 
 
@@ -134,7 +134,7 @@ def probe(variants: list[list[str]]) -> str:
 
 
 def digest(ptx: bytes) -> str:
-    """Of the instructions: line tables and labels that belong to them are no part of what a kernel does."""
+    """Digest of the instructions of a PTX text, without line tables and labels that belong to them."""
     code = _NOT_CODE.sub(b"", ptx.partition(b"\t.section\t.debug")[0])
     return hashlib.sha256(code).hexdigest()
 

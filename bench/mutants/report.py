@@ -22,7 +22,7 @@ MARKERS = re.compile(r"(<!-- mutants -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def read(path: Path) -> dict[str, Result]:
-    """Key to result; empty where there is no file."""
+    """Read a result file as a mapping from key to result; empty where there is no file."""
     if not path.exists():
         return {}
     rows = json.loads(path.read_text(encoding="utf-8"))["mutants"]
@@ -30,14 +30,14 @@ def read(path: Path) -> dict[str, Result]:
 
 
 def to_json(results: dict[str, Result]) -> str:
-    """Text that `read` reads, a mutant a line."""
+    """Write results as text that `read` reads, one mutant a line."""
     rows = sorted(results.values(), key=lambda result: (result.file, result.line, result.operator, result.key))
     lines = ",\n".join(json.dumps(result.row(), ensure_ascii=False) for result in rows)
     return f'{{"mutants": [\n{lines}\n]}}\n'
 
 
 def survivors(results: Iterable[Result]) -> list[Result]:
-    """Those that no test noticed."""
+    """The mutants that no test noticed."""
     return [result for result in results if result.status == SURVIVED]
 
 
@@ -50,7 +50,7 @@ def explanation(result: Result) -> str:
 
 
 def counts(results: Iterable[Result]) -> list[tuple[str, int, int, int, int]]:
-    """File, killed, survived, of these explained, discarded; a line a file."""
+    """Count mutants file by file: file, killed, survived, of these explained, discarded."""
     found = list(results)
     lines = []
     for file in sorted({result.file for result in found}):
@@ -62,7 +62,7 @@ def counts(results: Iterable[Result]) -> list[tuple[str, int, int, int, int]]:
 
 
 def table(results: Iterable[Result]) -> Table:
-    """For a terminal."""
+    """The table of the counts for a terminal."""
     result = Table(title="mutants", title_justify="left")
     for heading in ("file", "killed", "survived", "explained", "discarded"):
         result.add_column(heading, justify="left" if heading == "file" else "right")

@@ -81,7 +81,7 @@ def mutants(name: str, seed: int) -> list[Mutant]:
 
 
 def _named(source: Source, edits: list[Edit]) -> list[Mutant]:
-    """Keys tell equal edits of equal lines apart by their order in the file."""
+    """Give mutants their names: keys tell equal edits of equal lines apart by their order in the file."""
     seen: Counter[str] = Counter()
     keys: dict[Edit, str] = {}
     for edit in sorted(edits, key=lambda edit: (edit.start, edit.end, edit.replacement)):
@@ -95,7 +95,7 @@ def _named(source: Source, edits: list[Edit]) -> list[Mutant]:
 
 
 def _lines(source: Source, edit: Edit) -> tuple[str, str]:
-    """The lines that are edited, before and after."""
+    """The lines that an edit changes, before and after."""
     first, last = source.text.rfind("\n", 0, edit.start) + 1, source.text.find("\n", edit.end)
     before = source.text[first:last]
     after = source.text[first : edit.start] + edit.replacement + source.text[edit.end : last]
@@ -106,7 +106,7 @@ class Laboratory:
     """Runs mutants against the tests that could notice them."""
 
     def __init__(self, work: Path, file: str, total_s: float, pattern: str = "*") -> None:
-        """For the mutants of one kernel file; tests of files that match the pattern may run for ``total_s`` on each."""
+        """Prepare for the mutants of one kernel file; tests of files that match may run for ``total_s`` on each."""
         self.work = work
         self.total_s = total_s
         self.kernels = tests_of.includers(file)
@@ -139,7 +139,7 @@ class Laboratory:
         )
 
     def _try(self, mutant: Mutant, folder: Path) -> tuple[str, str]:
-        """Quick tests first, and before all others those of variants that the edited line is compiled into.
+        """Run a mutant's tests: first those of variants that the edited line is compiled into, and quick ones first.
 
         A handful of them in a process of its own: collecting them is quicker than collecting all, and most die here.
         """
@@ -163,7 +163,7 @@ class Laboratory:
         return SURVIVED, f"{passed} of {len(tests)} tests passed"
 
     def _run(self, tests: list[Test], probed: list[str], folder: Path) -> list[dict[str, Any]]:
-        """Run tests on the overlay; what the plugin wrote about them."""
+        """Run tests on the overlay; returns what the plugin wrote about them."""
         slowest = max(test.seconds for test in tests)
         log = folder / "log.jsonl"
         log.unlink(missing_ok=True)
@@ -197,7 +197,7 @@ class Laboratory:
 
 
 def _by_function(tests: list[Test]) -> list[Test]:
-    """One case of each test function, then a second one of each, and so on: other functions look at other things."""
+    """Order tests by turns, one case of each function, then a second of each: they look at other things."""
     seen: Counter[str] = Counter()
     turns: dict[str, int] = {}
     for test in tests:
@@ -208,7 +208,7 @@ def _by_function(tests: list[Test]) -> list[Test]:
 
 
 def _spread(keys: list[str], most: int) -> list[str]:
-    """At most so many of them, from all parts of the list."""
+    """Choose at most so many of the tests, from all parts of the list."""
     return keys[:: max(1, -(-len(keys) // most))]
 
 

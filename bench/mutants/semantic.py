@@ -32,14 +32,14 @@ class Semantic:
 
 
 def edits(source: Source) -> Iterator[Edit]:
-    """Those of the table that belong to this source."""
+    """The edits of the table that belong to this source."""
     for entry in table():
         if entry.file == source.name and (edit := entry.find(source)) is not None:
             yield edit
 
 
 def table() -> list[Semantic]:
-    """All of them."""
+    """The table of all edits written by hand."""
     from bench.mutants.semantic_attention import ATTENTION
     from bench.mutants.semantic_backward import BACKWARD
     from bench.mutants.semantic_decode import DECODE

@@ -8,7 +8,7 @@ ROWS, SINKS = "attention_backward_rows.cu", "attention_backward_sinks.cu"
 
 
 def _of_both(what: str, pattern: str, replacement: str, occurrence: int = 0) -> tuple[Semantic, ...]:
-    """The two kernels of dq, dk and dv have the same walk."""
+    """The same edits for the two kernels of dq, dk and dv, which have the same walk."""
     return tuple(Semantic(file, what, pattern, replacement, occurrence) for file in (MMA, FMA))
 
 

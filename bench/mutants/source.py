@@ -41,7 +41,7 @@ class Source:
         return cls(name, text, _NOT_MUTATED.sub(_blank, text))
 
     def line_of(self, position: int) -> int:
-        """Line number, from 1."""
+        """Number of the line at a position, from 1."""
         return self.text.count("\n", 0, position) + 1
 
     def line_text(self, line: int) -> str:

@@ -103,7 +103,7 @@ def _notes_of(test_file: Path, work: Path) -> list[Test]:
 
 
 def test_environment(work: Path) -> dict[str, str]:
-    """Of the processes that run tests: a kernel cache and a Hypothesis folder of their own."""
+    """Environment of processes that run tests: a kernel cache and a Hypothesis folder of their own."""
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),

@@ -93,7 +93,7 @@ def _huge(path: Path) -> None:
 
 
 def _swapped(path: Path, draw: random.Random) -> None:
-    """Under the name of another entry, with its meta file."""
+    """Put an entry with its meta file under the name of another one."""
     data = path.parent / path.name.removesuffix(".meta")
     other = next(x for x in sorted(path.parent.iterdir()) if x.suffix in (".ptx", ".tables", ".so") and x != data)
     for suffix in ("", ".meta"):
@@ -167,7 +167,7 @@ def _call(folder: Path, cache: Path, fault: str) -> subprocess.CompletedProcess[
 
 
 def _inside(fault: str) -> str:
-    """In a process of its own: call the kernel, several times where the cache changes meanwhile."""
+    """Call the kernel, in a process of its own, several times where the cache changes meanwhile."""
     import numpy as np
 
     import cuattn

@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Tally:
-    """What came of the operations: ``broken`` are those after which the cache was neither as before nor as after."""
+    """A count of what came of operations; after those in ``broken`` the cache was neither as before nor as after."""
 
     operations: int = 0
     before: Counter[str] = field(default_factory=Counter)
@@ -47,7 +47,7 @@ class Tally:
 
 
 def attempt(world: World, tally: Tally, instruction: int, name: str, *args: Any) -> Outcome:
-    """An operation with an exception at one bytecode, and everything that must be so afterwards.
+    """Make one operation with an exception at one bytecode, and check everything that must be so afterwards.
 
     Where it has happened, it happens to the twin, too.
     """
@@ -78,7 +78,7 @@ def attempt(world: World, tally: Tally, instruction: int, name: str, *args: Any)
 
 
 def sweep(make: Callable[[], World], name: str, *args: Any) -> Tally:
-    """An exception at every bytecode of one operation of a world; a new one is made when it has happened."""
+    """Raise at every bytecode of one operation of a world; a new world is made when the operation has happened."""
     tally, world, instruction = Tally(), make(), 0
     while True:
         instruction += 1
@@ -90,7 +90,7 @@ def sweep(make: Callable[[], World], name: str, *args: Any) -> Tally:
 
 
 def run(count: int, seed: int = 0) -> Tally:
-    """Random operations, nearly all with an exception at a random bytecode."""
+    """Make random operations, nearly all with an exception at a random bytecode."""
     rng, world, tally = random.Random(seed), World(), Tally()
     lengths: dict[str, int] = {}
     while tally.operations < count and not tally.broken:
@@ -104,7 +104,7 @@ def run(count: int, seed: int = 0) -> Tally:
 
 
 def choose(rng: random.Random, world: World) -> tuple[Any, ...]:
-    """The next operation: something that its cache allows."""
+    """Choose the next operation: something that the cache allows."""
     seqs, steps = world.real.seqs, world.real.steps
     busy = {seq for step in steps.values() for seq in step.sequences}
     live = [number for number, seq in seqs.items() if seq not in busy and seq.state == "live"]
@@ -140,7 +140,7 @@ def choose(rng: random.Random, world: World) -> tuple[Any, ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 0 if nothing was broken."""
+    """Run the command; returns 0 if nothing was broken."""
     parser = argparse.ArgumentParser(prog="python -m bench.stress.cache_operations", description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=10_000, help="operations")
     parser.add_argument("--seed", type=int, default=0)

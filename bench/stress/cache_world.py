@@ -17,7 +17,7 @@ SIZES = {"num_layers": 1, "num_kv_heads": 1, "head_dim": HEAD_DIM, "dtype": np.f
 
 
 def paged_cache() -> PagedKVCache:
-    """One that is soon full."""
+    """A small paged cache, which is soon full."""
     return PagedKVCache(PAGES, PAGE_SIZE, prefix_caching=True, **SIZES)
 
 
@@ -30,7 +30,7 @@ class Twin:
     steps: dict[int, Any] = field(default_factory=dict)
 
     def call(self, name: str, number: int, args: tuple[Any, ...]) -> Any:
-        """One call; what it returns is for `keep`. Numbers stand for sequences and steps."""
+        """Make one call; what it returns is for `keep`. Numbers stand for sequences and steps."""
         cache = self.cache
         if name == "add":
             return cache.add(*args)
@@ -63,7 +63,7 @@ class Twin:
             del self.seqs[args[0]]
 
     def prefixes(self, step: Any) -> list[tuple[int, ...]]:
-        """For each token of a step all tokens up to it; those of every sequence are known."""
+        """For each token of a step, all tokens up to it; those of every sequence are known."""
         found = []
         for seq, count, new in zip(step.sequences, step.counts.tolist(), step._opened.tokens, strict=True):
             tokens = (*seq.tokens, *new)
@@ -119,7 +119,7 @@ class Twin:
 
 
 class RowTwin(Twin):
-    """The same with a cache of rows."""
+    """A twin of a cache of rows."""
 
     def state(self) -> tuple[Any, ...]:
         cache, stats = self.cache, self.cache.stats()
@@ -143,7 +143,7 @@ class RowTwin(Twin):
 
 @dataclass(eq=False)
 class World:
-    """Calls that are made of a cache with an exception at some bytecode, and of its twin without."""
+    """A cache whose calls are interrupted by an exception at some bytecode, and its twin whose calls are not."""
 
     real: Twin = field(default_factory=Twin)
     twin: Twin = field(default_factory=Twin)
@@ -154,7 +154,7 @@ class World:
         return 0 in self.real.steps[number]._appended
 
     def do(self, name: str, *args: Any) -> None:
-        """A call of both, without an exception; `OutOfPagesError` of both counts as none."""
+        """Make a call of both, without an exception; `OutOfPagesError` of both counts as none."""
         number = self.next_number
         self.next_number += 1
         results = []
@@ -170,5 +170,5 @@ class World:
 
 
 def key_after(tokens: tuple[int, ...]) -> tuple[float, ...]:
-    """Numbers for the key of the last of some tokens: as in a model, a function of all of them."""
+    """Numbers for the key of the last of some tokens: a function of all of them, as in a model."""
     return tuple(float(x) for x in np.random.default_rng([len(tokens), *tokens]).integers(-9, 9, HEAD_DIM))

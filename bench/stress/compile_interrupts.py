@@ -68,7 +68,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _inside(count: int, seed: int) -> None:
-    """In a process of its own: ``count`` compilations with signals, then a look around."""
+    """Make ``count`` compilations with signals in a process of its own, then look around."""
     import atexit
 
     from cuattn.compile import cache, workers
@@ -106,7 +106,7 @@ def _inside(count: int, seed: int) -> None:
 
 
 def _attempt(number: int, counts: Counter[str]) -> None:
-    """The only place where signals raise."""
+    """Make one attempt: the only place where signals raise."""
     try:
         compile.build_source(SOURCE.format(n=number), name=f"k{number}.cu", arch="sm_80", kind="ptx")
     finally:

@@ -85,7 +85,7 @@ _SUFFIX = re.compile(r"\.\w+")
 
 
 def texts() -> list[str]:
-    """What is damaged: the kernel above first."""
+    """The texts that are damaged: the kernel above first."""
     sources = [build_source(SOURCE, name="damaged", arch="sm_80", kind="ptx").image.decode()]
     for variant in list(variants.softmax_variants())[:40:20]:
         sources.append(compile.build(variant.kernel, variant.constants, arch="sm_80", kind="ptx").image.decode())
@@ -101,7 +101,7 @@ def _replace(rng: random.Random, text: str, pattern: re.Pattern[str], choices: C
 
 
 def damage(text: str, rng: random.Random) -> str:
-    """One to three random changes."""
+    """Make one to three random changes to a text."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         kind = rng.randrange(9)
         a, b = sorted((rng.randrange(len(text)), rng.randrange(len(text))))
@@ -135,11 +135,11 @@ def damage(text: str, rng: random.Random) -> str:
 
 
 class _TooLong(Exception):
-    """A launch was stopped."""
+    """A launch took too long and was stopped."""
 
 
 def _launch(kernel: RawKernel) -> None:
-    """With the arguments of the kernel as it was written, whatever has become of it."""
+    """Launch with the arguments of the kernel as it was written, whatever has become of it."""
     x, y = np.arange(256, dtype=np.float32), np.zeros(256, np.float32)
     args = (y, x, np.int32(200), np.float64(2), np.void(b"\3\0\4\0"))
     with host.check("all"), host.schedule("eager", threads=1), raise_after(RUN_SECONDS, _TooLong):
@@ -147,7 +147,7 @@ def _launch(kernel: RawKernel) -> None:
 
 
 def read(text: str, can_run: bool) -> str:
-    """Reads one text, and runs it; returns what is wrong, or nothing."""
+    """Read one text, and run it; returns what is wrong, or nothing."""
     start = time.perf_counter()
     try:
         module.build_tables(text)
@@ -170,7 +170,7 @@ def read(text: str, can_run: bool) -> str:
 
 
 def child(count: int, seed: int) -> list[str]:
-    """``count`` damaged texts in this process; what went wrong with them."""
+    """Read and run ``count`` damaged texts in this process; returns what went wrong with them."""
     sources = texts()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     faults = []
@@ -188,7 +188,7 @@ def child(count: int, seed: int) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program; returns its exit status."""
+    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="damaged texts in all")
     parser.add_argument("--seed", type=int, default=0)

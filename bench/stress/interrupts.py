@@ -64,7 +64,7 @@ class Trial:
     faults: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Entered anew after each exception; the first time it makes the call."""
+        """Make the call, or go on: this is entered anew after each exception."""
         if not self.called:
             self.called = True
             self.go()
@@ -128,7 +128,7 @@ def _inject(gate: threading.Event, delay: float, thread: int) -> None:
 
 
 def child(count: int, seed: int) -> dict[str, Any]:
-    """``count`` trials in this process."""
+    """Run ``count`` trials in this process."""
     rng = random.Random(seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may start with it ignored
     calls = Calls()
@@ -171,7 +171,7 @@ def child(count: int, seed: int) -> dict[str, Any]:
 
 
 def _answer_of(descriptor: int) -> Callable[[], None]:
-    """Waits for one answer of the sender; safe to interrupt and call again."""
+    """Wait for one answer of the sender; safe to interrupt and call again."""
     received = bytearray()
 
     def wait() -> None:
@@ -182,7 +182,7 @@ def _answer_of(descriptor: int) -> Callable[[], None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program; returns its exit status."""
+    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="interrupts in all")
     parser.add_argument("--seed", type=int, default=0)

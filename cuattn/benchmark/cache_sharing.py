@@ -28,7 +28,7 @@ __all__ = ["Sharing", "Waste", "beam_search", "parallel_sampling", "serve", "was
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """Pages of a set of sequences.
+    """Pages that a set of sequences takes, and their slots that no token fills.
 
     Attributes
     ----------
@@ -122,14 +122,14 @@ def serve(
 
 
 def parallel_sampling(num_samples: int, *, prompt_len: int, output_len: int, page_size: int = 16) -> Sharing:
-    """Several outputs of one prompt: they share its pages, and nothing else."""
+    """Pages of several outputs of one prompt: they share its pages, and nothing else."""
     return _grow(num_samples, prompt_len, output_len, page_size, lambda: np.arange(num_samples))
 
 
 def beam_search(
     width: int, *, prompt_len: int, output_len: int, page_size: int = 16, switch: float = 0.2, seed: int = 0
 ) -> Sharing:
-    """Beams of one prompt, that replace each other: they share what they have in common.
+    """Pages of beams of one prompt that replace each other: they share what they have in common.
 
     In each step every beam is replaced by one that is drawn at random, with the probability ``switch``. How often real
     beams do that depends on the model and the text; it decides how much is shared.

@@ -16,7 +16,7 @@ MATRIX_SIZE = 8192
 
 
 def copy(timer: CudaTimer) -> Record:
-    """A large device-to-device copy; bytes read and bytes written both count."""
+    """Measure a large device-to-device copy; bytes read and bytes written both count."""
     import cupy
 
     free, _ = cupy.cuda.runtime.memGetInfo()
@@ -30,7 +30,7 @@ def copy(timer: CudaTimer) -> Record:
 
 
 def matmul(timer: CudaTimer) -> Record:
-    """A large product of 16-bit matrices, random data: in torch, or else in CuPy."""
+    """Measure a large product of 16-bit matrices of random numbers: in torch, or else in CuPy."""
     call, provider, case = _product()
     timing = timer.time(call)
     rate = 2 * MATRIX_SIZE**3 / timing.median_us / 1e6

@@ -23,7 +23,7 @@ SMALL = AttentionCase(1, 128, 8, 64, dtype="float16")
 
 
 def call_steps() -> list[Step]:
-    """Compilation and loading, then calls."""
+    """Steps that measure compilation and loading, then calls."""
     return [
         Step("latency", "first_call_cuda", 4.0, first_call),
         Step("latency", "call_overhead_cuda", 3.0, call_overhead),
@@ -31,7 +31,7 @@ def call_steps() -> list[Step]:
 
 
 def first_call() -> Iterator[Record]:
-    """A call whose kernel nobody has compiled, one whose kernel is in the disk cache, and one that is loaded."""
+    """Time a call whose kernel nobody has compiled, one whose kernel is in the disk cache, and one that is loaded."""
     arrays = SMALL.make_inputs(0, _cupy())
     times = {}
     with empty_cache():
@@ -59,7 +59,7 @@ def forget_loaded() -> None:
 
 
 def call_overhead() -> Iterator[Record]:
-    """Microseconds of Python a call, on its way to the device, of cuattn and of torch."""
+    """Microseconds that Python takes for a call, on its way to the device, of cuattn and of torch."""
     case, arrays = SMALL, SMALL.make_inputs(0, _cupy())
     device = _cupy().cuda.Device()
     own = lambda: cuattn.attention(*(arrays[name] for name in "qkv"))  # noqa: E731
@@ -89,7 +89,7 @@ _METHOD = (
 
 
 def enqueue_us(call: Callable[[], Any], device: Any) -> float:
-    """Until the call returns."""
+    """Microseconds until the call returns."""
     times = []
     for index in range(CALLS):
         if index % QUEUED == 0:
@@ -102,7 +102,7 @@ def enqueue_us(call: Callable[[], Any], device: Any) -> float:
 
 
 def latency_us(call: Callable[[], Any], device: Any) -> float:
-    """Until the device is synchronized."""
+    """Microseconds until the device is synchronized."""
     times = []
     for _ in range(CALLS):
         start = time.perf_counter()

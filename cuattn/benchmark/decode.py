@@ -28,7 +28,7 @@ GENERATION_METHOD = (
 
 
 def decode_cases(executor: str, options: Options) -> list[DecodeCase]:
-    """Batch, context, group and page size, and the formats, those that say most first."""
+    """Cases of batch, context, group, page size and format, those that say most first."""
     if executor == "cuda":
         dtypes = options.dtypes or ("bfloat16",)
         cases = [
@@ -65,7 +65,7 @@ def _host_cases(dtype: str, context: int, head_dim: int) -> list[DecodeCase]:
 
 
 def decode_steps(options: Options) -> list[Step]:
-    """Calls, plans and generations."""
+    """Steps that measure calls, plans and generations."""
     executor = options.resolved()
     cases = decode_cases(executor, options)
     steps: list[Step] = []
@@ -120,7 +120,7 @@ def plan_records(case: DecodeCase, options: Options) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Generation:
-    """`batch` sequences of up to `context` tokens that grow by `steps`: one layer, a key/value head a query head."""
+    """A generation: `batch` sequences of up to `context` tokens that grow by `steps`, in one layer, heads ungrouped."""
 
     batch: int
     context: int
@@ -148,7 +148,7 @@ GENERATIONS = (Generation(32, 512, 16, 64, 32, 64), Generation(16, 1024, 12, 64,
 
 
 def generation_steps(options: Options, generations: Sequence[Generation] = GENERATIONS) -> list[Step]:
-    """Each configuration with a contiguous cache, and with a paged one."""
+    """Steps of each configuration with a contiguous cache, and with a paged one."""
     if options.seqlens:
         length = options.seqlens[0]
         generations = [Generation(2, length, 2, (options.head_dims or (64,))[0], 16, 2)]

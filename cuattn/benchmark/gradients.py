@@ -44,7 +44,7 @@ def backward_cases(options: Options, executor: str) -> list[AnyBackward]:
 
 
 def _head_dims(options: Options, usual: tuple[int, ...]) -> list[int]:
-    """Those asked for that have gradients."""
+    """The head dims asked for that have gradients."""
     return [head_dim for head_dim in options.head_dims or usual if head_dim <= MAX_GRADIENT_HEAD_DIM]
 
 
@@ -91,7 +91,7 @@ def _host_cases(options: Options) -> list[AnyBackward]:
 
 
 def _with_options(plain: AttentionCase) -> list[AnyBackward]:
-    """Grouped heads, and one option at a time."""
+    """Cases of grouped heads, and of one option at a time."""
     window = plain.seqlen_q // 4
     return [
         BackwardCase(replace(plain, num_kv_heads=plain.num_heads // 4)),
@@ -103,18 +103,18 @@ def _with_options(plain: AttentionCase) -> list[AnyBackward]:
 
 
 def backward_steps(options: Options) -> list[Step]:
-    """The backward, alone and with its forward."""
+    """Steps that measure the backward, alone and with its forward."""
     executor = options.resolved()
     return operations.case_steps("backward", backward_cases(options, executor), options)
 
 
 def speed_steps(options: Options) -> list[Step]:
-    """Speed of the host executor, checkers off."""
+    """Steps that measure the speed of the host executor, checkers off."""
     return [Step("host", case.name, 8.0, partial(speed_records, case, options)) for case in SPEED_CASES]
 
 
 def speed_records(case: BackwardCase, options: Options) -> Iterator[Record]:
-    """One problem without checkers."""
+    """Measure one problem without checkers."""
     with host.check(), host.schedule("eager"):
         arrays = inputs.make(case, "host", options.seed)
         checked = operations.check(case, arrays, case.run(arrays))
@@ -124,7 +124,7 @@ def speed_records(case: BackwardCase, options: Options) -> Iterator[Record]:
 
 
 def counted_cases() -> dict[str, AnyBackward]:
-    """A name for each: the forward's options, the gradient of a bias, other head dims."""
+    """The counted cases, with a name for each: the forward's options, the gradient of a bias, other head dims."""
     found: dict[str, AnyBackward] = {}
     for name, case in option_costs.cases("host").items():
         if isinstance(case, VarlenCase):
@@ -142,7 +142,7 @@ def counted_cases() -> dict[str, AnyBackward]:
 
 
 def gradient_steps(options: Options) -> list[Step]:
-    """What the backward executes and allocates, counted by the host executor; nothing of it is a time."""
+    """Steps that count what the backward executes and allocates on the host executor; nothing of it is a time."""
     steps = [
         Step("gradients", name, 4.0, partial(count_records, name, case, options))
         for name, case in counted_cases().items()
@@ -151,7 +151,7 @@ def gradient_steps(options: Options) -> list[Step]:
 
 
 def count_records(name: str, case: AnyBackward, options: Options) -> Iterator[Record]:
-    """Instructions and workspace of one problem, in a fixed order and in whatever order, beside its forward."""
+    """Count instructions and workspace of one problem, in a fixed order and in whatever order, beside its forward."""
     arrays = inputs.make(case, "host", options.seed)
     with host.profile() as forward:
         case.forward.run({name: x for name, x in arrays.items() if name not in ("dout", "out", "lse")})
@@ -183,7 +183,7 @@ def count_records(name: str, case: AnyBackward, options: Options) -> Iterator[Re
 
 
 def workspace_records() -> Iterator[Record]:
-    """Workspace of long sequences, beside the matrices that are never stored. Nothing runs: no array has memory."""
+    """Count the workspace of long sequences beside matrices that are never stored. Nothing runs."""
     for seqlen in WORKSPACE_SEQLENS:
         case = AttentionCase(1, seqlen, 16, 64)
         q = np.broadcast_to(np.float16(0), case.shapes["q"])

@@ -37,18 +37,18 @@ MMA_FLOPS = 2 * 16 * 8 * 16  # of one mma.sync.m16n8k16
 
 
 def speed_steps(options: Options) -> list[Step]:
-    """Speed: checkers off, then on."""
+    """Steps that measure speed: checkers off, then on."""
     steps = [Step("host", case.name, 4.0, partial(speed_records, case, options)) for case in SPEED_CASES]
     return [*steps, Step("host", "checkers", 10.0, partial(checker_records, options))]
 
 
 def count_steps(options: Options) -> list[Step]:
-    """Counters: what a kernel executes and moves, beside what the formula needs."""
+    """Steps that count what a kernel executes and moves, beside what the formula needs."""
     return [Step("counters", case.name, 2.0, partial(count_records, case, options)) for case in COUNTED_CASES]
 
 
 def speed_records(case: AttentionCase, options: Options) -> Iterator[Record]:
-    """One problem without checkers."""
+    """Measure one problem without checkers."""
     with host.check(), host.schedule("eager"):
         arrays = inputs.make(case, "host", options.seed)
         out, _ = case.run(arrays)
@@ -75,7 +75,7 @@ def undisturbed(call: Callable[[], object], *, budget_s: float) -> Timing:
 
 
 def checker_records(options: Options) -> Iterator[Record]:
-    """The stated problem with each checker, and with all; unchecked calls in between, for the ratio."""
+    """Measure the stated problem with each checker, and with all; unchecked calls in between, for the ratio."""
     case = SPEED_CASE
     arrays = inputs.make(case, "host", options.seed)
     for name, checks in {"mem": ("mem",), "init": ("init",), "race": ("race",), "all": ("all",)}.items():
@@ -99,7 +99,7 @@ def checker_records(options: Options) -> Iterator[Record]:
 
 
 def count_records(case: AttentionCase | SoftmaxCase, options: Options) -> Iterator[Record]:
-    """Bytes and instructions of one problem, and the memory that it takes beside its results."""
+    """Count bytes and instructions of one problem, and the memory that it takes beside its results."""
     arrays = inputs.make(case, "host", options.seed)
     with memory.allocations() as allocated, host.profile() as profile:
         result = case.run(arrays)

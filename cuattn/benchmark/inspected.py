@@ -18,13 +18,13 @@ from cuattn.ops.registry import Variant
 
 @cache
 def everything() -> tuple[Variant, ...]:
-    """All of them, in the order of the kernels' names."""
+    """All variants of all kernels, in the order of the kernels' names."""
     found = [variant for group in groups().values() for variant in group.variants()]
     return tuple(sorted(found, key=lambda one: one.kernel))
 
 
 def choose(names: Sequence[str]) -> list[Variant]:
-    """Those that one of the names stands for: ``KERNEL``, all of its rows; ``KERNEL/ROW``; either with wildcards.
+    """Variants that one of the names stands for: ``KERNEL``, all of its rows; ``KERNEL/ROW``; either with wildcards.
 
     Raises `ArgumentError` for a name that stands for none.
     """

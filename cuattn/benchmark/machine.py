@@ -25,7 +25,7 @@ _CUPY_DISTRIBUTIONS = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
 
 
 def describe() -> dict[str, Value]:
-    """What belongs to every result file."""
+    """Describe this machine and these versions: what belongs to every result file."""
     return {
         **gpu(),
         "cpu": cpu_model(),
@@ -109,7 +109,7 @@ def nvrtc_version() -> str | None:
 
 
 def versions() -> dict[str, Value]:
-    """Of NVRTC, and of the Python packages that matter; None where one is not installed."""
+    """Versions of NVRTC and of the Python packages that matter; None where one is not installed."""
     result: dict[str, Value] = {"nvrtc": nvrtc_version(), "cupy": cupy_version()}
     for name in ("numpy", "ml_dtypes", "torch"):
         result[name] = _version(name)
@@ -117,7 +117,7 @@ def versions() -> dict[str, Value]:
 
 
 def cupy_version() -> str | None:
-    """Such as ``"cupy-cuda12x 14.2.0"``."""
+    """Version of the installed CuPy, such as ``"cupy-cuda12x 14.2.0"``."""
     for name in _CUPY_DISTRIBUTIONS:
         version = _version(name)
         if version is not None:

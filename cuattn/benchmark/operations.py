@@ -77,17 +77,17 @@ def softmax_cases(options: Options, executor: str) -> list[SoftmaxCase]:
 
 
 def attention_steps(options: Options) -> list[Step]:
-    """Forward attention."""
+    """Steps that measure forward attention."""
     return case_steps("attention", attention_cases(options, options.resolved()), options)
 
 
 def softmax_steps(options: Options) -> list[Step]:
-    """Softmax along rows."""
+    """Steps that measure softmax along rows."""
     return case_steps("softmax", softmax_cases(options, options.resolved()), options)
 
 
 def layout_cases(executor: str, dtypes: Sequence[str] = ()) -> list[Case]:
-    """What moves tokens about and hardly computes: rotating, splitting, packing, merging; and packed attention."""
+    """Cases that move tokens about and hardly compute: rotating, splitting, packing, merging; and packed attention."""
     batch, seqlen, heads, head_dim = (64, 1024, 16, 64) if executor == "cuda" else (4, 128, 4, 64)
     cases: list[Case] = [PaddingPlanCase(batch, seqlen), PaddingPlanCase(batch, seqlen, known=True)]
     for dtype in dtypes or ("float16",):
@@ -106,12 +106,12 @@ def layout_cases(executor: str, dtypes: Sequence[str] = ()) -> list[Case]:
 
 
 def layout_steps(options: Options) -> list[Step]:
-    """Rotating, splitting, packing, merging; packed attention."""
+    """Steps that measure rotating, splitting, packing, merging, and packed attention."""
     return case_steps("layout", layout_cases(options.resolved(), options.dtypes), options)
 
 
 def smoke_steps(options: Options) -> list[Step]:
-    """A little of everything, under a minute on two cores."""
+    """Steps with a little of everything, under a minute on two cores."""
     executor = options.resolved()
     if executor == "cuda":
         shape: dict[str, Any] = {"batch": 4, "seqlen_q": 4096, "num_heads": 16, "head_dim": 128}
@@ -130,7 +130,7 @@ def smoke_steps(options: Options) -> list[Step]:
 
 
 def case_steps(suite: str, cases: Sequence[Case], options: Options) -> list[Step]:
-    """A step a case; on a GPU the ceilings come first."""
+    """One step for each case; on a GPU the ceilings come first."""
     executor = options.resolved()
     if executor == "host":
         run = partial(host_records, suite, options)
@@ -141,7 +141,7 @@ def case_steps(suite: str, cases: Sequence[Case], options: Options) -> list[Step
 
 
 def _host_estimate(case: Case) -> float:
-    """Seconds: the kernel's compilation, and a few calls of an interpreter."""
+    """Estimate the seconds of a case: the kernel's compilation, and a few calls of an interpreter."""
     if not isinstance(case, COMPUTING):
         return 1.0 + 1e-7 * case.num_bytes
     slowdown = 1 if case.dtype in ("float16", "bfloat16") else 10
@@ -178,12 +178,12 @@ def check(case: Case, arrays: dict[str, Any], result: Any) -> dict[str, Value]:
 
 
 def output(case: Case, result: Any) -> Any:
-    """What `check` looks at: of attention the output without the lse."""
+    """The part of a result that `check` looks at: of attention the output without the lse."""
     return result[0] if isinstance(case, AttentionCase | VarlenCase) and isinstance(result, tuple) else result
 
 
 def kernel_of(case: Case, arrays: dict[str, Any]) -> dict[str, Value]:
-    """Of a forward: the kernel that the call takes, and its tile. On a GPU that depends on the architecture."""
+    """Name the kernel that a call of the forward takes, and its tile. On a GPU that depends on the architecture."""
     if not isinstance(case, AttentionCase | VarlenCase):
         return {}
     lengths = case.max_seqlens if isinstance(case, VarlenCase) else {}
@@ -227,7 +227,7 @@ class CudaBench:
         return self._timer
 
     def ceilings(self) -> Iterator[Record]:
-        """Measure them, for the fractions in later records."""
+        """Measure the ceilings, for the fractions in later records."""
         copy = ceilings.copy(self.timer)
         self.copy_gb_per_s = _number(copy.metrics["bandwidth_gb_per_s"])
         yield copy

@@ -22,13 +22,13 @@ CLASSES = ("mma", "special", "float", "int", "memory", "predicate")  # of instru
 
 
 def plain_case(executor: str) -> AttentionCase:
-    """What every option is added to: float16, all of N x M."""
+    """The case that every option is added to: float16, all of N x M."""
     seqlen, heads, head_dim = (4096, 16, 128) if executor == "cuda" else (512, 2, 64)
     return AttentionCase(1, seqlen, heads, head_dim)
 
 
 def cases(executor: str) -> dict[str, AnyCase]:
-    """A name for each case; the first of a dtype is what the others of it are compared with."""
+    """The cases by name; the first of a dtype is what the others of it are compared with."""
     plain = plain_case(executor)
     seqlen, heads, head_dim = plain.seqlen_q, plain.num_heads, plain.head_dim
     window = 512 if executor == "cuda" else 128
@@ -65,7 +65,7 @@ def cases(executor: str) -> dict[str, AnyCase]:
 
 
 def option_steps(options: Options) -> list[Step]:
-    """A step an option."""
+    """One step for each option."""
     executor = options.resolved()
     plain: dict[str, int | float] = {}
     run = partial(host_records if executor == "host" else cuda_records, plain, options)
@@ -73,7 +73,7 @@ def option_steps(options: Options) -> list[Step]:
 
 
 def host_records(plain: dict[str, int | float], options: Options, name: str, case: AnyCase) -> Iterator[Record]:
-    """Instructions of one call, after a check of its result."""
+    """Count the instructions of one call, after a check of its result."""
     arrays = inputs.make(case, "host", options.seed)
     with host.profile() as profile:
         out, _ = case.run(arrays)
@@ -87,7 +87,7 @@ def host_records(plain: dict[str, int | float], options: Options, name: str, cas
 
 
 def cuda_records(plain: dict[str, int | float], options: Options, name: str, case: AnyCase) -> Iterator[Record]:
-    """Time of one call, after a check of its result."""
+    """Measure the time of one call, after a check of its result."""
     arrays = inputs.make(case, "cuda", options.seed)
     out, _ = case.run(arrays)
     require(case, arrays, out)

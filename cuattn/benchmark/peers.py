@@ -41,14 +41,14 @@ class PeerGrads(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Something to compare with."""
+    """A function of another library to compare with."""
 
     name: str
     prepare: Prepare
 
 
 def attention_peers() -> list[Peer]:
-    """Those that can be had here."""
+    """The peers of attention that can be had here."""
     backends = {
         "torch cuDNN": "CUDNN_ATTENTION",
         "torch FLASH": "FLASH_ATTENTION",
@@ -62,7 +62,7 @@ def attention_peers() -> list[Peer]:
 
 
 def backward_peers() -> list[Peer]:
-    """Those that can be had here, with gradients by torch's autograd."""
+    """The peers of the backward that can be had here, with gradients by torch's autograd."""
     backends = {"torch cuDNN": "CUDNN_ATTENTION", "torch FLASH": "FLASH_ATTENTION"}
     if not importlib.util.find_spec("torch"):
         return []
@@ -70,12 +70,12 @@ def backward_peers() -> list[Peer]:
 
 
 def call_peers() -> list[Peer]:
-    """Those whose Python is worth timing: torch chooses its back end itself, as its users let it."""
+    """The peers whose Python is worth timing: torch chooses its back end itself, as its users let it."""
     return [Peer("torch SDPA", _sdpa(None))] if importlib.util.find_spec("torch") else []
 
 
 def softmax_peers() -> list[Peer]:
-    """Those that can be had here."""
+    """The peers of softmax that can be had here."""
     peers = [Peer("CuPy, unfused", naive_softmax)]
     return [Peer("torch", torch_softmax), *peers] if importlib.util.find_spec("torch") else peers
 
@@ -90,7 +90,7 @@ def to_torch(x: Any) -> Any:
 
 
 def to_cupy(x: Any) -> Any:
-    """The other way round; bfloat16 becomes float32, which the check takes as well."""
+    """A torch tensor as a CuPy array; bfloat16 becomes float32, which the check takes as well."""
     import cupy
     import torch
 
@@ -181,7 +181,7 @@ def result_of_sdpa(out: Any) -> Any:
 
 
 def naive_attention(case: AttentionCase, inputs: Inputs) -> Callable[[], Any]:
-    """The formula in CuPy: two products, and the matrix of logits in memory."""
+    """Attention by the formula in CuPy: two products, and the matrix of logits in memory."""
     import cupy
 
     if case.batch * case.num_heads * case.seqlen_q * case.num_keys > NAIVE_MAX_LOGITS:
@@ -215,7 +215,7 @@ def torch_softmax(case: SoftmaxCase, inputs: Inputs) -> Callable[[], Any]:
 
 
 def naive_softmax(case: SoftmaxCase, inputs: Inputs) -> Callable[[], Any]:
-    """The formula in CuPy, a kernel an operation."""
+    """Softmax by the formula in CuPy, a kernel an operation."""
     import cupy
 
     x = inputs["x"]

@@ -42,7 +42,7 @@ class BenchmarkError(CuattnError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One measurement.
+    """One measurement, or the error that was there instead.
 
     Attributes
     ----------

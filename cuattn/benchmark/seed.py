@@ -41,7 +41,7 @@ def cases() -> list[AttentionCase]:
 
 
 def seed_steps(options: Options) -> list[Step]:
-    """A step a problem."""
+    """One step for each problem."""
     executor = options.resolved()
     # Of the unfused kernels in the interpreter: seconds for a million logits, once for the check and once more.
     return [
@@ -53,7 +53,7 @@ def seed_steps(options: Options) -> list[Step]:
 
 
 def records(case: AttentionCase, executor: str, options: Options) -> Iterator[Record]:
-    """The fused and the unfused way through one problem."""
+    """Measure the fused and the unfused way through one problem."""
     # An interpreter takes minutes for the unfused kernels on the large shapes: there they get a part of the batch.
     part = replace(case, batch=1) if executor == "host" and case in SHAPES else case
     flash_bytes, flash = measure(case, cuattn.attention, executor, options)
@@ -76,7 +76,7 @@ def records(case: AttentionCase, executor: str, options: Options) -> Iterator[Re
 
 
 def measure(case: AttentionCase, function: Callable[..., Any], executor: str, options: Options) -> tuple[int, Timing]:
-    """Peak memory and time of one way through a problem, after a check of its result."""
+    """Measure peak memory and time of one way through a problem, after a check of its result."""
     arrays = inputs.make(case, executor, options.seed)
     call = partial(function, **arrays, return_lse=True, **case.options)
     began, began_cpu = time.perf_counter(), time.process_time()

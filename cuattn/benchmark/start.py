@@ -63,7 +63,7 @@ print(json.dumps({{"first_call_ms": 1e3 * (first - start), "load_ms": 1e3 * (2 *
 
 
 def latency_steps(options: Options) -> list[Step]:
-    """Everything that lies around the kernel itself; where a GPU answers, of calls on it too."""
+    """Steps that measure everything around the kernel itself; where a GPU answers, of calls on it too."""
     steps = [
         Step("latency", "import", 4.0, importing),
         Step("latency", "cached_load", 5.0, loading),
@@ -74,7 +74,7 @@ def latency_steps(options: Options) -> list[Step]:
 
 
 def importing() -> Iterator[Record]:
-    """`import cuattn` after `import numpy`."""
+    """Time ``import cuattn`` after ``import numpy``."""
     runs = in_fresh_processes(_IMPORTING)
     names = ("import_ms", "with_attention_ms", "numpy_ms")
     metrics = {name: significant(statistics.median(run[name] for run in runs)) for name in names}
@@ -90,7 +90,7 @@ def importing() -> Iterator[Record]:
 
 
 def loading() -> Iterator[Record]:
-    """A kernel that is in the cache."""
+    """Time the loading of a kernel that is in the cache."""
     runs = in_fresh_processes(_CALLING, warm_up=1)
     metrics = {name: significant(statistics.median(run[name] for run in runs)) for name in ("load_ms", "first_call_ms")}
     metrics["heavy_modules"] = max(run["heavy_modules"] for run in runs)
@@ -112,7 +112,7 @@ def forward_config(head_dim: int = 64) -> FlashFwdConfig:
 
 
 def translation() -> Iterator[Record]:
-    """PTX to the table of the host executor."""
+    """Time the translation of PTX to the table of the host executor."""
     from cuattn.host import ptx, table
 
     for head_dim in (64, 128):
@@ -137,7 +137,7 @@ def translation() -> Iterator[Record]:
 
 
 def call_overhead(calls: int = 3000) -> Iterator[Record]:
-    """The Python of `attention` and `softmax`, with the launch itself taken out."""
+    """Time the Python of `attention` and `softmax`, with the launch itself taken out."""
     q = np.ones((1, 16, 2, 64), np.float16)
     x = np.ones((16, 256), np.float32)
     for name, call in {
@@ -163,13 +163,13 @@ def call_overhead(calls: int = 3000) -> Iterator[Record]:
 
 @contextmanager
 def without_launches(executor: Any) -> Iterator[None]:
-    """Kernels are chosen, checked and packed as ever, but not started."""
+    """Choose, check and pack kernels as ever, but start none in the block."""
     with mock.patch.object(executor, "_start", lambda *arguments: None):
         yield
 
 
 def in_fresh_processes(code: str, *, count: int = PROCESSES, warm_up: int = 1) -> list[dict[str, Any]]:
-    """What `code` printed as JSON, in so many interpreters after those that warm the file system."""
+    """Run ``code`` in so many interpreters, behind some that warm the file system; returns what it printed as JSON."""
     root = Path(cuattn.__file__).resolve().parents[1]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     answers = []

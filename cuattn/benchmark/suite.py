@@ -16,7 +16,7 @@ from cuattn.errors import ArgumentError
 
 
 class Progress(Protocol):
-    """Called before each step, and once at the end: seconds done and in all, as estimated, and what comes next."""
+    """A function called before each step and at the end: seconds done and in all, as estimated, and what comes next."""
 
     def __call__(self, done_s: float, total_s: float, label: str) -> None: ...
 

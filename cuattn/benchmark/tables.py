@@ -46,7 +46,7 @@ UNITS = {
 
 
 def summary(report: Report) -> RenderableType:
-    """Tables of the whole report, and a line on the goals where there are any."""
+    """Return the tables of the whole report, and a line on the goals where there are any."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in report.records:
         if not record.error:
@@ -62,18 +62,18 @@ def summary(report: Report) -> RenderableType:
 
 
 def _family(case: str) -> str:
-    """What has a table of its own: operations whose metrics are the same."""
+    """The table that a record belongs to: one for operations whose metrics are the same."""
     word = case.partition("_")[0]
     return _FAMILIES.get(word, word)
 
 
 def error_line(record: Record) -> str:
-    """What failed, and why."""
+    """Return a line that says what failed, and why."""
     return f"{record.suite}, {label(record.case)}, {record.provider}: {record.error}"
 
 
 def table(records: Sequence[Record], title: str) -> Table:
-    """A row a record, a column a metric."""
+    """Return a table with a row for each record and a column for each metric."""
     names = list(dict.fromkeys(name for record in records for name in record.metrics if name not in HIDDEN))
     providers = len({record.provider for record in records}) > 1
     result = Table(title=title, title_justify="left")
@@ -110,7 +110,7 @@ def label(case: str) -> str:
 
 
 def heading(name: str) -> str:
-    """``"bandwidth_gb_per_s"`` becomes ``"bandwidth, GB/s"``."""
+    """Return the heading of a metric: ``"bandwidth_gb_per_s"`` becomes ``"bandwidth, GB/s"``."""
     for suffix, unit in UNITS.items():
         if name == suffix:
             return unit

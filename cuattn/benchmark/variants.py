@@ -37,12 +37,12 @@ def launched(group: str) -> Iterator[Variant]:
 
 
 def all_attention() -> Iterator[Variant]:
-    """Forward, backward, the gradient of a bias, and decoding."""
+    """The variants of forward, backward, the gradient of a bias, and decoding."""
     return (variant for group in ATTENTION for variant in launched(group))
 
 
 def softmax_variants() -> Iterator[Variant]:
-    """A sample of the softmax kernels."""
+    """A sample of the variants of the softmax kernels."""
     for index, (kernel, constants) in enumerate(softmax_config.variants()):
         if index % SOFTMAX_SAMPLE == 0:
             row = "_".join(str(value).lower() for value in constants.values())
@@ -67,7 +67,7 @@ def compile_steps(options: Options) -> list[Step]:
 
 
 def cubin_records(variant: Variant, arch: str) -> Iterator[Record]:
-    """Time and resources of one variant."""
+    """Measure compile time and resources of one variant."""
     times, binary = build_cold(variant, arch, "cubin")
     for entry, figures in binary.resources.items():
         name = variant.label if len(binary.resources) == 1 else f"{variant.label}_{entry}"
@@ -95,7 +95,7 @@ def resources(variant: Variant, arch: str, figures: Resources) -> dict[str, Valu
 
 
 def ptx_records(variant: Variant) -> Iterator[Record]:
-    """Time and length of the PTX that the host executor runs."""
+    """Measure time and length of the PTX that the host executor runs."""
     times, binary = build_cold(variant, ARCHS[0], "ptx")
     metrics = {**times, "ptx_lines": binary.image.count(b"\n")}
     goals = {} if variant.nvrtc_ms is None else {"nvrtc_ms": f"<= {variant.nvrtc_ms}"}
@@ -103,7 +103,7 @@ def ptx_records(variant: Variant) -> Iterator[Record]:
 
 
 def build_cold(variant: Variant, arch: str, kind: str) -> tuple[dict[str, float], compile.Binary]:
-    """Compile without any cache, and say what it took; NVRTC itself is loaded and warm."""
+    """Compile without any cache and return the time it took; NVRTC itself is loaded and warm."""
     with empty_cache():
         compile.build_source("", name="nothing.cu", arch=arch, kind="ptx")
         start, start_cpu = time.perf_counter(), time.process_time() + nvrtc.cpu_seconds()
@@ -114,7 +114,7 @@ def build_cold(variant: Variant, arch: str, kind: str) -> tuple[dict[str, float]
 
 @contextmanager
 def empty_cache() -> Iterator[None]:
-    """A new cache directory for the time being, and nothing remembered in this process."""
+    """Use a new cache directory in the block, and remember nothing from before in this process."""
     with (
         tempfile.TemporaryDirectory(prefix="cuattn-") as directory,
         mock.patch.dict(os.environ, {"CUATTN_CACHE_DIR": directory}),

@@ -61,7 +61,7 @@ def is_plain(case: AttentionCase) -> bool:
 
 
 def option_error(case: AttentionCase, inputs: Mapping[str, Any], out: Any) -> float:
-    """The same with any option: by the reference, whatever it takes, over fewer rows."""
+    """Relative error of `out` with any option: by the reference, whatever it takes, over fewer rows."""
     wrong = right = 0.0
     for b, h, rows in case.samples():
         arrays, options = case.sample(inputs, b, h, rows)
@@ -74,7 +74,7 @@ def option_error(case: AttentionCase, inputs: Mapping[str, Any], out: Any) -> fl
 
 
 def varlen_error(case: VarlenCase, inputs: Mapping[str, Any], out: Any) -> float:
-    """Relative error of `out`, [T, H, E]."""
+    """Relative error of `out`, [T, H, E], over packed sequences."""
     keywords: dict[str, Any] = {name: to_numpy(x) for name, x in inputs.items()} | case.options
     expected, _ = reference.attention_varlen(**keywords)
     return float(np.linalg.norm(to_numpy(out).astype(np.float64) - expected) / np.linalg.norm(expected))

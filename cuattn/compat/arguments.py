@@ -19,7 +19,7 @@ from cuattn.scalars import as_integer, as_real
 
 
 def plain(name: str, value: Any) -> Any:
-    """The number in an array of one element on the host, such as a tensor; anything else as it is.
+    """Return the number in an array of one element on the host, such as a tensor; anything else as it is.
 
     Programs that compute their lengths with tensors pass what comes out. An array on a GPU is refused: to read it is to
     wait for the GPU, which no call does unasked.
@@ -52,7 +52,7 @@ def whole_number(name: str, value: Any, allowed: str) -> int:
 
 
 def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:
-    """The dropout options of `cuattn.attention`.
+    """Return the dropout options of `cuattn.attention`.
 
     A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
     """
@@ -136,7 +136,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _on_host(name: str, value: Any, needed: str) -> np.ndarray[Any, Any]:
-    """The values of a small array, which must lie where the host sees them."""
+    """Return the values of a small array, which must lie where the host sees them."""
     executor = executor_for(**{name: value})
     if executor.name != "host":
         raise ArrayTypeError(f"{name} is an array on a GPU; {needed} is needed, which the host has to know")

@@ -48,7 +48,7 @@ class CacheCall:
 
 
 def attend_with_cache(call: CacheCall, return_lse: bool) -> Any:
-    """Check everything, write the new entries, attend. ``out``, or (out, lse)."""
+    """Check everything, write the new entries, attend; returns ``out``, or (out, lse)."""
     _check_pairs(call)
     given = {name: getattr(call, name) for name in ("q", "k_cache", "v_cache", "k", "v", "rotary_cos", "rotary_sin")}
     optional = {"k", "v", "rotary_cos", "rotary_sin"}
@@ -141,7 +141,7 @@ def _check_ranks(arrays: dict[str, Any], call: CacheCall) -> None:
 
 
 def _tokens(executor: Any, arrays: dict[str, Any], call: CacheCall) -> tuple[Tokens, Tokens]:
-    """Queries, and new entries, which must be of the same sequences."""
+    """The queries, and the new entries, which must be of the same sequences."""
     q, k, v = arrays["q"], arrays.get("k"), arrays.get("v")
     if call.cu_seqlens_q is None:
         queries = tokens_of_each(int(q.shape[0]), int(q.shape[1]))

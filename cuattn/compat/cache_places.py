@@ -51,11 +51,11 @@ class Places:
 
     @property
     def positions(self) -> Any:
-        """Of new entries, [tokens]."""
+        """Positions of new entries, [tokens]."""
         return self.new.numbers(self.xp, self.rotary_seqlens).reshape(-1)
 
     def query_positions(self, consecutive: bool) -> Any:
-        """From the position of the first new entry on; or all there."""
+        """Positions of the queries: from that of the first new entry on; or all there."""
         return self.queries.numbers(self.xp, self.rotary_seqlens, consecutive)
 
     def slots(self) -> Any:
@@ -140,7 +140,7 @@ def _tables(executor: Executor, where: Where, batch: int, num_pages: int) -> tup
 
 
 def _lengths(executor: Executor, name: str, lengths: Any, batch: int, default: int) -> tuple[Any, Any]:
-    """A length of each sequence, and what the host can see of it, int64."""
+    """Return a length of each sequence, and what the host can see of it, int64."""
     if lengths is None:
         lengths = default
     if getattr(lengths, "ndim", None) == 0:

@@ -26,7 +26,7 @@ class Tokens:
     seen: Any  # of each sequence, where the host can look: an int, or [batch]
 
     def counts(self, xp: Any) -> Any:
-        """Of each sequence: an int, or an array [batch] of ``xp``."""
+        """Tokens of each sequence: an int, or an array [batch] of ``xp``."""
         if self.each is not None:
             return self.each
         starts = xp.asarray(self.starts)
@@ -51,12 +51,12 @@ class Tokens:
 
 
 def tokens_of_each(batch: int, each: int) -> Tokens:
-    """``each`` tokens of each of ``batch`` sequences."""
+    """Return the tokens of a batch with ``each`` tokens in each of ``batch`` sequences."""
     return Tokens(batch, batch * each, each, None, each)
 
 
 def packed_tokens(executor: Executor, name: str, cu_seqlens: Any, batch: int | None, total: int) -> Tokens:
-    """Tokens that ``cu_seqlens``, the argument ``name``, divides; by value checked where the host sees it."""
+    """Return the tokens that ``cu_seqlens``, the argument ``name``, divides; checked where the host sees it."""
     given = integers(executor, name, cu_seqlens, None if batch is None else batch + 1, 1, "[batch + 1]")
     if not given.array.size:
         raise ShapeError(f"{name} has shape [0]; [batch + 1] is needed")

@@ -79,7 +79,7 @@ def smem_limit_bytes(arch: str) -> int:
 
 
 def for_device(device: tuple[int, int], supported: Sequence[int]) -> Target:
-    """What to compile for on a device.
+    """Choose what to compile for on a device.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""From a source string to a `Binary`: the cache key, the options, the compilation."""
+"""The way from a source string to a `Binary`: the cache key, the options, the compilation."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _why_not_usable(path: Path) -> str | None:
 
 
 def require_usable() -> Path:
-    """Like `root`, for those who look after the cache: a directory that was asked for and cannot be used is an error.
+    """Do as `root`, for those who look after the cache: one that was asked for and cannot be used is an error.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def _users_name() -> str:
 
 
 def _users_temporary_folder() -> Path | None:
-    """For users without a home, such as those that services run as: else each start would compile everything anew."""
+    """A folder for users without a home, such as those of services: else each start would compile everything anew."""
     import tempfile  # only when needed: reading from the cache is on the way of every start
 
     if os.environ.get("CUATTN_CACHE_DIR") or not _users_name():
@@ -164,13 +164,13 @@ def _own_temporary_folder() -> Path:
 
 
 def read(key: str, suffix: str) -> bytes | None:
-    """The cached data, or None when there is none. A damaged entry warns and counts as none."""
+    """Read cached data; None when there is none. A damaged entry warns and counts as none."""
     entry = read_with_meta(key, suffix)
     return None if entry is None else entry[0]
 
 
 def read_with_meta(key: str, suffix: str) -> tuple[bytes, bytes, Path] | None:
-    """Like `read`: the data, the meta bytes that `write` was given, and the path of the data file."""
+    """Read, like `read`, the data, the meta bytes that `write` was given, and the path of the data file."""
     directory = root()
     name = _file_name(key, suffix)
     for place in dict.fromkeys((directory, _fallback)):

@@ -1,4 +1,4 @@
-"""From NVRTC's log to a `CompileError` that shows the line of the kernel file that is wrong."""
+"""The way from NVRTC's log to a `CompileError` that shows the line of the kernel file that is wrong."""
 
 from __future__ import annotations
 

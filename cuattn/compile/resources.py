@@ -15,7 +15,7 @@ _SMEM = re.compile(r"(\d+)(?:\+(\d+))? bytes smem")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one kernel needs.
+    """What one kernel needs of a multiprocessor.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Resources:
 
 
 def parse(log: str) -> dict[str, Resources]:
-    """Entry name to `Resources`, for every kernel that the log speaks of."""
+    """Parse a log into `Resources` by entry name, for every kernel that the log speaks of."""
     result: dict[str, Resources] = {}
     entry = function = ""
     stack = (0, 0, 0)

@@ -94,7 +94,7 @@ def _why_none(found: Sequence[Toolkit], cupy: set[int]) -> str:
 
 
 def _complete(best: Toolkit, *others: Toolkit) -> Toolkit:
-    """With headers of another toolkit of its major version, and a version, where it has none of its own."""
+    """Add headers of another toolkit of its major version, and a version, where a toolkit has none of its own."""
     for other in others:
         if best.include is None and other.major == best.major:
             best = replace(best, include=other.include, include_version=other.include_version)
@@ -142,7 +142,7 @@ _STARTED_IN = _current_folder()
 
 
 def _distributions() -> dict[tuple[str, str], str]:
-    """(name, CUDA major version) to version, for the few distributions of interest, from directory names alone."""
+    """Find the version by (name, CUDA major version) of the distributions of interest, from directory names alone."""
     result: dict[tuple[str, str], str] = {}
     for entry in search_path():
         try:
@@ -211,7 +211,7 @@ def _headers(folder: Path) -> Path | None:
 
 
 def _fingerprint(include: Path | None) -> str:
-    """Stands for the version of headers that come without metadata: their sizes differ from release to release."""
+    """A stand-in for the version of headers that come without metadata: their sizes differ from release to release."""
     if include is None:
         return "none"
     sizes = [(include / name).stat().st_size for name in ("cuda_fp16.h", "cuda_bf16.h", "cuda_runtime_api.h")]

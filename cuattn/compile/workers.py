@@ -142,7 +142,7 @@ def _in_worker(library: str, request: list[bytes], job: Job, worker: _Worker) ->
 
 
 def here(library: str, source: str, name: str, options: Sequence[str], headers: Mapping[str, bytes]) -> Result:
-    """Like `compile`, in this process and thread. A signal is handled at its end, unless another thread receives it."""
+    """Compile in this process and thread. A signal is handled at its end, unless another thread receives it."""
     with _signals_held_back():
         return _library_here(library).compile(source, name, options, headers)
 
@@ -215,7 +215,7 @@ class _Worker:
         self._socket.settimeout(None)
 
     def ask(self, request: list[bytes]) -> list[bytes]:
-        """Its answer. Raises `_Ended`."""
+        """Ask for one compilation, and wait for the answer. Raises `_Ended`."""
         import socket
 
         # Without the flag, a dead peer would be a SIGPIPE, which a program may have left deadly.
@@ -232,14 +232,14 @@ class _Worker:
         return f"signal {-code}" if code is not None and code < 0 else f"exit status {code}" if code else ""
 
     def hang_up(self) -> None:
-        """Make it end. Whoever talks to it gets `_Ended`, and cleans up. Safe at any moment, in any thread."""
+        """Make the worker end. Whoever talks to it gets `_Ended`, and cleans up. Safe at any moment, in any thread."""
         import socket
 
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End it and leave nothing of it behind: no descriptor, no zombie."""
+        """End the worker and leave nothing of it behind: no descriptor, no zombie."""
         import subprocess
 
         self._socket.close()
@@ -251,7 +251,7 @@ class _Worker:
             self._process.wait()
 
     def forget(self) -> None:
-        """In a child of a fork, where the process belongs to the parent: let go of it."""
+        """Let go of the process in a child of a fork: it belongs to the parent."""
         self._socket.close()
         self._process.returncode = 0  # else Popen would look after a process that is no child of this one
 
@@ -267,7 +267,7 @@ class _Pool:
         self._alive: list[_Worker] = []
 
     def take(self, library: str) -> _Worker:
-        """One that waits, else a new one."""
+        """Take a worker that waits, else start one."""
         with self._lock:
             for index, (loaded, worker) in enumerate(self._idle):
                 if loaded == library:
@@ -289,7 +289,7 @@ class _Pool:
             return [worker for worker in self._alive if worker._process.returncode is None]
 
     def end(self) -> None:
-        """At exit: end all of them."""
+        """End all workers, at exit."""
         with self._lock:
             alive, self._alive, self._idle = self._alive, [], []
         for worker in alive:
@@ -317,7 +317,7 @@ _pool = _Pool()
 
 
 def alive() -> list[_Worker]:
-    """The compiling processes of this one."""
+    """Return the compiling processes of this one."""
     return _pool.alive()
 
 

@@ -22,13 +22,13 @@ _INTEGERS = frozenset("biu")
 
 
 class _Unfit(Exception):
-    """Why an argument is refused; becomes a `LaunchError` that says which one it is."""
+    """An argument is refused; becomes a `LaunchError` that says which one it is and why."""
 
 
 def pack(
     kernel: str, params: Sequence[Parameter], nbytes: int, place: int, args: Sequence[object]
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """The block of ``nbytes`` bytes and the arrays in it with their positions.
+    """Pack the block of ``nbytes`` bytes; returns it and the arrays in it with their positions.
 
     It begins at ``place`` modulo PARAM_LINE: aligned as the kernel declares it and no better. Structs that kernels
     address (tensor maps) ask for 64 bytes.
@@ -73,7 +73,7 @@ def pack(
 
 
 def _which(kernel: str, index: int, param: Parameter) -> str:
-    """Names an argument by its position, and by its name where the PTX has one that tells more."""
+    """Name an argument by its position, and by its name where the PTX has one that tells more."""
     name = "" if param.name == f"{kernel}_param_{index}" else f" {param.name}"
     return f"{kernel}: argument {index}{name}"
 

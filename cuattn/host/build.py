@@ -49,7 +49,7 @@ def find_compiler(preferred: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def source_hash() -> str:
-    """Hash of everything that decides what the library does."""
+    """Return a hash of everything that decides what the library does."""
     digest = hashlib.sha256(repr((FLAGS, ISAS)).encode())
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -57,7 +57,7 @@ def source_hash() -> str:
 
 
 def library_name() -> str:
-    """File name of the library that belongs to these sources on this machine."""
+    """Return the file name of the library that belongs to these sources on this machine."""
     return f"cuattn_host-{platform.machine().lower()}-{source_hash()}.so"
 
 

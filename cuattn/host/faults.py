@@ -1,4 +1,4 @@
-"""From the interpreter's report to an exception that says where."""
+"""The way from the interpreter's report to an exception that says where."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS: tuple[type[KernelFault], ...] = (
 
 
 def from_report(table: Table, report: ReportStruct) -> KernelFault:
-    """The exception of a launch's first fault."""
+    """Make the exception of a launch's first fault."""
     ctaid, tid = tuple(report.ctaid), tuple(report.tid)
     location = table.locations[report.row] if report.row >= 0 else ""
     lines = [

@@ -138,7 +138,7 @@ class Library:
 
 
 def load() -> Library:
-    """The interpreter, built first if need be. Raises `HostUnavailableError` with the reason."""
+    """Load the interpreter, built first if need be. Raises `HostUnavailableError` with the reason."""
     global _loaded
     if _loaded is None:
         with _lock:
@@ -148,7 +148,7 @@ def load() -> Library:
 
 
 def loaded() -> Library | None:
-    """The interpreter if this process has loaded it; never builds one."""
+    """Return the interpreter if this process has loaded it; never build one."""
     return _loaded
 
 
@@ -186,5 +186,5 @@ def _find_or_build() -> Library:
 
 
 def op_index() -> dict[str, int]:
-    """Handler names → their numbers."""
+    """Return the numbers of the handlers by their names."""
     return load().ops

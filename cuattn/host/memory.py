@@ -49,7 +49,7 @@ def _track(raw: np.ndarray, base: int, nbytes: int) -> None:
 
 
 def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
-    """An array that nothing has written yet.
+    """Make an array that nothing has written yet.
 
     While a checker is on its bytes are poison (0xFF: NaN in every float format), and with the init checker kernels may
     not read what no kernel wrote, until `finish` makes it an ordinary array. Aligned as memory from ``cudaMalloc`` is.
@@ -61,7 +61,7 @@ def empty(shape: Sequence[int] | int, dtype: DTypeLike) -> np.ndarray:
 
 
 def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """`empty`, of a shape and dtype that are known to be good."""
+    """Do what `empty` does, of a shape and dtype that are known to be good."""
     nbytes = math.prod(shape) * dtype.itemsize
     raw = new_bytes("an array", shape, nbytes + ALIGNMENT)
     base = address(raw)
@@ -107,7 +107,7 @@ def finish(*arrays: np.ndarray) -> None:
 
 
 def _element_states(array: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """The state bytes of each element of ``array``: shape [*array.shape, itemsize]."""
+    """Return the state bytes of each element of ``array``: shape [*array.shape, itemsize]."""
     return np.lib.stride_tricks.as_strided(state, (*array.shape, array.itemsize), (*array.strides, 1), writeable=True)
 
 
@@ -122,7 +122,7 @@ def _tracked_of(array: np.ndarray) -> _Tracked | None:
 
 
 def forget(arrays: Iterable[tuple[int, np.ndarray]]) -> None:
-    """A launch without checkers gets these arrays: nobody notes what it writes, so they are ordinary from here on."""
+    """Stop tracking arrays that go to a launch without checkers: nobody notes what it writes."""
     if _tracked:
         for _, array in arrays:
             found = _tracked_of(array)
@@ -131,7 +131,7 @@ def forget(arrays: Iterable[tuple[int, np.ndarray]]) -> None:
 
 
 def bounds(array: np.ndarray) -> tuple[int, int]:
-    """First byte, and one past the last."""
+    """Return the first byte of an array, and one past the last."""
     start = array.__array_interface__["data"][0]
     if array.flags.c_contiguous:
         return start, start + array.nbytes
@@ -185,7 +185,7 @@ class Regions:
                 struct.reads = struct.writes + total * RECORD_BYTES
 
     def _records(self, lines: int, total: int) -> int:
-        """Records of writes, then of reads: ``total`` each, first one for every line of 16 bytes (race_records.c).
+        """Make room for ``total`` records of writes, then of reads; first one for each line of 16 bytes.
 
         Those behind the lines are made when they are first used, so only the lines are cleared; but large memory comes
         cleared and without cost, page by page as it is used.
@@ -219,7 +219,7 @@ class Regions:
 
 
 def read_only_stretches(arrays: Sequence[tuple[int, np.ndarray]]) -> ctypes.Array[ReadOnlyStruct] | None:
-    """What a launch must not write, as C structs: its read-only arrays, but where writable ones cover them.
+    """Find what a launch must not write, as C structs: its read-only arrays, but where writable ones cover them.
 
     None where there is nothing of the kind, as almost always.
     """

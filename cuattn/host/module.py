@@ -133,7 +133,7 @@ class RawModule:
         return tuple(self._tables)
 
     def get_function(self, name: str) -> RawKernel:
-        """The kernel called ``name``, in PTX or in ``name_expressions``. Raises `ArgumentError` if there is none."""
+        """Return the kernel ``name``, as in PTX or in ``name_expressions``. Raises `ArgumentError` if there is none."""
         name = self._named.get(name, name)
         with self._lock:
             if name not in self._kernels:
@@ -143,7 +143,7 @@ class RawModule:
             return self._kernels[name]
 
     def get_global(self, name: str) -> np.ndarray:
-        """The bytes of a ``__device__`` or ``__constant__`` variable, as a writable uint8 array."""
+        """Return the bytes of a ``__device__`` or ``__constant__`` variable, as a writable uint8 array."""
         for table in self._tables.values():
             for variable in table.module_variables:
                 if variable.name == name:
@@ -171,7 +171,7 @@ def _allocate(variable: Variable) -> np.ndarray:
 
 
 def _rebuild(translator: str, tables: dict[str, Table], target: str, named: dict[str, str]) -> RawModule:
-    """A module from its pickle. Its tables are for one version of the executor, and hold no addresses."""
+    """Make a module from its pickle. Its tables are for one version of the executor, and hold no addresses."""
     if translator != _translator_hash():
         raise ArgumentError("this RawModule was pickled by another version of cuattn: make it anew from its source")
     module = RawModule.__new__(RawModule)
@@ -202,7 +202,7 @@ def _read(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _translate(text: str) -> tuple[dict[str, Table], str]:
-    """Tables of all kernels of a PTX text, from the cache if they are there."""
+    """Return the tables of all kernels of a PTX text, from the cache if they are there."""
     from ..compile import cache
 
     key = f"table-{hashlib.sha256((_translator_hash() + text).encode()).hexdigest()[:20]}"
@@ -224,7 +224,7 @@ _ACCIDENTS = (ArithmeticError, AssertionError, AttributeError, LookupError, Recu
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without collections of garbage.
+    """Switch collections of garbage off in the block.
 
     A translation makes a hundred thousand small objects and no cycles of them: Python would look through all objects
     of the process again and again, and find nothing. In a process with many that takes longer than the translation.
@@ -239,7 +239,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def build_tables(text: str) -> tuple[dict[str, Table], str]:
-    """Tables of all kernels of a PTX text, and its target. Raises `UnsupportedPTXError`, whatever the text is."""
+    """Build tables of all kernels of a PTX text, and its target. Raises `UnsupportedPTXError`, whatever the text is."""
     try:
         with _uncollected():
             module = ptx.parse(text)

@@ -14,12 +14,12 @@ _RESULT = re.compile(rf"^.*\b{_PREFIX}(\d++)\s*+=\s*+(?:generic\()?([\w$]++)\)?;
 
 
 def ask(source: str, expressions: Sequence[str]) -> str:
-    """The source with its questions; an error in one of them is in line n of the file ``name_expressions``."""
+    """Add questions to a source; an error in one of them is in line n of the file ``name_expressions``."""
     lines = [f'extern "C" __device__ auto {_PREFIX}{i} = &{text};\n' for i, text in enumerate(expressions)]
     return source + '\n#line 1 "name_expressions"\n' + "".join(lines)
 
 
 def answers(ptx: str, expressions: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The PTX without the answers, and from each expression to its name in the PTX."""
+    """Return the PTX without the answers, and the name in the PTX of each expression."""
     names = {expressions[int(match[1])]: match[2] for match in _RESULT.finditer(ptx)}
     return _RESULT.sub("", ptx), names

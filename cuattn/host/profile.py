@@ -44,12 +44,12 @@ class Profile:
 
     @property
     def warp_instructions(self) -> int:
-        """All warp instructions."""
+        """Number of all warp instructions."""
         return sum(self.instructions.values())
 
     @property
     def active_lane_fraction(self) -> float:
-        """Active lanes over 32 times the warp instructions: 1.0 without divergence and predication."""
+        """Ratio of active lanes to 32 times the warp instructions: 1.0 without divergence and predication."""
         return sum(self.lanes.values()) / (32 * self.warp_instructions) if self.warp_instructions else 0.0
 
     def add(self, table: Table, rows: np.ndarray, lanes: np.ndarray, moved: np.ndarray) -> None:
@@ -107,5 +107,5 @@ class profile:
 
 
 def active() -> tuple[Profile, ...]:
-    """Profiles that are open here."""
+    """Return the profiles that are open here."""
     return _active.get()

@@ -293,7 +293,7 @@ class _Parser:
 
 
 def _extents(entry: Entry, name: str, text: str) -> tuple[int, ...]:
-    """The numbers of a directive such as ``.maxntid 128, 1, 1``."""
+    """Read the numbers of a directive such as ``.maxntid 128, 1, 1``."""
     numbers = tuple(int(x[:MAX_LITERAL]) for x in re.findall(r"\d+", text))
     if len(numbers) > 3 or any(not 1 <= x <= MAX_DIRECTIVE for x in numbers):
         raise UnsupportedPTXError(f"kernel {entry.name}: .{name} {text.strip()[:80]}")

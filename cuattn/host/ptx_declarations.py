@@ -38,7 +38,7 @@ FLOAT64 = re.compile(r"(-?)0[dD]([0-9a-fA-F]{16})$")
 
 
 def integer(text: str) -> int:
-    """The value of a literal that `INTEGER` matches."""
+    """Return the value of a literal that `INTEGER` matches."""
     text = text.rstrip("U")
     digits = text.lstrip("-")
     if len(digits) > 1 and digits[0] == "0" and digits.isdigit():  # PTX octal, as in C
@@ -47,7 +47,7 @@ def integer(text: str) -> int:
 
 
 def parameters(kernel: str, text: str) -> list[Parameter]:
-    """The parameters that stand in the parentheses behind a kernel's name."""
+    """Parse the parameters that stand in the parentheses behind a kernel's name."""
     params: list[Parameter] = []
     offset = 0
     for piece in text.split(",") if text.strip() else ():
@@ -71,7 +71,7 @@ def parameters(kernel: str, text: str) -> list[Parameter]:
 
 
 def variable(statement: str) -> Variable | None:
-    """The variable that a statement declares, whatever stands before its state space; None if it declares none."""
+    """Parse the variable that a statement declares, whatever precedes its state space; None if it declares none."""
     start = _SPACE.search(statement)
     match = _VARIABLE.match(statement, start.start()) if start else None
     if start is None or match is None:
@@ -97,7 +97,7 @@ def _alignment(text: str | None, element: int, statement: str) -> int:
 
 
 def _initial_bytes(text: str, type_name: str, size: int, name: str) -> bytes:
-    """What the initial value gives, at most ``size`` bytes; the rest of the variable is zeros."""
+    """Return the bytes of the initial value, at most ``size``; the rest of the variable is zeros."""
     element = TYPE_BYTES[type_name]
     out = bytearray()
     for piece in text.replace("{", " ").replace("}", " ").split(","):

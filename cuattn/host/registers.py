@@ -105,7 +105,7 @@ class _Liveness:
                     changed = True
 
     def intervals(self) -> list[tuple[int, int]]:
-        """First and last row of each register, by index."""
+        """Return the first and the last row of each register, by index."""
         first = [-1] * len(self.index)
         last = [-1] * len(self.index)
         seen = 0  # a register that lives through many blocks is looked at in one of them
@@ -133,7 +133,7 @@ class _Liveness:
 
 
 def _members(registers: int) -> Iterator[int]:
-    """The numbers of the bits that are set."""
+    """Return the numbers of the bits that are set."""
     while registers:
         low = registers & -registers
         yield low.bit_length() - 1
@@ -141,7 +141,7 @@ def _members(registers: int) -> Iterator[int]:
 
 
 def allocate(rows: Sequence[LoweredRow], labels: dict[str, int], base: int) -> tuple[dict[Reg, int], int]:
-    """Byte offset of every register, from ``base`` on, and the end of the file."""
+    """Allocate registers: the byte offset of every one, from ``base`` on, and the end of the file."""
     liveness = _Liveness(rows, labels)
     registers = list(liveness.index)
     intervals = liveness.intervals()

@@ -17,7 +17,7 @@ from . import library
 
 
 def _look() -> None:
-    """Does nothing: the interpreter raises what is pending when it enters a function."""
+    """Do nothing: the interpreter raises what is pending when it enters a function."""
 
 
 def _address(function: Any) -> int | None:
@@ -47,7 +47,7 @@ def run(launch: library.LaunchStruct) -> None:
 
 
 def _stay() -> None:
-    """Not to return to a daemon thread that has been stopped: the end of the process takes its variables away."""
+    """Never return to a daemon thread that has been stopped: the end of the process takes its variables away."""
     if threading.current_thread() is not threading.main_thread():
         threading.Event().wait()
 

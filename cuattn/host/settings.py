@@ -32,7 +32,7 @@ _set: ContextVar[Settings | None] = ContextVar("cuattn.host settings", default=N
 
 
 def current() -> Settings:
-    """The settings in force here: the environment's, until this thread or task sets something."""
+    """Return the settings in force here: the environment's, until this thread or task sets something."""
     settings = _set.get()
     if settings is not None:
         return settings
@@ -43,13 +43,13 @@ def current() -> Settings:
 
 
 def checks() -> frozenset[str]:
-    """The checkers in force, without a look at the rest."""
+    """Return the checkers in force, without a look at the rest."""
     settings = _set.get()
     return environment.host_check() if settings is None else settings.checks
 
 
 class _Restore:
-    """Takes effect when made; as a context manager it puts back what was in force before."""
+    """A setting that takes effect when made; as a context manager it puts back what was in force before."""
 
     def __init__(self, settings: Settings) -> None:
         self._before = _set.get()

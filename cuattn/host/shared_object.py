@@ -47,7 +47,7 @@ def _load_from_file(image: bytes) -> ctypes.CDLL:
 
 
 def _require_whole(image: bytes) -> None:
-    """The loader trusts the tables of an ELF file: all that they speak of must be there."""
+    """Refuse an ELF file unless all is there that its tables speak of, which the loader trusts."""
     try:
         if image[: len(_MAGIC)] != _MAGIC:
             raise OSError("it is no shared library for a 64-bit machine")

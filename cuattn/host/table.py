@@ -120,7 +120,7 @@ REGISTER_FILE, REGISTER_STEP, MAX_REGISTERS = 65536, 8, 255
 
 
 def _entry_registers(entry: Entry, max_threads: int) -> int:
-    """Registers a thread starts with when setmaxnreg is used: what the launch bounds leave, in steps of 8."""
+    """Return the registers a thread starts with when setmaxnreg is used: what launch bounds leave, in steps of 8."""
     ceiling = entry.directives.get("maxnreg", (MAX_REGISTERS,))[0]
     if "maxntid" in entry.directives or "reqntid" in entry.directives:
         ctas = entry.directives.get("minnctapersm", (1,))[0]
@@ -130,7 +130,7 @@ def _entry_registers(entry: Entry, max_threads: int) -> int:
 
 
 class _Locations:
-    """Descriptions of locations, each made once."""
+    """Descriptions of source locations, each made once."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
@@ -144,7 +144,7 @@ class _Locations:
 
 
 def _place_shared(module: Module, entry: Entry) -> tuple[int, int, dict[str, int]]:
-    """Shared addresses: the static variables that the kernel names, then the dynamic array.
+    """Place shared memory: the static variables that the kernel names, then the dynamic array.
 
     The dynamic array is aligned as it is declared and no better: whatever lies before it on a GPU is not the kernel's.
     """
@@ -174,7 +174,7 @@ PARAM_LINE = 128  # bytes: more than any parameter is aligned to
 
 
 def _place_params(entry: Entry) -> int:
-    """A place at which the parameters are aligned as they are declared and, as far as that can be, no better."""
+    """Find a place at which parameters are aligned as they are declared and, as far as that can be, no better."""
     align = max([8, *(p.align for p in entry.params)])
 
     def over_aligned(place: int) -> int:
@@ -224,7 +224,7 @@ def _lower(module: Module, entry: Entry, context: Context) -> tuple[list[Lowered
 
 
 def _check_target(ins: Instruction, target: str) -> None:
-    """NVRTC passes inline assembly on unseen, and ptxas would refuse it: so does the host executor."""
+    """Refuse what the target has not got, as ptxas would: NVRTC passes inline assembly on unseen."""
     oldest = oldest_target(ins.parts)
     if int(target[3:].rstrip("af")) < oldest:
         raise UnsupportedPTXError(f"{ins.text!r} needs sm_{oldest} or newer; the module is compiled for {target}")
@@ -252,7 +252,7 @@ def _apply_rules(ins: Instruction, context: Context, module: Module, entry: Entr
 
 
 def _shared_granule(rows: list[LoweredRow]) -> int:
-    """log2 of the smallest shared access: the granule at which races in shared memory are seen."""
+    """Return log2 of the smallest shared access: the granule at which races in shared memory are seen."""
     granule = 2
     for lowered in rows:
         if lowered.row.op in ("ld", "st", "atom") and lowered.row.flags & 7 in (0, 2):
@@ -341,7 +341,7 @@ def _int32(encoded: list[list[int]], rows: list[LoweredRow]) -> np.ndarray:
 
 
 def _side_bits(row: Row, own: set[Reg]) -> tuple[int, int]:
-    """``Row.reads`` and ``Row.writes``: which operands are registers that some row has in its ``side``."""
+    """Compute ``Row.reads`` and ``Row.writes``: which operands are registers that some row has in its ``side``."""
     if not own:
         return 0, 0
     writes = sum(1 << k for k, x in enumerate(row.dsts) if x in own)

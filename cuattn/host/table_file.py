@@ -35,7 +35,7 @@ _SLOT_BYTES, _WIDE_SLOT_BYTES = 128, 256
 
 
 def encode(tables: Mapping[str, Table], target: str) -> bytes:
-    """The bytes of all tables of a module and of its target. Raises `ValueError` for a name with a NUL in it."""
+    """Encode all tables of a module and its target as bytes. Raises `ValueError` for a name with a NUL in it."""
     blocks: list[bytes] = [target.encode(), _strings(list(tables))]
     for table in tables.values():
         blocks += _table_blocks(table)
@@ -46,7 +46,7 @@ def encode(tables: Mapping[str, Table], target: str) -> bytes:
 
 
 def decode(data: bytes, known_ops: Mapping[str, int]) -> tuple[dict[str, Table], str]:
-    """What `encode` was given. Raises `ValueError` for anything that it cannot have written."""
+    """Decode what `encode` made. Raises `ValueError` for anything that it cannot have written."""
     reader = _Reader(data)
     target = reader.text()
     names = reader.strings()
@@ -84,14 +84,14 @@ def _integers(values: Any) -> bytes:
 
 
 def _strings(strings: Sequence[str]) -> bytes:
-    """Each ends with NUL, so that no string and one empty string differ."""
+    """Encode strings, each with a NUL at its end, so that no string and one empty string differ."""
     if any("\0" in string for string in strings):
         raise ValueError("a string with a NUL in it cannot be kept")
     return "".join(f"{string}\0" for string in strings).encode()
 
 
 def _repeated(strings: Sequence[str]) -> tuple[bytes, bytes]:
-    """Different strings, and the number of each string among them."""
+    """Return the different strings, and the number of each string among them."""
     numbers: dict[str, int] = {}
     indices = [numbers.setdefault(string, len(numbers)) for string in strings]
     return _strings(list(numbers)), np.array(indices, "<i4").tobytes()
@@ -131,7 +131,7 @@ class _Reader:
         return strings
 
     def repeated(self) -> tuple[list[str], list[str]]:
-        """Different strings, and all strings."""
+        """Read different strings, and all strings by their numbers."""
         strings = self.strings()
         indices = self.array("<i4")
         _require(not indices.size or 0 <= indices.min() <= indices.max() < len(strings), "index of a string")

@@ -70,12 +70,12 @@ class TensorMap:
 
     @property
     def data_type(self) -> int:
-        """The driver's number of the element type."""
+        """Number that the driver gives the element type."""
         return DATA_TYPES[self.array.dtype.name]
 
 
 def encode(described: TensorMap, address: int) -> np.void:
-    """The bytes of a map of the array at ``address``. ``last`` holds extents minus one, which fit 32 bits."""
+    """Encode a map of the array at ``address``. ``last`` holds extents minus one, which fit 32 bits."""
     rank = len(described.dims)
     fields = np.zeros((), LAYOUT)
     fields["magic"], fields["data_type"], fields["rank"] = MAGIC, described.data_type, rank

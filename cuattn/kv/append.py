@@ -137,7 +137,7 @@ def append_kv(
 
 
 def write(problem: AppendProblem) -> None:
-    """The launch: all that comes after the checks, which write nothing."""
+    """Launch the kernel: all that comes after the checks, which write nothing."""
     num_tokens, num_heads = (int(extent) for extent in problem.k.new.shape[:2])
     if not num_tokens * num_heads * problem.k.pages.shape[0]:
         return
@@ -178,7 +178,7 @@ def write(problem: AppendProblem) -> None:
 
 
 def _side(problem: AppendProblem, side: Side) -> dict[str, Any]:
-    """The fields of the struct Side of kernels/append_kv.cu."""
+    """Return the fields of the struct Side of kernels/append_kv.cu."""
     itemsize = problem.dtype.itemsize
     token, head, _ = side.new.strides
     *outer, item_bytes = side.pages.strides
@@ -203,7 +203,7 @@ def _side(problem: AppendProblem, side: Side) -> dict[str, Any]:
 
 
 def constants(dtype: np.dtype[Any], kv_format: KVFormat, angles: Angles | None) -> dict[str, Constant]:
-    """The kernel's compile-time constants."""
+    """Return the kernel's compile-time constants."""
     if angles is None:
         rotation: dict[str, Constant] = {"INTERLEAVED": False, "TABLES": False, "Table": ELEMENTS[dtype.name][1]}
     else:
@@ -220,7 +220,7 @@ def constants(dtype: np.dtype[Any], kv_format: KVFormat, angles: Angles | None) 
 
 
 def variants() -> Iterator[dict[str, Constant]]:
-    """Every kernel that a call can ask for: its constants."""
+    """Return the constants of every kernel that a call can ask for."""
     for name in ELEMENTS:
         dtype = KV_FORMATS[name]
         formats = [row for row in KV_FORMATS.values() if row is dtype or (row.quantized and name != "float64")]

@@ -64,7 +64,7 @@ def check(
     v_block_scales: Any = None,
     look: bool = True,
 ) -> AppendProblem:
-    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.append_kv`."""
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.append_kv`."""
     _check_kinds(rope, positions)
     arrays = {"k": k, "v": v, "k_pages": k_pages, "v_pages": v_pages} | ({} if rope is None else rope.arrays)
     scales = {"k_scale": k_scale, "v_scale": v_scale}

@@ -97,7 +97,7 @@ def _check(pages: Any, axis: int, src: Any, dst: Any) -> None:
 
 
 def _check_pages(num_pages: int, src: np.ndarray[Any, Any] | None, dst: np.ndarray[Any, Any] | None) -> None:
-    """Of what the host sees."""
+    """Check the page numbers that the host sees."""
     for name, pages in (("src", src), ("dst", dst)):
         if pages is None or not pages.size:
             continue
@@ -132,7 +132,7 @@ class Runs:
 
 
 def fold(pages: Any, axis: int) -> Runs:
-    """The runs of a page of ``pages``, whose strides are not negative but for that of ``axis``.
+    """Return the runs of a page of ``pages``, whose strides are not negative but for that of ``axis``.
 
     >>> fold(np.zeros((4, 2, 100, 16, 8, 64), np.float16), 2)
     Runs(num_pages=100, page_stride=16384, axes=((8, 1638400),), run_bytes=16384, unit_bytes=16)
@@ -153,7 +153,7 @@ def fold(pages: Any, axis: int) -> Runs:
 
 
 def _parts(pages: Any, axis: int) -> Iterator[tuple[Any, Runs]]:
-    """``pages``, or the parts of it if a page has more strided axes than the kernel counts."""
+    """Return ``pages``, or the parts of it if a page has more strided axes than the kernel counts."""
     backward = tuple(slice(None, None, -1 if s < 0 and i != axis else 1) for i, s in enumerate(pages.strides))
     pages = pages[backward]  # from the lowest address on
     runs = fold(pages, axis)
@@ -193,5 +193,5 @@ def _launch(executor: Executor, pages: Any, runs: Runs, src: Any, dst: Any) -> N
 
 
 def constants(unit_bytes: int) -> dict[str, Constant]:
-    """The kernel's compile-time constants."""
+    """Return the kernel's compile-time constants."""
     return {"NUM_THREADS": NUM_THREADS, "Unit": UNITS[unit_bytes]}

@@ -28,7 +28,7 @@ class Scale:
 
 
 def check_scale(executor: Executor, name: str, scale: Any, shape: tuple[int, ...], row: KVFormat) -> Scale:
-    """``scale``, for pages of ``shape`` [num_pages, page_size, kv_heads]."""
+    """Check ``scale``, for pages of ``shape`` [num_pages, page_size, kv_heads]."""
     if scale is None:
         return Scale()
     if not row.quantized:
@@ -61,7 +61,7 @@ def _per_slot(executor: Executor, name: str, scale: Any, shape: tuple[int, ...],
 
 
 def _positive(name: str, smallest: float) -> float:
-    """A scale, or the smallest of several, as float32 has it."""
+    """Return a scale, or the smallest of several, as float32 has it."""
     with np.errstate(over="ignore", under="ignore"):
         value = float(np.float32(smallest))
     if not np.isfinite(value):
@@ -74,7 +74,7 @@ def _positive(name: str, smallest: float) -> float:
 def check_block_scales(
     executor: Executor, name: str, blocks: Any, shape: tuple[int, ...], head_dim: int, row: KVFormat
 ) -> Any:
-    """``blocks`` for pages of ``shape``, or None where the format has none."""
+    """Check ``blocks`` for pages of ``shape``; None where the format has none."""
     if not row.block_size:
         if blocks is not None:
             raise ArgumentError(f"{name} is given, but {row.name} has no block scales; leave it out")

@@ -19,7 +19,7 @@ NUM_THREADS = 128
 
 
 def slot_mapping(block_tables: Any, lengths: Any, counts: Any, page_size: int) -> Any:
-    """The slots of new tokens: ``counts[b]`` of them behind the ``lengths[b]`` that sequence b has in the cache.
+    """Return the slots of new tokens: ``counts[b]`` of them behind the ``lengths[b]`` that sequence b has in the cache.
 
     Parameters
     ----------
@@ -129,12 +129,12 @@ def _check_used(
 
 
 def last_page(page_size: int) -> int:
-    """The last page all of whose slots are numbers of 64 bits."""
+    """Return the last page all of whose slots are numbers of 64 bits."""
     return 2**63 // page_size - 1
 
 
 def _slots(executor: Executor, tables: Any, lengths: Any, counts: np.ndarray[Any, Any], page_size: int) -> Any:
-    """The slot of each token, worked out where the tables are."""
+    """Compute the slot of each token where the tables are."""
     starts = np.zeros(counts.size + 1, np.int64)
     np.cumsum(counts, out=starts[1:])
     num_tokens = int(starts[-1])

@@ -35,7 +35,7 @@ class Operand:
 
     @classmethod
     def of_new(cls, array: Any) -> Operand:
-        """An array from `Executor.empty`: contiguous, from an address that is aligned to more than any kernel asks for.
+        """Wrap an array of `Executor.empty`: contiguous, from an address aligned to more than any kernel asks for.
 
         So nobody has to look at it, which takes longer than all else here.
         """
@@ -48,7 +48,7 @@ class Operand:
 
 
 def operand(executor: Executor, x: Any) -> Operand:
-    """``x`` as an operand that a kernel can take: itself, or a copy if it does not lie as it must."""
+    """Return ``x`` as an operand that a kernel can take: itself, or a copy if it does not lie as it must."""
     result = Operand(x)
     if result.direct:
         return result
@@ -57,7 +57,7 @@ def operand(executor: Executor, x: Any) -> Operand:
 
 
 def target(executor: Executor, given: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Operand:
-    """What a kernel is to write for the caller: ``given`` where it can, else a new array that `deliver` copies from."""
+    """Return what a kernel is to write: ``given`` where it can, else a new array that `deliver` copies from."""
     if given is not None:
         result = Operand(given)
         if result.direct:
@@ -66,7 +66,7 @@ def target(executor: Executor, given: Any, shape: tuple[int, ...], dtype: np.dty
 
 
 def deliver(executor: Executor, given: Any, written: Operand) -> Any:
-    """The array for the caller of what `target` returned, once the kernel that writes it has been launched."""
+    """Return the array for the caller of what `target` returned, once the kernel that writes it has been launched."""
     if written.array is given:
         return given
     executor.finish(written.array)

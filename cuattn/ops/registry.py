@@ -33,12 +33,12 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """What `inspect` takes."""
+        """The name that `inspect` takes."""
         return f"{self.kernel}/{self.row}"
 
     @property
     def label(self) -> str:
-        """What results of measurements are stored under."""
+        """The name that results of measurements are stored under."""
         return f"{self.kernel}_{self.row}"
 
 
@@ -54,7 +54,7 @@ class KernelGroup:
 
 
 def named(kernel: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Variant]:
-    """Variants whose constants are their names."""
+    """Return variants whose constants are their names."""
     for constants in rows:
         words = (str(value).removeprefix("struct ").strip("_").lower() for value in constants.values())
         yield Variant(kernel, "_".join(words), constants)

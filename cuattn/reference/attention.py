@@ -34,7 +34,7 @@ def dropped_out(
     dropout_offset: int = 0,
     dropout_keep: ArrayLike | None = None,
 ) -> Array:
-    """P Z, with Z = kept / (1 - dropout_p): `dropout_keep` says what is kept, or else :func:`cuattn.dropout_mask`."""
+    """Return P Z, Z = kept / (1 - dropout_p): kept are `dropout_keep`, or else those of :func:`cuattn.dropout_mask`."""
     if not dropout_p:
         return p
     if dropout_keep is None:
@@ -43,7 +43,7 @@ def dropped_out(
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(those of logits, those of dropout)"""
+    """Split options into those of logits and those of dropout."""
     dropout = {name: value for name, value in options.items() if name.startswith("dropout_")}
     return {name: value for name, value in options.items() if name not in dropout}, dropout
 
@@ -51,7 +51,7 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 def probabilities(
     q: ArrayLike, k: ArrayLike, *, sinks: ArrayLike | None = None, dtype: DTypeLike = np.float64, **options: Any
 ) -> Array:
-    """P [B, H, N, M], the softmax of :func:`logits` over the keys and, if there is one, the sink; after dropout.
+    """Return P [B, H, N, M]: the softmax of :func:`logits` over the keys and, if there is one, the sink; after dropout.
 
     `options` are those of :func:`attention`.
     """
@@ -104,7 +104,7 @@ def attention_naive(
     precision: str | None = None,
     **options: Any,
 ) -> tuple[Array, Array]:
-    """The same formulas in the precision of a kernel: what plain, correct code may lose by rounding.
+    """Attention by the same formulas in the precision of a kernel: what plain, correct code may lose by rounding.
 
     float32 arithmetic (float64 for float64 inputs), probabilities rounded to the dtype of `v` (float16 for float8
     inputs), out rounded to the dtype of `q` (bfloat16 for float8). With `precision` "tf32", q, k, v and the

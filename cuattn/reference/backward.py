@@ -41,21 +41,21 @@ class Gradients(NamedTuple):
 
 
 def sum_to_shape(x: Array, shape: tuple[int, ...]) -> Array:
-    """The sum of x [B, H, N, M] over the axes along which an array of `shape` was broadcast."""
+    """Sum x [B, H, N, M] over the axes along which an array of `shape` was broadcast."""
     full = (1,) * (4 - len(shape)) + shape
     axes = tuple(axis for axis in range(4) if full[axis] == 1)
     return np.asarray(x.sum(axis=axes, keepdims=True).reshape(shape))
 
 
 def sum_over_group(x: Array, num_kv_heads: int) -> Array:
-    """[B, H, M, D] to [B, M, G, D]: the sum over the H // G query heads that read a key/value head."""
+    """Sum [B, H, M, D] over the H // G query heads that read a key/value head, to [B, M, G, D]."""
     batch, num_heads, seqlen_k, dim = x.shape
     group = num_heads // num_kv_heads if num_kv_heads else 1
     return np.asarray(x.reshape(batch, num_kv_heads, group, seqlen_k, dim).sum(axis=2).transpose(0, 2, 1, 3))
 
 
 class Scores(NamedTuple):
-    """What the formulas have of size [B, H, N, M] ([B, H, N] for delta)."""
+    """Intermediate results of size [B, H, N, M] ([B, H, N] for delta)."""
 
     seen: Array  #: bool: the keys that count
     log_p: Array  #: S - lse
@@ -80,7 +80,7 @@ def scores(
     dtype: DTypeLike = np.float64,
     **options: Any,
 ) -> Scores:
-    """Everything up to dS, in `dtype`; `operand` rounds what enters a product (the sums that Delta is are none)."""
+    """Compute all up to dS, in `dtype`; `operand` rounds what enters a product (the sums that Delta is are none)."""
     of_logits, of_dropout = split_options(options)
     num_heads = q.shape[2]
     q, k = (operand(x.astype(dtype)) for x in (q, k))
@@ -159,7 +159,7 @@ def attention_backward(
     dtype: DTypeLike = np.float64,
     **options: Any,
 ) -> Gradients:
-    """The gradients of ``sum(dout * out) + sum(dlse * lse)`` with ``out, lse = attention(q, k, v, **options)``.
+    """Return the gradients of ``sum(dout * out) + sum(dlse * lse)``, ``out, lse = attention(q, k, v, **options)``.
 
     With Z = kept / (1 - dropout_p), 1 without dropout, and Delta = rowsum(dout * out) - dlse::
 
@@ -196,7 +196,7 @@ def attention_backward_naive(
     precision: str | None = None,
     **options: Any,
 ) -> Gradients:
-    """The same formulas in the precision of a kernel, from the same saved out and lse.
+    """Gradients by the same formulas in the precision of a kernel, from the same saved out and lse.
 
     float32 arithmetic (float64 for float64 inputs); P and dS, the operands of products, rounded to the dtype of q;
     each result rounded to the dtype of its input, dsinks to float32 or float64. With `precision` "tf32" all operands of
@@ -236,7 +236,7 @@ def attention_varlen_backward(
     dtype: DTypeLike = np.float64,
     **options: Any,
 ) -> Gradients:
-    """The gradients of :func:`cuattn.reference.attention_varlen`, one sequence after the other.
+    """Return the gradients of :func:`cuattn.reference.attention_varlen`, one sequence after the other.
 
     dout and out [T, H, E], lse and dlse [H, T]; dq, dk and dv are packed like q, k and v. dbias has the shape of the
     bias, by positions in the sequence, 0 where no sequence reaches.

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def gather_pages(pages: ArrayLike, block_table: ArrayLike, length: int) -> Array:
-    """What the first `length` slots of a sequence hold, [length, ...], out of `pages` [P, S, ...].
+    """Gather what the first `length` slots of a sequence hold, [length, ...], out of `pages` [P, S, ...].
 
     Slot j is slot ``j % S`` of page ``block_table[j // S]``. A page outside of [0, P) is one of zeros; `length` is at
     most what the table has room for.
@@ -57,7 +57,7 @@ class CachedSequence(NamedTuple):
 
 
 def _of_slots(pages: Any, scale: Any, block_scales: Any, kv_format: Any, table: Array, length: int) -> Array:
-    """The numbers [1, M, G, dim] of a sequence: codes, times their block scales, times the scale of slot or head."""
+    """Return the numbers [1, M, G, dim] of a sequence: codes, times block scales, times the scale of slot or head."""
     codes = gather_pages(pages, table, length)
     factor = None if scale is None else np.asarray(scale)
     if factor is not None and factor.ndim == 3:  # per slot and head
@@ -194,5 +194,5 @@ def paged_attention_varlen(
 
 
 def _head_dim_v(v_pages: ArrayLike, options: dict[str, Any]) -> int:
-    """E, two of which share a byte in the formats of 4 bits."""
+    """Return E; in the formats of 4 bits two of its numbers share a byte."""
     return int(np.shape(v_pages)[-1]) * (2 if options.get("v_block_scales") is not None else 1)

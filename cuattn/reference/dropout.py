@@ -23,7 +23,7 @@ _SQUARE = 16  # queries and keys of a square; half of them is the distance of th
 
 
 def philox4x32_10(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key: tuple[int, int]) -> NDArray[Any]:
-    """The four random words, uint32 [4, ...], of counters whose four words broadcast against each other.
+    """Return the four random words, uint32 [4, ...], of counters whose four words broadcast against each other.
 
     >>> [f"{int(word):08x}" for word in philox4x32_10((0, 0, 0, 0), (0, 0))]
     ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
@@ -44,7 +44,7 @@ def philox4x32_10(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], ke
 def kept(
     threshold: int, seed: int, offset: int, batch_heads: ArrayLike, rows: range, columns: range
 ) -> NDArray[np.bool_]:
-    """Which elements have a random word below `threshold`, bool [len(batch_heads), len(rows), len(columns)].
+    """Say which elements have a random word below `threshold`, bool [len(batch_heads), len(rows), len(columns)].
 
     `batch_heads` holds b * H + h; `rows` are queries and `columns` keys, in steps of 1.
     """
@@ -67,7 +67,7 @@ def kept(
 def dropout_keep(
     shape: tuple[int, int, int, int], *, dropout_p: float, dropout_seed: int = 0, dropout_offset: int = 0
 ) -> NDArray[np.bool_]:
-    """The probabilities [B, H, N, M] that are kept: those whose word is below floor((1 - p) 2^32)."""
+    """Return which probabilities [B, H, N, M] are kept: those whose word is below floor((1 - p) 2^32)."""
     batch, num_heads, seqlen_q, seqlen_k = shape
     batch_heads = np.arange(batch * num_heads, dtype=np.uint64) & _LOW_WORD
     threshold = int((1.0 - dropout_p) * 2.0**32)

@@ -51,7 +51,7 @@ def dequantize(
 
 
 class Quantized(NamedTuple):
-    """What stands for numbers [..., D] in a cache."""
+    """Codes and scales that stand for numbers [..., D] in a cache."""
 
     codes: NDArray[Any]  #: [..., D], or uint8 [..., D / 2] in the formats of 4 bits
     scale: NDArray[Any] | None  #: float32 [...], if it was made here
@@ -59,7 +59,7 @@ class Quantized(NamedTuple):
 
 
 def encode(numbers: ArrayLike, kv_format: str) -> NDArray[Any]:
-    """The nearest codes, ties to even, one an item; beyond the largest code, that one. NaN becomes 0 where it has none.
+    """Return the nearest codes, ties to even, one an item, and at most the largest. NaN becomes 0 where it has none.
 
     >>> encode([2.4, 2.5, 3.5, -100.0], "mxfp4").tolist()
     [2.0, 2.0, 4.0, -6.0]
@@ -76,7 +76,7 @@ def encode(numbers: ArrayLike, kv_format: str) -> NDArray[Any]:
 def quantize(
     numbers: ArrayLike, kv_format: str, *, scale: ArrayLike | None = None, per_slot: bool = False
 ) -> Quantized:
-    """`numbers` [..., D] as codes of number / scale, or of number / (block scale * scale), every step in float32.
+    """Convert `numbers` [..., D] to codes of number / scale, or number / (block scale * scale), each step in float32.
 
     `scale`, 1 by default, is one number, [G] or [..., G]; `per_slot` makes one for every D numbers instead, their
     largest magnitude over the largest code. Block scales are made here as well: for "nvfp4" the largest magnitude / 6 /
@@ -115,7 +115,7 @@ def quantize(
 
 
 def _largest(values: NDArray[Any], row: KVFormat) -> NDArray[Any]:
-    """The magnitude that a scale is made from, over the last axis."""
+    """Return the magnitude that a scale is made from, over the last axis."""
     magnitudes = np.abs(values)
     if numpy_dtype(row.code_dtype).name.startswith("float8"):
         magnitudes = np.where(np.isnan(magnitudes), np.float32(0), magnitudes)

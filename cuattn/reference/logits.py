@@ -16,7 +16,7 @@ __all__ = ["heads_first", "logits", "per_head"]
 
 
 def heads_first(x: ArrayLike, num_heads: int, dtype: DTypeLike) -> Array:
-    """[B, len, G, D] to [B, H, len, D]: each of the G heads serves H // G consecutive query heads."""
+    """Turn [B, len, G, D] into [B, H, len, D]: each of the G heads serves H // G consecutive query heads."""
     values = np.asarray(x)
     repeats = num_heads // values.shape[2] if values.shape[2] else 1
     return np.repeat(values.astype(dtype), repeats, axis=2).transpose(0, 2, 1, 3)

@@ -11,7 +11,7 @@ __all__ = ["padding_plan", "remove_padding", "restore_padding"]
 
 
 def padding_plan(mask: ArrayLike) -> tuple[Array, Array, int]:
-    """(indices [T], cu_seqlens [B + 1], max_seqlen) of a `mask` [B, N] that is nonzero at real tokens.
+    """Return (indices [T], cu_seqlens [B + 1], max_seqlen) of a `mask` [B, N] that is nonzero at real tokens.
 
     >>> indices, cu_seqlens, max_seqlen = padding_plan([[0, 1, 1], [1, 0, 0]])
     >>> indices.tolist(), cu_seqlens.tolist(), max_seqlen
@@ -24,7 +24,7 @@ def padding_plan(mask: ArrayLike) -> tuple[Array, Array, int]:
 
 
 def remove_padding(x: ArrayLike, mask: ArrayLike) -> Array:
-    """The real tokens [T, ...] of `x` [B, N, ...]; no arithmetic, any dtype.
+    """Return the real tokens [T, ...] of `x` [B, N, ...]; no arithmetic, any dtype.
 
     >>> remove_padding([[1.0, 2.0], [3.0, 4.0]], [[1, 0], [1, 1]]).tolist()
     [1.0, 3.0, 4.0]
@@ -33,7 +33,7 @@ def remove_padding(x: ArrayLike, mask: ArrayLike) -> Array:
 
 
 def restore_padding(x: ArrayLike, mask: ArrayLike) -> Array:
-    """`x` [T, ...] at the real tokens of [B, N, ...], zeros elsewhere.
+    """Put `x` [T, ...] at the real tokens of [B, N, ...], zeros elsewhere.
 
     >>> restore_padding([1.0, 3.0, 4.0], [[1, 0], [1, 1]]).tolist()
     [[1.0, 0.0], [3.0, 4.0]]

@@ -17,7 +17,7 @@ _DIGITS = 60
 
 
 def _arctangent_of_inverse(n: int) -> Decimal:
-    """arctan(1 / n), by its series."""
+    """Compute arctan(1 / n) by its series."""
     power, total, k = Decimal(1) / n, Decimal(0), 0
     while abs(power) > Decimal(10) ** -(_DIGITS + 5):
         total += power / (2 * k + 1) * (-1) ** k
@@ -27,7 +27,7 @@ def _arctangent_of_inverse(n: int) -> Decimal:
 
 @cache
 def _full_turn() -> Decimal:
-    """2 pi (Machin's formula)."""
+    """Compute 2 pi (Machin's formula)."""
     with localcontext() as context:
         context.prec = _DIGITS + 10
         return 2 * (16 * _arctangent_of_inverse(5) - 4 * _arctangent_of_inverse(239))
@@ -104,7 +104,7 @@ def split_qkv(
     plan: Any = None,
     dtype: DTypeLike = np.float64,
 ) -> tuple[Array, Array, Array]:
-    """q [T, H, D], k [T, G, D], v [T, G, D] out of `qkv` [T, (H + 2G) D] + `bias`; computed and returned in `dtype`.
+    """Split `qkv` [T, (H + 2G) D] + `bias` into q [T, H, D], k [T, G, D], v [T, G, D]; all in `dtype`.
 
     `rope` holds keywords of the function of that name, applied to q and k. Positions count from the start of each
     sequence of `cu_seqlens`, or of the `plan`, unless given. With a plan the results are [B, N, ...], zero where there

@@ -26,7 +26,7 @@ def place_of_sequence(shape: tuple[int, ...], b: int, seqlen_q: int, seqlen_k: i
 
 
 def _of_sequence(name: str, value: Any, b: int, seqlen_q: int, seqlen_k: int) -> Any:
-    """What an option of the whole call is to sequence `b` of it."""
+    """Return what an option of the whole call is to sequence `b` of it."""
     if value is None:
         return None
     if name in ("bias", "mask", "dropout_keep"):
@@ -43,7 +43,7 @@ def _of_sequence(name: str, value: Any, b: int, seqlen_q: int, seqlen_k: int) ->
 def sequences(
     q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike, **options: Any
 ) -> Iterator[tuple[slice, Array, Array, Array, dict[str, Any]]]:
-    """(where in q, q [1, N, H, D], k, v, options) of each sequence of a packed call.
+    """Yield (where in q, q [1, N, H, D], k, v, options) of each sequence of a packed call.
 
     `options` are those of :func:`attention`; bias, mask and the dropout mask broadcast to [B, H, max_q, max_k] and are
     indexed by positions in the sequence.

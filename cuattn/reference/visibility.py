@@ -14,7 +14,7 @@ __all__ = ["diagonal", "visible"]
 def diagonal(
     seqlen_q: int, seqlen_k: int, causal: bool | str = False, diagonal_offset: ArrayLike | None = None
 ) -> Array:
-    """The key position ``i + o`` that query i is aligned with, [B or 1, 1, N, 1].
+    """Return the key position ``i + o`` that query i is aligned with, [B or 1, 1, N, 1].
 
     ``o = M - N`` (the last query sees the last key), 0 with ``causal="top_left"``, or `diagonal_offset` (one integer,
     or one per batch entry) when it is given.
@@ -37,7 +37,7 @@ def visible(
     diagonal_offset: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> Array:
-    """Which key each query may attend to: boolean, broadcastable to [B, H, N, M].
+    """Say which key each query may attend to: boolean, broadcastable to [B, H, N, M].
 
     With `chunk`, only those that lie in one piece of so many keys with key i + o.
 

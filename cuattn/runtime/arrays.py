@@ -16,7 +16,7 @@ __all__ = ["assign", "contiguous", "full", "module_of", "zeros"]
 
 
 def contiguous(executor: Executor, x: Any) -> Any:
-    """``x``, or a copy of it, in C order and aligned."""
+    """Return ``x``, or a copy of it, in C order and aligned."""
     if isinstance(x, np.ndarray):
         return np.require(x, requirements=["C", "A"])
     if x.flags.c_contiguous:
@@ -26,20 +26,20 @@ def contiguous(executor: Executor, x: Any) -> Any:
 
 
 def full(executor: Executor, shape: tuple[int, ...], value: float, dtype: Any) -> Any:
-    """A new array of ``value``, ordinary from the start."""
+    """Make an array of ``value``, ordinary from the start."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     with executor.on_device(), allocating(f"an array of shape {list(shape)}", nbytes if executor.name == "host" else 0):
         return executor.xp.full(shape, value, dtype)
 
 
 def assign(executor: Executor, target: Any, value: Any) -> None:
-    """``target[...] = value``."""
+    """Assign, ``target[...] = value``, on the device of the executor."""
     with executor.on_device():
         target[...] = value
 
 
 def zeros(executor: Executor, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A new array of zeros, ordinary from the start."""
+    """Make an array of zeros, ordinary from the start."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     with executor.on_device(), allocating(f"an array of shape {list(shape)}", nbytes if executor.name == "host" else 0):
         return executor.xp.zeros(shape, dtype)

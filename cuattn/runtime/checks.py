@@ -30,7 +30,7 @@ WORKSPACE_ALIGNMENT = 16  # bytes
 
 @lru_cache(maxsize=64)
 def check_dtype(name: str, dtype: Any) -> str:
-    """The name of ``dtype``; DTypeError unless the kernels take it."""
+    """Return the name of ``dtype``; DTypeError unless the kernels take it."""
     if dtype.name not in ELEMENT_TYPES or not dtype.isnative:
         raise DTypeError(f"{name}: dtype {dtype} ({dtype.str}); {', '.join(ELEMENT_TYPES)} (native) are allowed")
     return str(dtype.name)
@@ -43,7 +43,7 @@ def check_extents(name: str, shape: Sequence[int]) -> None:
 
 
 def check_axis(axis: Any, ndim: int, name: str = "x") -> int:
-    """``axis`` of the array ``name`` as a number from 0 to ``ndim`` - 1."""
+    """Return ``axis`` of the array ``name`` as a number from 0 to ``ndim`` - 1."""
     if ndim == 0:
         raise ShapeError(f"{name}: an array of rank 0 has no axis; a rank of at least 1 is allowed")
     return integer("axis", axis, -ndim, ndim - 1) % ndim

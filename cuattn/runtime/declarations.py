@@ -81,7 +81,7 @@ class Declarations:
         self._aliases = {name: " ".join(text.split()) for name, text in reversed(_ALIAS.findall(self._text))}
 
     def struct(self, name: str) -> StructDeclaration:
-        """The struct called ``name``. Raises `DeclarationError` unless there is exactly one."""
+        """Return the struct called ``name``. Raises `DeclarationError` unless there is exactly one."""
         found = [*re.finditer(_STRUCT.format(name=re.escape(name)), self._text)]
         if len(found) != 1:
             raise DeclarationError(f"the source declares {len(found)} structs called {name}; one is needed")
@@ -98,7 +98,7 @@ class Declarations:
         return tuple(match[1] for match in _ENTRY.finditer(self._text))
 
     def parameters(self, entry: str) -> tuple[Parameter, ...]:
-        """The parameters of an entry, in their order. Raises `DeclarationError` if there is no such entry."""
+        """Return the parameters of an entry, in order. Raises `DeclarationError` if there is no such entry."""
         for match in _ENTRY.finditer(self._text):
             if match[1] == entry:
                 end = self._text.index(")", match.end())
@@ -107,7 +107,7 @@ class Declarations:
         raise DeclarationError(f"the source has no entry {entry}; it has {', '.join(self.entries()) or 'none'}")
 
     def resolve(self, type_name: str) -> str:
-        """What an alias stands for; ``type_name`` itself if it is none."""
+        """Return what an alias stands for; ``type_name`` itself if it is none."""
         return self._aliases.get(type_name, type_name)
 
     def _parameter(self, entry: str, text: str) -> Parameter:
@@ -140,7 +140,7 @@ class Declarations:
         return int(match[1])
 
     def _block(self, start: int) -> str:
-        """The text from ``start`` to the brace that closes, without what stands in braces of its own."""
+        """Return the text from ``start`` to the brace that closes, without what stands in braces of its own."""
         depth = 1
         kept: list[str] = []
         for character in self._text[start:]:
@@ -157,7 +157,7 @@ class Declarations:
 
 
 def _statements(block: str) -> list[str]:
-    """The statements that declare members; functions, whose bodies are gone, are not among them."""
+    """Yield the statements that declare members; functions, whose bodies are gone, are not among them."""
     statements = (" ".join(part.split()) for part in block.split(";"))
     return [text for text in statements if text and "(" not in text and not text.startswith(("static ", "using "))]
 
@@ -169,5 +169,5 @@ def _split_argument(type_name: str) -> tuple[str, str | None]:
 
 @cache
 def of_kernel(source_name: str) -> Declarations:
-    """The declarations of ``kernels/<source_name>.cu`` and of all that it includes."""
+    """Read the declarations of ``kernels/<source_name>.cu`` and of all that it includes."""
     return Declarations(expand.expand(source_name, {}, expand.KERNELS))

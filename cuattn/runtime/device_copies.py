@@ -13,7 +13,7 @@ import numpy as np
 
 
 def copied(x: Any, dtype: Any = None) -> Any:
-    """A copy of a NumPy or CuPy array in C order, of ``dtype`` (default: its own), on the current device."""
+    """Copy a NumPy or CuPy array in C order, as ``dtype`` (default: its own), on the current device."""
     dtype = x.dtype if dtype is None else np.dtype(dtype)
     if isinstance(x, np.ndarray):
         return np.array(x, dtype, order="C")

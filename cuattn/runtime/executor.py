@@ -117,22 +117,22 @@ class Executor(ABC):
 
     @abstractmethod
     def asarray(self, name: str, x: Any) -> Any:
-        """The argument ``name`` as an array of this executor's kind, without a copy. Raises `ArrayTypeError`."""
+        """Take the argument ``name`` as an array of this executor's kind, without a copy. Raises `ArrayTypeError`."""
 
     @abstractmethod
     def metadata(self, name: str, x: Any) -> Any:
-        """A small array that says something about others: where it lies, without a copy; a list becomes a NumPy array.
+        """Take a small array that says something about others: without a copy, where it lies; a list as a NumPy array.
 
         Host data is good beside arrays on a GPU, not the other way round. Raises `ArrayTypeError` or `ShapeError`.
         """
 
     @abstractmethod
     def put(self, x: Any, dtype: Any) -> Any:
-        """What `metadata` returned, contiguous and of ``dtype``, where kernels can read it."""
+        """Return what `metadata` returned, contiguous and of ``dtype``, where kernels can read it."""
 
     @abstractmethod
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
-        """An array to be written by a kernel. On the host it counts as never written until `finish`."""
+        """Allocate an array to be written by a kernel. On the host it counts as never written until `finish`."""
 
     @abstractmethod
     def finish(self, *arrays: Any) -> None:
@@ -280,7 +280,7 @@ class CudaExecutor(Executor):
             self._held.launched()
 
     def _values(self, kernel: Kernel, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Arguments as CuPy passes them: a tensor map as its bytes."""
+        """Return arguments as CuPy passes them: a tensor map as its bytes."""
         values = []
         for index, arg in enumerate(args):
             if isinstance(arg, TensorMap) and isinstance(arg.array, np.ndarray):
@@ -296,7 +296,7 @@ class CudaExecutor(Executor):
 
 
 def executor_of_module(array_module: Any) -> Executor:
-    """The executor for new arrays of ``numpy``, or of ``cupy`` on its current device. Raises `ArrayTypeError`."""
+    """Return the executor for new arrays of ``numpy``, or ``cupy`` on its current device. Raises `ArrayTypeError`."""
     name = array_module.__name__ if isinstance(array_module, ModuleType) else None
     if name not in ("numpy", "cupy"):
         raise ArrayTypeError(f"array_module is {shown(array_module)}; the modules numpy and cupy are allowed")
@@ -312,7 +312,7 @@ def executor_of_module(array_module: Any) -> Executor:
 
 @cache
 def _host_memory() -> Any:
-    """The module of the host executor's arrays, which a program without NumPy arrays never imports."""
+    """Return the module of the host executor's arrays, which a program without NumPy arrays never imports."""
     from cuattn.host import memory
 
     return memory
@@ -320,18 +320,18 @@ def _host_memory() -> Any:
 
 @cache
 def host_executor(arch: str) -> HostExecutor:
-    """The executor for NumPy arrays, kernels compiled for ``arch``."""
+    """Return the executor for NumPy arrays, kernels compiled for ``arch``."""
     return HostExecutor(arch)
 
 
 @cache
 def cuda_executor(device_id: int) -> CudaExecutor:
-    """The executor for CuPy arrays on device ``device_id``."""
+    """Return the executor for CuPy arrays on device ``device_id``."""
     return CudaExecutor(device_id)
 
 
 def executor_for(**arrays: Any) -> Executor:
-    """The executor on which the named arrays live.
+    """Return the executor on which the named arrays live.
 
     NumPy arrays, and CPU objects with ``__dlpack__`` or ``__array__``, run on the host executor; CuPy arrays, and
     objects with ``__dlpack__`` or ``__cuda_array_interface__`` on a CUDA device, on that GPU. CuPy is imported only

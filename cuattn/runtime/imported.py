@@ -38,7 +38,7 @@ class Held(threading.local):
         self._latest.arrays.append(array)
 
     def launched(self) -> None:
-        """A kernel was launched on the current stream of the current device, and may read what is held."""
+        """Note that a kernel was launched on the current stream of the current device, and may read what is held."""
         latest = self._latest
         if not latest.arrays:
             return

@@ -19,7 +19,7 @@ HOST = -1  # the place of CPU arrays; a device's place is its number
 
 
 def place(name: str, x: Any) -> int:
-    """The place of the argument ``name``; `ArrayTypeError` if it is no array, or one that no kernel can read."""
+    """Return the place of the argument ``name``; `ArrayTypeError` if it is no array, or one that no kernel can read."""
     if isinstance(x, np.ndarray):
         if isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())):
             raise ArrayTypeError(f"{name} is a masked array, whose mask no kernel reads; pass its data and a mask")
@@ -37,7 +37,7 @@ def place(name: str, x: Any) -> int:
 
 
 def _protocol_place(x: Any) -> int | None:
-    """The place that an object says it is at; None without a protocol. Raises whatever the object does."""
+    """Return the place that an object says it is at; None without a protocol. Raises whatever the object does."""
     if hasattr(x, "__dlpack_device__"):
         device = dlpack.cuda_device(x)
         return HOST if device is None else device
@@ -49,7 +49,7 @@ def _protocol_place(x: Any) -> int | None:
 
 
 def host_array(name: str, x: Any) -> np.ndarray[Any, Any]:
-    """The argument ``name``, which `place` says is on the host, as an array over the same memory."""
+    """Return the argument ``name``, which `place` says is on the host, as an array over the same memory."""
     if isinstance(x, np.ndarray):
         return np.asarray(x) if isinstance(x, np.matrix) else x  # every view of a matrix has two axes
     try:
@@ -59,12 +59,12 @@ def host_array(name: str, x: Any) -> np.ndarray[Any, Any]:
 
 
 def unreadable(name: str, x: Any, library: str, error: Exception) -> ArrayTypeError:
-    """The error for an object whose protocol fails."""
+    """Make the error for an object whose protocol fails."""
     return ArrayTypeError(f"{name}: {type(x).__name__} cannot be read as a {library} array: {error}")
 
 
 def host_list(name: str, x: Sequence[Any]) -> np.ndarray[Any, Any]:
-    """A list of numbers as an array."""
+    """Return a list of numbers as an array."""
     try:
         array = np.asarray(x)
     except Exception as error:  # ragged, or whatever its entries raise
@@ -75,7 +75,7 @@ def host_list(name: str, x: Sequence[Any]) -> np.ndarray[Any, Any]:
 
 
 def check_size(name: str, x: Any) -> Any:
-    """``x``; `ShapeError` if it has more elements than metadata may have, before anything looks at them."""
+    """Return ``x``; `ShapeError` if it has more elements than metadata may have, before anything looks at them."""
     if x.size > MAX_EXTENT:
         raise ShapeError(f"{name} has shape {list(x.shape)}; at most {MAX_EXTENT} elements are allowed")
     return x

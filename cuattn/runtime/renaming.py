@@ -13,7 +13,7 @@ __all__ = ["renamed"]
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Where an error leaves the block, add to its message what the caller knows the arguments by that it names.
+    """Add to an error that leaves the block what the caller calls the arguments that its message names.
 
     >>> from cuattn.errors import ShapeError
     >>> with renamed({"q": "query", "k": "key"}):

@@ -37,7 +37,7 @@ class Signature:
         self._known_kinds: set[tuple[type, ...]] = set()  # that passed the check
 
     def bind(self, args: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The arguments in the order of the parameters.
+        """Bind arguments by name; returns them in the order of the parameters.
 
         Raises `DeclarationError` if a name is missing or is none of the kernel's, and if an argument is not of the
         kind of its parameter: an array or None for a pointer, a NumPy scalar of its type for a number, packed bytes for

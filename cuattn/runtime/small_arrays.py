@@ -17,7 +17,7 @@ __all__ = ["as_float", "check_flag", "small_array"]
 
 
 def as_float(x: Any) -> float:
-    """A number as a float; infinite beyond the range."""
+    """Return a number as a float; infinite beyond the range."""
     try:
         return float(x)
     except OverflowError:
@@ -33,7 +33,7 @@ def small_array(
     *,
     minus_infinity: bool = False,
 ) -> Any:
-    """A small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it.
+    """Take a small array of numbers, contiguous, of `dtype`, where the executor's kernels can read it.
 
     It may be a list, or lie on the host beside arrays on a GPU. Then its values are checked as well: they are finite,
     or -inf where `minus_infinity` allows it. Integers are taken for floats, in whatever byte order. Raises

@@ -58,7 +58,7 @@ class StructLayout:
         self._pack = _packer(dtype)
 
     def pack(self, **fields: Any) -> np.void:
-        """The struct, every field given by its name, as a scalar that both executors pass by value.
+        """Pack the struct, every field given by its name, as a scalar that both executors pass by value.
 
         A scalar field takes a number; an array, and a struct of scalars, the numbers in their order; a struct that
         holds structs a mapping from names. Raises `DeclarationError` if a name is missing or is none of the struct's,
@@ -78,7 +78,7 @@ class StructLayout:
 
 @cache
 def struct_layout(source_name: str, name: str, argument: str | None = None) -> StructLayout:
-    """The struct ``name`` of ``kernels/<source_name>.cu`` and the headers that it includes.
+    """Lay out the struct ``name`` of ``kernels/<source_name>.cu`` and the headers that it includes.
 
     ``argument`` is the template argument of a struct that has a template parameter. Raises `DeclarationError` if the
     source has no such struct, or one that this package cannot lay out.
@@ -87,7 +87,7 @@ def struct_layout(source_name: str, name: str, argument: str | None = None) -> S
 
 
 def lay_out(declarations: Declarations, name: str, argument: str | None = None) -> StructLayout:
-    """The layout of the struct ``name`` of a source."""
+    """Lay out the struct ``name`` of a source."""
     declared = declarations.struct(name)
     if (argument is None) != (declared.parameter is None):
         raise DeclarationError(f"struct {name} has template parameter {declared.parameter}; its argument is {argument}")
@@ -125,7 +125,7 @@ def lay_out(declarations: Declarations, name: str, argument: str | None = None) 
 def _member_type(
     declarations: Declarations, member: Member, actual: Callable[[str | None], str | None]
 ) -> tuple[np.dtype[Any], int]:
-    """The type of a member, or of the elements of an array, and its alignment."""
+    """Return the type of a member, or of the elements of an array, and its alignment."""
     type_name = actual(member.type)
     if type_name in SCALARS:
         dtype: np.dtype[Any] = np.dtype(SCALARS[type_name][0])
@@ -139,7 +139,7 @@ _LETTERS = {np.dtype(scalar): letter for scalar, letter in SCALARS.values()}
 
 
 def _packer(dtype: np.dtype[Any]) -> Callable[[dict[str, Any]], np.void]:
-    """A function from the fields by name to the packed struct.
+    """Make a function from the fields by name to the packed struct.
 
     It is made from text, as `collections.namedtuple` makes its methods: a loop over the names takes several times as
     long, and every launch of a kernel packs one.
@@ -153,14 +153,14 @@ def _packer(dtype: np.dtype[Any]) -> Callable[[dict[str, Any]], np.void]:
 
 
 def _value(name: str, dtype: np.dtype[Any]) -> str:
-    """The expression for the numbers of a field."""
+    """Write the expression for the numbers of a field."""
     if dtype.names and any(dtype[field].names for field in dtype.names):
         return f"*by_name(types[{name!r}], fields[{name!r}])"
     return f"{'*' * bool(dtype.names or dtype.shape)}fields[{name!r}]"
 
 
 def _by_name(dtype: np.dtype[Any], value: Any) -> list[Any]:
-    """The numbers of a struct that holds structs, whose fields are given by name."""
+    """Return the numbers of a struct that holds structs, whose fields are given by name."""
     if not isinstance(value, Mapping) or value.keys() != set(dtype.names or ()):
         raise TypeError(f"a mapping with the names {', '.join(dtype.names or ())} is needed, not {value!r}")
     numbers: list[Any] = []
@@ -176,7 +176,7 @@ def _by_name(dtype: np.dtype[Any], value: Any) -> list[Any]:
 
 
 def _format(dtype: np.dtype[Any]) -> str:
-    """The format of `struct` for a type, padding written out."""
+    """Return the format of `struct` for a type, padding written out."""
     if dtype.subdtype is not None:
         element, shape = dtype.subdtype
         return _format(element) * int(np.prod(shape))

@@ -141,7 +141,7 @@ def _check_array(array: Any) -> None:
 def _view(
     array: Any, dims: Sequence[int] | None, strides: Sequence[int] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Extents and byte strides, innermost first, checked."""
+    """Return extents and byte strides, innermost first, checked."""
     if (dims is None) != (strides is None):
         raise ArgumentError("tensor_map: dims and strides are given together or not at all")
     itemsize = int(array.dtype.itemsize)
@@ -204,7 +204,7 @@ def _check_box(
 
 
 def _bytes_after_start(array: Any) -> int:
-    """Bytes from the first element to the end of the last that lies behind it; 0 for an empty array."""
+    """Return the bytes from the first element to the end of the last that lies behind it; 0 for an empty array."""
     if 0 in array.shape:
         return 0
     behind = ((extent - 1) * max(step, 0) for extent, step in zip(array.shape, array.strides, strict=True))

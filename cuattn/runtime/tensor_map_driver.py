@@ -32,7 +32,7 @@ ARGUMENT_TYPES = (
 
 @cache
 def encoder() -> Encoder | None:
-    """``cuTensorMapEncodeTiled`` of the driver; None where there is no driver, or one older than CUDA 12."""
+    """Return ``cuTensorMapEncodeTiled`` of the driver; None where there is no driver, or one older than CUDA 12."""
     try:
         function = ctypes.CDLL(_LIBRARY).cuTensorMapEncodeTiled
     except (OSError, AttributeError):
@@ -42,7 +42,7 @@ def encoder() -> Encoder | None:
 
 
 def encode(described: TensorMap, address: int) -> np.void:
-    """The bytes of a map of the array at ``address``.
+    """Encode a map of the array at ``address``.
 
     Raises `NotSupportedError` where there is no driver that encodes maps, `LaunchError` if it refuses this one.
     """

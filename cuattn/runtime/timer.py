@@ -67,7 +67,7 @@ class Timing:
         return Timing(self.samples_us + other.samples_us, cpu_us)
 
     def metrics(self) -> dict[str, float | int]:
-        """For a `Record`."""
+        """Return the times by name, for a `Record`."""
         result: dict[str, float | int] = {
             "time_us": significant(self.median_us),
             "best_us": significant(min(self.samples_us)),
@@ -81,7 +81,7 @@ class Timing:
 
 
 def significant(value: float, digits: int = 4) -> float:
-    """`value` rounded to so many significant digits."""
+    """Round `value` to so many significant digits."""
     return float(f"{value:.{digits}g}")
 
 

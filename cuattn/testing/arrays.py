@@ -53,7 +53,7 @@ class Layout:
     offset: int = 0
 
     def strides(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Element strides of an array of `shape`."""
+        """Return the element strides of an array of `shape`."""
         order = self.order if self.order is not None else tuple(range(len(shape)))
         pad = self.pad or (0,) * len(shape)
         if sorted(order) != list(range(len(shape))) or len(pad) != len(shape):
@@ -110,7 +110,7 @@ class Guarded:
         )
 
     def to(self, xp: Any) -> Guarded:
-        """A deep copy as arrays of the module `xp` (numpy or cupy): same bytes around it, same strides and alignment.
+        """Copy all of it to arrays of the module `xp` (numpy or cupy): same bytes around, same strides and alignment.
 
         A device kernel is then as surrounded by poison as a host one.
         """
@@ -138,7 +138,7 @@ def _aligned_buffer(num_bytes: int) -> NDArray[np.uint8]:
 
 
 def allocate(shape: Sequence[int], dtype: DTypeLike, layout: Layout | None = None) -> Guarded:
-    """A NumPy array that holds only poison, with guard bands at both ends.
+    """Allocate a NumPy array that holds only poison, with guard bands at both ends.
 
     >>> bool(np.isnan(allocate((2,), np.float16).array).all())
     True
@@ -155,7 +155,7 @@ def allocate(shape: Sequence[int], dtype: DTypeLike, layout: Layout | None = Non
 
 
 def place(values: ArrayLike, layout: Layout | None = None) -> Guarded:
-    """`values`, copied into a poisoned buffer in that `layout`."""
+    """Copy `values` into a poisoned buffer, in that `layout`."""
     source = np.asarray(values)
     guarded = allocate(source.shape, source.dtype, layout)
     guarded.array[...] = source
@@ -163,7 +163,7 @@ def place(values: ArrayLike, layout: Layout | None = None) -> Guarded:
 
 
 def surrounded(array: NDArray[Any]) -> Guarded:
-    """Any NumPy array together with the buffer that it is a view of (itself when it owns its memory).
+    """Return any NumPy array with the buffer that it is a view of (itself when it owns its memory).
 
     What is around it is what the caller put there, not necessarily poison: :meth:`Guarded.to` is what this is for.
     """

@@ -36,7 +36,7 @@ _DROPOUT_SEED = 1234
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Standard normal values of a dtype, narrow floats included."""
+    """Draw standard normal values of a dtype, narrow floats included."""
     real = np.dtype(dtype)
     return rng.standard_normal(shape, np.float64 if real == np.float64 else np.float32).astype(real)
 
@@ -81,7 +81,7 @@ class _Options:
         return "".join(parts) + (f"_{self.precision}" if self.precision else "")
 
     def _head_arrays(self, rng: np.random.Generator, num_heads: int) -> dict[str, NDArray[Any]]:
-        """alibi_slopes and sinks [H]."""
+        """Make alibi_slopes and sinks [H]."""
         real = accumulation_dtype(self.dtype)
         arrays: dict[str, NDArray[Any]] = {}
         if self.alibi:
@@ -132,7 +132,7 @@ class AttentionCase(_Options, _Shape):
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Of q [B, N, H, D], k [B, M, G, D] and v [B, M, G, E]."""
+        """Shapes of q [B, N, H, D], k [B, M, G, D] and v [B, M, G, E]."""
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         head_dim_v = self.head_dim if self.head_dim_v is None else self.head_dim_v
         return {
@@ -162,7 +162,7 @@ class AttentionCase(_Options, _Shape):
         return total // 2 if self.causal and not self.window else total
 
     def _visible(self) -> int:
-        """Pairs of one head that causal mask and window leave."""
+        """Count the pairs of one head that causal mask, window and chunks leave."""
         left, right = self.window or (None, None)
         right = 0 if self.causal else right
         aligned = np.arange(self.seqlen_q) + self.diagonal
@@ -188,7 +188,7 @@ class AttentionCase(_Options, _Shape):
 
     @property
     def bias_bytes(self) -> int:
-        """Of the bias, as it lies in memory."""
+        """Bytes of the bias, as it lies in memory."""
         return 0 if self.bias is None else int(np.prod(self._logit_shape(self.bias))) * self._bias_dtype.itemsize
 
     @property
@@ -201,13 +201,13 @@ class AttentionCase(_Options, _Shape):
         return b, h, n, m
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """q, k, v, and the options that are arrays: standard normal, arrays of the module `xp` (numpy or cupy)."""
+        """Make q, k, v, and options that are arrays: standard normal, arrays of the module `xp` (numpy or cupy)."""
         rng = np.random.default_rng(seed)
         arrays = {name: normal(rng, shape, self.dtype) for name, shape in self.shapes.items()}
         return {name: xp.asarray(x) for name, x in (arrays | self.option_inputs(rng)).items()}
 
     def option_inputs(self, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """The options that are arrays."""
+        """Make the options that are arrays."""
         arrays = self._head_arrays(rng, self.num_heads)
         if self.bias is not None:
             arrays["bias"] = rng.standard_normal(self._logit_shape(self.bias)).astype(self._bias_dtype)
@@ -227,7 +227,7 @@ class AttentionCase(_Options, _Shape):
         return np.ones(shape, np.bool_)
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """(out, lse) of :func:`cuattn.attention` on the inputs."""
+        """Call :func:`cuattn.attention` on the inputs; returns (out, lse)."""
         return cuattn.attention(**inputs, return_lse=True, **self.options)
 
     def check(self, inputs: Mapping[str, Any], result: Any) -> None:
@@ -257,7 +257,7 @@ class AttentionCase(_Options, _Shape):
                     yield b, h, slice(start, start + size)
 
     def sample(self, inputs: Mapping[str, Any], b: int, h: int, rows: slice) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs and options of a problem of its own: some rows of one head."""
+        """Cut out inputs and options of a problem of its own: some rows of one head."""
         q, k, v = (inputs[name] for name in "qkv")
         heads = slice(h, h + 1)
         kv_head = h // (self.num_heads // k.shape[2])
@@ -294,7 +294,7 @@ class VarlenCase(_Options, _Packed):
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Of q [T, H, D], k [Tk, G, D] and v [Tk, G, E]."""
+        """Shapes of q [T, H, D], k [Tk, G, D] and v [Tk, G, E]."""
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         head_dim_v = self.head_dim if self.head_dim_v is None else self.head_dim_v
         tokens_q, tokens_k = sum(self.seqlens_q), sum(self._keys)
@@ -318,7 +318,7 @@ class VarlenCase(_Options, _Packed):
 
     @property
     def flops(self) -> int:
-        """The sum over the sequences: see `AttentionCase.flops`."""
+        """Operations of all sequences together: see `AttentionCase.flops`."""
         total = 2 * self.num_pairs * (self.head_dim + self.shapes["v"][2])
         return total // 2 if self.causal else total
 
@@ -329,7 +329,7 @@ class VarlenCase(_Options, _Packed):
 
     @property
     def max_seqlens(self) -> dict[str, Any]:
-        """The longest sequence on either side, as keywords of the call."""
+        """Return the longest sequence on either side, as keywords of the call."""
         return {
             "max_seqlen_q": max(self.seqlens_q, default=0),
             "max_seqlen_k": max(self._keys, default=0),
@@ -344,19 +344,19 @@ class VarlenCase(_Options, _Packed):
         return arrays + out + tokens * accumulation_dtype(self.dtype).itemsize
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """q, k, v, cu_seqlens_q and cu_seqlens_k, and slopes and sinks where wanted."""
+        """Make q, k, v, cu_seqlens_q and cu_seqlens_k, and slopes and sinks where wanted."""
         rng = np.random.default_rng(seed)
         arrays = {name: normal(rng, shape, self.dtype) for name, shape in self.shapes.items()}
         return {name: xp.asarray(x) for name, x in (arrays | self.option_inputs(rng)).items()}
 
     def option_inputs(self, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """Where sequences begin and end, and the options that are arrays."""
+        """Say where sequences begin and end, and make the options that are arrays."""
         lengths = {"cu_seqlens_q": self.seqlens_q, "cu_seqlens_k": self._keys}
         arrays = {name: np.cumsum((0, *values), dtype=np.int32) for name, values in lengths.items()}
         return arrays | self._head_arrays(rng, self.num_heads)
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """(out, lse) of :func:`cuattn.attention_varlen` on the inputs."""
+        """Call :func:`cuattn.attention_varlen` on the inputs; returns (out, lse)."""
         return cuattn.attention_varlen(**inputs, **self.max_seqlens, return_lse=True, **self.options)
 
     def check(self, inputs: Mapping[str, Any], result: Any) -> None:

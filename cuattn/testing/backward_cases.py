@@ -55,7 +55,7 @@ class _Gradients(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keywords of the backward's reference; those that are arrays are among the inputs."""
+        """Return keywords of the backward's reference; those that are arrays are among the inputs."""
         return dict(self.forward.options)
 
     @property
@@ -70,13 +70,13 @@ class _Gradients(ABC):
 
     @property
     def flops(self) -> int:
-        """Two and a half times the forward's: five products where it has two, whatever the kernels compute again."""
+        """Operations: 2.5 times the forward's, five products where it has two, whatever the kernels compute again."""
         backward = 5 * int(self.forward.flops) // 2
         return backward + int(self.forward.flops) * self.with_forward
 
     @property
     def num_bytes(self) -> int:
-        """Each input read once, each output written once, by each of the functions that run."""
+        """Bytes of each input read once, each output written once, by each of the functions that run."""
         forward = int(self.forward.num_bytes)
         itemsize = np.dtype(self.dtype).itemsize
         gradients = sum(int(np.prod(shape)) for shape in self.forward.shapes.values()) * itemsize
@@ -98,11 +98,11 @@ class _Gradients(ABC):
         return 0
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """The forward's inputs, its results `out` and `lse` on them, and `dout`, standard normal; `dlse` if wanted."""
+        """Make inputs of the forward, its results `out` and `lse`, and `dout`, standard normal; `dlse` if wanted."""
         return self.with_results(self.forward.make_inputs(seed, xp), seed, xp)
 
     def with_results(self, inputs: Mapping[str, Any], seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """Inputs of the forward, and what the backward needs beside them."""
+        """Add to inputs of the forward what the backward needs beside them."""
         rng = np.random.default_rng((seed, 1))
         out, lse = self.forward.run(inputs)
         arrays: dict[str, Any] = {**inputs, "out": out, "lse": lse}
@@ -112,7 +112,7 @@ class _Gradients(ABC):
         return arrays
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """The `AttentionGrads` of the inputs."""
+        """Compute the `AttentionGrads` of the inputs."""
         if not self.with_forward:
             return self._backward(inputs)
         out, lse = self.forward.run({name: x for name, x in inputs.items() if name not in _SAVED})
@@ -144,7 +144,7 @@ class BackwardCase(_Gradients):
 
     @property
     def logits_bytes(self) -> int:
-        """What one number a pair of query and key would take, in the precision of the sums."""
+        """Bytes of one number a pair of query and key, in the precision of the sums."""
         pairs = self.forward.batch * self.forward.num_heads * self.forward.seqlen_q * self.forward.num_keys
         return pairs * accumulation_dtype(self.dtype).itemsize
 
@@ -201,7 +201,7 @@ class VarlenBackwardCase(_Gradients):
 
     @property
     def logits_bytes(self) -> int:
-        """What one number a pair of query and key of the same sequence would take."""
+        """Bytes of one number a pair of query and key of the same sequence."""
         return self.forward.num_pairs * accumulation_dtype(self.dtype).itemsize
 
     def _backward(self, inputs: Mapping[str, Any]) -> Any:
@@ -215,6 +215,6 @@ class VarlenBackwardCase(_Gradients):
 
 
 def gradients(result: Any) -> dict[str, NDArray[Any]]:
-    """The arrays of an `AttentionGrads` by name, without those that were not asked for."""
+    """Return the arrays of an `AttentionGrads` by name, without those that were not asked for."""
     names = ("dq", "dk", "dv", "dbias", "dsinks")
     return {name: getattr(result, name) for name in names if getattr(result, name, None) is not None}

@@ -43,7 +43,7 @@ class GradientProblem:
 def fill_dout(
     shape: tuple[int, ...], dtype: DTypeLike, kind: str, rng: np.random.Generator, *, of: str = "normal"
 ) -> NDArray[Any]:
-    """A gradient as :func:`~cuattn.testing.strategies.fill` makes it, for inputs of the kind `of`."""
+    """Draw a gradient as :func:`~cuattn.testing.strategies.fill` makes it, for inputs of the kind `of`."""
     values = fill(shape, np.float64, kind, rng)
     return (values if of in ("normal", "denormal") else values * _SMALL).astype(dtype)
 
@@ -51,7 +51,7 @@ def fill_dout(
 def _of(
     draw: st.DrawFn, problem: AttentionProblem | VarlenProblem, layout: st.SearchStrategy[Layout] | None
 ) -> GradientProblem:
-    """`problem`, and gradients of what it gives."""
+    """Add to `problem` gradients of what it gives."""
     q, _, v = problem.arrays[:3]
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (*q.shape[:-1], v.shape[-1])
@@ -68,7 +68,7 @@ def _of(
 def gradient_problems(
     draw: st.DrawFn, *, layout: st.SearchStrategy[Layout] | None = None, **of_forward: Any
 ) -> GradientProblem:
-    """What :func:`~cuattn.testing.strategies.attention_problems` draws, with gradients; `of_forward` goes there.
+    """Draw what :func:`~cuattn.testing.strategies.attention_problems` draws, with gradients; `of_forward` goes there.
 
     `layout` is that of q, k, v and dout; dlse is there half of the time.
     """
@@ -79,5 +79,5 @@ def gradient_problems(
 def varlen_gradient_problems(
     draw: st.DrawFn, *, layout: st.SearchStrategy[Layout] | None = None, **of_forward: Any
 ) -> GradientProblem:
-    """What :func:`~cuattn.testing.strategies.varlen_problems` draws, with gradients, likewise."""
+    """Draw what :func:`~cuattn.testing.strategies.varlen_problems` draws, with gradients, likewise."""
     return _of(draw, draw(varlen_problems(layout=layout, **of_forward)), layout)

@@ -59,7 +59,7 @@ class SoftmaxCase:
 
     @property
     def flops(self) -> int:
-        """Five an element: maximum, subtraction, exponential, sum, and division."""
+        """Operations, five an element: maximum, subtraction, exponential, sum, and division."""
         return 5 * self.rows * self.columns
 
     @property
@@ -68,11 +68,11 @@ class SoftmaxCase:
         return (self.rows * self.columns + outputs) * np.dtype(self.dtype).itemsize
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """{"x"}: standard normal [rows, columns], an array of the module `xp` (numpy or cupy)."""
+        """Make {"x"}: standard normal [rows, columns], an array of the module `xp` (numpy or cupy)."""
         return {"x": xp.asarray(normal(np.random.default_rng(seed), (self.rows, self.columns), self.dtype))}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """The operation on the inputs."""
+        """Compute the operation on the inputs."""
         functions = {"softmax": cuattn.softmax, "log_softmax": cuattn.log_softmax, "logsumexp": cuattn.logsumexp}
         if self.kind not in functions:
             raise ArgumentError(f"kind is {self.kind!r}; allowed are {', '.join(map(repr, functions))}")

@@ -35,7 +35,7 @@ def _all_pairs(sizes: Sequence[int]) -> set[tuple[_Value, _Value]]:
 
 
 def covering_array(factors: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Rows that name a level of every factor, so that any two levels of any two factors stand together in some row.
+    """Choose rows with a level of every factor, so that any two levels of any two factors stand together in some row.
 
     The first row holds the first level of each factor. There are at least as many rows as the two largest factors have
     pairs, and rarely half as many again.
@@ -56,7 +56,7 @@ def covering_array(factors: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]
 
 
 def _next_row(sizes: Sequence[int], missing: set[tuple[_Value, _Value]], used: Counter[_Value]) -> list[int]:
-    """The best of some rows, each begun with a value that is in many missing pairs and continued factor by factor."""
+    """Choose the best of some rows, each begun with a value of many missing pairs and continued factor by factor."""
     open_pairs: Counter[_Value] = Counter(value for pair in missing for value in pair)
     # Ties are broken by how often a value stands in a row already, then by its position: never by chance.
     starts = sorted(open_pairs, key=lambda value: (-open_pairs[value], used[value], value))[:12]
@@ -83,14 +83,14 @@ def _next_row(sizes: Sequence[int], missing: set[tuple[_Value, _Value]], used: C
 
 
 def _gain(value: _Value, chosen: Mapping[int, int], missing: set[tuple[_Value, _Value]]) -> int:
-    """How many missing pairs `value` makes with the values that are chosen."""
+    """Count how many missing pairs `value` makes with the values that are chosen."""
     return sum((min(value, other), max(value, other)) in missing for other in chosen.items())
 
 
 def uncovered_pairs(
     factors: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[tuple[str, Any], tuple[str, Any]]]:
-    """The pairs of levels that stand together in no row; what makes an array a covering one is that there are none."""
+    """Find the pairs of levels that stand together in no row; of a covering array there are none."""
     result = []
     for (a, levels_a), (b, levels_b) in combinations(factors.items(), 2):
         for one, other in product(levels_a, levels_b):

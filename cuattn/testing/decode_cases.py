@@ -63,12 +63,12 @@ class DecodeCase:
 
     @property
     def flops(self) -> int:
-        """Of the two products; what a causal mask hides among the last keys is left in."""
+        """Operations of the two products; what a causal mask hides among the last keys is left in."""
         return 4 * self.batch * self.num_heads * self.seqlen_q * self.context * self.head_dim
 
     @property
     def kv_bytes(self) -> int:
-        """Of the keys and values in use, with their scales."""
+        """Bytes of the keys and values in use, with their scales."""
         slots = self.batch * self.context * self.num_kv_heads
         per_head = self.format.bytes_per_head(self.head_dim)
         if self.format.quantized and not self.format.block_size:
@@ -77,13 +77,13 @@ class DecodeCase:
 
     @property
     def num_bytes(self) -> int:
-        """Keys, values and queries read once, the result written once; tables and lengths."""
+        """Bytes of keys, values and queries read once, the result written once, tables and lengths."""
         rows = self.batch * self.seqlen_q * self.num_heads
         tables = 4 * self.num_pages if self.page_size else 0
         return self.kv_bytes + 2 * rows * self.head_dim * np.dtype(self.dtype).itemsize + tables + 4 * self.batch
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """The arguments of the call by name; lengths and tables stay on the host, which knows them."""
+        """Make the arguments of the call by name; lengths and tables stay on the host, which knows them."""
         rng = np.random.default_rng(seed)
         inputs: dict[str, Any] = {}
         for name, shape in self.shapes.items():
@@ -100,7 +100,7 @@ class DecodeCase:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the queries and the cache, one number an item, by name."""
+        """Return the shapes of the queries and the cache, one number an item, by name."""
         kind = "pages" if self.page_size else "cache"
         slots = self.num_pages, self.page_size or self.context, self.num_kv_heads, self.head_dim
         return {
@@ -110,14 +110,14 @@ class DecodeCase:
         }
 
     def host_inputs(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Lengths and tables, which stay on the host."""
+        """Make lengths and tables, which stay on the host."""
         inputs: dict[str, Any] = {"seqlens_k": np.full(self.batch, self.context, np.int32)}
         if self.page_size:
             inputs["block_tables"] = rng.permutation(self.num_pages).reshape(self.batch, -1).astype(np.int32)
         return inputs
 
     def plan(self, array_module: Any = np) -> cuattn.DecodePlan:
-        """A plan for the call."""
+        """Make a plan for the call."""
         return cuattn.plan_decode(
             np.full(self.batch, self.context),
             num_heads=self.num_heads,
@@ -131,7 +131,7 @@ class DecodeCase:
         )
 
     def run(self, inputs: Mapping[str, Any], *, plan: cuattn.DecodePlan | None = None) -> Any:
-        """out and lse."""
+        """Call the function; returns out and lse."""
         keywords = dict(inputs, kv_format=self.kv_format, return_lse=True)
         if plan is not None:
             keywords["plan"] = plan
@@ -154,5 +154,5 @@ class DecodeCase:
 
 
 def _bytes(x: Any) -> Any:
-    """Numbers of one byte as uint8, which every array module has; int8 stays."""
+    """Return numbers of one byte as uint8, which every array module has; int8 stays."""
     return x.view(np.uint8) if x.dtype.itemsize == 1 and x.dtype != np.int8 else x

@@ -69,7 +69,7 @@ class CachedProblem:
 
     @property
     def kind(self) -> str:
-        """What takes it: "decode", "paged" or "varlen"."""
+        """Name the function that takes the problem: "decode", "paged" or "varlen"."""
         return "decode" if self.block_tables is None else "paged" if self.cu_seqlens_q is None else "varlen"
 
     def in_pages(
@@ -80,7 +80,7 @@ class CachedProblem:
         layouts: Sequence[Layout | None] = (None, None),
         spare_pages: int = 1,
     ) -> CachedProblem:
-        """The same problem of a contiguous cache, on pages in random order among `spare_pages` more of poison."""
+        """Put the problem of a contiguous cache on pages in random order among `spare_pages` more of poison."""
         if self.block_tables is not None:
             raise ValueError("the cache is paged already")
         counts = -(-self.seqlens_k.astype(np.int64) // page_size)
@@ -106,7 +106,7 @@ class CachedProblem:
         return replace(self, k=k, v=v, block_tables=tables, options=options)
 
     def with_options(self, **options: Any) -> CachedProblem:
-        """The same arrays with more options, or others."""
+        """Return the same arrays with more options, or others."""
         return replace(self, options={**self.options, **options})
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class CachedProblem:
 
 
 def poison(dtype: DTypeLike) -> Any:
-    """NaN, or in a dtype without NaN the number that does the most harm: -128 in int8, 6 in both halves of a byte."""
+    """Return NaN, or in a dtype without it the most harmful number: -128 in int8, 6 in both halves of a byte."""
     real = np.dtype(dtype)
     if real == np.uint8:
         return np.uint8(0x7F)  # NaN in e4m3 and e5m2, (-6, 6) in e2m1, 2^0 in e8m0
@@ -135,7 +135,7 @@ def poison(dtype: DTypeLike) -> Any:
 
 
 def fill_codes(shape: Sequence[int], kv_format: str, rng: np.random.Generator) -> Array:
-    """Codes of heads, `shape` being [..., head_dim]: those of a normal distribution, or any at all in 4 bits."""
+    """Draw codes of heads, `shape` being [..., head_dim]: those of normal numbers, or any at all in 4 bits."""
     row = KV_FORMATS[kv_format]
     if kv_format == "int8":
         return np.clip(np.rint(rng.standard_normal(shape) * 40), -127, 127).astype(np.int8)
@@ -147,7 +147,7 @@ def fill_codes(shape: Sequence[int], kv_format: str, rng: np.random.Generator) -
 def make_scales(
     rng: np.random.Generator, kv_format: str, kind: str, slots: tuple[int, ...], head_dims: tuple[int, int]
 ) -> dict[str, Any]:
-    """Scales of k and v for codes in `slots` [B, Mmax, G] (or [P, S, G]); `kind` is one of :data:`SCALE_KINDS`.
+    """Draw scales of k and v for codes in `slots` [B, Mmax, G] (or [P, S, G]); `kind` is one of :data:`SCALE_KINDS`.
 
     The formats of 4 bits have block scales, and besides "nvfp4" alone a scale, per tensor, whatever `kind` is.
     """
@@ -181,7 +181,7 @@ def cached_problem(
     fill: Any = None,
     **options: Any,
 ) -> CachedProblem:
-    """A problem with sequences of these `lengths`; where `seqlens_q` is a list, queries are packed, on a paged cache.
+    """Make a problem with sequences of these `lengths`; `seqlens_q`, if a list, are of packed queries over pages.
 
     A contiguous cache has `room` slots more than the longest sequence; with `page_size` the cache is paged. `layouts`
     are those of q, k and v. `fill` (shape, dtype, generator) makes floats, standard normal ones by default.

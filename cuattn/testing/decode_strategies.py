@@ -41,13 +41,13 @@ DECODE_OPTIONS = (*names_on("decode"), "num_splits")
 
 
 def page_sizes() -> st.SearchStrategy[int]:
-    """Mostly :data:`PAGE_SIZES`; any up to 300."""
+    """Draw page sizes, mostly :data:`PAGE_SIZES`; any up to 300."""
     return st.one_of(st.sampled_from(PAGE_SIZES), st.integers(1, 300))
 
 
 @st.composite
 def cache_lengths(draw: st.DrawFn, max_length: int = 260, max_batch: int = 4) -> list[int]:
-    """Lengths of some sequences: awkward ones, or one long among short ones."""
+    """Draw lengths of some sequences: awkward ones, or one long among short ones."""
     awkward = [n for n in AWKWARD_LENGTHS if n <= max_length]
     length = st.one_of(st.sampled_from(awkward), st.integers(0, max_length))
     if draw(st.booleans()):
@@ -61,7 +61,7 @@ def cache_lengths(draw: st.DrawFn, max_length: int = 260, max_batch: int = 4) ->
 def decode_options(
     draw: st.DrawFn, batch: int, num_heads: int, max_length: int, names: Sequence[str] = DECODE_OPTIONS
 ) -> dict[str, Any]:
-    """Options of a call, those of `names` only; each is left out half of the time."""
+    """Draw options of a call, those of `names` only; each is left out half of the time."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     call = Drawn(rng, batch, num_heads, 1, 0, max_length)
     choices = {**STRATEGIES, "causal": lambda call: st.sampled_from([False, "bottom_right", "top_left"])}
@@ -83,7 +83,7 @@ def cached_problems(
     kinds: st.SearchStrategy[str] | None = None,
     layout: st.SearchStrategy[Layout] | None = None,
 ) -> CachedProblem:
-    """Whole problems of equally many queries a sequence: contiguous, and paged as often. Queries may outnumber keys."""
+    """Draw whole problems of equally many queries a sequence, contiguous or paged. Queries may outnumber keys."""
     return _problem(draw, False, dtype, head_dims, heads, lengths, seqlen_q, page_size, formats, options, kinds, layout)
 
 
@@ -102,7 +102,7 @@ def packed_problems(
     kinds: st.SearchStrategy[str] | None = None,
     layout: st.SearchStrategy[Layout] | None = None,
 ) -> CachedProblem:
-    """Whole problems of prefill and decode mixed: each sequence has a number of queries of its own, none among them."""
+    """Draw whole problems of prefill and decode mixed: each sequence has a number of queries of its own, or none."""
     pages = page_size if page_size is not None else page_sizes()
     return _problem(draw, True, dtype, head_dims, heads, lengths, seqlen_q, pages, formats, options, kinds, layout)
 

@@ -65,7 +65,7 @@ def _in_slots(options: dict[str, Any], name: str) -> bool:
 
 
 def on_chip_sequences(arrays: tuple[Any, ...], options: dict[str, Any], given: np.dtype[Any]) -> list[CachedSequence]:
-    """The sequences as a kernel multiplies them on chip, scales per tensor or head left over as descales."""
+    """Return the sequences as a kernel multiplies them on chip; scales per tensor or head stay behind as descales."""
     narrow = np.dtype(np.float32) if _wide(options, given) else given
     real = accumulation_dtype(given)
     num_kv_heads = np.shape(arrays[1])[2]
@@ -89,7 +89,7 @@ def _wide(options: dict[str, Any], given: np.dtype[Any]) -> bool:
 
 
 def _rounding_of_logits(part: CachedSequence, options: dict[str, Any], given: np.dtype[Any]) -> Array:
-    """The c of the rule for each logit, [1, H, N, M]."""
+    """Return the c of the rule for each logit, [1, H, N, M]."""
     turned = options.get("rope") is not None
     keys_turned = turned and bool(options.get("rotate_keys"))
     keys_rounded = keys_turned or _in_slots(options, "k")
@@ -112,7 +112,7 @@ def _rounding_of_logits(part: CachedSequence, options: dict[str, Any], given: np
 
 
 def _bound(exact: CachedSequence, on_chip: CachedSequence, options: dict[str, Any], given: np.dtype[Any]) -> Any:
-    """(out, bound of out, lse, bound of lse) of one sequence, [1, N, H, E] and [1, H, N]."""
+    """Return (out, bound of out, lse, bound of lse) of one sequence, [1, N, H, E] and [1, H, N]."""
     oracle, real = oracle_dtype(given), accumulation_dtype(given)
     u = unit_roundoff(real)
     of_logits = {name: value for name, value in exact.options.items() if name != "sinks"}
@@ -141,7 +141,7 @@ def _bound(exact: CachedSequence, on_chip: CachedSequence, options: dict[str, An
 
 
 def decode_bounds(arrays: tuple[Any, ...], options: dict[str, Any]) -> list[tuple[Any, Array, Array, Array, Array]]:
-    """Of each sequence: where it is, the reference and what a result may be away from it (out, bound, lse, bound).
+    """Yield for each sequence where it is, and the reference with its bounds: (out, bound, lse, bound).
 
     Args:
         arrays: q, k_pages, v_pages, block_tables, seqlens_k, and cu_seqlens_q for packed queries.

@@ -34,7 +34,7 @@ def _device_answers() -> bool:
 
 
 def executor_names() -> list[str]:
-    """ "host", and "cuda" when a device answers."""
+    """Name the executors: "host", and "cuda" when a device answers."""
     return ["host", "cuda"] if _device_answers() else ["host"]
 
 
@@ -50,22 +50,22 @@ class ExecutorUnderTest:
         return np if self.name == "host" else importlib.import_module("cupy")
 
     def array(self, x: NDArray[Any] | Guarded) -> Any:
-        """`x` as an array of this executor, with the strides, the alignment and the surroundings that it has."""
+        """Copy `x` to an array of this executor, with the strides, the alignment and the surroundings that it has."""
         guarded = x if isinstance(x, Guarded) else surrounded(x)
         return guarded.array if self.xp is np else guarded.to(self.xp).array
 
     def guarded(self, shape: Sequence[int], dtype: DTypeLike, layout: Layout | None = None) -> Guarded:
-        """Poison of this executor, to pass as ``out=`` and to :meth:`~cuattn.testing.arrays.Guarded.check` later."""
+        """Make poison of this executor, for ``out=`` and for :meth:`~cuattn.testing.arrays.Guarded.check` later."""
         guarded = allocate(shape, dtype, layout)
         return guarded if self.xp is np else guarded.to(self.xp)
 
     def numpy(self, x: Any) -> NDArray[Any]:
-        """A NumPy array of a result."""
+        """Copy a result to a NumPy array."""
         return to_numpy(x)
 
     @contextmanager
     def active(self, *, asynchrony: str = "late", seed: int | None = None) -> Iterator[ExecutorUnderTest]:
-        """On the host: all three checkers on, and asynchronous work landing as `asynchrony` says.
+        """Switch all three checkers on (on the host), and let asynchronous work land as `asynchrony` says.
 
         "late": when the kernel's own waits force it. "random": at moments drawn from `seed`, which also draws the order
         of warps and CTAs. "eager": at once. `seed` is that of ``CUATTN_HOST_SEED`` when None.

@@ -54,21 +54,21 @@ class GradientSum:
 
     @classmethod
     def of_no_terms(cls, name: str, dtype: DTypeLike, options: dict[str, Any]) -> GradientSum:
-        """That of dbias or dsinks, for inputs of `dtype`, before anything is added."""
+        """Start the sum of dbias or dsinks, for inputs of `dtype`, before anything is added."""
         shape = np.shape(options[name.removeprefix("d")])
         expected, naive, errors, magnitudes = (np.zeros(shape, oracle_dtype(dtype)) for _ in range(4))
         return cls(*_kind(name, dtype, options), expected, naive, errors, magnitudes, 0.0, np.zeros(shape, bool))
 
 
 def _kind(name: str, dtype: DTypeLike, options: dict[str, Any]) -> tuple[np.dtype[Any], float, float]:
-    """The dtype, u and factor of the gradient `name` for inputs of `dtype`."""
+    """Return the dtype, u and factor of the gradient `name` for inputs of `dtype`."""
     accumulation = accumulation_dtype(dtype)
     of_result = {"dsinks": accumulation, "dbias": np.asarray(options.get("bias")).dtype}.get(name, np.dtype(dtype))
     return of_result, unit_roundoff(accumulation), 2 if options.get("softcap") is None else 3
 
 
 def _running_error(products: Array) -> Array:
-    """Of a sum along the last axis, in any order that is not perverse, in units of u."""
+    """Bound the error of a sum along the last axis, in any order that is not perverse, in units of u."""
     partial = np.abs(np.cumsum(products, axis=-1)).sum(axis=-1)
     return np.asarray(partial + (2 + math.sqrt(products.shape[-1])) * np.abs(products).sum(axis=-1))
 
@@ -90,7 +90,7 @@ class _Errors:
 
 def _errors(of: Scores, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, *, dlse: Any,
             u: float, precision: str | None, **options: Any) -> _Errors:  # fmt: skip
-    """The errors of every element that is a term of a gradient."""
+    """Compute the errors of every element that is a term of a gradient."""
     dtype, softcap = q.dtype, options.get("softcap")
     u_p = 2 * U_TF32 if precision == "tf32" else unit_roundoff(dtype)
     least, least_p, least_operand = tiny(u), smallest_probability(dtype), smallest_operand(dtype)
@@ -137,7 +137,7 @@ def gradient_sums(
     sinks: Any = None,
     **options: Any,
 ) -> dict[str, GradientSum]:
-    """The gradients by name, of a problem [B, N, H, D]; those that the call has."""
+    """Compute the gradients by name, of a problem [B, N, H, D]; those that the call has."""
     arrays = dout, q, k, v, out, lse
     seqlen_q, num_heads, head_dim = q.shape[1:]
     num_kv_heads, bias = k.shape[2], options.get("bias")
@@ -166,7 +166,7 @@ def gradient_sums(
     sums: dict[str, GradientSum] = {}
 
     def add(name: str, error: Array, magnitude: Array, reached: Array, terms: float, after: float = 1) -> None:
-        """`after` is what the sum is multiplied by at the end, and with it what is lost of a subnormal sum."""
+        """Add a gradient; `after` multiplies the sum at the end, and with it what is lost of a subnormal sum."""
         error = error + after * (2 + math.sqrt(terms)) * subnormal
         of = getattr(expected, name), getattr(naive, name)
         sums[name] = GradientSum(*_kind(name, q.dtype, options), *of, error, magnitude, terms, reached > 0)
@@ -195,7 +195,7 @@ def gradient_sums(
 
 
 def _of_sinks(sinks: Array, lse: Array, delta: Array, delta_error: Array, u: float) -> tuple[Array, Array, Array]:
-    """(error, magnitude, whether it counts) of the terms e^(sink - lse) Delta [B, H, N]."""
+    """Return (error, magnitude, whether it counts) of the terms e^(sink - lse) Delta [B, H, N]."""
     sink = sinks.astype(np.float64).reshape(1, -1, 1)
     there = np.broadcast_to(~np.isneginf(sink), lse.shape)
     p = np.where(there, np.exp(sink - lse.astype(np.float64)), 0)

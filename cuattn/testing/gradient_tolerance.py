@@ -69,7 +69,7 @@ def _assert_gradient(name: str, actual: Any, of: GradientSum) -> None:
 
 
 def _given(grads: Any, options: dict[str, Any]) -> list[str]:
-    """The names of the gradients that are to be checked, after a check that they are those of the call."""
+    """Return the names of the gradients to be checked, after a check that they are those of the call."""
     names = ["dq", "dk", "dv"]
     if grads.dbias is not None:
         names.append("dbias")
@@ -84,7 +84,7 @@ def _given(grads: Any, options: dict[str, Any]) -> list[str]:
 
 
 def _on_host(*arrays: Any, **options: Any) -> tuple[list[Array], dict[str, Any]]:
-    """NumPy arrays of everything that may be on a device."""
+    """Return NumPy arrays of everything that may be on a device."""
     options = {name: to_numpy(x) if hasattr(x, "shape") else x for name, x in options.items()}
     return [to_numpy(x) for x in arrays], options
 
@@ -92,7 +92,7 @@ def _on_host(*arrays: Any, **options: Any) -> tuple[list[Array], dict[str, Any]]
 def gradient_bound(
     dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, dlse: Any = None, **options: Any
 ) -> tuple[Gradients, Gradients]:
-    """The reference and what a result may be away from it: (gradients, bounds); arguments as below."""
+    """Return the reference and what a result may be away from it: (gradients, bounds); arguments as below."""
     arrays, options = _on_host(dout, q, k, v, out, lse, dlse=dlse, **options)
     sums = gradient_sums(*arrays, **options)
     absent: dict[str, Any] = dict.fromkeys(Gradients._fields)

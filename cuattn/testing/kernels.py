@@ -62,7 +62,7 @@ ForwardConfig = FlashFwdConfig | PlainFwdConfig | HopperFwdConfig
 def attention(
     q: Any, k: Any, v: Any, *, config: ForwardConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
-    """`cuattn.attention` with a kernel shape of one's own choice."""
+    """Call `cuattn.attention` with a kernel shape of one's own choice."""
     return forward(attention_arguments.check(q, k, v, **options), return_lse=return_lse, config=config)
 
 
@@ -73,7 +73,7 @@ def attention_varlen(
     return_lse: bool = False,
     **options: Any,
 ) -> Any:
-    """`cuattn.attention_varlen` with a kernel shape of one's own choice, or as if only the device knew the lengths."""
+    """Call `cuattn.attention_varlen` with a kernel shape of one's own, or as if only the device knew the lengths."""
     problem, packed = varlen.check(*arrays, **options)
     if schedule_on_device:
         packed.host = None
@@ -81,14 +81,14 @@ def attention_varlen(
 
 
 def attention_backward(*arrays: Any, configs: Any = None, **options: Any) -> AttentionGrads:
-    """`cuattn.attention_backward` with kernel shapes of one's own choice: a config for each product, or None."""
+    """Call `cuattn.attention_backward` with kernel shapes of one's own: a config for each product, or None."""
     return backward(backward_arguments.check(*arrays, **options), configs=configs)
 
 
 def attention_varlen_backward(
     *arrays: Any, configs: Any = None, schedule_on_device: bool = False, **options: Any
 ) -> AttentionGrads:
-    """`cuattn.attention_varlen_backward` with kernel shapes of one's own choice, or lengths that the device knows."""
+    """Call `cuattn.attention_varlen_backward` with kernel shapes of one's own, or lengths that the device knows."""
     problem = backward_arguments.check_packed(*arrays, **options)
     if schedule_on_device and problem.packed is not None:
         problem.packed.host = None
@@ -98,35 +98,35 @@ def attention_varlen_backward(
 def decode_attention(
     *arrays: Any, config: FlashDecodeConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
-    """`cuattn.decode_attention` with a kernel shape of one's own choice."""
+    """Call `cuattn.decode_attention` with a kernel shape of one's own choice."""
     return decode(decode_arguments.check(*arrays, **options), return_lse=return_lse, config=config)
 
 
 def paged_attention(
     *arrays: Any, config: FlashDecodeConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
-    """`cuattn.paged_attention` with a kernel shape of one's own choice."""
+    """Call `cuattn.paged_attention` with a kernel shape of one's own choice."""
     return decode(decode_arguments.check_paged(*arrays, **options), return_lse=return_lse, config=config)
 
 
 def paged_attention_varlen(
     *arrays: Any, config: FlashDecodeConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
-    """`cuattn.paged_attention_varlen` with a kernel shape of one's own choice."""
+    """Call `cuattn.paged_attention_varlen` with a kernel shape of one's own choice."""
     return decode(decode_arguments.check_paged_varlen(*arrays, **options), return_lse=return_lse, config=config)
 
 
 def softmax(
     x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = None, config: SoftmaxConfig | None = None
 ) -> Any:
-    """`cuattn.softmax` with a kernel shape of one's own choice."""
+    """Call `cuattn.softmax` with a kernel shape of one's own choice."""
     return compute(softmax_arguments.check("softmax", x, axis=axis, algorithm=algorithm, out=out), config)
 
 
 def log_softmax(
     x: Any, *, axis: int = -1, algorithm: str = "online", out: Any = None, config: SoftmaxConfig | None = None
 ) -> Any:
-    """`cuattn.log_softmax` with a kernel shape of one's own choice."""
+    """Call `cuattn.log_softmax` with a kernel shape of one's own choice."""
     return compute(softmax_arguments.check("log_softmax", x, axis=axis, algorithm=algorithm, out=out), config)
 
 
@@ -139,13 +139,13 @@ def logsumexp(
     out: Any = None,
     config: SoftmaxConfig | None = None,
 ) -> Any:
-    """`cuattn.logsumexp` with a kernel shape of one's own choice."""
+    """Call `cuattn.logsumexp` with a kernel shape of one's own choice."""
     problem = softmax_arguments.check("logsumexp", x, axis=axis, algorithm=algorithm, out=out, keepdims=keepdims)
     return compute(problem, config)
 
 
 def rope(x: Any, positions: Any, *, inverse: bool = False, out: Any = None, look: bool = True, **rotation: Any) -> Any:
-    """`cuattn.rope`; without ``look``, positions that the host sees go unchecked, as a device's do."""
+    """Call `cuattn.rope`; without ``look``, positions that the host sees go unchecked, as a device's do."""
     rotary = Rotary(**rotation)
     return rotate(rope_arguments.check(x, positions, rotary, inverse=inverse, out=out, look=look))
 
@@ -163,11 +163,11 @@ def split_qkv(
     out: Any = None,
     look: bool = True,
 ) -> tuple[Any, Any, Any]:
-    """`cuattn.split_qkv`; without ``look``, positions that the host sees go unchecked, as a device's do."""
+    """Call `cuattn.split_qkv`; without ``look``, positions that the host sees go unchecked, as a device's do."""
     arguments = (qkv, bias, num_heads, num_kv_heads, rope, positions, cu_seqlens, plan, out)
     return split(split_arguments.check(*arguments, look=look))
 
 
 def append_kv(*arrays: Any, look: bool = True, **options: Any) -> None:
-    """`cuattn.append_kv`; without ``look``, slots and positions that the host sees go unchecked, as a device's do."""
+    """Call `cuattn.append_kv`; without ``look``, slots and positions go unchecked, as a device's do."""
     write(check_append(*arrays, look=look, **options))

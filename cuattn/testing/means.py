@@ -24,7 +24,7 @@ def what_logits_move(
     out: Array, spread: Array, row: Array, q: Array, k: Array, v: Array, *, sinks: ArrayLike | None = None,
     **options: Any,
 ) -> Array:  # fmt: skip
-    """``min((e^r - 1) (P |V|), h)`` of the rule, [B, N, H, E].
+    """Return ``min((e^r - 1) (P |V|), h)`` of the rule, [B, N, H, E].
 
     Args:
         out, spread: the reference, and that of |V|, [B, N, H, E].

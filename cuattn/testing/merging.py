@@ -80,7 +80,7 @@ def _largest(logs: NDArray[Any]) -> NDArray[Any]:
 
 
 def _weights(logs: NDArray[Any], lse: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The exact weights p_s, and the error e_s of computing each in units of u; 0 where there is none."""
+    """Return the exact weights p_s, and the error e_s of computing each in units of u; 0 where there is none."""
     with np.errstate(invalid="ignore"):
         weight = _finite(np.exp(logs - lse))
         return weight, np.where(weight > 0, _finite(np.abs(logs - _largest(logs))) + 4, 0)

@@ -40,12 +40,12 @@ class Drawn(NamedTuple):
 
 
 def names_on(family: str) -> tuple[str, ...]:
-    """The rows of the table that operations of a family take."""
+    """Return the rows of the table that operations of a family take."""
     return tuple(row.name for row in OPTIONS if family in row.on)
 
 
 def bias_dtypes() -> st.SearchStrategy[np.dtype[Any]]:
-    """float16, bfloat16, float32, float64, whatever the dtype of q is."""
+    """Draw float16, bfloat16, float32 or float64, whatever the dtype of q is."""
     return st.sampled_from(BIAS_DTYPES)
 
 

@@ -34,7 +34,7 @@ BLOCK_SIZES = (16, 32, 48, 64, 128)
 
 
 def broadcast_shapes(shape: tuple[int, int, int, int]) -> list[tuple[int, ...]]:
-    """Shapes that broadcast to [B, H, N, M] = `shape`: the whole, one axis short, few axes, few dimensions, none."""
+    """List shapes that broadcast to [B, H, N, M] = `shape`: whole, one axis short, few axes, few dimensions, none."""
     batch, heads, seqlen_q, seqlen_k = shape
     return [
         shape,
@@ -50,7 +50,7 @@ def broadcast_shapes(shape: tuple[int, int, int, int]) -> list[tuple[int, ...]]:
 
 
 def make_bias(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike, kind: str) -> NDArray[np.generic]:
-    """A bias of `shape` and `dtype`.
+    """Draw a bias of `shape` and `dtype`.
 
     * "normal": standard normal;
     * "infinities": normal, with -inf elements, rows of -inf and a few +inf;
@@ -76,7 +76,7 @@ def make_bias(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike
 def make_mask(
     rng: np.random.Generator, shape: tuple[int, ...], kind: str, block_size: int | None = None
 ) -> NDArray[np.bool_]:
-    """A boolean mask of `shape`, True = attend.
+    """Draw a boolean mask of `shape`, True = attend.
 
     * "random": seven of ten; "sparse": one of twenty, so that many queries see nothing;
     * "blocks": squares of `block_size` (drawn from :data:`BLOCK_SIZES` when None) that are wholly visible, wholly
@@ -102,12 +102,12 @@ def make_mask(
 
 
 def make_slopes(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """ALiBi slopes from 2^-8 to 1, in no order (Press, Smith and Lewis, "Train short, test long", 2022)."""
+    """Draw ALiBi slopes from 2^-8 to 1, in no order (Press, Smith and Lewis, "Train short, test long", 2022)."""
     return np.exp2(rng.uniform(-8, 0, shape)).astype(np.float32)
 
 
 def make_sinks(rng: np.random.Generator, num_heads: int) -> NDArray[np.float32]:
-    """Normal sinks; now and then one that counts for nothing (-inf), and one that outweighs every key."""
+    """Draw normal sinks; now and then one that counts for nothing (-inf), and one that outweighs every key."""
     sinks = rng.standard_normal(num_heads)
     sinks[rng.random(num_heads) < 0.2] = -np.inf
     sinks[rng.random(num_heads) < 0.1] = 30.0
@@ -115,5 +115,5 @@ def make_sinks(rng: np.random.Generator, num_heads: int) -> NDArray[np.float32]:
 
 
 def make_descale(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Factors [B, G] of float8 inputs, between 1/8 and 2."""
+    """Draw factors [B, G] of float8 inputs, between 1/8 and 2."""
     return np.exp2(rng.uniform(-3, 1, shape)).astype(np.float32)

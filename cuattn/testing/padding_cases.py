@@ -31,13 +31,13 @@ _SLOT_BYTES = 4  # of the number of a slot, and of an entry of cu_seqlens
 
 
 def _lengths(batch: int, seqlen: int, fill: float) -> NDArray[np.int64]:
-    """Evenly spread lengths [batch] whose mean is `fill` times `seqlen`; the longest is `seqlen` if it can be."""
+    """Spread lengths [batch] evenly, of mean `fill` times `seqlen`; the longest is `seqlen` if it can be."""
     spread = min(fill, 1 - fill) * np.linspace(1, -1, batch) if batch > 1 else np.zeros(batch)
     return np.rint((fill + spread) * seqlen).astype(np.int64)
 
 
 def _mask(batch: int, seqlen: int, fill: float, seed: int) -> NDArray[np.bool_]:
-    """Left-aligned sequences in random order, [batch, seqlen]."""
+    """Make a mask of left-aligned sequences in random order, [batch, seqlen]."""
     lengths = np.random.default_rng(seed).permutation(_lengths(batch, seqlen, fill))
     return np.asarray(np.arange(seqlen) < lengths[:, None])
 
@@ -61,20 +61,20 @@ class PaddingPlanCase:
 
     @property
     def flops(self) -> int:
-        """One addition a slot."""
+        """Operations: one addition a slot."""
         return self.batch * self.seqlen
 
     @property
     def num_bytes(self) -> int:
-        """A byte of mask a slot; the number of each slot and cu_seqlens."""
+        """Bytes: one of mask a slot; the number of each slot and cu_seqlens."""
         return self.batch * self.seqlen * (1 + _SLOT_BYTES) + (self.batch + 1) * _SLOT_BYTES
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """{"mask"}: booleans [batch, seqlen], an array of the module `xp` (numpy or cupy)."""
+        """Make {"mask"}: booleans [batch, seqlen], an array of the module `xp` (numpy or cupy)."""
         return {"mask": xp.asarray(_mask(self.batch, self.seqlen, self.fill, seed))}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """The plan of the mask."""
+        """Make the plan of the mask."""
         return cuattn.padding_plan(inputs["mask"], num_tokens=self.num_tokens if self.known else None)
 
     def check(self, inputs: Mapping[str, Any], result: Any) -> None:
@@ -108,26 +108,26 @@ class PaddingCase:
 
     @property
     def flops(self) -> int:
-        """None: bytes are moved."""
+        """Operations: none, as bytes are moved."""
         return 0
 
     @property
     def num_bytes(self) -> int:
-        """The tokens read; the tokens, or all slots, written; the number of each slot that is looked at."""
+        """Bytes of the tokens read, the tokens or all slots written, and the number of each slot that is looked at."""
         slots = self.batch * self.seqlen
         written = slots if self.kind == "restore_padding" else self.num_tokens
         rows = (self.num_tokens + written) * self.width * np.dtype(self.dtype).itemsize
         return rows + written * _SLOT_BYTES
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """{"x", "plan", "mask"}: standard normal rows, padded or packed, arrays of the module `xp` (numpy or cupy)."""
+        """Make {"x", "plan", "mask"}: standard normal rows, padded or packed, arrays of `xp` (numpy or cupy)."""
         mask = _mask(self.batch, self.seqlen, self.fill, seed)
         shape = (self.num_tokens,) if self.kind == "restore_padding" else mask.shape
         x = normal(np.random.default_rng(seed), (*shape, self.width), self.dtype)
         return {"x": xp.asarray(x), "plan": cuattn.padding_plan(xp.asarray(mask)), "mask": mask}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """The operation on the inputs."""
+        """Compute the operation on the inputs."""
         functions = {"remove_padding": cuattn.remove_padding, "restore_padding": cuattn.restore_padding}
         if self.kind not in functions:
             raise ArgumentError(f"kind is {self.kind!r}; allowed are {', '.join(map(repr, functions))}")
@@ -164,17 +164,17 @@ class MergeCase:
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition an element of each part, and a division an element of the result."""
+        """Operations: a product and a sum an element of each part, and a division an element of the result."""
         return self.num_rows * self.head_dim * (2 * self.num_parts + 1)
 
     @property
     def num_bytes(self) -> int:
-        """Every part read once, the result written once: an out row and an lse each."""
+        """Bytes of every part read once, the result written once: an out row and an lse each."""
         row = self.head_dim * np.dtype(self.dtype).itemsize + accumulation_dtype(self.dtype).itemsize
         return self.num_rows * row * (self.num_parts + 1)
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """{"outs", "lses"} and, with `sinks`, {"sinks"}: standard normal arrays of the module `xp` (numpy or cupy)."""
+        """Make {"outs", "lses"} and, with `sinks`, {"sinks"}: standard normal arrays of `xp` (numpy or cupy)."""
         rng = np.random.default_rng(seed)
         outs = normal(rng, (self.num_parts, self.batch, self.seqlen, self.num_heads, self.head_dim), self.dtype)
         lse_dtype = accumulation_dtype(self.dtype).name
@@ -185,7 +185,7 @@ class MergeCase:
         return inputs
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """(out, lse) of the merge."""
+        """Merge the parts; returns (out, lse)."""
         return cuattn.merge_states(inputs["outs"], inputs["lses"], sinks=inputs.get("sinks"))
 
     def check(self, inputs: Mapping[str, Any], result: Any) -> None:

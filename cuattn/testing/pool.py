@@ -55,7 +55,7 @@ class Blessed:
 
     @property
     def head_dims(self) -> Sequence[tuple[int, int]]:
-        """(D, E) of problems that ask for it."""
+        """Return (D, E) of problems that ask for it."""
         return _HEAD_DIMS[self.buckets][self.aligned]
 
 

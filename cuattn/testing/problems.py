@@ -25,7 +25,7 @@ class AttentionProblem:
 
     @property
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """(q, k, v) as NumPy views."""
+        """The arrays (q, k, v) as NumPy views."""
         return self.q.array, self.k.array, self.v.array
 
     def __repr__(self) -> str:
@@ -55,7 +55,7 @@ class VarlenProblem:
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """(q, k, v, cu_seqlens_q, cu_seqlens_k) as NumPy views."""
+        """The arrays (q, k, v, cu_seqlens_q, cu_seqlens_k) as NumPy views."""
         return self.q.array, self.k.array, self.v.array, self.cu_seqlens_q, self.cu_seqlens_k
 
     def __repr__(self) -> str:

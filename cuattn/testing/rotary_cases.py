@@ -44,7 +44,7 @@ class RopeCase:
 
     @property
     def turned(self) -> int:
-        """Elements of a head that are turned."""
+        """Number of elements of a head that are turned."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
@@ -56,17 +56,17 @@ class RopeCase:
 
     @property
     def flops(self) -> int:
-        """Of the rotation; its angles are not counted."""
+        """Operations of the rotation; its angles are not counted."""
         return self.batch * self.seqlen * self.num_heads * self.turned // 2 * _FLOPS_A_PAIR
 
     @property
     def num_bytes(self) -> int:
-        """x once, the result once, the positions, and of tables the rows in use."""
+        """Bytes of x once, the result once, the positions, and of tables the rows in use."""
         heads = 2 * self.batch * self.seqlen * self.num_heads * self.head_dim * np.dtype(self.dtype).itemsize
         return heads + 4 * self.seqlen + self.tables * 2 * self.seqlen * self.turned // 2 * 4
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """{"x", "positions"} and, for tables, {"cos", "sin"}: arrays of the module `xp` (numpy or cupy)."""
+        """Make {"x", "positions"} and, for tables, {"cos", "sin"}: arrays of the module `xp` (numpy or cupy)."""
         shape = self.batch, self.seqlen, self.num_heads, self.head_dim
         inputs = {
             "x": xp.asarray(normal(np.random.default_rng(seed), shape, self.dtype)),
@@ -81,7 +81,7 @@ class RopeCase:
         return {"interleaved": self.interleaved, "rotary_dim": self.turned, **tables}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """The turned array."""
+        """Turn the array."""
         return cuattn.rope(inputs["x"], inputs["positions"], **self._options(inputs))
 
     def check(self, inputs: Mapping[str, Any], result: Any) -> None:
@@ -111,7 +111,7 @@ class SplitQKVCase:
 
     @property
     def width(self) -> int:
-        """Elements of a token."""
+        """Number of elements of a token."""
         return (self.num_heads + 2 * self.kv_heads) * self.head_dim
 
     @property
@@ -128,19 +128,19 @@ class SplitQKVCase:
 
     @property
     def flops(self) -> int:
-        """Of the sums with the bias and of the rotations; angles are not counted."""
+        """Operations of the sums with the bias and of the rotations; angles are not counted."""
         turned = (self.num_heads + self.kv_heads) * self.head_dim // 2 * _FLOPS_A_PAIR
         return self.num_tokens * (self.bias * self.width + self.rope * turned)
 
     @property
     def num_bytes(self) -> int:
-        """qkv and bias once, the results once, padding included; the index of every slot."""
+        """Bytes of qkv and bias once, the results once, padding included, and the index of every slot."""
         slots = self.num_tokens if self.fill is None else self.batch * self.seqlen
         elements = (self.num_tokens + slots + self.bias) * self.width
         return elements * np.dtype(self.dtype).itemsize + (0 if self.fill is None else 4 * slots)
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """{"qkv"}, and {"bias"}, {"plan"} or {"cu_seqlens"} as asked for: arrays of the module `xp`."""
+        """Make {"qkv"}, and {"bias"}, {"plan"} or {"cu_seqlens"} as asked for: arrays of the module `xp`."""
         rng = np.random.default_rng(seed)
         inputs: dict[str, Any] = {"qkv": xp.asarray(normal(rng, (self.num_tokens, self.width), self.dtype))}
         if self.bias:
@@ -154,7 +154,7 @@ class SplitQKVCase:
         return inputs
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """(q, k, v)."""
+        """Split the projection; returns (q, k, v)."""
         return cuattn.split_qkv(
             inputs["qkv"],
             inputs.get("bias"),
@@ -195,7 +195,7 @@ class RopeFrequenciesCase:
 
     @property
     def flops(self) -> int:
-        """A product, a cosine and a sine an angle, each counted as one."""
+        """Operations: a product, a cosine and a sine an angle, each counted as one."""
         return 3 * self.max_seqlen * self.rotary_dim // 2
 
     @property
@@ -203,14 +203,14 @@ class RopeFrequenciesCase:
         return 2 * 4 * self.max_seqlen * self.rotary_dim // 2
 
     def make_inputs(self, seed: int = 0, xp: Any = np) -> dict[str, Any]:
-        """{"options", "array_module"}: the call has no arrays."""
+        """Make {"options", "array_module"}: the call has no arrays."""
         options: dict[str, Any] = {} if self.scaling is None else {"scaling": self.scaling, "factor": 8.0}
         if self.scaling == "yarn":
             options["original_max_position"] = 4096
         return {"options": options, "array_module": xp}
 
     def run(self, inputs: Mapping[str, Any]) -> Any:
-        """(cos, sin)."""
+        """Compute the tables; returns (cos, sin)."""
         module = inputs["array_module"]
         return cuattn.rope_frequencies(self.rotary_dim, self.max_seqlen, array_module=module, **inputs["options"])
 
@@ -224,7 +224,7 @@ class RopeFrequenciesCase:
 
 
 def _sample(num_tokens: int, elements_a_token: int) -> np.ndarray[Any, Any]:
-    """All tokens, or those that a check has time for: from the start, the middle and the end."""
+    """Choose all tokens, or those that a check has time for: from the start, the middle and the end."""
     size = max(1, _MAX_ELEMENTS // max(1, elements_a_token) // 3)
     if num_tokens <= 3 * size:
         return np.arange(num_tokens)

@@ -41,7 +41,7 @@ def _oracle(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def rope_bound(
     x: Any, positions: Any, dtype: np.dtype[Any], *, roundings: float = 0, **options: Any
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The reference, and what a result of `dtype` may be away from it; `roundings` of x itself, in units of u."""
+    """Return the reference and what a result of `dtype` may be away from it; `roundings` of x itself, in u."""
     oracle = _oracle(dtype)
     u = unit_roundoff(accumulation_dtype(dtype))
     expected = reference.rope(x, positions, dtype=oracle, **options)

@@ -12,17 +12,17 @@ __all__ = ["accumulation_dtype", "to_numpy", "ulp", "unit_roundoff"]
 
 
 def accumulation_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """What a kernel accumulates values of `dtype` in: float64 for float64, else float32."""
+    """Return what a kernel accumulates values of `dtype` in: float64 for float64, else float32."""
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
 def unit_roundoff(dtype: DTypeLike) -> float:
-    """The largest relative error of rounding to the nearest: 2^-11 for float16, 2^-8 for bfloat16, 2^-24, 2^-53."""
+    """Return the largest relative error of rounding to nearest: 2^-11 for float16, 2^-8 for bfloat16, 2^-24, 2^-53."""
     return float(ml_dtypes.finfo(np.dtype(dtype)).eps) / 2
 
 
 def ulp(x: ArrayLike, dtype: DTypeLike) -> NDArray[np.float64]:
-    """The distance of neighbours of `dtype` around `x`: the smallest subnormal around 0, NaN where x is not finite.
+    """Return the distance of neighbours of `dtype` around `x`: the smallest subnormal around 0, NaN if x is not finite.
 
     >>> ulp([1.0, 1.5, 2.0, 0.0], np.float16).tolist() == [2**-10, 2**-10, 2**-9, 2**-24]
     True
@@ -35,5 +35,5 @@ def ulp(x: ArrayLike, dtype: DTypeLike) -> NDArray[np.float64]:
 
 
 def to_numpy(x: Any) -> NDArray[Any]:
-    """A NumPy array of what a kernel returned: CuPy arrays are copied from the device."""
+    """Return what a kernel returned as a NumPy array: CuPy arrays are copied from the device."""
     return np.asarray(x.get() if hasattr(x, "get") and hasattr(x, "device") else x)

@@ -82,28 +82,28 @@ def examples(number: int) -> settings:
 
 
 def seqlens(max_value: int = 130, *, allow_empty: bool = False) -> st.SearchStrategy[int]:
-    """Sequence lengths up to `max_value`, mostly :data:`AWKWARD_SEQLENS`; shrinks towards 1."""
+    """Draw sequence lengths up to `max_value`, mostly :data:`AWKWARD_SEQLENS`; shrinks towards 1."""
     awkward = [n for n in AWKWARD_SEQLENS if n <= max_value]
     return st.one_of(st.sampled_from(awkward + [0] * allow_empty), st.integers(1, max_value))
 
 
 def dtypes() -> st.SearchStrategy[np.dtype[Any]]:
-    """float16, bfloat16, float32, float64."""
+    """Draw float16, bfloat16, float32 or float64."""
     return st.sampled_from(DTYPES)
 
 
 def head_dim_pairs() -> st.SearchStrategy[tuple[int, int]]:
-    """(D, E) out of :data:`HEAD_DIM_PAIRS`."""
+    """Draw (D, E) out of :data:`HEAD_DIM_PAIRS`."""
     return st.sampled_from(HEAD_DIM_PAIRS)
 
 
 def value_kinds() -> st.SearchStrategy[str]:
-    """One of :data:`VALUE_KINDS`, see :func:`fill`."""
+    """Draw one of :data:`VALUE_KINDS`, see :func:`fill`."""
     return st.sampled_from(VALUE_KINDS)
 
 
 def fill(shape: Sequence[int], dtype: DTypeLike, kind: str, rng: np.random.Generator) -> NDArray[Any]:
-    """An array of `dtype`: every value of it is finite.
+    """Fill an array of `dtype`: every value of it is finite.
 
     * "normal": standard normal;
     * "huge_logit": normal, with one row of the last axis 40 times as large;
@@ -125,7 +125,7 @@ def fill(shape: Sequence[int], dtype: DTypeLike, kind: str, rng: np.random.Gener
 
 @st.composite
 def layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
-    """Layouts of an array: contiguous first; then padded, transposed (axes of 3 or 4) and misaligned ones.
+    """Draw layouts of an array: contiguous first; then padded, transposed (axes of 3 or 4) and misaligned ones.
 
     The last axis stays the fastest: other orders are copied before a kernel sees them.
     """
@@ -140,7 +140,7 @@ def layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
 
 @st.composite
 def aligned_layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
-    """Those of :func:`layouts` in which every row begins at a multiple of 16 bytes, if head dims are multiples of 8.
+    """Draw :func:`layouts` in which every row begins at a multiple of 16 bytes, if head dims are multiples of 8.
 
     Kernels are compiled twice, for such arrays and for all others: these keep to the one of the two.
     """
@@ -150,7 +150,7 @@ def aligned_layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
 
 @st.composite
 def unaligned_layouts(draw: st.DrawFn, ndim: int = 4) -> Layout:
-    """Those of :func:`layouts` that begin between two multiples of 16 bytes."""
+    """Draw :func:`layouts` that begin between two multiples of 16 bytes."""
     layout = draw(layouts(ndim))
     return Layout(layout.order, layout.pad, draw(st.sampled_from((1, 3))))
 
@@ -165,7 +165,7 @@ def attention_options(
     dtype: DTypeLike = np.float32,
     bounded: bool | None = None,
 ) -> dict[str, Any]:
-    """Options of a call with [B, H, N, M] = `shape`, those of `names` only; each is left out half of the time.
+    """Draw options of a call with [B, H, N, M] = `shape`, those of `names` only; each is left out half of the time.
 
     Known names are :data:`OPTIONS`. A bias may hold infinities, of both signs, rows of -inf, and rows of the lowest
     finite number; a mask may have rows without a key, and squares that are all visible or all hidden. Both are of any
@@ -206,7 +206,7 @@ def attention_problems(
     allow_empty: bool = False,
     variants: st.SearchStrategy[Blessed] | None = None,
 ) -> AttentionProblem:
-    """Whole problems; N and M are independent, so that N > M is as frequent as M > N.
+    """Draw whole problems; N and M are independent, so that N > M is as frequent as M > N.
 
     `variants` draws what the kernel is compiled for, out of a pool: it decides the dtype, the head dims, whether rows
     are aligned and whether keys are hidden by position, whatever the other arguments draw.
@@ -240,7 +240,7 @@ def attention_problems(
 
 
 def _as_bytes(draw: st.DrawFn, arrays: list[NDArray[Any]]) -> tuple[list[NDArray[Any]], dict[str, Any]]:
-    """The arrays as they are, or float8 ones as uint8 with the option that says what they are."""
+    """Return the arrays as they are, or float8 ones as uint8 with the option that says what they are."""
     name = arrays[0].dtype.name
     if arrays[0].dtype not in FLOAT8_DTYPES or draw(st.booleans()):
         return arrays, {}
@@ -249,7 +249,7 @@ def _as_bytes(draw: st.DrawFn, arrays: list[NDArray[Any]]) -> tuple[list[NDArray
 
 @st.composite
 def sequence_lengths(draw: st.DrawFn, max_seqlen: int = 130) -> list[tuple[int, int]]:
-    """(query length, key length) of some sequences: any, empty ones among them, or one long among many tiny ones."""
+    """Draw (query length, key length) of some sequences: any, empty ones too, or one long among many tiny ones."""
     if draw(st.booleans()):
         length = seqlens(max_seqlen, allow_empty=True)
         return draw(st.lists(st.tuples(length, length), min_size=1, max_size=5))
@@ -269,7 +269,7 @@ def varlen_problems(
     layout: st.SearchStrategy[Layout] | None = None,
     max_seqlen: int = 130,
 ) -> VarlenProblem:
-    """Whole packed problems; query and key lengths of a sequence are independent, and either may be 0."""
+    """Draw whole packed problems; query and key lengths of a sequence are independent, and either may be 0."""
     real = draw(dtype if dtype is not None else dtypes())
     head_dim, head_dim_v = draw(head_dims if head_dims is not None else head_dim_pairs())
     num_heads, num_kv_heads = draw(st.sampled_from(HEAD_PAIRS))
@@ -297,7 +297,7 @@ def softmax_inputs(
     max_columns: int = 3000,
     infinities: bool = True,
 ) -> Guarded:
-    """Arrays [rows, columns] to take a softmax of; with `infinities`, -inf elements, rows of -inf and some +inf."""
+    """Draw arrays [rows, columns] to take a softmax of; `infinities`: -inf elements, rows of -inf, some +inf."""
     real = draw(dtype if dtype is not None else dtypes())
     awkward = [n for n in (*AWKWARD_SEQLENS, 255, 256, 257, 1023, 1024, 1025, 2049) if n <= max_columns]
     shape = draw(st.integers(1, 5)), draw(st.one_of(st.sampled_from(awkward), st.integers(1, max_columns)))

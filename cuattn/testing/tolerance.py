@@ -119,7 +119,7 @@ def oracle_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def dot_product_error(q: Array, k: Array) -> Array:
-    """The running error bound of the products q . k, in units of u, [B, H, N, M]: the sum of |partial sum| over D.
+    """Bound the running error of the products q . k, in units of u, [B, H, N, M]: the sum of |partial sum| over D.
 
     Taken eight additions at a time: within those, a partial sum is at most the one before plus all magnitudes.
     """
@@ -145,7 +145,7 @@ def logit_errors(
     precision: str | None = None,
     **visibility: Any,
 ) -> tuple[Array, Array]:
-    """The logits [B, H, N, M], and ``4 (1 + |s|) + e`` of each in units of `u`, the unit roundoff of the accumulation.
+    """Return the logits [B, H, N, M], and ``4 (1 + |s|) + e`` of each in units of `u`, the unit roundoff of sums.
 
     With tf32, also what rounding q and k costs; with fp8, what tensor cores cut.
     """
@@ -171,14 +171,14 @@ def logit_errors(
 
 
 def _logit_error(q: Array, k: Array, u: float, *, sinks: ArrayLike | None = None, **options: Any) -> Array:
-    """[B, H, N]: the largest :func:`logit_errors` over the keys of each row that count; 4 for an empty one."""
+    """Return the largest :func:`logit_errors` over the keys of each row that count, [B, H, N]; 4 for an empty one."""
     return row_error(*logit_errors(q, k, u, **options), u, sinks=sinks, softcap=options.get("softcap"))
 
 
 def row_error(
     logits: Array, error: Array, u: float, *, sinks: ArrayLike | None = None, softcap: float | None = None
 ) -> Array:
-    """[B, H, N]: the largest `error`, in units of `u`, over the keys of each row that count; at least 4."""
+    """Return the largest `error`, in units of `u`, over the keys of each row that count, [B, H, N]; at least 4."""
     with np.errstate(invalid="ignore"):
         # A key that is nothing beside another, whatever either loses, does not count: a bias of -3e38 on one key says
         # nothing about the others.
@@ -192,12 +192,12 @@ def row_error(
 
 
 def tiny(u: float) -> float:
-    """The smallest normal number of the accumulation dtype, whose unit roundoff is `u`."""
+    """Return the smallest normal number of the accumulation dtype, whose unit roundoff is `u`."""
     return float(np.finfo(np.float64 if u == unit_roundoff(np.float64) else np.float32).tiny)
 
 
 def _values(x: Any, descale: ArrayLike | None = None, fp8_format: str | None = None) -> Array:
-    """The numbers [B, len, heads, dim] that a kernel was given, its descales [B, G] multiplied in."""
+    """Return the numbers [B, len, heads, dim] that a kernel was given, its descales [B, G] multiplied in."""
     values = decode(to_numpy(x), fp8_format)
     if descale is None:
         return values
@@ -205,7 +205,7 @@ def _values(x: Any, descale: ArrayLike | None = None, fp8_format: str | None = N
 
 
 def _plain(q: Any, k: Any, options: dict[str, Any]) -> tuple[Array, Array, dict[str, Any]]:
-    """q, k and the options of the same problem without descales."""
+    """Return q, k and the options of the same problem without descales."""
     fp8_format = options.get("fp8_format")
     queries = _values(q, options.get("q_descale"), fp8_format)
     keys = _values(k, options.get("k_descale"), fp8_format)
@@ -218,7 +218,7 @@ def without_dropout(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def lse_bound(q: Any, k: Any, **options: Any) -> Array:
-    """What lse may be away from the reference, [B, H, N]: the ``r`` of the rule at the top of this file."""
+    """Return what lse may be away from the reference, [B, H, N]: the ``r`` of the rule at the top of this file."""
     factor = rounding_of_factor(decode(to_numpy(q), options.get("fp8_format")).dtype)
     queries, keys, options = _plain(q, k, options)
     u = unit_roundoff(accumulation_dtype(queries.dtype if to_numpy(q).dtype == np.float64 else np.float32))
@@ -227,7 +227,7 @@ def lse_bound(q: Any, k: Any, **options: Any) -> Array:
 
 
 def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Array, Array, Array]:
-    """The reference and what a result may be away from it: (out, bound of out, lse, bound of lse).
+    """Return the reference and what a result may be away from it: (out, bound of out, lse, bound of lse).
 
     Arrays and options as :func:`cuattn.reference.attention`; out and its bound are [B, N, H, E], the others [B, H, N].
     """
@@ -260,25 +260,25 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
 
 
 def rounding_of_factor(dtype: DTypeLike) -> float:
-    """The ``log(f)`` of the rule, for inputs of `dtype`."""
+    """Return the ``log(f)`` of the rule, for inputs of `dtype`."""
     return math.log(P_FACTORS.get(probability_dtype(dtype), 1))
 
 
 def smallest_operand(dtype: DTypeLike) -> float:
-    """Half the smallest subnormal number of `dtype`, or the smallest normal one of its accumulation dtype if larger."""
+    """Return half the smallest subnormal of `dtype`, or the smallest normal of its accumulation dtype if larger."""
     half = float(ml_dtypes.finfo(np.dtype(dtype)).smallest_subnormal) / 2
     return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
 
 
 def smallest_probability(dtype: DTypeLike, precision: str | None = None) -> float:
-    """The ``t`` of the rule, for inputs of `dtype`."""
+    """Return the ``t`` of the rule, for inputs of `dtype`."""
     narrow = np.dtype(ml_dtypes.float8_e4m3fn) if precision == "fp8" else probability_dtype(dtype)
     half = float(ml_dtypes.finfo(narrow).smallest_subnormal) / P_FACTORS.get(narrow, 1) / 2
     return max(half, float(np.finfo(accumulation_dtype(dtype)).tiny))
 
 
 def sum_of_kept(p: Array, magnitudes: Array) -> Array:
-    """The sum of |V| over the keys of P [B, H, N, M] that are not 0, [B, N, H, E]."""
+    """Return the sum of |V| over the keys of P [B, H, N, M] that are not 0, [B, N, H, E]."""
     kept = (p > 0).astype(np.float64)
     finite = np.where(np.isfinite(magnitudes), magnitudes, 0)
     return np.asarray((kept @ heads_first(finite, p.shape[1], np.float64)).swapaxes(1, 2))

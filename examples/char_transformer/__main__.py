@@ -35,7 +35,7 @@ DTYPES: dict[str, Any] = {
 
 
 def runs(shape: Shape, *, dtype: Any, array_module: Any, steps: int, dropout: float, seed: int) -> tuple[Run, Run]:
-    """(with kernels, in float64): two models of equal weights, yet to be trained."""
+    """Make two models of equal weights, yet to be trained: (with kernels, in float64)."""
     weights = initial_weights(shape, seed)
     around = np.float64 if dtype is np.float64 else np.float32  # of what is not attention
     ours = {name: array_module.asarray(w.astype(around)) for name, w in weights.items()}
@@ -55,7 +55,7 @@ def first_call_seconds(run: Run) -> float:
 
 
 def train(console: Console, kernel: Run, float64: Run, batches: data.Batches) -> None:
-    """All steps of both runs, step by step on the same batches, with a line of progress now and then."""
+    """Make all steps of both runs, step by step on the same batches, with a line of progress now and then."""
     console.print(report.PROGRESS_HEADER)
     every = max(1, kernel.steps // PROGRESS_LINES)
     for step in range(kernel.steps):
@@ -79,7 +79,7 @@ def sample(console: Console, kernel: Run, float64: Run, corpus: data.Corpus, len
 
 
 def checked_image(console: Console, image: Path) -> Path | None:
-    """Where to save the plot; None, and a line that says so, without matplotlib."""
+    """Return where to save the plot; None, and a line that says so, without matplotlib."""
     try:
         plot.check(image)
     except plot.NoMatplotlibError as error:

@@ -10,7 +10,7 @@ from .layers import Array, array_module
 
 
 class Adam:
-    """Changes `weights` in place.
+    """The optimizer: changes `weights` in place.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Adam:
         self.squares = {name: array_module(w).zeros_like(w) for name, w in weights.items()}
 
     def step(self, grads: Mapping[str, Array], rate: float) -> None:
-        """One step against `grads`, an array for each weight. A weight moves by about `rate`."""
+        """Make one step against `grads`, an array for each weight. A weight moves by about `rate`."""
         if grads.keys() != self.weights.keys():
             unpaired = sorted(grads.keys() ^ self.weights.keys())
             raise ValueError(f"each weight needs one gradient; {unpaired} are only weights or only gradients")

@@ -28,7 +28,7 @@ class Attention(Protocol):
 
 
 def split(qkv: Array) -> tuple[Array, Array, Array]:
-    """q, k, v: views [batch, seqlen, heads, head_dim]"""
+    """Split into q, k, v: views [batch, seqlen, heads, head_dim]."""
     return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 

@@ -16,7 +16,7 @@ class TextError(ValueError):
 
 
 def zen_of_python() -> str:
-    """The text that every Python brings: the module `this`, which prints it when imported and keeps it in rot13."""
+    """Return the text that every Python brings: the module `this` prints it when imported, and keeps it in rot13."""
     with contextlib.redirect_stdout(io.StringIO()):
         import this
     return codecs.decode(this.s, "rot13")
@@ -43,7 +43,7 @@ class Corpus:
         return cls(text, "".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
-        """int64 [len(text)]"""
+        """Return the tokens of a text, int64 [len(text)]."""
         unknown = sorted(set(text) - set(self.characters))
         if unknown:
             raise TextError(f"{unknown[0]!r} does not occur in the text that the model learns")
@@ -73,7 +73,7 @@ class Batches:
         self.rng = np.random.default_rng(seed)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
-        """tokens, targets: both [batch_size, seqlen]; a target is the token that follows."""
+        """Draw tokens and targets, both [batch_size, seqlen]; a target is the token that follows."""
         starts = self.rng.integers(self.tokens.size - self.seqlen, size=(self.batch_size, 1))
         excerpts = self.tokens[starts + np.arange(self.seqlen + 1)]
         return excerpts[:, :-1], excerpts[:, 1:]

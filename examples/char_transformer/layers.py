@@ -43,7 +43,7 @@ def embedding(indices: Array, table: Array) -> tuple[Array, Saved]:
 
 
 def embedding_backward(dy: Array, saved: Saved) -> Array:
-    """dtable. A product with a one-hot matrix adds up the rows of equal index in one order, on a GPU too."""
+    """Return dtable. A product with a one-hot matrix adds up the rows of equal index in one order, on a GPU too."""
     indices, count = saved
     return rows(one_hot(indices, count, dy.dtype)).T @ rows(dy)
 
@@ -54,7 +54,7 @@ def linear(x: Array, weight: Array) -> tuple[Array, Saved]:
 
 
 def linear_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
-    """dx, dweight"""
+    """Return dx and dweight."""
     x, weight = saved
     return dy @ weight.T, rows(x).T @ rows(dy)
 
@@ -67,7 +67,7 @@ def rms_norm(x: Array, gain: Array) -> tuple[Array, Saved]:
 
 
 def rms_norm_backward(dy: Array, saved: Saved) -> tuple[Array, Array]:
-    """dx, dgain"""
+    """Return dx and dgain."""
     unit, inverse, gain = saved
     dunit = dy * gain
     dx = inverse * (dunit - unit * (dunit * unit).mean(axis=-1, keepdims=True))
@@ -81,7 +81,7 @@ def gelu(x: Array) -> tuple[Array, Saved]:
 
 
 def gelu_backward(dy: Array, saved: Saved) -> Array:
-    """dx"""
+    """Return dx."""
     x, t = saved
     slope = GELU_SLOPE * (1 + 3 * GELU_CUBIC * x * x)
     return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)
@@ -96,6 +96,6 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Saved]:
 
 
 def cross_entropy_backward(saved: Saved) -> Array:
-    """dlogits. The loss is where the gradients start, so there is no dy."""
+    """Return dlogits. The loss is where the gradients start, so there is no dy."""
     log_p, hot = saved
     return (np.exp(log_p) - hot) / (hot.size // hot.shape[-1])

@@ -55,7 +55,7 @@ def initial_weights(shape: Shape, seed: int) -> dict[str, np.ndarray]:
 
 
 class CharTransformer:
-    """Logits of the next character, and the gradients of their cross entropy.
+    """The model: logits of the next character, and the gradients of their cross entropy.
 
     Parameters
     ----------
@@ -85,11 +85,11 @@ class CharTransformer:
         self.dropout_seed = dropout_seed
 
     def logits(self, tokens: np.ndarray) -> Array:
-        """[B, N, V] for `tokens` [B, N], without dropout."""
+        """Return the logits [B, N, V] for `tokens` [B, N], without dropout."""
         return self._forward(self._checked(tokens), step=None)[0]
 
     def loss_and_grads(self, tokens: np.ndarray, targets: np.ndarray, step: int = 0) -> tuple[Array, Arrays]:
-        """Mean cross entropy in nats, and its gradient with respect to each weight, by name.
+        """Return the mean cross entropy in nats, and its gradient with respect to each weight, by name.
 
         `tokens` and `targets` are integers [B, N]. With dropout, each `step` and block has its own mask.
         """
@@ -100,7 +100,7 @@ class CharTransformer:
         return loss, self._backward(layers.cross_entropy_backward(saved_loss), saved)
 
     def _checked(self, tokens: np.ndarray, name: str = "tokens") -> Array:
-        """`tokens` where the weights are; refused if they are not indices of what the model knows."""
+        """Return `tokens` where the weights are; refused if they are not indices of what the model knows."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise ValueError(f"{name} must be integers [batch, seqlen], not {tokens.dtype} {list(tokens.shape)}")
@@ -116,7 +116,7 @@ class CharTransformer:
         return array_module(self.weights["characters"]).asarray(tokens)
 
     def _dropout(self, step: int | None, block: int) -> dict[str, Any]:
-        """Options of attention: none outside of training."""
+        """Return the dropout options of attention: none outside of training."""
         if step is None or not self.dropout_p:
             return {}
         offset = step * self.shape.blocks + block
@@ -147,7 +147,7 @@ class CharTransformer:
         return grads
 
     def _block(self, x: Array, block: int, dropout: dict[str, Any]) -> tuple[Array, Saved]:
-        """Two branches, each normalized first and added to what it was given."""
+        """Compute two branches, each normalized first and added to what it was given."""
         w, width, heads = self.weights, self.shape.width, self.shape.heads
         y, saved_norm_attention = layers.rms_norm(x, w[f"{block}.norm_attention"])
         qkv, saved_qkv = layers.linear(y, w[f"{block}.qkv"])
@@ -164,7 +164,7 @@ class CharTransformer:
         return x + y, (*saved, saved_norm_mlp, saved_expand, saved_gelu, saved_contract)
 
     def _block_backward(self, dx: Array, block: int, saved: Saved, grads: Arrays) -> Array:
-        """The gradient with respect to the block's input; those of its weights are added to `grads`."""
+        """Return the gradient with respect to the block's input; those of its weights are added to `grads`."""
         saved_norm_attention, saved_qkv, saved_attention, saved_out = saved[:4]
         saved_norm_mlp, saved_expand, saved_gelu, saved_contract = saved[4:]
         dy, grads[f"{block}.contract"] = layers.linear_backward(dx, saved_contract)

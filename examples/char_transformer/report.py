@@ -21,19 +21,19 @@ PROGRESS_HEADER = f"{'step':>5}  {'kernels':>8}  {'float64':>8}  {'difference':>
 
 
 def progress_line(kernel: Run, float64: Run) -> str:
-    """The losses of the newest step, and the time that the others will take at the pace so far."""
+    """Return the losses of the newest step, and the time that the others will take at the pace so far."""
     done, loss, expected = len(kernel.losses), kernel.losses[-1], float64.losses[-1]
     left_s = (kernel.time_s + float64.time_s) / done * (kernel.steps - done)
     return f"{done - 1:5}  {loss:8.4f}  {expected:8.4f}  {abs(loss - expected):10.1e}  about {left_s:.0f} s left"
 
 
 def largest_difference(kernel: Run, float64: Run) -> float:
-    """Of the losses, over the steps that are compared; NaN if one of them is."""
+    """Return the largest difference of the losses over the steps that are compared; NaN if one of them is."""
     return float(np.abs(np.subtract(kernel.losses, float64.losses))[:COMPARED_STEPS].max())
 
 
 def summary(runs: Mapping[str, Run]) -> Table:
-    """One row for each run, by the name that it has in the table."""
+    """Return one row for each run, by the name that it has in the table."""
     table = Table(title=f"loss in nats per character (last: mean of {LAST_STEPS} steps), and time of training")
     table.add_column("attention", no_wrap=True)
     for name in ("first loss", "last loss", "time", "a step"):
@@ -50,6 +50,6 @@ def summary(runs: Mapping[str, Run]) -> Table:
 
 
 def agreeing(written: str, text: str) -> int:
-    """How many characters two texts have in common from their start."""
+    """Count the characters that two texts have in common from their start."""
     pairs = zip(written, text, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -15,7 +15,7 @@ WARMUP = 20
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Adam's rate at `step`, from 0, of `steps`: a straight line from `RATE` to 0, behind a start that is slow."""
+    """Return Adam's rate at `step`, from 0, of `steps`: a line from `RATE` to 0, behind a start that is slow."""
     return RATE * min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
 
 
@@ -39,7 +39,7 @@ class Run:
 
 
 def continuation(model: CharTransformer, prompt: np.ndarray, length: int) -> np.ndarray:
-    """`prompt` [n] and the `length` tokens that the model finds likeliest after it, one by one, [n + length]."""
+    """Continue `prompt` [n] by the `length` tokens that the model finds likeliest, one by one, [n + length]."""
     tokens = list(prompt)
     for _ in range(length):
         logits = model.logits(np.array([tokens[-model.shape.context :]]))

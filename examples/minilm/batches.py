@@ -10,7 +10,7 @@ from .model import Batch
 
 
 def bucketed(token_lists: Sequence[Sequence[int]]) -> list[Batch]:
-    """One batch for each length that occurs: no padding, one attention call for each batch and layer."""
+    """Make one batch for each length that occurs: no padding, one attention call for each batch and layer."""
     by_length: dict[int, list[int]] = {}
     for index, tokens in enumerate(token_lists):
         by_length.setdefault(len(tokens), []).append(index)
@@ -25,7 +25,7 @@ def bucketed(token_lists: Sequence[Sequence[int]]) -> list[Batch]:
 
 
 def padded(token_lists: Sequence[Sequence[int]], batch_size: int = 8) -> list[Batch]:
-    """Batches of `batch_size` in the order given, zeros to the right of the shorter ones."""
+    """Make batches of `batch_size` in the order given, zeros to the right of the shorter ones."""
     batches = []
     for start in range(0, len(token_lists), batch_size):
         rows = token_lists[start : start + batch_size]

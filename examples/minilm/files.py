@@ -40,7 +40,7 @@ class ModelFiles:
 
 
 def verified(path: Path, sha256: str) -> bytes:
-    """The contents of `path`, if they have the digest `sha256`; else a `ModelFileError`."""
+    """Return the contents of `path`, if they have the digest `sha256`; else a `ModelFileError`."""
     try:
         contents = path.read_bytes()
     except OSError as error:

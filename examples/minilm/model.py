@@ -32,7 +32,7 @@ class Batch:
 
     @property
     def mask(self) -> np.ndarray:
-        """[B, N], True at the real tokens."""
+        """The mask [B, N], True at the real tokens."""
         return np.arange(self.tokens.shape[1]) < np.array(self.lengths)[:, None]
 
     @property
@@ -88,7 +88,7 @@ class Encoder:
                 self.weights[f"{prefix}.qkv.{kind}"] = np.concatenate(parts)
 
     def embed(self, batches: Sequence[Batch], progress: Callable[[Batch], None] = lambda batch: None) -> np.ndarray:
-        """Embeddings of all the sentences in `batches`, [sentences, hidden], each of length 1."""
+        """Embed all the sentences in `batches`, [sentences, hidden], each vector of length 1."""
         width = self.weights["embeddings.LayerNorm.bias"].size
         embeddings = np.empty((sum(len(batch.sentences) for batch in batches), width), self.dtype)
         for batch in batches:
@@ -100,7 +100,7 @@ class Encoder:
         return embeddings
 
     def hidden_states(self, batch: Batch) -> np.ndarray:
-        """The last layer's states, [B, N, hidden]; rows beyond a sentence's length have no meaning."""
+        """Return the last layer's states, [B, N, hidden]; rows beyond a sentence's length have no meaning."""
         if self.packed_attention is None:
             positions = np.arange(batch.tokens.shape[1])
             return self.layers(batch.tokens, positions, lambda q, k, v: self.attend(q, k, v, batch))
@@ -110,7 +110,7 @@ class Encoder:
         return cuattn.restore_padding(x, plan)
 
     def layers(self, tokens: np.ndarray, positions: np.ndarray, attention: Attention) -> np.ndarray:
-        """The states [*tokens.shape, hidden] behind the last layer; q, k and v are [*tokens.shape, H, D]."""
+        """Return the states [*tokens.shape, hidden] behind the last layer; q, k and v are [*tokens.shape, H, D]."""
         w = self.weights
         self.tokens_computed += tokens.size
         x = w["embeddings.word_embeddings.weight"][tokens]
@@ -129,7 +129,7 @@ class Encoder:
         return x
 
     def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, batch: Batch) -> np.ndarray:
-        """Attention within each sentence of a batch, [B, N, H, D]; zeros in the padding."""
+        """Attend within each sentence of a batch, [B, N, H, D]; zeros in the padding."""
         if not batch.padded:
             return self.attention(q, k, v)
         out = np.zeros(q.shape, self.dtype)

@@ -29,7 +29,7 @@ PUPILS = ("Why is the sky blue?", "Why do boats float?")
 
 
 def encode(model: files.ModelFile, questions: Sequence[str], system: str, count: int) -> list[list[int]]:
-    """Prompts as token numbers; a `click.ClickException` if one leaves no room for `count` more."""
+    """Encode prompts as token numbers; a `click.ClickException` if one leaves no room for `count` more."""
     prompts = [model.tokenizer.encode(chat.prompt(question, system)).ids for question in questions]
     longest, context = max(map(len, prompts)), model.weights.shape.context
     if longest + count > context:

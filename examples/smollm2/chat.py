@@ -12,7 +12,7 @@ SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def tokenizer(tokens: Sequence[str], merges: Sequence[str], token_types: Sequence[int]) -> tokenizers.Tokenizer:
-    """A tokenizer of a GGUF file's lists, whose ``tokenizer.ggml.pre`` is smollm: every digit is a word of its own.
+    """Make a tokenizer of a GGUF file's lists, whose ``tokenizer.ggml.pre`` is smollm: every digit is a word.
 
     The rest of a text is split as GPT-2 does it, and every word becomes bytes, which `merges` join in their order.
     """
@@ -35,7 +35,7 @@ def tokenizer(tokens: Sequence[str], merges: Sequence[str], token_types: Sequenc
 
 
 def prompt(question: str, system: str = SYSTEM) -> str:
-    """A question in the form that the model was trained on; `system` tells it who it is."""
+    """Put a question in the form that the model was trained on; `system` tells it who it is."""
     turns = {"system": system, "user": question}
     told = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns.items())
     return f"{told}<|im_start|>assistant\n"

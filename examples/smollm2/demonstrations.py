@@ -56,12 +56,12 @@ class Demonstrations:
 
     @property
     def page_bytes(self) -> int:
-        """Of the keys and values of one page, in all layers."""
+        """Bytes of the keys and values of one page, in all layers."""
         shape = self.weights.shape
         return 2 * shape.blocks * self.page_size * shape.kv_heads * shape.head_dim * np.dtype(np.float32).itemsize
 
     def model(self, prompts: Sequence[Sequence[int]], prefix_caching: bool = False) -> CachedModel:
-        """A model with an empty cache, in which all `prompts` and their answers have room."""
+        """Make a model with an empty cache, in which all `prompts` and their answers have room."""
         shape = self.weights.shape
         cache = cuattn.PagedKVCache(
             sum(-(-(len(prompt) + self.count) // self.page_size) for prompt in prompts),
@@ -76,7 +76,7 @@ class Demonstrations:
         return CachedModel(self.on_device, cache, self.array_module)
 
     def warm_up(self) -> float:
-        """Seconds until every kernel is compiled, or loaded from the cache: those of prompts, of answers, of both."""
+        """Return the seconds until every kernel is compiled, or loaded: those of prompts, of answers, of both."""
         start = time.perf_counter()
         requests = [Request([0, 0]), Request([0, 0], arrival=1)]
         limits = {"count": min(3, self.count), "end": -1, "speed": Speed()}
@@ -84,11 +84,11 @@ class Demonstrations:
         return time.perf_counter() - start
 
     def greedy(self, prompts: Sequence[list[int]]) -> list[Comparison]:
-        """All prompts in one step, then a token of every answer in each step; always the likeliest one."""
+        """Answer all prompts in one step, then a token of every answer in each step; always the likeliest one."""
         return self.compared("the cached model", self.model(prompts), [Request(prompt) for prompt in prompts])
 
     def prefix(self, prompts: Sequence[list[int]]) -> list[Comparison]:
-        """Each prompt arrives one step after the one before, and finds the pages that their beginnings share.
+        """Let each prompt arrive one step after the one before, and find the pages that their beginnings share.
 
         The rest of it is computed in one step together with the next token of the answers under way.
         """
@@ -107,7 +107,7 @@ class Demonstrations:
         ]
 
     def samples(self, prompt: list[int], number: int, temperature: float, seed: int) -> tuple[list[Request], int]:
-        """Several answers to one prompt, drawn at random, and the pages that they take together in the end."""
+        """Draw several answers to one prompt at random, and count the pages that they take together in the end."""
         model = self.model([prompt] * number)
         choosers = [sampler(temperature, [seed, sample]) for sample in range(number)]
         requests = forked(model, prompt, choosers, self.speed)

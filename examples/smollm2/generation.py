@@ -21,7 +21,7 @@ def likeliest(logits: np.ndarray) -> int:
 
 
 def sampler(temperature: float, seed: Sequence[int]) -> Choose:
-    """Draws tokens with the probabilities softmax(logits / temperature), the same ones for the same `seed`."""
+    """Make a function that draws tokens from softmax(logits / temperature), the same ones for the same `seed`."""
     rng = np.random.default_rng(seed)
     # The largest of logits plus Gumbel noise is distributed as their softmax: no sum, no exponential (Gumbel, 1954).
     return lambda logits: int((logits / temperature + rng.gumbel(size=logits.shape)).argmax())
@@ -41,7 +41,7 @@ class Request:
 
     @property
     def new(self) -> list[int]:
-        """Tokens that the cache does not hold yet: the prompt, or the latest token of the answer."""
+        """Return the tokens that the cache does not hold yet: the prompt, or the latest token of the answer."""
         return [*self.prompt, *self.answer][self.sequence.length :]
 
     def take(self, logits: np.ndarray) -> None:
@@ -104,7 +104,7 @@ def generate(
 def generate_plain(
     model: PlainModel, prompt: Sequence[int], *, count: int, end: int, progress: Callable[[], None] = lambda: None
 ) -> Request:
-    """The likeliest answer according to the plain model."""
+    """Return the likeliest answer according to the plain model."""
     request = Request(list(prompt))
     while not request.ended(count, end):
         request.take(model.logits([*request.prompt, *request.answer]))
@@ -113,7 +113,7 @@ def generate_plain(
 
 
 def forked(model: CachedModel, prompt: list[int], choosers: Sequence[Choose], speed: Speed) -> list[Request]:
-    """Requests of one prompt, computed once: each has its first token, and all of them share the prompt's pages."""
+    """Make requests of one prompt, computed once: each has its first token, and all share the prompt's pages."""
     sequence = model.cache.add(prompt)
     start = time.perf_counter()
     (logits,) = on_host(model.logits([sequence], [prompt]))

@@ -23,7 +23,7 @@ Attention = Callable[[int, Array], Array]
 
 
 class CachedModel:
-    """Logits of the next token of some sequences, whose earlier tokens are in `cache`.
+    """A model that gives logits of the next token of some sequences, whose earlier tokens are in `cache`.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class CachedModel:
         self.heads = {"num_heads": shape.heads, "num_kv_heads": shape.kv_heads}
 
     def logits(self, sequences: Sequence[CachedSequence], tokens: Sequence[Sequence[int]]) -> Array:
-        """Logits [len(sequences), vocabulary] after `tokens`, the new ones of each sequence; the cache takes them in.
+        """Return logits [len(sequences), vocabulary] after each sequence's new `tokens`, which the cache takes in.
 
         Sequences that were all empty are prompts, and see only what is passed here: `attention_varlen`. With any other
         among them, all of them read the pages, whether for one new token or for the rest of a prompt.
@@ -61,7 +61,7 @@ class CachedModel:
         return logits
 
     def attention_of_prompts(self, step: Step) -> Attention:
-        """Attention among new tokens alone; q and k are turned where the projection is taken apart."""
+        """Attend among new tokens alone; q and k are turned where the projection is taken apart."""
         cu_seqlens = step.cu_seqlens
 
         def attention(layer: int, qkv: Array) -> Array:
@@ -72,7 +72,7 @@ class CachedModel:
         return attention
 
     def attention_of_pages(self, step: Step) -> Attention:
-        """Attention to all that is cached; k is turned on its way into the pages, q by the kernel that reads them.
+        """Attend to all that is cached; k is turned on its way into the pages, q by the kernel that reads them.
 
         The work is the same in every layer, and planned once.
         """
@@ -93,7 +93,7 @@ class CachedModel:
         return attention
 
     def layers(self, tokens: Array, attention: Attention) -> Array:
-        """The states [T, width] behind the last layer."""
+        """Return the states [T, width] behind the last layer."""
         x = self.weights.embedding[tokens]
         for layer, block in enumerate(self.weights.blocks):
             attended = attention(layer, self.rms_norm(x, block.attention_norm) @ block.qkv.T)
@@ -109,6 +109,6 @@ class CachedModel:
 
 
 def silu(x: Array) -> Array:
-    """x / (1 + e^-x), as a hyperbolic tangent, which cannot overflow"""
+    """Return x / (1 + e^-x), as a hyperbolic tangent, which cannot overflow."""
     half = np.float32(0.5)
     return half * x * (1 + np.tanh(half * x))

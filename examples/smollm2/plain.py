@@ -16,13 +16,13 @@ from .weights import Block, Shape, Weights
 
 
 class PlainModel:
-    """Logits of the next token, computed from all tokens before it."""
+    """A model that gives logits of the next token, computed from all tokens before it."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """[vocabulary], of the token that follows `tokens`"""
+        """Return the logits [vocabulary] of the token that follows `tokens`."""
         shape = self.weights.shape
         x = self.weights.embedding[np.asarray(tokens)]
         for block in self.weights.blocks:
@@ -33,7 +33,7 @@ class PlainModel:
 
 
 def attention(x: np.ndarray, block: Block, shape: Shape) -> np.ndarray:
-    """Causal attention of every token to those before it and itself, [N, width]"""
+    """Attend from every token to those before it and itself, [N, width]."""
     query_width, key_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     parts = np.split(x @ block.qkv.T, [query_width, query_width + key_width], axis=-1)
     q, k, v = (part.reshape(len(x), -1, shape.head_dim).swapaxes(0, 1) for part in parts)  # [H or G, N, D]
@@ -46,7 +46,7 @@ def attention(x: np.ndarray, block: Block, shape: Shape) -> np.ndarray:
 
 
 def rotated(x: np.ndarray, base: float) -> np.ndarray:
-    """Rotary embedding of [..., N, D]: pair (2i, 2i + 1) of token n turns by n * base ** (-2i / D)."""
+    """Turn [..., N, D]: pair (2i, 2i + 1) of token n by n * base ** (-2i / D)."""
     seqlen, head_dim = x.shape[-2:]
     angles = np.outer(np.arange(seqlen), base ** (-np.arange(0, head_dim, 2) / head_dim))
     pairs = np.ascontiguousarray(x).view(np.complex64) * np.exp(1j * angles).astype(np.complex64)

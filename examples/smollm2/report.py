@@ -21,7 +21,7 @@ class Comparison:
 
     @property
     def agreeing(self) -> int:
-        """Tokens from the first on that are equal."""
+        """Number of tokens from the first on that are equal."""
         pairs = zip(self.answer.answer, self.expected.answer, strict=False)
         return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), len(self.expected.answer))
 
@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """The largest of a logit, where both models had read the same tokens."""
+        """The largest difference of a logit, where both models had read the same tokens."""
         both = slice(0, self.agreeing + 1)
         pairs = zip(self.answer.logits[both], self.expected.logits[both], strict=False)
         return max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
@@ -65,7 +65,7 @@ def comparisons(rows: Sequence[Comparison], title: str) -> Table:
 
 
 def texts(pairs: Sequence[tuple[str, str]]) -> Table:
-    """Questions and answers, or names and texts; as they are, whatever brackets they hold."""
+    """Print questions and answers, or names and texts; as they are, whatever brackets they hold."""
     table = Table(show_header=False, show_lines=True)
     table.add_column(ratio=1)
     table.add_column(ratio=3)
@@ -75,7 +75,7 @@ def texts(pairs: Sequence[tuple[str, str]]) -> Table:
 
 
 def sharing(requests: Sequence[Request], used_pages: int, page_size: int, page_bytes: int) -> str:
-    """How many pages the sequences take, and how many they would take if each had its own."""
+    """Say how many pages the sequences take, and how many they would take if each had its own."""
     alone = sum(-(-request.sequence.length // page_size) for request in requests)
     saved = alone - used_pages
     return (

@@ -52,11 +52,11 @@ class Weights:
 
     @property
     def count(self) -> int:
-        """How many numbers were trained."""
+        """Number of numbers that were trained."""
         arrays = [getattr(block, f.name) for block in self.blocks for f in fields(Block)]
         return sum(x.size for x in (self.embedding, *arrays, self.norm))
 
     def to(self, asarray: Callable[[Array], Array]) -> Weights:
-        """The same weights through ``asarray``: ``cupy.asarray`` brings them to the GPU."""
+        """Copy the weights through ``asarray``: ``cupy.asarray`` brings them to the GPU."""
         blocks = tuple(Block(*(asarray(getattr(block, f.name)) for f in fields(Block))) for block in self.blocks)
         return Weights(self.shape, asarray(self.embedding), blocks, asarray(self.norm))

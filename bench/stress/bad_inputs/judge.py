@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """So much more memory, and no more: beyond it, the system makes an allocation fail."""
+    """Allow the process so much more memory, and no more: beyond it, the system makes an allocation fail."""
     with open("/proc/self/statm", encoding="ascii") as status:
         used = int(status.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -115,7 +115,7 @@ def _judge(name: str, call: Call, replaced: Mapping[str, Value]) -> tuple[str, b
 
 
 def _run(function: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Any, CuattnError | str | None]:
-    """The result and None; or the error, in words if it is not of the package."""
+    """Make the call: its result and None, or the error, in words if it is not of the package."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -20,7 +20,7 @@ class ArrayOnly:
 
 
 class DLPackOnly:
-    """Likewise by DLPack."""
+    """An array of another library, known by DLPack alone."""
 
     def __init__(self, array: Any) -> None:
         self._array = array

@@ -153,7 +153,7 @@ def _read_only(rng: Random, base: Any, others: Mapping[str, Any], written: bool)
 
 
 def _cast(rng: Random, base: Any, others: Mapping[str, Any], written: bool) -> Value:
-    """To a dtype of another kind."""
+    """The value in a dtype of another kind."""
     dtypes = [
         np.float16,
         np.float32,
@@ -219,7 +219,7 @@ def _stretched(rng: Random, base: Any, others: Mapping[str, Any], written: bool)
 
 
 def _numbers(rng: Random, base: Any, others: Mapping[str, Any], written: bool) -> Value:
-    """One entry out of range."""
+    """The value with one entry out of range."""
     changed = base.copy()
     if not base.size:
         return Value("itself", changed, base)
@@ -237,7 +237,7 @@ def _numbers(rng: Random, base: Any, others: Mapping[str, Any], written: bool) -
 
 
 def _overlapping(rng: Random, base: Any, others: Mapping[str, Any], written: bool) -> Value:
-    """Memory of another argument, or elements that share memory."""
+    """An array in the memory of another argument, or one whose elements share memory."""
     if not written:
         return Value("itself", base.copy(), base)
     arrays = [

@@ -169,7 +169,7 @@ def flash_attn_qkvpacked_func(
 
 
 def _split(qkv: Any, num_heads_q: Any) -> list[Any]:
-    """q, k and v as views."""
+    """Return q, k and v as views of the packed array."""
     array = executor_for(qkv=qkv).asarray("qkv", qkv)
     if array.ndim != 4:
         return unpack("qkv", array, "[batch, seqlen, 3, heads, head_dim]", 2, 3)

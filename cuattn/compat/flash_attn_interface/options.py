@@ -20,7 +20,7 @@ def logit_options(
     softcap: Any,
     learnable_sink: Any = None,
 ) -> dict[str, Any]:
-    """The options of `cuattn.attention` that shape the logits."""
+    """Return the options of `cuattn.attention` that shape the logits."""
     if qv is not None:
         raise NotSupportedError(
             "qv is given; logits with a second product, of qv and v, are not offered: None is allowed. Where the head "

@@ -101,7 +101,7 @@ def bound(instructions: Sequence[Instruction], *, clock_ghz: float = CLOCK_GHZ, 
 
 
 def _cycles_alone(instructions: Sequence[Instruction], cycles: Mapping[str, float]) -> float:
-    """Cycles of the matrix products, with what they read from shared memory, and then of all the rest."""
+    """Return the cycles of the matrix products, with what they read from shared memory, and those of all the rest."""
     operands = kinds.wgmma_shared_bytes(instructions) * PARTITIONS / SHARED_BYTES_PER_CYCLE
     rest = {name: value for name, value in cycles.items() if name != "matrix"}
     rest["shared"] = cycles.get("shared", 0.0) - operands
@@ -109,7 +109,7 @@ def _cycles_alone(instructions: Sequence[Instruction], cycles: Mapping[str, floa
 
 
 def unit_cycles(instructions: Sequence[Instruction]) -> dict[str, float]:
-    """Unit to cycles, for one warp; units that are not used are left out."""
+    """Return the cycles of each unit for one warp; units that are not used are left out."""
     cycles = dict.fromkeys(("matrix", *UNIT_RATES, "shared"), 0.0)
     for instruction in instructions:
         shape = kinds.shape(instruction)

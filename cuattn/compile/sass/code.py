@@ -1,4 +1,4 @@
-"""From the text of nvdisasm to functions and instructions.
+"""The way from the text of nvdisasm to functions and instructions.
 
 >>> text = '''
 ... .text.scale:
@@ -29,7 +29,7 @@ _NO_JUMP = frozenset({"BSSY", "UMOV", "MOV", "CALL", "BMOV", "LEPC"})
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction.
+    """One machine instruction.
 
     Attributes
     ----------

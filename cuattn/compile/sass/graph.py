@@ -79,7 +79,7 @@ def _falls_through(last: Instruction) -> bool:
 
 
 def order(blocks: list[Block]) -> dict[int, int]:
-    """Block to its place in reverse postorder from the entry; blocks that are never reached are left out."""
+    """Number the blocks in reverse postorder from the entry; blocks that are never reached are left out."""
     if not blocks:
         return {}
     found = _postorder(0, lambda block: blocks[block].successors)
@@ -125,7 +125,7 @@ def loops_of(blocks: list[Block]) -> list[Loop]:
 
 
 def _dominators(place: Mapping[int, int], predecessors: Mapping[int, list[int]]) -> dict[int, int]:
-    """Block to its immediate dominator (Cooper, Harvey, Kennedy: A Simple, Fast Dominance Algorithm, 2001)."""
+    """Find immediate dominators of blocks (Cooper, Harvey, Kennedy: A Simple, Fast Dominance Algorithm, 2001)."""
     entry, *others = place
     dominator = {entry: entry}
     for _ in place:
@@ -178,7 +178,7 @@ def iteration(blocks: list[Block], loop: Loop, weigh: Callable[[Iterable[Instruc
 def straight(
     blocks: list[Block], loops: list[Loop], weigh: Callable[[Iterable[Instruction]], Weight]
 ) -> list[Instruction]:
-    """The same for a whole function, from its entry to its end, each loop once."""
+    """The instructions of a whole function, from its entry to its end, each loop once."""
     place = order(blocks)
     if not place:
         return []

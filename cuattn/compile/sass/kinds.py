@@ -92,7 +92,7 @@ class Shape:
 
 
 def kind(instruction: Instruction) -> str:
-    """A key of `KINDS`."""
+    """Return what an instruction is for: a key of `KINDS`."""
     return _kind(instruction.opcode)
 
 
@@ -107,13 +107,13 @@ def _kind(opcode: str) -> str:
 
 
 def count(instructions: Iterable[Instruction]) -> dict[str, int]:
-    """Kind to the number of instructions, in the order of `KINDS`, without zeros."""
+    """Count instructions of each kind, in the order of `KINDS`, without zeros."""
     found = Counter(map(kind, instructions))
     return {name: found[name] for name in KINDS if found[name]}
 
 
 def shape(instruction: Instruction) -> Shape | None:
-    """Of a matrix product; None for anything else."""
+    """Return the shape of a matrix product; None for anything else."""
     return _shape(instruction.opcode)
 
 

@@ -102,12 +102,12 @@ class KernelReport:
         return self.loops[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dicts and lists, for JSON."""
+        """Convert the report to nested dicts and lists, for JSON."""
         return dataclasses.asdict(self)
 
 
 def inspect(binary: Binary, *, clock_ghz: float = CLOCK_GHZ, num_sms: int = NUM_SMS) -> dict[str, KernelReport]:
-    """Entry name to report, for every kernel of a CUBIN.
+    """Report on every kernel of a CUBIN, by entry name.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ ROUNDING_NAMES = ("rn", "rz", "rm", "rp")
 
 
 def _arithmetic(ins: Instruction, operation: str, kind: str, rounding: str, flags: int) -> Row | None:
-    """The handler of the plain form, or the general one with the operation, rounding mode and flags as data."""
+    """Lower the plain form to its handler, any other to the general one with operation, rounding and flags as data."""
     d, *sources = expect(ins, 1 + SOURCES.get(operation, 1))
     srcs = [read(operand, kind) for operand in sources]
     dsts = [write(d, kind)]
@@ -44,7 +44,7 @@ def lower_add(ins: Instruction, context: Context) -> Row | None:
 
 @rule("div", "rcp", "sqrt", "rsqrt")
 def lower_div(ins: Instruction, context: Context) -> Row | None:
-    """``.full`` and the approximate reciprocal and roots are rounded correctly, which lies within their bounds."""
+    """Lower div, rcp, sqrt, rsqrt: ``.full`` and ``.approx`` are rounded correctly, which lies within their bounds."""
     if ins.parts[-1] not in ("f32", "f64"):
         return None
     with Opcode(ins) as op:

@@ -18,7 +18,7 @@ def _is_int(ins: Instruction) -> bool:
 
 
 def _row(name: str, ins: Instruction, types: str | tuple[str, ...]) -> Row:
-    """A row with the destination first; ``types`` has one type, or one an operand."""
+    """Make a row with the destination first; ``types`` has one type, or one for each operand."""
     each = (types,) * len(ins.operands) if isinstance(types, str) else types
     operands = expect(ins, len(each))
     srcs = [read(operand, kind) for operand, kind in zip(operands[1:], each[1:], strict=True)]
@@ -56,7 +56,7 @@ def lower_add(ins: Instruction, context: Context) -> Row | list[Row] | None:
 
 @rule("addc", "subc")
 def lower_carry(ins: Instruction, context: Context) -> Row | None:
-    """add.cc, addc, addc.cc and the same for sub: one handler, with a carry of zero or into nothing where unused."""
+    """Lower add.cc, addc, addc.cc and the same of sub to one handler; an unused carry is zero, or goes nowhere."""
     with Opcode(ins) as op:
         kind = op.last()
         carry_out = op.take("cc")

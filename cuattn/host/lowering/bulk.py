@@ -40,7 +40,7 @@ class _Parts:
         self.parts = list(parts)
 
     def take(self, *allowed: str) -> str:
-        """The next modifier, which must be one of ``allowed``."""
+        """Take the next modifier, which must be one of ``allowed``."""
         if not self.parts or self.parts[0] not in allowed:
             found = self.parts[0] if self.parts else "nothing"
             raise ValueError(f"one of .{', .'.join(allowed)} expected, found {found}")
@@ -75,7 +75,7 @@ class _Operands:
         return source(self.items.pop(0), "b32")
 
     def tensor(self, rank: int, wide_flag: int) -> tuple[list[Source], list[Source]]:
-        """``[map, {coordinates}]``: the map's address, and the coordinates."""
+        """Take ``[map, {coordinates}]``: the map's address, and the coordinates."""
         operand = self.items.pop(0)
         if not isinstance(operand, Address) or len(operand.extra) != 1 or not isinstance(operand.extra[0], Vector):
             raise ValueError("a tensor operand is [map, {coordinates}]")
@@ -89,13 +89,13 @@ class _Operands:
         return [slot, offset], [source(x, "b32") for x in coordinates]
 
     def finish(self, has_hint: bool) -> None:
-        """What is left: the cache policy."""
+        """Take what is left: the cache policy."""
         if len(self.items) != int(has_hint):
             raise ValueError("wrong number of operands")
         self.policy = self.items.pop() if has_hint else None
 
     def checked(self, row: Row | None) -> Row | list[Row] | None:
-        """The row, behind the check of its cache policy."""
+        """Make the row, behind the check of its cache policy."""
         return [policy_check(self.policy), row] if row and self.policy else row
 
 
@@ -266,7 +266,7 @@ def _mask(operands: _Operands, multicast: bool) -> Source:
 
 @rule("prefetch")
 def lower_prefetch_tensormap(ins: Instruction, context: Context) -> Row | None:
-    """A hint, but it must be a tensor map that it names."""
+    """Lower the prefetch of a tensor map: a hint, but it must be a tensor map that it names."""
     if ins.parts[-1] != "tensormap":
         return None
     slot, offset, wide = address(ins.operands[0], context, SPACES["generic"])
@@ -275,7 +275,7 @@ def lower_prefetch_tensormap(ins: Instruction, context: Context) -> Row | None:
 
 @rule("createpolicy")
 def lower_createpolicy(ins: Instruction, context: Context) -> Row | None:
-    """A policy changes nothing here, but it is one of the words that the hardware knows: that of its first priority."""
+    """Lower createpolicy: a policy changes nothing here, but its word must be one that the hardware knows."""
     policy = destination(ins.operands[0])
     words = [POLICIES[part] for part in ins.parts if part in POLICIES]
     if policy is None or not policy.wide or ins.parts[-1] != "b64" or not words:

@@ -16,7 +16,7 @@ WANT_PREDICATE = 8
 
 
 def _pair(operand: Operand) -> tuple[Reg | None, Reg | None, int]:
-    """The two destinations of ``d|p``, and the flag that says whether the second is wanted."""
+    """Split ``d|p`` into its two destinations, and the flag that says whether the second is wanted."""
     if isinstance(operand, Pair):
         second = destination(operand.second)
         return destination(operand.first), second, WANT_PREDICATE if second else 0

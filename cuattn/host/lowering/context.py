@@ -26,6 +26,6 @@ class Context:
     param_registers: dict[Reg, int] = field(default_factory=dict)  # registers that hold a parameter's address
 
     def new_register(self, type_name: str) -> Reg:
-        """A register of the lowering's own."""
+        """Make a register of the lowering's own."""
         self.scratch += 1
         return Reg(f"%lowered{self.scratch}", type_name)

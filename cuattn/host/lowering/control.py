@@ -29,7 +29,7 @@ def lower_trap(ins: Instruction, context: Context) -> Row:
 
 @rule("nanosleep", "prefetch", "prefetchu", "griddepcontrol", "applypriority", "discard")
 def lower_hint(ins: Instruction, context: Context) -> Row | None:
-    """Hints about time and caches: no effect on what a kernel computes."""
+    """Lower hints about time and caches to nothing: they have no effect on what a kernel computes."""
     return None if ins.parts[0] == "discard" else Row("nop")
 
 

@@ -28,7 +28,7 @@ PACKED_HALVES = {"f16x2": "f16", "bf16x2": "bf16", "e4m3x2": "e4m3", "e5m2x2": "
 
 
 def read(operand: Operand, kind: str) -> Source:
-    """The source of a cvt, whose register may be wider than its type: then its low part counts."""
+    """Read the source of a cvt, whose register may be wider than its type: then its low part counts."""
     if isinstance(operand, Reg) and operand.wide and bits_of(kind) < 64:
         raise ValueError(f"cvt from the low part of a 64-bit register is not supported for .{kind}")
     return read_exact(operand, kind)
@@ -63,7 +63,7 @@ def lower_cvt(ins: Instruction, context: Context) -> Row | list[Row] | None:
 
 
 def _convert(d: Operand, a: Operand, kind_to: str, kind_from: str, rounding: str, integer: str, flags: int) -> Row:
-    """The conversion's own handler where it has one, else the general one."""
+    """Lower a conversion to its own handler where it has one, else to the general one."""
     width_to = "b32" if kind_to == "tf32" else kind_to
     target = write(d, width_to)
     value = read(a, kind_from)
@@ -77,7 +77,7 @@ def _convert(d: Operand, a: Operand, kind_to: str, kind_from: str, rounding: str
 
 
 def _signed(mask: int) -> int:
-    """A 32-bit mask as the s32 that a row holds."""
+    """Return a 32-bit mask as the s32 that a row holds."""
     return mask - (1 << 32) if mask >> 31 else mask
 
 
@@ -109,7 +109,7 @@ def _float_to_float(d: Operand, a: Operand, kind_to: str, kind_from: str, roundi
 
 
 def _packed(ins: Instruction, kind_to: str, kind_from: str, rounding: str, flags: int) -> Row | None:
-    """Pairs: d = {a, b} from two f32, or both halves of one register."""
+    """Lower a conversion to pairs: d = {a, b} from two f32, or both halves of one register."""
     target_kind, source_kind = PACKED_HALVES.get(kind_to), PACKED_HALVES.get(kind_from, kind_from)
     if target_kind is None or rounding not in ("rn", "rz") or flags & (FTZ | SAT):
         return None
@@ -163,7 +163,7 @@ def _integers(ins: Instruction, context: Context, kind_to: str, kind_from: str, 
 def _extend(
     rows: list[Row], target: Reg | None, value: Source, kind_to: str, kind_from: str, context: Context
 ) -> list[Row]:
-    """The low part of a 32-bit register, extended to the target register.
+    """Extend the low part of a 32-bit register to the target register.
 
     The narrower of the two types says which bits count and how they extend; a signed value that goes to a wider
     unsigned type keeps its sign bits up to the end of that type only.

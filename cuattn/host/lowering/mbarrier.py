@@ -14,7 +14,7 @@ _SPACES = ("shared", "shared::cta", "shared::cluster")
 
 
 def _modifiers(ins: Instruction, operations: tuple[str, ...]) -> tuple[set[str], int, int] | None:
-    """The operations that an instruction names, its flags, its space; None for a modifier that is not understood."""
+    """Read an opcode: operations, flags, state space; None for a modifier that is not understood."""
     found, flags, space = set(), 0, 0
     if ins.parts[-1] != "b64":
         return None
@@ -93,7 +93,7 @@ NOINC = 16  # c/async.c
 
 @rule("cp")
 def lower_cp_async_arrive(ins: Instruction, context: Context) -> Row | None:
-    """An arrival when the thread's earlier cp.async have landed."""
+    """Lower an arrival that happens when the thread's earlier cp.async have landed."""
     if ins.parts[:4] != ("cp", "async", "mbarrier", "arrive") or ins.parts[-1] != "b64":
         return None
     flags, space = 0, 0

@@ -20,7 +20,7 @@ _SCOPES = {"cta", "cluster", "gpu", "sys"}
 
 
 def address(operand: Operand, context: Context, space: int) -> tuple[Source, int, int]:
-    """The slot of an address operand, its offset, and the flag that tells the slot's width."""
+    """Read an address operand: its slot, its offset, and the flag that tells the slot's width."""
     if not isinstance(operand, Address) or operand.extra:
         raise ValueError(f"cannot address through {operand!r}")
     base = operand.base
@@ -41,7 +41,7 @@ def address(operand: Operand, context: Context, space: int) -> tuple[Source, int
 
 
 def _access(ins: Instruction) -> tuple[int, int, str, int] | None:
-    """Space, flags, type and vector length of an ld or st; None for a modifier that is not understood."""
+    """Read the opcode of an ld or st: space, flags, type, vector length; None for a modifier that is not understood."""
     parts = list(ins.parts[1:])
     type_name = parts.pop()
     space, flags, count = 0, 0, 1
@@ -70,7 +70,7 @@ def lower_ld(ins: Instruction, context: Context) -> Row | list[Row] | None:
 
 
 def _with_policy(ins: Instruction, row: Row | None) -> Row | list[Row] | None:
-    """The row of a load or store, behind the check of its cache policy."""
+    """Make the row of a load or store, behind the check of its cache policy."""
     has_policy = "L2::cache_hint" in ins.parts
     if row is None or has_policy != (len(ins.operands) == 3):
         return None
@@ -203,7 +203,7 @@ def lower_cp_async(ins: Instruction, context: Context) -> Row | None:
 
 @rule("mov")
 def lower_mov_symbol(ins: Instruction, context: Context) -> Row | list[Row] | None:
-    """``mov`` of an address: parameters, shared, local and module variables."""
+    """Lower ``mov`` of an address: of parameters, shared, local and module variables."""
     if len(ins.operands) != 2 or not isinstance(ins.operands[1], Symbol):
         return None
     name, reg = ins.operands[1].name, ins.operands[0]

@@ -39,13 +39,13 @@ class Opcode:
             raise ValueError(f".{self.rest[0]} is not supported in {self.text}")
 
     def last(self) -> str:
-        """The last part, usually the type."""
+        """Take the last part, usually the type."""
         if not self.rest:
             raise ValueError(f"{self.text} has no type")
         return self.rest.pop()
 
     def take(self, *names: str, default: str = "") -> str:
-        """The one part among ``names``, or ``default``."""
+        """Take the one part that is among ``names``, or return ``default``."""
         found = [part for part in self.rest if part in names]
         if len(found) > 1:
             raise ValueError(f"{self.text}: .{found[0]} and .{found[1]} exclude each other")
@@ -55,12 +55,12 @@ class Opcode:
         return found[0]
 
     def flags(self, **names: int) -> int:
-        """The sum of the values of those of ``names`` that the opcode has."""
+        """Take those of ``names`` that the opcode has, and return the sum of their values."""
         return sum(value for name, value in names.items() if self.take(name))
 
 
 def read(operand: Operand, type_name: str) -> Source:
-    """A source operand whose register must have the width of ``type_name``."""
+    """Return a source operand whose register must have the width of ``type_name``."""
     if isinstance(operand, Reg):
         _check_width(operand, type_name)
     if isinstance(operand, Special) and type_name in WIDE_TYPES:
@@ -73,7 +73,7 @@ def read(operand: Operand, type_name: str) -> Source:
 
 
 def write(operand: Operand, type_name: str) -> Reg | None:
-    """A destination operand whose register must have the width of ``type_name``."""
+    """Return a destination operand whose register must have the width of ``type_name``."""
     if isinstance(operand, Reg):
         _check_width(operand, type_name)
     return destination(operand)
@@ -88,7 +88,7 @@ _BITS = {"8": 8, "16": 16, "32": 32, "64": 64, "8x2": 16, "16x2": 32}
 
 
 def bits_of(type_name: str) -> int:
-    """Bits of a register of that type: 16 for ``s16`` and ``bf16``, 32 for ``f16x2``."""
+    """Return the bits of a register of that type: 16 for ``s16`` and ``bf16``, 32 for ``f16x2``."""
     digits = type_name.lstrip("abcdefghijklmnopqrstuvwxyz")
     bits = _BITS.get(digits)
     if bits is None:
@@ -97,12 +97,12 @@ def bits_of(type_name: str) -> int:
 
 
 def untyped(type_name: str) -> str:
-    """The type without its sign: ``b32`` for ``s32``, ``u32`` and ``f32``."""
+    """Return the type without its sign: ``b32`` for ``s32``, ``u32`` and ``f32``."""
     return f"b{bits_of(type_name)}"
 
 
 def expect(ins: Instruction, count: int) -> tuple[Operand, ...]:
-    """The operands, of which there must be ``count``."""
+    """Return the operands, of which there must be ``count``."""
     if len(ins.operands) != count:
         raise ValueError(f"{ins.opcode} with {len(ins.operands)} operands instead of {count}")
     return ins.operands

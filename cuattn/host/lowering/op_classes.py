@@ -26,7 +26,7 @@ CORE_CLASSES = {
 
 
 def class_of(op: str) -> str:
-    """The class of a handler's name."""
+    """Return the class of a handler by the handler's name."""
     if op in CORE_CLASSES:
         return CORE_CLASSES[op]
     return "mma" if op.startswith("mma_") else _arithmetic_class(op)

@@ -20,7 +20,7 @@ COMBINE = {"and": 0, "or": 1, "xor": 2}
 
 
 def compare(comparison: str, kind: str, p: Reg, a: Source, b: Source) -> Row | None:
-    """The row of one comparison of two sources of type ``kind`` (16-bit floats: converted to f32 already)."""
+    """Make the row of one comparison of two sources of type ``kind`` (16-bit floats: converted to f32 already)."""
     if kind in ("f32", "f64"):
         table, suffix = FLOAT, kind
     elif kind in INT_TYPES:
@@ -39,7 +39,7 @@ def compare(comparison: str, kind: str, p: Reg, a: Source, b: Source) -> Row | N
 
 
 def _float_source(value: Source, kind: str, half: int, ftz: bool, context: Context) -> tuple[Source, list[Row]]:
-    """A floating-point operand as the comparison takes it: 16-bit ones as f32, subnormals flushed if asked."""
+    """Return a floating-point operand as comparisons take it: 16-bit ones as f32, subnormals flushed if asked."""
     if kind in ("f16", "bf16", "f16x2", "bf16x2"):
         rows, bits = [], value
         if kind.endswith("x2"):
@@ -59,7 +59,7 @@ def _float_source(value: Source, kind: str, half: int, ftz: bool, context: Conte
 def test_rows(
     ins: Instruction, context: Context, comparison: str, kind: str, flags: int, a: Operand, b: Operand, half: int = 0
 ) -> tuple[Reg, list[Row]] | None:
-    """Rows that compute one comparison into a predicate of their own. ``half``: which one of a packed pair."""
+    """Make rows that compute one comparison into a predicate of their own. ``half``: which one of a packed pair."""
     if flags & FTZ and kind not in ("f32",):
         return None
     p = context.new_register("pred")
@@ -70,7 +70,7 @@ def test_rows(
 
 
 def _combine(p: Reg | None, q: Reg | None, test: Reg, boolean: str, operand: Operand | None) -> Row:
-    """p = test OP c, q = !test OP c; without an operation c is true and the operation is "and"."""
+    """Compute p = test OP c, q = !test OP c; without an operation c is true and the operation is "and"."""
     negated = isinstance(operand, Negated)
     if operand is None:
         c: Source = Const(1)
@@ -116,7 +116,7 @@ def lower_setp(ins: Instruction, context: Context) -> Row | list[Row] | None:
 
 @rule("set")
 def lower_set(ins: Instruction, context: Context) -> list[Row] | None:
-    """``set``: the comparison as all ones or 1.0 in a register."""
+    """Lower ``set``: the comparison as all ones or 1.0 in a register."""
     with Opcode(ins) as op:
         kind, result = op.last(), op.last()
         boolean, flags = op.take("and", "or", "xor"), op.flags(ftz=FTZ)
@@ -176,7 +176,7 @@ def lower_slct(ins: Instruction, context: Context) -> list[Row] | Row | None:
 
 @rule("mov")
 def lower_mov(ins: Instruction, context: Context) -> Row | None:
-    """Register to register, literals, special registers, and packing and unpacking of vectors."""
+    """Lower ``mov``: register to register, literals, special registers, packing and unpacking of vectors."""
     with Opcode(ins) as op:
         kind = op.last()
     d, a = expect(ins, 2)

@@ -32,7 +32,7 @@ def rule(*opcodes: str) -> Callable[[Rule], Rule]:
 
 
 def source(operand: Operand, type_name: str) -> Source:
-    """An operand read as ``type_name``: a register, a special register, or a constant with the right bits."""
+    """Return an operand read as ``type_name``: a register, a special register, or a constant with the right bits."""
     if isinstance(operand, (Reg, Special)):
         return operand
     if isinstance(operand, Imm):
@@ -44,7 +44,7 @@ _SIZES = ("8", "16", "32", "64")  # bits of a type
 
 
 def immediate_bits(imm: Imm, type_name: str) -> int:
-    """The bits of a literal in a slot of ``type_name`` (narrow integers zero extended)."""
+    """Return the bits of a literal in a slot of ``type_name`` (narrow integers zero extended)."""
     bits = 32
     if type_name[1:].isdigit():
         if type_name[1:] not in _SIZES:
@@ -58,7 +58,7 @@ def immediate_bits(imm: Imm, type_name: str) -> int:
 
 
 def destination(operand: Operand) -> Reg | None:
-    """A destination operand: a register, or ``None`` for the bit bucket."""
+    """Return a destination operand: a register, or ``None`` for the bit bucket."""
     if isinstance(operand, Reg):
         return operand
     if isinstance(operand, Sink):
@@ -67,5 +67,5 @@ def destination(operand: Operand) -> Reg | None:
 
 
 def policy_check(policy: Operand) -> Row:
-    """The check of the cache policy of an instruction: a row before that of the instruction."""
+    """Make the check of an instruction's cache policy: a row before that of the instruction."""
     return Row("cache_policy", srcs=[source(policy, "b64")])

@@ -31,13 +31,13 @@ _ARCH_SPECIFIC = {"wgmma": ("sm_90a",), "setmaxnreg": ("sm_90a", "sm_100a", "sm_
 
 
 def arch_specific_targets(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """The targets that have the instruction, when it belongs to few of them; else nothing."""
+    """Return the targets that have the instruction, when it belongs to few of them; else nothing."""
     return _ARCH_SPECIFIC.get(parts[0], ())
 
 
 @lru_cache(maxsize=4096)
 def oldest_target(parts: tuple[str, ...]) -> int:
-    """Compute capability, times ten, of the first GPU with the instruction ``parts``; at least 80."""
+    """Return the compute capability, times ten, of the first GPU with the instruction ``parts``; at least 80."""
     base, names = parts[0], set(parts[1:])
     for opcode, modifiers, oldest in _YOUNGER:
         if opcode == base and modifiers <= names:

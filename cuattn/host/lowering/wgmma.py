@@ -69,7 +69,7 @@ def _lower_product(ins: Instruction, parts: Sequence[str], saturate: bool) -> Ro
 
 
 def _columns(shape: str, k: int, integer: bool) -> int:
-    """n of ``m64nNkK``."""
+    """Read n of ``m64nNkK``."""
     digits = shape.removeprefix("m64n").removesuffix(f"k{k}")
     if shape != f"m64n{digits}k{k}" or not digits.isdigit():
         raise ValueError(f"shape .{shape} does not go with these types (m64nNk{k})")
@@ -100,7 +100,7 @@ def _immediate(operand: Operand, name: str, allowed: Sequence[int]) -> int:
 
 
 def _immediate_flags(immediates: Sequence[Operand], integer: bool, sixteen_bit: bool, a_in_registers: bool) -> int:
-    """imm-scale-a, imm-scale-b (not for integers), then imm-trans-a (A in memory), imm-trans-b (16-bit types only)."""
+    """Read imm-scale-a and -b (not for integers), then imm-trans-a (A in memory) and -b (16-bit types only)."""
     names = [] if integer else ["imm-scale-a", "imm-scale-b"]
     if sixteen_bit:
         names += ["imm-trans-b"] if a_in_registers else ["imm-trans-a", "imm-trans-b"]

@@ -31,7 +31,7 @@ B = TypeVar("B", bound="Books")
 
 
 class Unique:
-    """Something of which there is one: a copy would own the same pages, and give them back a second time.
+    """A thing of which there is one: a copy would own the same pages, and give them back a second time.
 
     What ``copy.copy`` makes can be looked at, but its cache refuses it. Nothing else makes a copy.
     """
@@ -92,7 +92,7 @@ class OpenStep:
 
 
 def transaction(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate[B, P], R]:
-    """A method of a cache whose changes are made together, or not at all."""
+    """Decorator: a method of a cache whose changes are made together, or not at all."""
 
     @functools.wraps(method)
     def call(self: B, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -113,7 +113,7 @@ def transaction(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate[
 
 
 def reading(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate[B, P], R]:
-    """A method of a cache that changes nothing, and finds the books in order."""
+    """Decorator: a method of a cache that changes nothing, and finds the books in order."""
 
     @functools.wraps(method)
     def call(self: B, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -127,7 +127,7 @@ def reading(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate[B, P
 
 
 def _locked(books: Books, act: Callable[[], R]) -> R:
-    """``act()`` with the lock, which no exception leaves locked."""
+    """Call ``act()`` with the lock, which no exception leaves locked."""
     lock = books._lock
     if books._original() is not books:
         raise NotSupportedError(f"this is a copy of a {type(books).__name__}; the cache itself is needed")

@@ -34,15 +34,15 @@ class HostPages:
         return len(self._contents)
 
     def references(self, host_page: int) -> int:
-        """How many swapped tables hold the page."""
+        """Return how many swapped tables hold the page."""
         return self._references[host_page]
 
     def host_of(self, page: int) -> int | None:
-        """The host page with the contents of a page on the device."""
+        """Return the host page with the contents of a page on the device."""
         return self._host_of.get(page)
 
     def page_of(self, host_page: int) -> int | None:
-        """The page on the device with the contents of a host page."""
+        """Return the page on the device with the contents of a host page."""
         return self._page_of.get(host_page)
 
     def contents(self, host_page: int) -> Contents:
@@ -56,12 +56,12 @@ class HostPages:
         self.link(host_page, page)
 
     def link(self, host_page: int, page: int) -> None:
-        """A page on the device holds the same as a host page."""
+        """Note that a page on the device holds the same as a host page."""
         self._journal.put(self._page_of, host_page, page)
         self._journal.put(self._host_of, page, host_page)
 
     def unlink(self, pages: Iterable[int]) -> None:
-        """Pages on the device will hold something else."""
+        """Note that pages on the device will hold something else."""
         if self._host_of:
             for page in pages:
                 host_page = self._host_of.get(page)
@@ -70,11 +70,11 @@ class HostPages:
                     self._journal.drop(self._page_of, host_page)
 
     def share(self, host_page: int) -> None:
-        """One more table holds a host page."""
+        """Note that one more table holds a host page."""
         self._journal.put(self._references, host_page, self._references[host_page] + 1)
 
     def release(self, host_page: int) -> None:
-        """One table less holds a host page; without any it is gone."""
+        """Note that one table less holds a host page; without any it is gone."""
         left = self._references[host_page] - 1
         if left:
             self._journal.put(self._references, host_page, left)

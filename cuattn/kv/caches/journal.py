@@ -45,7 +45,7 @@ class Journal:
         return bool(self._entries)
 
     def note(self, restore: Callable[..., object], *before: Any) -> None:
-        """``restore(*before)`` undoes what the caller does next; it may be called twice, and before that is done."""
+        """Note that ``restore(*before)`` undoes what comes next; it may be called twice, and before that is done."""
         self._entries.append((restore, before))
 
     def assign(self, obj: Any, name: str, value: Any) -> None:

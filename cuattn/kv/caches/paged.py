@@ -191,13 +191,13 @@ class PagedKVCache(Books):
     @listed
     @reading
     def block_tables(self, seqs: Iterable[Sequence]) -> tuple[np.ndarray, np.ndarray]:
-        """The page tables, int32 [B, max_pages] with -1 behind the last page, and the lengths, int32 [B]."""
+        """Return the page tables, int32 [B, max_pages] with -1 behind the last page, and the lengths, int32 [B]."""
         seqs = check_sequences(self, seqs, idle=False)
         return block_tables(seqs), np.array([seq._length for seq in seqs], np.int32)
 
     @transaction
     def add(self, tokens: Any = None, cache_key: Hashable = None) -> Sequence:
-        """A new sequence.
+        """Add a new sequence.
 
         Parameters
         ----------
@@ -275,7 +275,7 @@ class PagedKVCache(Books):
 
     @transaction
     def fork(self, seq: Sequence) -> Sequence:
-        """Another sequence with the same tokens, on the same pages: for several samples of a prompt, or beams.
+        """Make another sequence with the same tokens, on the same pages: for several samples of a prompt, or beams.
 
         No page is copied now. Whichever sequence first writes a page that both hold gets a copy of it.
 
@@ -369,7 +369,7 @@ class PagedKVCache(Books):
 
     @reading
     def stats(self) -> CacheStats:
-        """How full the cache is, and what it has done so far."""
+        """Return how full the cache is, and what it has done so far."""
         return collect(self)
 
     def __repr__(self) -> str:

@@ -73,7 +73,7 @@ class PagePool:
         return page in self._cached
 
     def take(self, num_pages: int) -> list[int]:
-        """Pages for one table each: free ones, then the cached ones that nobody has wanted for the longest time."""
+        """Take pages for one table each: free ones, then cached ones that nobody has wanted for the longest time."""
         num_kept = max(0, len(self._free) - num_pages)
         pages = self._free[num_kept:][::-1]
         self._journal.cut(self._free, num_kept)
@@ -83,7 +83,7 @@ class PagePool:
         return pages
 
     def share(self, pages: Sequence[int]) -> None:
-        """One more table holds each of several different pages, which are used or cached."""
+        """Note that one more table holds each of several different pages, which are used or cached."""
         at = np.array(pages, np.intp)
         before = self._counts[at]
         for page in at[before == 0].tolist():
@@ -91,7 +91,7 @@ class PagePool:
         self._set_references(at, before + 1)
 
     def release(self, pages: Sequence[int]) -> None:
-        """One table less holds each of several different pages, which are in the order of that table.
+        """Note that one table less holds each of several different pages, which are in the order of that table.
 
         Its tail is evicted first, because only its head makes it findable.
         """

@@ -33,7 +33,7 @@ Tokens = tuple[int, ...]
 
 
 def key_of(cache_key: Hashable) -> Hashable:
-    """What a cache key is known by: 1, True, 1.0 and "1" are four keys, alone and in tuples and frozen sets.
+    """Return what a cache key is known by: 1, True, 1.0 and "1" are four keys, alone and in tuples and frozen sets.
 
     A NumPy scalar is the key that the Python number or string of the same value is.
 
@@ -49,7 +49,7 @@ def key_of(cache_key: Hashable) -> Hashable:
 
 
 def digest_of(node: tuple[int, Tokens]) -> int:
-    """A hash of 64 bits of a parent's digest and tokens: the same in every process."""
+    """Return a hash of 64 bits of a parent's digest and tokens: the same in every process."""
     digest, tokens = node
     try:
         packed = struct.pack(f"Q{len(tokens)}q", digest, *tokens)
@@ -103,11 +103,11 @@ class PrefixIndex:
         self._root_numbers = itertools.count()
 
     def __len__(self) -> int:
-        """Nodes, roots included."""
+        """Number of nodes, roots included."""
         return len(self._roots) + sum(map(len, self._nodes.values()))
 
     def root(self, cache_key: Hashable) -> Node:
-        """Where the chains of a cache key begin."""
+        """Return the node where the chains of a cache key begin."""
         key = key_of(cache_key)
         root = self._roots.get(key)
         if root is None:
@@ -117,11 +117,11 @@ class PrefixIndex:
         return root
 
     def find(self, parent: Node, tokens: Tokens) -> Node | None:
-        """The node of exactly these tokens after exactly that parent."""
+        """Return the node of exactly these tokens after exactly that parent."""
         return self._find(parent, tokens, self._digest((parent.digest, tokens)))
 
     def extend(self, parent: Node, tokens: Tokens, page: int) -> Node:
-        """`find`, or a new node; ``page``, which no node has, is found as that node, unless another page is."""
+        """Do as `find`, or make a node; ``page``, which no node has, is found as that node, unless another page is."""
         digest = self._digest((parent.digest, tokens))
         node = self._find(parent, tokens, digest)
         if node is not None:
@@ -141,12 +141,12 @@ class PrefixIndex:
         self.journal.assign(node, "num_holders", node.num_holders + 1)
 
     def let_go(self, node: Node) -> None:
-        """The opposite of `hold`."""
+        """Undo one `hold`."""
         self.journal.assign(node, "num_holders", node.num_holders - 1)
         self._prune(node)
 
     def node_of(self, page: int) -> Node | None:
-        """The node under which a page is published."""
+        """Return the node under which a page is published."""
         return self._node_of_page.get(page)
 
     def publish(self, node: Node, page: int) -> None:
@@ -195,5 +195,5 @@ class PrefixIndex:
             node.parent.num_holders = num_holders
 
     def _others(self, node: Node) -> list[Node]:
-        """The other nodes with the same digest."""
+        """Return the other nodes with the same digest."""
         return [other for other in self._nodes.get(node.digest, ()) if other is not node]

@@ -121,7 +121,7 @@ def settle(pool: PagePool, index: PrefixIndex, done: Reservation) -> None:
 
 
 def _to_copy(pool: PagePool, written: list[Sequence]) -> set[Sequence]:
-    """The sequences that need a copy of the page at their end, because a table that stays holds it too.
+    """Find the sequences that need a copy of the page at their end, because a table that stays holds it too.
 
     Of several sequences that share one page and all write, the longest may write the page itself. It writes slots that
     no other one has filled, so that the others can have the page back if the step is aborted.

@@ -155,7 +155,7 @@ class RowCache(Books, ABC):
 
     @transaction
     def add(self, tokens: Any = None, cache_key: Hashable = None) -> RowSequence:
-        """A new, empty sequence.
+        """Add a new, empty sequence.
 
         Parameters
         ----------
@@ -250,7 +250,7 @@ class RowCache(Books, ABC):
 
     @reading
     def stats(self) -> RowStats:
-        """How full the cache is."""
+        """Return how full the cache is."""
         cached, total = (sum(map(count, self._sequences)) for count in (self._num_cached, lambda seq: seq._length))
         return RowStats(self.batch, len(self._sequences), self._capacity, cached, total, self.nbytes)
 
@@ -266,7 +266,7 @@ class RowCache(Books, ABC):
     @property
     @abstractmethod
     def _capacity(self) -> int:
-        """Tokens that a sequence can see."""
+        """Tokens of a sequence that a query can see."""
 
     @abstractmethod
     def _check_room(self, index: int, seq: RowSequence, count: int) -> None:
@@ -274,11 +274,11 @@ class RowCache(Books, ABC):
 
     @abstractmethod
     def _num_cached(self, seq: RowSequence) -> int:
-        """The tokens of a sequence that the cache holds."""
+        """Return how many tokens of a sequence the cache holds."""
 
     @abstractmethod
     def _step(self, opened: OpenStep) -> Step:
-        """A step with checked arguments."""
+        """Open a step with checked arguments."""
 
     def _truncate(self, seq: RowSequence, length: int) -> None:
         """Truncate to a length that the sequence has had, as a part of a transaction."""
@@ -295,5 +295,5 @@ class RowCache(Books, ABC):
 
 
 def check_number(name: str, value: Any, least: int = 1, most: int = MAX_EXTENT) -> int:
-    """``value`` as an int from ``least`` to ``most``, by default one that can count slots; raises `ArgumentError`."""
+    """Check that ``value`` is an int from ``least`` to ``most``, by default one that can count slots, and return it."""
     return integer(name, value, least, most)

@@ -112,7 +112,7 @@ def check_sequence(
 
 
 def listed(method: Callable[Concatenate[C, S, P], R]) -> Callable[Concatenate[C, S, P], R]:
-    """A method of a cache that is given any iterable of sequences, or one: read before the cache is locked."""
+    """Decorator: a method that is given any iterable of sequences, or one, which is read before the cache is locked."""
 
     @functools.wraps(method)
     def call(self: C, seqs: S, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -132,7 +132,7 @@ def listed(method: Callable[Concatenate[C, S, P], R]) -> Callable[Concatenate[C,
 
 
 def check_sequences(cache: Books, seqs: Any, *, states: tuple[str, ...] = ("live",), idle: bool = True) -> list[Any]:
-    """Several sequences, without repetitions; raises as `check_sequence`, or `ArgumentError`."""
+    """Check several sequences, without repetitions; raises as `check_sequence`, or `ArgumentError`."""
     for i, seq in enumerate(seqs):
         check_sequence(cache, f"seqs[{i}]", seq, states=states, idle=idle)
     if len(set(seqs)) != len(seqs):
@@ -156,7 +156,7 @@ def _shrink(before: list[tuple[Sequence, int, int]]) -> None:
 
 
 def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**31 - 1) -> list[int]:
-    """``batch`` numbers from 0 to ``most``, of a list or of one number for all."""
+    """Return ``batch`` numbers from 0 to ``most``, of a list or of one number for all."""
     if as_integer(counts) is not None:
         return [integer(name, counts, 0, most)] * batch
     if not isinstance(counts, list | tuple) and not _holds_integers(counts):
@@ -167,7 +167,7 @@ def count_list(counts: Any, batch: int, name: str = "counts", *, most: int = 2**
 
 
 def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[list[int]]:
-    """The tokens of a step that its sequences do not know yet, as far as somebody knows them."""
+    """Return the tokens of a step that its sequences do not know yet, as far as somebody knows them."""
     if tokens is None:
         return [[] for _ in seqs]
     if not isinstance(tokens, list | tuple | np.ndarray):
@@ -197,7 +197,7 @@ def new_tokens(seqs: list[Sequence], counts: list[int], tokens: Any) -> list[lis
 
 
 def token_list(name: str, tokens: Any) -> list[int]:
-    """Tokens as a list of Python integers; `ArrayTypeError` or `ArgumentError` for anything else."""
+    """Return tokens as a list of Python integers; `ArrayTypeError` or `ArgumentError` for anything else."""
     if isinstance(tokens, np.ndarray):
         if not _holds_integers(tokens):
             raise ArgumentError(f"{name} is {shown(tokens)}; integers [n] are needed")

@@ -57,7 +57,7 @@ class CacheStats:
 
     @property
     def allocatable(self) -> int:
-        """Pages that a step could get: cached + free."""
+        """Number of pages that a step could get: cached + free."""
         return self.cached + self.free
 
     @property
@@ -67,7 +67,7 @@ class CacheStats:
 
 
 def collect(cache: PagedKVCache) -> CacheStats:
-    """The state of a cache, whose lock the caller has: time in proportion to its sequences and its pages."""
+    """Collect the state of a cache, whose lock the caller has: time in proportion to its sequences and its pages."""
     pool, seqs = cache._pool, cache._sequences
     used = cache.num_pages - pool.num_allocatable
     return CacheStats(
@@ -88,7 +88,7 @@ def collect(cache: PagedKVCache) -> CacheStats:
 
 
 def _tails(cache: PagedKVCache) -> Iterable[tuple[int, int]]:
-    """Pages that end a table before they are full, and how many of their slots hold a token or are to hold one."""
+    """Find pages that end a table before they are full, and how many of their slots hold a token or are to hold one."""
     reserved = {seq: count for step in cache._open for seq, count in zip(step.sequences, step.counts, strict=True)}
     for seq in cache._sequences:
         num_filled = (seq._length + reserved.get(seq, 0)) % cache.page_size
@@ -100,7 +100,7 @@ def _tails(cache: PagedKVCache) -> Iterable[tuple[int, int]]:
 
 
 def unused_slots(tails: Iterable[tuple[int, int]], references: Sequence[int], page_size: int) -> int:
-    """Slots that no table fills of pages that are not full.
+    """Count the slots that no table fills of pages that are not full.
 
     ``tails`` are the pages that end a table before they are full, with the slots filled there; a page may be the tail
     of several tables, and an inner page of others.

@@ -20,7 +20,7 @@ __all__ = ["Step", "block_tables", "own_copy"]
 
 
 def own_copy(name: str) -> cached_property[np.ndarray]:
-    """An array of a step, copied for the caller when it is asked for: writing into it changes nothing in the cache."""
+    """Property: an array of a step, copied for the caller, who may write into it without effect on the cache."""
     return cached_property(lambda step: getattr(step, name).copy())
 
 
@@ -86,7 +86,7 @@ class Step(Unique):
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Where each token goes, and what it sees."""
+        """Work out where each token goes, and what it sees."""
         seqs, page_size = self._opened.sequences, self._cache.page_size
         lengths = np.array([seq._length for seq in seqs], np.int64)
         self._seqlens_k = (lengths + self._counts).astype(np.int32)
@@ -142,7 +142,7 @@ class Step(Unique):
         self._appended.add(layer)
 
     def attend(self, layer: int, q: Any, **options: Any) -> Any:
-        """Attention of the step's tokens to all tokens of their sequences, in one layer.
+        """Attend from the step's tokens to all tokens of their sequences, in one layer.
 
         Parameters
         ----------
@@ -222,7 +222,7 @@ class Step(Unique):
         return f"Step({self.num_tokens} tokens of {len(self.sequences)} sequences, {state})"
 
     def _attend_packed(self, q: Any, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
-        """`attend` of q [T, heads, head_dim]."""
+        """Attend as `attend`, for q [T, heads, head_dim]."""
         from cuattn.ops.decode.paged import paged_attention_varlen
 
         if self.num_tokens and (self._counts == 1).all() and options.get("plan") is None:
@@ -236,7 +236,7 @@ class Step(Unique):
         return paged_attention_varlen(q, **own, **arrays, **options)
 
     def _attend_batch(self, q: Any, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
-        """`attend` of q [B, N, heads, head_dim]."""
+        """Attend as `attend`, for q [B, N, heads, head_dim]."""
         from cuattn.ops.decode.paged import paged_attention
 
         return paged_attention(q, block_tables=self._tables, seqlens_k=self._seqlens_k, **arrays, **options)
@@ -253,7 +253,7 @@ class Step(Unique):
 
 
 def block_tables(seqs: Collection[Sequence]) -> np.ndarray:
-    """The page tables of sequences, one a row, with -1 behind the last page."""
+    """Return the page tables of sequences, one a row, with -1 behind the last page."""
     tables = np.full((len(seqs), max((len(seq._pages) for seq in seqs), default=0)), -1, np.int32)
     for row, seq in zip(tables, seqs, strict=True):
         row[: len(seq._pages)] = seq._pages

@@ -100,7 +100,7 @@ class PageStorage:
                 x[index] = values
 
     def to_host(self, pages: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
-        """The contents of pages, once the device has computed them."""
+        """Return the contents of pages, once the device has computed them."""
         with self.executor.on_device():
             index = self.executor.put(np.array(pages, np.int64), np.int64)
             copies = [x[index] for x in self.arrays.values()]
@@ -116,7 +116,7 @@ class PageStorage:
 
 
 def check_format(dtype: Any, kv_format: Any, head_dims: dict[str, int]) -> KVFormat:
-    """The format of a cache for numbers of ``dtype``; raises `DTypeError` or `ArgumentError`."""
+    """Return the format of a cache for numbers of ``dtype``; raises `DTypeError` or `ArgumentError`."""
     dtype = check_dtype("dtype", dtype, ELEMENTS)
     kv_format = dtype.name if kv_format is None else choice("kv_format", kv_format, KV_FORMATS, optional=True)
     row = KV_FORMATS[kv_format]
@@ -135,7 +135,7 @@ def check_format(dtype: Any, kv_format: Any, head_dims: dict[str, int]) -> KVFor
 
 
 def check_scales(kv_format: KVFormat, scales: dict[str, Any]) -> dict[str, Any]:
-    """The scales that were given, and those that a format with block scales has if none were."""
+    """Return the scales that were given, and those that a format with block scales has if none were."""
     given = {name: scale for name, scale in scales.items() if scale is not None}
     if given and not kv_format.quantized:
         raise ArgumentError(f"{next(iter(given))} was given; kv_format {kv_format.name} has no scales")
@@ -147,7 +147,7 @@ def check_scales(kv_format: KVFormat, scales: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scales(name: str, scale: Any, num_layers: int, num_kv_heads: int) -> float | np.ndarray:
-    """A number, or float32 [num_layers, num_kv_heads]."""
+    """Return scales as a number, or float32 [num_layers, num_kv_heads]."""
     shape = num_layers, num_kv_heads
     if as_real(scale) is not None:
         values = np.array(real(name, scale))

@@ -144,7 +144,7 @@ class StreamingKVCache(RowCache):
 
     @reading
     def cached_tokens(self, seq: RowSequence) -> np.ndarray:
-        """Which tokens of a sequence's stream are in the cache, in the order of their positions there."""
+        """Return which tokens of a sequence's stream are in the cache, in the order of their positions there."""
         check_sequence(self, "seq", seq, idle=False)
         return self._cached_tokens(seq)
 
@@ -153,7 +153,7 @@ class StreamingKVCache(RowCache):
         return np.concatenate([sinks, np.arange(self.oldest(seq, seq._length), seq._length)])
 
     def oldest(self, seq: RowSequence, length: Any) -> Any:
-        """The oldest token behind the sinks that the last of ``length`` tokens sees; ``length`` may be an array."""
+        """Return the oldest token behind the sinks that the last of ``length`` (an int or array) tokens sees."""
         return np.maximum(max(seq._first, self.num_sinks), np.asarray(length) - self.window)
 
     @property

@@ -74,7 +74,7 @@ class StreamingStep(Step):
         super().append(layer, k, v)
 
     def attend(self, layer: int, q: Any, **options: Any) -> Any:
-        """Attention of each token of the step to what it sees: `StreamingKVCache` says what that is.
+        """Attend from each token of the step to what it sees: `StreamingKVCache` says what that is.
 
         As `Step.attend`, but without ``causal``, ``rope`` and ``rotate_keys``, which the cache decides. A ``window``
         counts positions in the cache; ``plan`` is one for the rows of this step.
@@ -120,7 +120,7 @@ class StreamingStep(Step):
             return whole if lse is None else (whole, lse.reshape(q.shape[2], *q.shape[:2]).transpose(1, 0, 2))
 
     def _by_row(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options with one entry for each row where they had one for each sequence."""
+        """Repeat options for each row that have one entry for each sequence."""
         slopes = options.get("alibi_slopes")
         if slopes is None or np.ndim(slopes) != 2:
             return options
@@ -136,7 +136,7 @@ class StreamingStep(Step):
 def _of_tokens(
     cache: StreamingKVCache, seqs: tuple[RowSequence, ...], counts: tuple[int, ...]
 ) -> tuple[np.ndarray, ...]:
-    """Of every token of a step: its number in its stream, the oldest token of the ring that it sees, and whether the
+    """For every token of a step: its number in its stream, the oldest token of the ring that it sees, and whether the
     next one sees another oldest one, or is of another sequence.
     """
     tokens, oldest, last = ([np.empty(0, dtype)] for dtype in (np.int64, np.int64, bool))

@@ -56,7 +56,7 @@ class Extents:
 
     @property
     def lse_strides(self) -> tuple[int, int]:
-        """Of the axes batch and head, in elements; a sequence of packed ones begins at its first token."""
+        """Strides of lse on the axes batch and head, in elements; a packed sequence begins at its first token."""
         return (0 if self.packed else self.num_heads * self.seqlen_q), self.seqlen_q
 
     @property
@@ -84,16 +84,16 @@ class Problem:
         return np.float64 if self.dtype == np.float64 else np.float32
 
     def output(self) -> Operand:
-        """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
+        """Return what a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
         return target(self.executor, self.out, self.extents.out_shape, output_dtype(self.dtype))
 
     def deliver(self, output: Operand) -> Any:
-        """The array for the caller, once the kernel has been launched."""
+        """Return the array for the caller, once the kernel has been launched."""
         return deliver(self.executor, self.out, output)
 
 
 def output_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """That of the result: the dtype of q, or bfloat16 for 8-bit floats."""
+    """Return the dtype of the result: that of q, or bfloat16 for 8-bit floats."""
     return BFLOAT16 if dtype.itemsize == 1 else dtype
 
 
@@ -107,7 +107,7 @@ def check(
     operation: Operation = ATTENTION,
     **options: Any,
 ) -> Problem:
-    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.attention`."""
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.attention`."""
     executor = executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = check_dtypes(q, k, v, fp8_format)
@@ -124,7 +124,7 @@ def check(
 
 
 def executor_of(q: Any, k: Any, v: Any, out: Any, of_options: dict[str, Any]) -> Executor:
-    """Where the arrays of a call live; all of them in one place."""
+    """Find where the arrays of a call live; all of them in one place."""
     arrays = {"q": q, "k": k, "v": v}
     if out is not None:
         arrays["out"] = out
@@ -132,7 +132,7 @@ def executor_of(q: Any, k: Any, v: Any, out: Any, of_options: dict[str, Any]) ->
 
 
 def check_dtypes(q: Any, k: Any, v: Any, fp8_format: Any) -> np.dtype[Any]:
-    """The dtype of the elements of all three. Raises `DTypeError`, naming the argument, if they have none in common."""
+    """Return the dtype of the elements of all three. Raises `DTypeError`, naming the argument, if they share none."""
     dtype: np.dtype[Any] = q.dtype
     if fp8_format is None:
         allowed, native = INPUT_DTYPES, f"{', '.join((*ELEMENTS, *STORAGE_8BIT))} (native)"
@@ -153,7 +153,7 @@ def check_dtypes(q: Any, k: Any, v: Any, fp8_format: Any) -> np.dtype[Any]:
 def prepare_out(
     executor: Executor, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], options: Options, **inputs: Any
 ) -> Any:
-    """``out`` as an array of the executor that can take the result, or None. Raises as `check_out`."""
+    """Return ``out`` as an array of the executor that can take the result, or None. Raises as `check_out`."""
     if out is None:
         return None
     out = executor.asarray("out", out)
@@ -164,7 +164,7 @@ def prepare_out(
 
 
 def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
-    """The extents of a problem. Raises `ShapeError`, naming the argument, if there is none.
+    """Return the extents of a problem. Raises `ShapeError`, naming the argument, if there is none.
 
     With ``batch``, the arrays are packed: so many sequences one after another, without a batch axis.
     """
@@ -173,7 +173,7 @@ def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> Extents:
 
 @lru_cache(maxsize=1024)
 def _extents(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], batch: int | None) -> Extents:
-    """The extents for shapes, checked when they are first seen."""
+    """Return the extents for shapes, checked when they are first seen."""
     packed = batch is not None
     _check_ranks(q, k, v, packed)
     seqlen_q, num_heads, head_dim = q[-3:]

@@ -45,18 +45,18 @@ class Bounds(NamedTuple):
         return self.left != UNBOUNDED or self.chunk != 0, self.right != UNBOUNDED or self.chunk != 0
 
     def width(self, tokens: int) -> int | None:
-        """Keys that ``tokens`` queries in a row see at most; None where that grows with the keys there are."""
+        """Return how many keys ``tokens`` queries in a row see at most; None where that grows with all keys."""
         widths = [self.left + self.right + tokens] if UNBOUNDED not in (self.left, self.right) else []
         if self.chunk:  # the first query may be the last of its piece
             widths.append(self.chunk * (1 + -(-(tokens - 1) // self.chunk)))
         return min(widths, default=None)
 
     def diagonal(self, seqlens_q: Integers, seqlens_k: Integers) -> Integers:
-        """o of sequences of so many queries and keys."""
+        """Return o of sequences of so many queries and keys."""
         return (seqlens_k - seqlens_q) * self.from_end + self.offset
 
     def keys(self, first: Integers, last: Integers, diagonal: Integers, seqlens_k: Integers) -> tuple[Integers, ...]:
-        """The first key that one of the queries ``first`` to ``last`` sees, and the one behind the last."""
+        """Return the first key that one of the queries ``first`` to ``last`` sees, and the one behind the last."""
         begin, end = _stretch(first + diagonal, last + diagonal, self.left, self.right, seqlens_k)
         if self.chunk:
             begin = np.maximum(begin, self._piece(first + diagonal))
@@ -64,7 +64,7 @@ class Bounds(NamedTuple):
         return np.minimum(begin, seqlens_k), np.maximum(end, 0)
 
     def queries(self, first: Integers, last: Integers, diagonal: Integers, seqlens_q: Integers) -> tuple[Integers, ...]:
-        """The first query that sees one of the keys ``first`` to ``last``, and the one behind the last."""
+        """Return the first query that sees one of the keys ``first`` to ``last``, and the one behind the last."""
         begin, end = _stretch(first - diagonal, last - diagonal, self.right, self.left, seqlens_q)
         if self.chunk:
             begin = np.maximum(begin, self._piece(first) - diagonal)
@@ -72,7 +72,7 @@ class Bounds(NamedTuple):
         return np.minimum(begin, seqlens_q), np.maximum(end, 0)
 
     def _piece(self, keys: Integers) -> Integers:
-        """The first key of the pieces that keys lie in."""
+        """Return the first key of the pieces that keys lie in."""
         return keys // self.chunk * self.chunk
 
 
@@ -81,7 +81,7 @@ _CAUSAL = Bounds(right=0)
 
 
 def _stretch(first: Integers, last: Integers, before: int, behind: int, limit: Integers) -> tuple[Integers, ...]:
-    """What lies from ``before`` places before ``first`` to ``behind`` places behind ``last``, of 0 to ``limit``."""
+    """Return what lies from ``before`` places before ``first`` to ``behind`` behind ``last``, of 0 to ``limit``."""
     begin, end = np.zeros_like(limit), limit
     if before != UNBOUNDED:
         begin = np.clip(first - before, 0, limit)
@@ -91,7 +91,7 @@ def _stretch(first: Integers, last: Integers, before: int, behind: int, limit: I
 
 
 def check_causal(options: Options, call: Call, value: Any) -> bool:
-    """A window without keys after the diagonal, and the diagonal where "top_left" puts it."""
+    """Check ``causal``: a window without keys after the diagonal, and the diagonal where "top_left" puts it."""
     if isinstance(value, str) and value in ("bottom_right", "top_left"):
         options.bounds = options.bounds._replace(right=0, from_end=value == "bottom_right")
         return True
@@ -104,7 +104,7 @@ def check_causal(options: Options, call: Call, value: Any) -> bool:
 
 
 def check_window(options: Options, call: Call, value: Any) -> bool:
-    """Keys on both sides of the diagonal; without a bound on either, it is no option."""
+    """Check ``window``: keys on both sides of the diagonal; without a bound on either, it is no option."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ArgumentError(f"window is {shown(value)}; a pair (left, right) or None is allowed")
     left, right = (_side(value, side) for side in value)
@@ -124,13 +124,13 @@ def _side(given: Any, side: Any) -> int:
 
 
 def check_chunk(options: Options, call: Call, value: Any) -> bool:
-    """Keys of one piece alone."""
+    """Check ``chunk``: a query sees keys of one piece alone."""
     options.bounds = options.bounds._replace(chunk=integer("chunk", value, 1, UNBOUNDED, optional=True))
     return True
 
 
 def check_diagonal_offset(options: Options, call: Call, value: Any) -> bool:
-    """One o for all sequences, or one for each."""
+    """Check ``diagonal_offset``: one o for all sequences, or one for each."""
     number = as_integer(value)
     if number is not None:
         if not -(2**31) < number < 2**31:

@@ -30,7 +30,7 @@ class Dropout(NamedTuple):
 
 
 def check_dropout(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> Dropout:
-    """The three arguments in the form that kernels take; raises as documented at `dropout_mask`.
+    """Return the three arguments in the form that kernels take; raises as documented at `dropout_mask`.
 
     >>> check_dropout(0.25, 2**32 + 5, 7)
     Dropout(threshold=3221225472, seed_low=5, seed_high=1, offset=7, rescale=1.3333333333333333)
@@ -51,7 +51,7 @@ def dropout_mask(
     dropout_seed: int = 0,
     dropout_offset: int = 0,
 ) -> NDArray[np.bool_]:
-    """The probabilities that `cuattn.attention` keeps with these dropout arguments.
+    """Return the probabilities that `cuattn.attention` keeps with these dropout arguments.
 
     The mask does not depend on tiles, on the executor, or on the direction (forward or backward); a longer sequence
     only adds rows and columns to it. It is computed with NumPy, bit for bit what the kernels compute, and is never

@@ -101,7 +101,7 @@ class Operation:
         return options
 
     def _checked(self, given: Mapping[str, Any], names: Collection[str], call: Call | None) -> Options:
-        """The options of a call in which the keywords ``names`` are not what they are by default."""
+        """Return the options of a call in which the keywords ``names`` are not what they are by default."""
         options = Options()
         values = given if len(given) == len(self.defaults) else {**self.defaults, **given}
         rows = self._rows_of(tuple(names))
@@ -109,7 +109,7 @@ class Operation:
         return options
 
     def _rows_of(self, names: tuple[str, ...]) -> tuple[Option, ...]:
-        """The rows that such a call has, in the order of the table."""
+        """Return the rows that such a call has, in the order of the table."""
         rows = self._known_rows.get(names)
         if rows is None:
             present = {*map(self._row_of.__getitem__, names), *self._always}

@@ -58,7 +58,7 @@ class LogitArray:
 
 
 def scale(options: Options, call: Call, value: Any) -> bool:
-    """It must be finite where the kernel uses it: times log2(e)."""
+    """Check ``scale``: it must be finite where the kernel uses it: times log2(e)."""
     limit, rule = _scale_limit(call.accumulator, call.dtype)
     options.scale = real("scale", value, rule, optional=True)
     if abs(options.scale) > limit:
@@ -119,7 +119,7 @@ def precision(options: Options, call: Call, value: Any) -> bool:
 
 
 def descale(name: str) -> Callable[[Options, Call, Any], bool]:
-    """The check of "q_descale", "k_descale" or "v_descale"."""
+    """Make the check of "q_descale", "k_descale" or "v_descale"."""
 
     def check(options: Options, call: Call, value: Any) -> bool:
         if call.dtype.itemsize != 1:
@@ -142,7 +142,7 @@ def mask(options: Options, call: Call, value: Any) -> bool:
 
 
 def _logit_array(call: Call, name: str, value: Any) -> LogitArray:
-    """A bias or mask, broadcast by stride 0 and never copied unless its elements are misaligned."""
+    """Return a bias or mask as kernels see it: broadcast by stride 0, not copied unless elements are misaligned."""
     executor, shape = call.executor, call.logits_shape
     x = executor.asarray(name, value)
     if name == "mask" and x.dtype != np.bool_:

@@ -42,7 +42,7 @@ __all__ = [
 
 
 class PlanOptions(TypedDict, total=False):
-    """What bounds the keys of a query by their position."""
+    """Keywords that bound the keys of a query by their position."""
 
     causal: Causal
     window: tuple[int | None, int | None] | None
@@ -50,7 +50,7 @@ class PlanOptions(TypedDict, total=False):
 
 
 class DecodeOptions(PlanOptions, total=False):
-    """Of calls with a cache."""
+    """Keywords of calls with a cache."""
 
     scale: float | None
     softcap: float | None
@@ -59,7 +59,7 @@ class DecodeOptions(PlanOptions, total=False):
 
 
 class CascadeOptions(TypedDict, total=False):
-    """Of calls with a shared prefix, whose queries have no position in it."""
+    """Keywords of calls with a shared prefix, whose queries have no position in it."""
 
     scale: float | None
     causal: Causal
@@ -68,7 +68,7 @@ class CascadeOptions(TypedDict, total=False):
 
 
 class GradientOptions(DecodeOptions, total=False):
-    """Of the backward pass."""
+    """Keywords of the backward pass."""
 
     bias: Any
     mask: Any
@@ -80,7 +80,7 @@ class GradientOptions(DecodeOptions, total=False):
 
 
 class AttentionOptions(GradientOptions, total=False):
-    """Of `cuattn.attention`, and of what computes the same."""
+    """Keywords of `cuattn.attention`, and of what computes the same."""
 
     q_descale: Any
     k_descale: Any
@@ -145,7 +145,7 @@ class Options:
 
     @property
     def kernel_options(self) -> ForwardOptions:
-        """Those of the portable kernel that serves them."""
+        """The options of the portable kernel that serves a call."""
         if self._kernel_options is None:
             self._variant, self._kernel_options = self._found_variants()
         return self._kernel_options
@@ -156,7 +156,7 @@ class Options:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What the options are in AttentionParams; not to be changed."""
+        """The fields of AttentionParams that say what the options are; not to be changed."""
         if self._fields is None:
             self._fields = _NO_FIELDS.copy()
             for row in self.given:
@@ -165,7 +165,7 @@ class Options:
         return self._fields
 
     def pointers(self, source: str, entry: str) -> dict[str, Any]:
-        """The arrays that the kernel ``entry`` of a file has parameters for, by their names; not to be changed."""
+        """Return the arrays that the kernel ``entry`` of a file has parameters for, by name; not to be changed."""
         pointers = _no_pointers(source, entry)
         for row in self.given:
             if row.pointer in pointers and row.array is not None:
@@ -183,7 +183,7 @@ class Options:
 def _variants(
     sides: tuple[bool, bool], given: tuple[Option, ...], bias_dtype: str
 ) -> tuple[ForwardOptions, ForwardOptions]:
-    """Of a call, and of the kernel that serves it."""
+    """Return the options of a call, and those of the kernel that serves it."""
     flags = {row.flag: True for row in given if row.flag is not None}
     variant = ForwardOptions(*sides, **flags, bias_dtype=bias_dtype)
     return variant, variant.compiled()
@@ -196,7 +196,7 @@ def _no_pointers(source: str, entry: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Option:
-    """A row of the table.
+    """One option: a row of the table.
 
     Attributes
     ----------

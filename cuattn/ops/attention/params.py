@@ -28,7 +28,7 @@ _UNBOUNDED_LENGTHS = None, None
 
 
 class PackedLengths(Protocol):
-    """The longest sequences, where they are known."""
+    """The lengths of the longest of packed sequences, where they are known."""
 
     @property
     def max_seqlen_q(self) -> int | None: ...
@@ -48,17 +48,17 @@ class LogitProblem(Protocol):
 
 
 def forward_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
-    """The struct of a forward kernel."""
+    """Lay out the struct of a forward kernel."""
     return struct_layout("attention_forward", "AttentionParams", REALS[accumulator])
 
 
 def backward_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
-    """The struct of a kernel of the backward pass: that of the forward pass, and strides of dout, dq, dk and dv."""
+    """Lay out the struct of the backward kernels: that of the forward, and strides of dout, dq, dk and dv."""
     return struct_layout("attention_backward", "AttentionBackwardParams", REALS[accumulator])
 
 
 def decode_layout(accumulator: type[np.floating[Any]]) -> StructLayout:
-    """The struct of a decode kernel: that of the forward pass, and what caches, tables and splits need."""
+    """Lay out the struct of a decode kernel: that of the forward pass, and what caches, tables and splits need."""
     return struct_layout("attention_decode", "DecodeParams", REALS[accumulator])
 
 
@@ -74,7 +74,7 @@ def pack_params(
     packed: PackedLengths | None = None,
     more: tuple[tuple[str, Any], ...] = (),
 ) -> np.void:
-    """AttentionParams or a struct that begins with it, ``more`` being the other fields by name.
+    """Pack AttentionParams or a struct that begins with it, ``more`` being the other fields by name.
 
     The struct of a call like an earlier one, options that are arrays aside, is that of the earlier one.
     """

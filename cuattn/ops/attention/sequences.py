@@ -46,7 +46,7 @@ class PackedSequences:
         return int(self.cu_seqlens_q.shape[0]) - 1
 
     def work(self, executor: Executor, total: int, block: int, options: Options, *, of_keys: bool = False) -> Any:
-        """The list of (batch_idx, block of queries): int32 [num_work, 2], where kernels can read it.
+        """Return the list of (batch_idx, block of queries): int32 [num_work, 2], where kernels can read it.
 
         ``of_keys``: blocks of keys, for kernels that walk over the queries. ``total`` are the tokens of that side.
         """
@@ -58,7 +58,7 @@ class PackedSequences:
 
 
 def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int, max_seqlen: int | None) -> Any:
-    """Such a list in the order of the sequences, made where only the device knows them; [-1, 0] is no work."""
+    """Make such a list in the order of the sequences, where only the device knows them; [-1, 0] is no work."""
     batch = int(cu_seqlens.shape[0]) - 1
     capacity = total // block + min(batch, total)
     first_work, work = executor.empty(batch + 1, np.int32), executor.empty((capacity, 2), np.int32)
@@ -92,7 +92,7 @@ def check_packed(
     total_q: int,
     total_k: int,
 ) -> PackedSequences:
-    """Every check of the arguments that say where sequences lie. Raises as documented at `cuattn.attention_varlen`."""
+    """Make every check of arguments that say where sequences lie. Raises as documented at `cuattn.attention_varlen`."""
     given = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     arrays = {name: executor.metadata(name, x) for name, x in given.items()}
     for name, x in arrays.items():
@@ -121,12 +121,12 @@ def check_packed(
 
 
 def check_max_seqlen(name: str, value: Any) -> int | None:
-    """A length that no sequence exceeds, as an int, or None."""
+    """Return a length that no sequence exceeds, as an int, or None."""
     return None if value is None else integer(name, value, 0, UNBOUNDED, optional=True)
 
 
 def check_cu_seqlens(name: str, values: NDArray[np.int64], total: int, limit_name: str, limit: int | None) -> int:
-    """The longest sequence of a list that ascends from 0 to `total`."""
+    """Return the longest sequence of a list that ascends from 0 to `total`."""
     if values[0] != 0:
         raise ArgumentError(f"{name}[0] is {values[0]}; the first sequence begins at 0")
     descends = values[1:] < values[:-1]  # a difference may overflow
@@ -149,7 +149,7 @@ def work_list(
     *,
     of_keys: bool = False,
 ) -> NDArray[np.int32]:
-    """(batch_idx, block) of every block of so many queries there is, [num_work, 2]; those that see the most keys first.
+    """List (batch_idx, block) of every block of so many queries, [num_work, 2]; those that see the most keys first.
 
     ``of_keys``: of keys, and those that the most queries see.
 

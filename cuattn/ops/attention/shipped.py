@@ -29,17 +29,17 @@ class Row(Protocol):
 
 
 def largest_head_dim(row: Row) -> int:
-    """The largest bucket for which the row is legal somewhere."""
+    """Return the largest bucket for which the row is legal somewhere."""
     limit = max(compile.smem_limit_bytes(arch) for arch in ARCHS)
     sizes = (size for size in HEAD_DIM_BUCKETS if size <= BUCKETS[row.max_head_dim])
     return max(size for size in sizes if row.is_legal(size, COLUMNS[size][0], limit))
 
 
 def products_mark(row: Row) -> str:
-    """What the name of a row says about its products, where the dtype does not."""
+    """Return what the name of a row says about its products, where the dtype does not."""
     return "_tf32" if row.products == "mma" and row.itemsize == 4 else ""
 
 
 def nvrtc_ms(head_dim: int, options: ForwardOptions) -> int | None:
-    """What the compilation of a variant may take."""
+    """Return what the compilation of a variant may take, in milliseconds."""
     return NVRTC_MS if head_dim <= 128 and options in (PLAIN, CAUSAL) else None

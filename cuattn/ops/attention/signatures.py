@@ -65,6 +65,6 @@ def _completed(docstring: str, operation: Operation) -> str:
 
 @cache
 def entries(docstring: str) -> dict[str, str]:
-    """What a docstring says about each parameter: the lines of its entry."""
+    """Read what a docstring says about each parameter: the lines of its entry."""
     section = docstring.partition("Parameters\n----------\n")[2].partition("\n\n")[0] + "\n"
     return {name: found[0] for found in _ENTRY.finditer(section) for name in found["names"].split(", ")}

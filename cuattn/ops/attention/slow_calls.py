@@ -28,7 +28,7 @@ class HostProblem(LogitProblem, Protocol):
 def warn_if_slow(
     problem: HostProblem, packed: PackedSequences | None = None, *, work: float = 1.0, pairs: float | None = None
 ) -> None:
-    """Say it once a process. To be called by the public function itself: the warning points at its caller.
+    """Warn once a process. To be called by the public function itself: the warning points at its caller.
 
     ``work`` is how many times the operations of forward the call takes, ``pairs`` how many pairs of a query and a key
     there are, if the caller knows better than the extents.

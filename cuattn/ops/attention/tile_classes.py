@@ -22,7 +22,7 @@ _NO_STRIDES = 0, 0, 0, 0
 
 
 def shape(options: Options, block_m: int, block_n: int) -> tuple[int, int, int, int] | None:
-    """That of the classes, [batch, heads, query tiles, key tiles], an axis 1 where bias and mask are broadcast.
+    """Return the shape of the classes, [batch, heads, query tiles, key tiles], an axis 1 where both are broadcast.
 
     None where there is nothing to classify: neither bias nor mask, or a kernel without tiles.
     """
@@ -65,7 +65,7 @@ def _by_axis(x: LogitArray | None) -> dict[str, int]:
 
 
 def _extents(options: Options) -> list[int]:
-    """Of the axes along which bias or mask vary; 1 of the others."""
+    """Return the extents of the axes along which bias or mask vary; 1 of the others."""
     given = [x for x in (options.bias, options.mask) if x is not None]
     return [
         extent if any(x.strides[axis] for x in given) else min(extent, 1)

@@ -167,7 +167,7 @@ def standard_attention(
 
 
 def _kernel(problem: Problem, probability: np.dtype[Any], name: str) -> Kernel:
-    """One of the three kernels. They have every option, as the plain kernel has."""
+    """Load one of the three kernels. They have every option, as the plain kernel has."""
     element = ELEMENTS[probability.name][0]
     constants = PlainFwdConfig(_NUM_WARPS).constants(problem.dtype.name, 0, 0, problem.options.kernel_options)
     constants |= {"Probability": element, "Element": element, "TILE": _TILE}

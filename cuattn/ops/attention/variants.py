@@ -27,7 +27,7 @@ __all__ = ["EVERYTHING", "LOGIT_FLAGS", "PLAIN", "ForwardOptions", "bounded", "c
 
 
 def _score(*, logits: bool = True, natural: bool = False) -> Any:
-    """A flag of what happens to scores: ``logits`` before the softmax, ``natural`` to logits that are not base 2."""
+    """Declare a flag of what happens to scores: ``logits`` before the softmax, ``natural`` if logits are not base 2."""
     return field(default=False, metadata={"logits": logits, "natural": natural})
 
 
@@ -55,7 +55,7 @@ class ForwardOptions:
     bias_dtype: str = "float32"
 
     def compiled(self) -> ForwardOptions:
-        """The options of the kernel that serves a call with these."""
+        """Return the options of the kernel that serves a call with these."""
         return _compiled(self)
 
     @property
@@ -82,7 +82,7 @@ class ForwardOptions:
         return "_".join(f"bias_{self.bias_dtype}" if name == "bias" else name for name in names) or "plain"
 
     def constants(self) -> dict[str, Any]:
-        """As compile-time constants of a kernel."""
+        """Return the options as compile-time constants of a kernel."""
         flags = {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name != "bias_dtype"}
         return {**flags, "BiasElement": ELEMENT_TYPES[self.bias_dtype]}
 
@@ -103,12 +103,12 @@ def _compiled(options: ForwardOptions) -> ForwardOptions:
 
 
 def bounded(options: ForwardOptions) -> ForwardOptions:
-    """With both bounds where there is a left one: no kernel is compiled with that alone."""
+    """Add the right bound where there is a left one: no kernel is compiled with that alone."""
     return replace(options, bound_right=options.bound_left or options.bound_right)
 
 
 def compiled_options(bias_dtypes: Sequence[str] = tuple(ELEMENT_TYPES)) -> list[ForwardOptions]:
-    """Every set of options that some call needs a kernel for, plain first."""
+    """List every set of options that some call needs a kernel for, plain first."""
     flags: list[dict[str, Any]] = [{name: True} for name in _SCORE_OPTIONS if name != "bias"]
     singles = [PLAIN, *(replace(PLAIN, **flag) for flag in flags)]
     singles += [ForwardOptions(bias=True, bias_dtype=dtype) for dtype in bias_dtypes]

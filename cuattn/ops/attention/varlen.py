@@ -164,7 +164,7 @@ def check(
     operation: Operation = _OPERATION,
     **options: Any,
 ) -> tuple[Problem, PackedSequences]:
-    """Every check of a call, and the executor it runs on. Raises as documented at `attention_varlen`."""
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `attention_varlen`."""
     executor = arguments.executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = arguments.check_dtypes(q, k, v, fp8_format)

@@ -30,19 +30,19 @@ PACKED_CALL = Operation("paged_attention_varlen", "decode")
 
 
 def check(q: Any, k_cache: Any, v_cache: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
-    """Every check of a call. Raises as documented at `cuattn.decode_attention`."""
+    """Make every check of a call. Raises as documented at `cuattn.decode_attention`."""
     return _check(DENSE_CALL, CONTIGUOUS, q, k_cache, v_cache, seqlens_k, **options)
 
 
 def check_paged(q: Any, k_pages: Any, v_pages: Any, block_tables: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
-    """Every check of a call. Raises as documented at `cuattn.paged_attention`."""
+    """Make every check of a call. Raises as documented at `cuattn.paged_attention`."""
     return _check(PAGED_CALL, PAGED, q, k_pages, v_pages, seqlens_k, block_tables=block_tables, **options)
 
 
 def check_paged_varlen(
     q: Any, k_pages: Any, v_pages: Any, block_tables: Any, cu_seqlens_q: Any, seqlens_k: Any, **options: Any
 ) -> DecodeProblem:
-    """Every check of a call. Raises as documented at `cuattn.paged_attention_varlen`."""
+    """Make every check of a call. Raises as documented at `cuattn.paged_attention_varlen`."""
     tables = {"block_tables": block_tables, "cu_seqlens_q": cu_seqlens_q}
     return _check(PACKED_CALL, PACKED, q, k_pages, v_pages, seqlens_k, **tables, **options)
 
@@ -186,7 +186,7 @@ def _check_positions(
 
 
 def _memory(names: Names, problem: DecodeProblem) -> dict[str, tuple[int, int]]:
-    """The memory range of every input of a call."""
+    """Return the memory range of every input of a call."""
     arrays = {"q": problem.q, names.k: problem.k, names.v: problem.v, "seqlens_k": problem.seqlens_k}
     arrays |= {"block_tables": problem.block_tables, "cu_seqlens_q": problem.cu_seqlens_q}
     arrays |= {"k_block_scales": problem.k_blocks, "v_block_scales": problem.v_blocks}

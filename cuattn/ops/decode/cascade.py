@@ -212,7 +212,7 @@ def _check_own_keys(own: DecodeProblem) -> None:
 
 
 def _level(own: DecodeProblem, level: Any, **options: Any) -> DecodeProblem:
-    """The queries of each group of a prefix as one sequence over it."""
+    """Take the queries of each group of a prefix as one sequence over it."""
     if not isinstance(level, SharedPrefix):
         raise ArgumentError(f"prefixes holds {shown(level)}; a cuattn.SharedPrefix is needed")
     executor, (batch, num_queries) = own.executor, own.q.shape[:2]

@@ -79,15 +79,15 @@ class FlashDecodeConfig:
         return self.warps_m * self.warps_n * WARP_SIZE
 
     def heads_per_block(self, group: int) -> int:
-        """Query heads of a CTA, of ``group`` that share a key/value head."""
+        """Return how many query heads a CTA has, of ``group`` that share a key/value head."""
         return min(group, self.block_m)
 
     def tokens_per_block(self, group: int) -> int:
-        """Query tokens of a CTA."""
+        """Return how many query tokens a CTA has."""
         return max(1, self.block_m // group)
 
     def head_blocks(self, group: int) -> int:
-        """CTAs that the heads of one key/value head are spread over."""
+        """Return how many CTAs the heads of one key/value head are spread over."""
         return -(-group // self.block_m)
 
     def smem_bytes(self, head_dim: int, head_dim_v: int, kv_format: KVFormat) -> int:
@@ -207,7 +207,7 @@ _MIN_COLUMNS = 64  # where D is more than `MAX_COLUMNS`: a row of q then takes a
 
 @cache
 def compiled_dims(head_dim: int, head_dim_v: int) -> tuple[int, int, int]:
-    """What a call with these head dims is compiled for: the bucket of D, the columns of a CTA, the CTAs of a row.
+    """Return what head dims are compiled for: the bucket of D, the columns of a CTA, the CTAs of a row.
 
     >>> compiled_dims(64, 512), compiled_dims(512, 8)
     ((64, 256, 2), (512, 64, 1))
@@ -225,7 +225,7 @@ def select(
     rows_per_kv_head: int,
     smem_limit_bytes: int,
 ) -> FlashDecodeConfig:
-    """The row for a problem.
+    """Select the row for a problem.
 
     Parameters
     ----------

@@ -61,20 +61,20 @@ class CostModel:
 
     @property
     def num_slots(self) -> int:
-        """CTAs that run at the same time."""
+        """Number of CTAs that run at the same time."""
         return self.num_sms * self.ctas_per_sm
 
     def even(
         self, num_ctas: NDArray[np.int64], tiles: NDArray[np.int64], split: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        """The time of ``num_ctas`` CTAs of ``tiles`` tiles each, in waves; with a merge where they are ``split``."""
+        """Return the time of ``num_ctas`` CTAs of ``tiles`` tiles each, in waves; with a merge if ``split``."""
         waves, rest = np.divmod(num_ctas, self.num_slots)
         full = tiles / self._speed(self.num_slots) + self.cta_cost
         last = np.where(rest > 0, tiles / self._speed(np.maximum(rest, 1)) + self.cta_cost, 0)
         return waves * full + last + self._merge(num_ctas, split)
 
     def uneven(self, items: Items) -> NDArray[np.float64]:
-        """The time of CTAs of different sizes, the largest first."""
+        """Return the time of CTAs of different sizes, the largest first."""
         alone = items.most_tiles / self.top_speed + self.cta_cost
         # One wave shares the bandwidth. More fill every slot, and end as unevenly as the smallest of them are large.
         shared = items.total_tiles / self.num_sms + self.cta_cost
@@ -85,11 +85,11 @@ class CostModel:
         return time + self._merge(items.num_ctas, items.split)
 
     def least(self, total_tiles: float) -> float:
-        """The time in which the keys and values can be read at all."""
+        """Return the time in which the keys and values can be read at all."""
         return self.read_once * total_tiles / self.num_sms
 
     def _speed(self, num_ctas: int | NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of each of so many CTAs that run at the same time."""
+        """Return the speed of each of so many CTAs that run at the same time."""
         return np.minimum(self.top_speed, self.num_sms / np.asarray(num_ctas))
 
     def _merge(self, num_ctas: NDArray[np.int64], split: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -119,7 +119,7 @@ def cost_model(
     arch: str,
     num_sms: int,
 ) -> CostModel:
-    """The model for a kernel shape on a machine.
+    """Make the model for a kernel shape on a machine.
 
     ``rows`` is the most query rows that a CTA has, ``itemsize`` that of the accumulator.
     """

@@ -19,7 +19,7 @@ __all__ = ["block_tables_from_csr", "csr_from_block_tables"]
 
 
 def block_tables_from_csr(indptr: Any, indices: Any, last_page_len: Any, page_size: int) -> tuple[Any, Any]:
-    """Block tables and lengths of sequences whose pages are listed one after another.
+    """Make block tables and lengths of sequences whose pages are listed one after another.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def block_tables_from_csr(indptr: Any, indices: Any, last_page_len: Any, page_si
 
 
 def csr_from_block_tables(block_tables: Any, seqlens_k: Any, page_size: int) -> tuple[Any, Any, Any]:
-    """The pages of all sequences in one list: the reverse of `block_tables_from_csr`.
+    """List the pages of all sequences one after another: the reverse of `block_tables_from_csr`.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def csr_from_block_tables(block_tables: Any, seqlens_k: Any, page_size: int) -> 
 
 
 def _host_integers(name: str, x: Any, rank: int) -> NDArray[np.int64]:
-    """A copy on the host, as int64."""
+    """Return a copy on the host, as int64."""
     executor = executor_for() if isinstance(x, list | tuple) else executor_for(**{name: x})
     x = executor.metadata(name, x)
     if not isinstance(x, np.ndarray):
@@ -175,7 +175,7 @@ def _check_range(name: str, values: NDArray[np.int64], low: int, high: int, what
 
 
 def _where(like: Any, x: NDArray[np.int32]) -> Any:
-    """``x`` on the GPU that ``like`` is on, or itself."""
+    """Return ``x`` on the GPU that ``like`` is on, or itself."""
     if isinstance(like, list | tuple):
         return x
     return executor_for(like=like).put(x, np.int32)

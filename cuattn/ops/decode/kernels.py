@@ -16,7 +16,7 @@ __all__ = ["GROUPS"]
 
 
 def _variants() -> Iterator[Variant]:
-    """Every row over pages: plain, causal, and with every option; also on numbers of 4 bits, where the row serves them.
+    """Rows over pages: plain, causal, and with every option; also on numbers of 4 bits, where the row serves them.
     The options of a decode kernel are its bounds, softcap with ALiBi, and RoPE.
     """
     for row in FLASH_DECODE_CONFIGS:
@@ -34,7 +34,7 @@ def _variants() -> Iterator[Variant]:
 def _variant(
     row: FlashDecodeConfig, format_name: str, options: str, *, aligned: bool = True, slot_scales: bool = False
 ) -> Variant:
-    """A row compiled with some options and for a format of the cache, at the largest head dim that it is meant for."""
+    """Return a row compiled with some options and for a format of the cache, at the largest head dim meant for it."""
     head_dim, everything = row.max_head_dim, options == "everything"
     marks = "_slotscales" * slot_scales + "_unaligned" * (not aligned)
     return Variant(
@@ -48,7 +48,7 @@ def _variant(
 
 
 def _by_format(row: FlashDecodeConfig) -> Iterator[Variant]:
-    """A row on caches of its own dtype, of 8 and of 4 bits, in the words of calls: dtype of the queries, format."""
+    """Yield a row on caches of its own dtype, of 8 and of 4 bits, in the words of calls: dtype of queries, format."""
     dtype = TYPICAL_DTYPE[row.itemsize]
     for format_name in (dtype, *(("int8", "nvfp4") if row.itemsize < 8 else ())):
         for options in ("plain", "everything"):
@@ -61,7 +61,7 @@ def _by_format(row: FlashDecodeConfig) -> Iterator[Variant]:
 
 
 def _constants(row: FlashDecodeConfig, format_name: str, options: str, **changes: bool) -> dict[str, Any]:
-    """Over aligned pages, unless something else is said."""
+    """Return the constants over aligned pages, unless something else is said."""
     everything = options == "everything"
     flags: dict[str, Any] = {
         **{"ALIGNED": True, "PAGED": True, "SLOT_SCALES": False},

@@ -1,4 +1,4 @@
-"""From a checked decode problem to its launches: config, schedule, the kernel of the splits, the one that merges."""
+"""The way from a checked decode problem to its launches: config, schedule, kernel of the splits, kernel that merges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NO_ROTATION: Flags = ("ROTATE", False), ("INTERLEAVED", False), ("TABLES", Fals
 
 
 def decode(problem: DecodeProblem, *, return_lse: bool, config: FlashDecodeConfig | None = None) -> Any:
-    """Launch the kernels of a problem: out, or (out, lse)."""
+    """Launch the kernels of a problem; returns out, or (out, lse)."""
     executor, extents = problem.executor, problem.extents
     output = problem.output()
     lse = executor.empty(extents.lse_shape, problem.accumulator) if return_lse else None
@@ -49,7 +49,7 @@ def decode(problem: DecodeProblem, *, return_lse: bool, config: FlashDecodeConfi
 
 
 def select_config(problem: DecodeProblem) -> FlashDecodeConfig:
-    """The row that a call takes if it does not say another."""
+    """Select the row that a call takes if it does not say another."""
     extents = problem.extents
     most = extents.seqlen_q if problem.max_seqlen_q is None else problem.max_seqlen_q
     return _select(problem.dtype, problem.kv_format, extents, most, problem.executor.smem_limit_bytes)
@@ -140,7 +140,7 @@ def _per_slot(scale: Scale | None) -> bool:
 
 
 def _bounds(problem: DecodeProblem) -> Flags:
-    """Which sides of a query's view the kernel has to look at.
+    """Return which sides of a query's view the kernel has to look at.
 
     A single token that is aligned with the last key sees nothing beyond it, causal or not.
     """
@@ -178,7 +178,7 @@ def _loaded(
     flags: Flags,
     options: bool,
 ) -> LoadedKernel:
-    """The kernel of a config. ``options``: what happens to logits is compiled in."""
+    """Load the kernel of a config. ``options``: what happens to logits is compiled in."""
     bucket, columns, column_blocks = compiled_dims(extents.head_dim, extents.head_dim_v)
     all_flags = {**dict(flags), **score_constants(options)}
     constants = config.constants(dtype.name, kv_format, bucket, columns, all_flags, column_blocks=column_blocks)
@@ -190,7 +190,7 @@ def _loaded(
 
 
 def score_constants(options: bool) -> dict[str, Any]:
-    """What happens to logits, as constants of a kernel: all that a call may have, or nothing.
+    """Return what happens to logits, as constants of a kernel: all that a call may have, or nothing.
 
     Where a call has one of the options, each of the others costs a comparison a tile.
     """

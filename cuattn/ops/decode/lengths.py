@@ -45,7 +45,7 @@ class Integers:
 
 
 def integers(executor: Executor, name: str, x: Any, batch: int | None, rank: int, layout: str) -> Integers:
-    """Integer metadata of ``rank`` axes, the first of extent ``batch`` if that is not None.
+    """Check integer metadata of ``rank`` axes, the first of extent ``batch`` if that is not None.
 
     Raises `ArrayTypeError`, `DTypeError` or `ShapeError`, whose message shows the ``layout``.
     """
@@ -65,7 +65,7 @@ def integers(executor: Executor, name: str, x: Any, batch: int | None, rank: int
 
 
 def check_seqlens_k(executor: Executor, x: Any, batch: int, capacity: int) -> Integers:
-    """The number of keys of every sequence: int32 [batch] where kernels read it, int64 where the host does."""
+    """Check the number of keys of every sequence: int32 [batch] where kernels read it, int64 where the host does."""
     given = integers(executor, "seqlens_k", x, batch, 1, "[batch]")
     array = executor.put(given.array, np.int32)
     if given.seen is None:
@@ -123,5 +123,5 @@ def check_pages(
 
 
 def check_num_splits(value: Any) -> int | None:
-    """The number of parts that the keys of each sequence are split into, or None."""
+    """Check the number of parts that the keys of each sequence are split into, or None."""
     return None if value is None else integer("num_splits", value, 1, MAX_SPLITS, optional=True)

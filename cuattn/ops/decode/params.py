@@ -28,7 +28,7 @@ _NO_STRIDES = 0, 0, 0
 
 @cache
 def divisor(page_size: int) -> tuple[int, int]:
-    """(magic, shift) with ``key // page_size == key * magic >> shift`` for every key below 2^31."""
+    """Return (magic, shift) with ``key // page_size == key * magic >> shift`` for every key below 2^31."""
     bits = (page_size - 1).bit_length()
     return -(-(2 ** (31 + bits)) // page_size), 31 + bits
 
@@ -44,7 +44,7 @@ def pack_decode(
     *,
     rotary_vectors: bool,
 ) -> np.void:
-    """The scalars and strides of the problem."""
+    """Pack the scalars and strides of the problem."""
     extents, rotary, group = problem.extents, problem.rotary, problem.group
     page_magic, page_shift = divisor(max(problem.page_size, 1))
     heads = config.heads_per_block(group)

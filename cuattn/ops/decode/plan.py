@@ -59,17 +59,17 @@ class PlanEstimate:
 
     @property
     def waves(self) -> float:
-        """How often the device is filled with CTAs."""
+        """Number of times that the device is filled with CTAs."""
         return self.num_ctas / self.num_slots
 
     @property
     def efficiency(self) -> float:
-        """The least time over the expected one."""
+        """Ratio of the least time to the expected one."""
         return self.least_time / self.time if self.time else 1.0
 
 
 class _Copies:
-    """Schedules whose lists are where kernels read them, made once for each device and kernel shape."""
+    """Copies of schedules whose lists are where kernels read them, made once for each device and kernel shape."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -119,11 +119,11 @@ class DecodePlan:
 
     @property
     def num_ctas(self) -> int:
-        """CTAs that are started; the merge, where something is split, is a kernel of its own."""
+        """Number of CTAs that are started; the merge, where something is split, is a kernel of its own."""
         return self.estimate.num_ctas
 
     def workspace_size(self) -> int:
-        """Bytes of ``workspace=`` of a call with this plan; 0 where no sequence is split."""
+        """Return the bytes of ``workspace=`` of a call with this plan; 0 where no sequence is split."""
         itemsize = 8 if self.dtype == np.float64 else 4
         return workspace.nbytes(self.num_partials, self.num_heads, self.head_dim_v, itemsize)
 
@@ -164,7 +164,7 @@ class DecodePlan:
                 )
 
     def schedule(self, problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
-        """The work items of a call that `check` has passed."""
+        """Return the work items of a call that `check` has passed."""
         tokens = config.tokens_per_block(problem.group)
         if isinstance(self.num_splits, int) and (self.fixed_grid or not self.packed):
             return even_schedule(problem, tokens, self.num_splits)
@@ -198,7 +198,7 @@ class DecodePlan:
 
 
 def check_plan(plan: Any, problem: DecodeProblem) -> DecodePlan | None:
-    """The plan of a call, or None. Raises `ArgumentError` if it is none, or one for another shape."""
+    """Return the plan of a call, or None. Raises `ArgumentError` if it is none, or one for another shape."""
     if plan is None:
         return None
     if not isinstance(plan, DecodePlan):
@@ -363,7 +363,7 @@ def _choose(
     num_splits: int | None,
     fixed_grid: bool,
 ) -> tuple[int | NDArray[np.int64], PlanEstimate]:
-    """The splits, and what they are expected to cost."""
+    """Choose the splits; returns them and what they are expected to cost."""
     seqlens_q, batch = lengths.seqlens_q, lengths.seqlens_q.size
     blocks = splits.blocks_of(seqlens_q, lengths.seqlens_k, tokens, model.block_n, bounds)
     chosen: int | NDArray[np.int64] | None = num_splits

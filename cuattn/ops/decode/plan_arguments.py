@@ -31,7 +31,7 @@ class PlanLengths:
 
 
 def executor_of(array_module: Any, seqlens_k: Any) -> Executor:
-    """What a plan is made for: where ``seqlens_k`` lies if it is on a device, else what the module says."""
+    """Find what a plan is made for: where ``seqlens_k`` lies if it is on a device, else what the module says."""
     if array_module is None:
         if seqlens_k is None or isinstance(seqlens_k, np.ndarray | list | tuple):
             return executor_for(seqlens_k=np.empty(0, np.int32))
@@ -40,7 +40,7 @@ def executor_of(array_module: Any, seqlens_k: Any) -> Executor:
 
 
 def check_extent(name: str, value: Any, least: int, most: int = MAX_EXTENT) -> int:
-    """An integer argument as an int."""
+    """Return an integer argument as an int."""
     return integer(name, value, least, most)
 
 
@@ -55,7 +55,7 @@ def check_heads(num_heads: Any, num_kv_heads: Any, head_dim: Any, head_dim_v: An
 
 
 def check_format(dtype: Any, kv_format: Any) -> tuple[np.dtype[Any], KVFormat]:
-    """The dtype of q, and the format of the cache."""
+    """Return the dtype of q, and the format of the cache."""
     resolved = check_dtype("dtype", dtype, ELEMENTS)
     if kv_format is None:
         return resolved, KV_FORMATS[resolved.name]
@@ -115,7 +115,7 @@ def check_lengths(
 
 
 def _integers(name: str, x: NDArray[Any]) -> NDArray[np.int64]:
-    """Integers of the host, in memory that nobody else writes to."""
+    """Return integers of the host, in memory that nobody else writes to."""
     if x.dtype.kind not in "iu" and x.size:
         raise DTypeError(f"{name} has dtype {x.dtype}; integers are needed")
     return np.array(x, np.int64)

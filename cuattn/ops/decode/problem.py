@@ -80,9 +80,9 @@ class DecodeProblem:
         return float(np.dot(self.host_seqlens_q, self.host_seqlens_k))
 
     def output(self) -> Operand:
-        """What a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
+        """Return what a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
         return target(self.executor, self.out, self.extents.out_shape, self.dtype)
 
     def deliver(self, output: Operand) -> Any:
-        """The array for the caller, once the kernels have been launched."""
+        """Return the array for the caller, once the kernels have been launched."""
         return deliver(self.executor, self.out, output)

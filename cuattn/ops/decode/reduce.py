@@ -22,7 +22,7 @@ ENTRY = "cuattn_attention_decode_reduce"
 
 
 def constants(accumulator: str, result: str, vectorized: bool) -> dict[str, int | bool | str]:
-    """The compile-time constants, from the dtype names of the partial results and of the result."""
+    """Return the compile-time constants, from the dtype names of the partial results and of the result."""
     return {
         "Element": ELEMENT_TYPES[accumulator],
         "Result": ELEMENT_TYPES[result],
@@ -32,7 +32,7 @@ def constants(accumulator: str, result: str, vectorized: bool) -> dict[str, int 
 
 
 def variants() -> Iterator[dict[str, int | bool | str]]:
-    """The constants of every kernel that a call can ask for."""
+    """Return the constants of every kernel that a call can ask for."""
     for result in ELEMENT_TYPES:
         for vectorized in (True, False):
             yield constants("float64" if result == "float64" else "float32", result, vectorized)

@@ -34,7 +34,7 @@ class Scale:
 
 
 def is_per_slot(value: Any) -> bool:
-    """Whether it can only be an array with an entry for every slot: data of the size of a cache, not a small array."""
+    """Whether a value can only be an array with an entry for every slot: data of a cache's size, not a small array."""
     try:
         return bool(value.ndim == 3)
     except Exception:  # no array, or a foreign object that raises what it likes
@@ -42,14 +42,14 @@ def is_per_slot(value: Any) -> bool:
 
 
 def of_slots(value: Any) -> Any:
-    """``value`` if it has an entry for every slot, so that it must lie where the cache does; else None."""
+    """Return ``value`` if it has an entry for every slot, so that it must lie where the cache does; else None."""
     return value if value is not None and is_per_slot(value) else None
 
 
 def check_scale(
     executor: Executor, name: str, value: Any, kv_format: KVFormat, slots: tuple[int, int, int]
 ) -> Scale | None:
-    """``k_scale`` or ``v_scale``, of a cache whose first axes are ``slots``: pages (or batch), slots, heads."""
+    """Check ``k_scale`` or ``v_scale``, of a cache whose first axes are ``slots``: pages (or batch), slots, heads."""
     if value is None:
         return None
     if not kv_format.quantized:
@@ -79,7 +79,7 @@ def check_scale(
 def check_block_scales(
     executor: Executor, name: str, value: Any, kv_format: KVFormat, slots: tuple[int, int, int], head_dim: int
 ) -> Any:
-    """``k_block_scales`` or ``v_block_scales``: bytes, the last axis contiguous; None for a format without."""
+    """Check ``k_block_scales`` or ``v_block_scales``: bytes, the last axis contiguous; None for a format without."""
     if value is None:
         if kv_format.block_size:
             raise ArgumentError(f"{name} is None; {kv_format.name} needs a scale for {kv_format.block_size} numbers")

@@ -77,7 +77,7 @@ class Lists:
     max_splits: int
 
     def on(self, executor: Executor, cu_seqlens_q: Any) -> Schedule:
-        """The schedule, after one copy to where the kernels read."""
+        """Return the schedule, after one copy to where the kernels read."""
         given = self.work if self.splits is None else np.concatenate([self.splits.ravel(), self.work.ravel()])
         copied = executor.put(given, np.int32)
         work = copied if self.splits is None else copied[self.splits.size :].reshape(self.work.shape)
@@ -94,7 +94,7 @@ class Lists:
 
 
 def schedule(problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
-    """The work items of a call."""
+    """Make the work items of a call."""
     if problem.plan is not None:
         return problem.plan.schedule(problem, config)
     extents, bounds = problem.extents, problem.options.bounds
@@ -127,7 +127,7 @@ def schedule(problem: DecodeProblem, config: FlashDecodeConfig) -> Schedule:
 def _shape(
     config: FlashDecodeConfig, kv_format: KVFormat, extents: Extents, most: int, itemsize: int, arch: str, num_sms: int
 ) -> tuple[int, int, CostModel]:
-    """Query tokens of a block, CTAs for each block, and the model, for ``most`` queries of a sequence."""
+    """Return query tokens of a block, CTAs for each block, and the model, for ``most`` queries of a sequence."""
     group = extents.heads_per_kv_head
     heads = extents.num_kv_heads * config.head_blocks(group)
     heads *= compiled_dims(extents.head_dim, extents.head_dim_v)[2]  # as many CTAs share a row of the result
@@ -138,12 +138,12 @@ def _shape(
 
 
 def most_blocks(batch: int, seqlen_q: int, packed: bool, tokens: int) -> int:
-    """Row blocks that the queries may need; ``seqlen_q`` are those of all sequences where they are packed."""
+    """Return how many row blocks queries may need; ``seqlen_q`` are those of all sequences where they are packed."""
     return seqlen_q // tokens + min(batch, seqlen_q) if packed else batch * -(-seqlen_q // tokens)
 
 
 def even_schedule(problem: DecodeProblem, tokens: int, num_splits: int) -> Schedule:
-    """As many splits for each sequence. The grid does not depend on any length."""
+    """Cut each sequence into as many splits as any other. The grid does not depend on any length."""
     made = _even(problem.extents, tokens, num_splits)
     if not problem.extents.packed:
         return made
@@ -164,7 +164,7 @@ def _even(extents: Extents, tokens: int, num_splits: int) -> Schedule:
 
 
 def lists_of(blocks: Blocks, seqlens_q: NDArray[np.int64], num_splits: int | NDArray[np.int64]) -> Lists:
-    """The work of row blocks, in splits of every sequence alike or of each its own."""
+    """List the work of row blocks, in splits of every sequence alike or of each its own."""
     if isinstance(num_splits, int):
         order = np.argsort(-blocks.tiles, kind="stable")
         work = np.stack([blocks.batch_idx[order], blocks.block[order]], axis=1).astype(np.int32)
@@ -193,7 +193,7 @@ def _find(
     seqlens_q: bytes,
     seqlens_k: bytes,
 ) -> int | Lists:
-    """The lists for lengths, or the number of splits of all where it needs none."""
+    """Find the lists for lengths, or the number of splits of all where it needs none."""
     queries, keys = np.frombuffer(seqlens_q, np.int64), np.frombuffer(seqlens_k, np.int64)
     blocks = splits.blocks_of(queries, keys, tokens, model.block_n, bounds)
     found: int | NDArray[np.int64] | None = num_splits
@@ -205,7 +205,7 @@ def _find(
 
 
 def check_partials(num_partials: int) -> int:
-    """The number, which kernels count in 32 bits. Raises `ArgumentError`."""
+    """Check the number of partial results, which kernels count in 32 bits. Raises `ArgumentError`."""
     if num_partials > MAX_PARTIALS:
         raise ArgumentError(
             f"num_splits times the query tokens is {num_partials}; at most {MAX_PARTIALS} partial results are allowed"

@@ -55,7 +55,7 @@ def _check_ranks(names: Names, q: tuple[int, ...], k: tuple[int, ...], v: tuple[
 
 
 def check_dtypes(names: Names, q: Any, k: Any, v: Any, kv_format: Any) -> KVFormat:
-    """The format of the cache, which q must go with."""
+    """Return the format of the cache, which q must go with."""
     if q.dtype not in DTYPES:
         raise DTypeError(f"q has dtype {q.dtype} ({q.dtype.str}); allowed are {', '.join(ELEMENTS)} (native)")
     row = _PLAIN[q.dtype] if kv_format is None and k.dtype == q.dtype else resolve_format(names.k, k.dtype, kv_format)
@@ -69,7 +69,7 @@ def check_dtypes(names: Names, q: Any, k: Any, v: Any, kv_format: Any) -> KVForm
 
 
 def capacity_of(tables: Any, page_size: int) -> int:
-    """Keys that a sequence may have, by the columns of its block table."""
+    """Return how many keys a sequence may have, by the columns of its block table."""
     if page_size < 1:
         raise ShapeError(f"k_pages has page size {page_size}; at least 1 is needed")
     max_pages = int(tables.shape[1])
@@ -81,7 +81,7 @@ def capacity_of(tables: Any, page_size: int) -> int:
 
 
 def check_extents(names: Names, q: Any, k: Any, v: Any, batch: int, capacity: int, row: KVFormat) -> Extents:
-    """The extents of a problem. Raises `ShapeError`, naming the argument, if there is none."""
+    """Return the extents of a problem. Raises `ShapeError`, naming the argument, if there is none."""
     return _extents(names, tuple(q.shape), tuple(k.shape), tuple(v.shape), batch, capacity, row.elements_per_item)
 
 
@@ -95,7 +95,7 @@ def _extents(
     capacity: int,
     elements_per_item: int,
 ) -> Extents:
-    """The extents for shapes, checked when they are first seen."""
+    """Return the extents for shapes, checked when they are first seen."""
     seqlen_q, num_heads, head_dim = q[-3:]
     num_kv_heads = k[2]
     if names is CONTIGUOUS and k[0] != batch:

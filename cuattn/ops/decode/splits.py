@@ -32,7 +32,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(seqlens_q: Integers, seqlens_k: Integers, tokens: int, block_n: int, bounds: Bounds) -> Blocks:
-    """The row blocks of ``tokens`` tokens.
+    """Return the row blocks of ``tokens`` tokens.
 
     >>> blocks_of(np.array([1, 0, 3]), np.array([100, 50, 130]), 2, 64, Bounds(right=0))
     Blocks(batch_idx=array([0, 2, 2]), block=array([0, 0, 1]), tiles=array([2, 3, 3]))
@@ -53,7 +53,7 @@ def blocks_of(seqlens_q: Integers, seqlens_k: Integers, tokens: int, block_n: in
 
 
 def most_tiles(tokens: int, seqlen_k: int, block_n: int, bounds: Bounds) -> int:
-    """Tiles that a row block of ``tokens`` tokens of a sequence of at most ``seqlen_k`` keys may see."""
+    """Return how many tiles a row block of ``tokens`` tokens of a sequence of at most ``seqlen_k`` keys may see."""
     width = bounds.width(tokens)
     width = seqlen_k if width is None else min(width, seqlen_k)
     whole = -(-seqlen_k // block_n)
@@ -62,7 +62,7 @@ def most_tiles(tokens: int, seqlen_k: int, block_n: int, bounds: Bounds) -> int:
 
 @lru_cache(maxsize=4096)
 def uniform(model: CostModel, num_blocks: int, tiles: int) -> int:
-    """The splits of each of ``num_blocks`` blocks (row blocks of all heads) that see ``tiles`` tiles each."""
+    """Choose the splits of each of ``num_blocks`` blocks (row blocks of all heads) that see ``tiles`` tiles each."""
     most = min(tiles, MAX_SPLITS, -(-2 * model.num_slots // max(num_blocks, 1)))
     if most <= 1 or num_blocks == 0:
         return 1
@@ -71,7 +71,7 @@ def uniform(model: CostModel, num_blocks: int, tiles: int) -> int:
 
 
 def for_lengths(model: CostModel, blocks: Blocks, batch: int, heads: int, *, listed: bool) -> int | Integers:
-    """The splits of every sequence, [batch]; or one number for all, which needs no lists.
+    """Choose the splits of every sequence, [batch]; or one number for all, which needs no lists.
 
     ``heads`` CTAs work on a split of a row block, one for each key/value head and block of heads. ``listed``: a list is
     made anyway.
@@ -102,7 +102,7 @@ def for_lengths(model: CostModel, blocks: Blocks, batch: int, heads: int, *, lis
 
 
 def time_of(model: CostModel, blocks: Blocks, heads: int, choices: Integers) -> NDArray[np.float64]:
-    """The time of each of ``choices`` [candidates, batch] of splits."""
+    """Return the time of each of ``choices`` [candidates, batch] of splits."""
     splits = choices[:, blocks.batch_idx]
     items = Items(
         num_ctas=heads * splits.sum(axis=1),
@@ -115,7 +115,7 @@ def time_of(model: CostModel, blocks: Blocks, heads: int, choices: Integers) -> 
 
 
 def expected(model: CostModel, blocks: Blocks, heads: int, num_splits: int | Integers, batch: int) -> float:
-    """The time of a choice."""
+    """Return the time of a choice."""
     if not blocks.tiles.size:
         return 0.0
     most = int(blocks.tiles.max())
@@ -126,5 +126,5 @@ def expected(model: CostModel, blocks: Blocks, heads: int, num_splits: int | Int
 
 
 def _first_good(times: NDArray[np.float64]) -> int:
-    """The first candidate that is about as fast as the fastest: they stand in the order of their splits."""
+    """Return the first candidate that is about as fast as the fastest: they stand in the order of their splits."""
     return int(np.argmax(times <= WORTHWHILE * times.min()))

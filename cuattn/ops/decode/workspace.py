@@ -19,7 +19,7 @@ __all__ = ["nbytes", "partials"]
 
 
 def nbytes(num_partials: int, num_heads: int, head_dim_v: int, itemsize: int) -> int:
-    """Bytes of so many partial results; ``itemsize`` is that of the accumulator.
+    """Return the bytes of so many partial results; ``itemsize`` is that of the accumulator.
 
     >>> nbytes(num_partials=16, num_heads=8, head_dim_v=128, itemsize=4)
     66560
@@ -28,7 +28,7 @@ def nbytes(num_partials: int, num_heads: int, head_dim_v: int, itemsize: int) ->
 
 
 def partials(problem: DecodeProblem, num_partials: int) -> tuple[Any, Any]:
-    """Outputs [num_partials, heads, head_dim_v] and states [num_partials, heads, 2]: in the caller's memory, or new.
+    """Return outputs [num_partials, heads, head_dim_v], states [num_partials, heads, 2]: the caller's memory, or new.
 
     A state is the maximum and the sum of a softmax. (None, None) for no partial results. Raises `ShapeError` where the
     caller's memory is too small.

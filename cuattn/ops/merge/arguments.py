@@ -37,7 +37,7 @@ class MergeProblem:
 
 
 def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) -> MergeProblem:
-    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.merge_states`."""
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.merge_states`."""
     arrays = _named(out_a, lse_a, out_b, lse_b, out)
     executor = executor_for(**arrays)
     arrays = {name: executor.asarray(name, x) for name, x in arrays.items()}
@@ -67,7 +67,7 @@ def check(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, sinks: Any, out: Any) 
 
 
 def _named(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any) -> dict[str, Any]:
-    """What was given, under the names of the form of the call; out and lse of the (first) part lead."""
+    """Return what was given, under the names of the form of the call; out and lse of the (first) part lead."""
     if (out_b is None) != (lse_b is None):
         raise ArgumentError(f"{'out_b' if out_b is None else 'lse_b'} is missing: give both, or neither")
     if out_b is None:
@@ -100,7 +100,7 @@ def _check_dtypes(arrays: dict[str, Any]) -> None:
 
 
 def _check_shapes(arrays: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of the merged out and lse."""
+    """Check and return the shapes of the merged out and lse."""
     first_name, first = next(iter(arrays.items()))
     stacked = first_name == "outs"
     if first.ndim - stacked not in (3, 4):

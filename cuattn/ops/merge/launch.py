@@ -39,7 +39,7 @@ class BlockShape(NamedTuple):
 
 
 def block_shape(*, num_rows: int, num_parts: int, head_dim: int, pack: int) -> BlockShape:
-    """The threads for ``num_rows`` rows; ``pack`` is the number of columns that a thread takes at once."""
+    """Choose the threads for ``num_rows`` rows; ``pack`` is the number of columns that a thread takes at once."""
     packs = max(1, -(-head_dim // pack))
     passes = -(-packs // MAX_LANES)
     lanes = -(-packs // passes)
@@ -50,7 +50,7 @@ def block_shape(*, num_rows: int, num_parts: int, head_dim: int, pack: int) -> B
 
 
 def constants(element: str, result: str, vectorized: bool) -> dict[str, int | bool | str]:
-    """The compile-time constants, from the dtype names of the parts and of the result."""
+    """Return the compile-time constants, from the dtype names of the parts and of the result."""
     return {
         "Element": ELEMENT_TYPES[element],
         "Result": ELEMENT_TYPES[result],
@@ -60,7 +60,7 @@ def constants(element: str, result: str, vectorized: bool) -> dict[str, int | bo
 
 
 def variants() -> Iterator[dict[str, int | bool | str]]:
-    """The constants of every kernel that a call can ask for."""
+    """Return the constants of every kernel that a call can ask for."""
     pairs = [(name, name) for name in ELEMENT_TYPES] + [("float32", "float16"), ("float32", "bfloat16")]
     for element, result in pairs:
         for vectorized in (True, False):
@@ -107,7 +107,7 @@ def launch(
 
 
 def _row_places(x: Any) -> Iterator[int]:
-    """The address and the strides, in bytes, that say where rows begin; those of axes of length 1 are arbitrary."""
+    """Return the address and the byte strides that say where rows begin; those of axes of length 1 are arbitrary."""
     yield address(x)
     for extent, stride in zip(x.shape[:-1], x.strides, strict=False):
         if extent > 1:

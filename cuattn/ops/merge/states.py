@@ -28,7 +28,7 @@ def merge_states(
     sinks: Any = None,
     out: tuple[Any, LseT] | None = None,
 ) -> tuple[ArrayT, LseT]:
-    """Attention over all keys, from the attention over disjoint sets of them.
+    """Merge the attention over disjoint sets of keys into the attention over all of them.
 
     Two forms::
 
@@ -115,6 +115,6 @@ def _evaluate(problem: MergeProblem) -> tuple[Any, Any]:
 
 
 def _usable(executor: Executor, pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    """(out, lse) of parts, as copies where a kernel cannot take them."""
+    """Return (out, lse) of parts, as copies where a kernel cannot take them."""
     out, lse = (x if usable(x, i == 0) else contiguous(executor, x) for i, x in enumerate(pair))
     return out, lse

@@ -68,7 +68,7 @@ class PaddingPlan:
 def padding_plan(
     mask: Any, *, num_tokens: int | None = None, max_seqlen: int | None = None, array_module: Any = None
 ) -> PaddingPlan:
-    """Where the real tokens of a padded batch are: an exclusive prefix sum over ``mask``.
+    """Find the real tokens of a padded batch by an exclusive prefix sum over ``mask``.
 
     Any pattern: padding may be to the right, to the left, or anywhere between the tokens. Make it once a batch, and use
     it in every layer.
@@ -147,7 +147,7 @@ def padding_plan(
 
 
 def remove_padding(x: ArrayT, plan: PaddingPlan, *, out: ArrayT | None = None) -> ArrayT:
-    """The real tokens of a padded batch, one behind the other: ``x.reshape(B * N, ...)[plan.indices]``.
+    """Return the real tokens of a padded batch, one behind the other: ``x.reshape(B * N, ...)[plan.indices]``.
 
     What the padding slots of ``x`` hold is never read.
 
@@ -204,7 +204,7 @@ def remove_padding(x: ArrayT, plan: PaddingPlan, *, out: ArrayT | None = None) -
 
 
 def restore_padding(x: ArrayT, plan: PaddingPlan, *, out: ArrayT | None = None) -> ArrayT:
-    """The padded batch of packed tokens, with zeros in the padding slots: the inverse of `remove_padding`.
+    """Return the padded batch of packed tokens, zeros in the padding slots: the inverse of `remove_padding`.
 
     One pass: every element of the result is written once, with a token or with zero.
 
@@ -270,7 +270,7 @@ def _check_count(name: str, count: Any, most: int) -> int | None:
 
 
 def _counted(lengths: np.ndarray, num_tokens: int | None, max_seqlen: int | None) -> tuple[int, int]:
-    """Tokens in all, and of the longest sequence; what was given must agree."""
+    """Return the tokens in all, and of the longest sequence; what was given must agree."""
     total, longest = int(lengths.sum(dtype=np.int64)), int(lengths.max(initial=0))
     if num_tokens not in (None, total):
         raise ArgumentError(f"num_tokens is {num_tokens}; the mask has {total} tokens")
@@ -280,7 +280,7 @@ def _counted(lengths: np.ndarray, num_tokens: int | None, max_seqlen: int | None
 
 
 def _on_host(executor: Executor, x: Any) -> np.ndarray:
-    """``x`` as a NumPy array; of a CuPy array, once the GPU has computed it."""
+    """Return ``x`` as a NumPy array; of a CuPy array, once the GPU has computed it."""
     if isinstance(x, np.ndarray):
         return x
     with executor.on_device():
@@ -288,7 +288,7 @@ def _on_host(executor: Executor, x: Any) -> np.ndarray:
 
 
 def check_plan(plan: Any) -> PaddingPlan:
-    """A plan whose extents are ints, as `padding_plan` makes it; raises `ArrayTypeError` or `ArgumentError`."""
+    """Check a plan whose extents are ints, as `padding_plan` makes it; raises `ArrayTypeError` or `ArgumentError`."""
     if not isinstance(plan, PaddingPlan):
         raise ArrayTypeError(f"plan is a {type(plan).__name__}; a PaddingPlan is needed, from padding_plan()")
     numbers = {name: getattr(plan, name) for name in ("max_seqlen", "num_tokens", "batch", "seqlen")}
@@ -298,7 +298,7 @@ def check_plan(plan: Any) -> PaddingPlan:
 
 
 def _arguments(x: Any, plan: PaddingPlan, out: Any) -> tuple[Executor, Any, Any, Any, Any]:
-    """The executor, ``x``, the plan's indices and padding, and ``out`` on it; everything but shapes is checked."""
+    """Return the executor, ``x``, the plan's indices and padding, and ``out`` on it; all but shapes is checked."""
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
     lists = {"plan.indices": plan.indices, "plan.padding": plan.padding}
     if not all(isinstance(slots, np.ndarray) for slots in lists.values()):
@@ -320,7 +320,7 @@ def _arguments(x: Any, plan: PaddingPlan, out: Any) -> tuple[Executor, Any, Any,
 
 
 def _result(executor: Executor, x: Any, out: Any, shape: tuple[int, ...], *plan: Any) -> Any:
-    """A new array, or ``out`` if that will do."""
+    """Return a new array, or ``out`` if that will do."""
     if out is None:
         return executor.empty(shape, x.dtype)
     check_out("out", out, shape, x.dtype)
@@ -334,7 +334,7 @@ def _result(executor: Executor, x: Any, out: Any, shape: tuple[int, ...], *plan:
 def _launch(
     executor: Executor, entry: str, arrays: Mapping[str, Any], movement: Movement | None, num_rows: int
 ) -> bool:
-    """Whether the arrays lie in a way that a kernel can take; if so, it has been launched."""
+    """Launch if the arrays lie in a way that a kernel can take; returns whether they do."""
     if movement is None:
         return False
     kernel = executor.kernel("padding_rows", {"NUM_THREADS": NUM_THREADS}, entry)

@@ -20,7 +20,7 @@ MAX_GRID_Y = 65535
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """What to launch: ``rows_per_cta`` rows a CTA, in units of ``unit_bytes``."""
+    """A launch that moves rows: ``rows_per_cta`` rows a CTA, in units of ``unit_bytes``."""
 
     unit_bytes: int
     block: tuple[int, int]
@@ -32,7 +32,7 @@ class Movement:
 
 
 def fold(padded: Any, packed: Any) -> Movement | None:
-    """The movement between ``padded`` [B, N, ...] and ``packed`` [T, ...]; None if a row has too many strided axes.
+    """Fold ``padded`` [B, N, ...] and ``packed`` [T, ...] into a movement; None if a row has too many strided axes.
 
     A row may not be empty. Without tokens there are no packed rows, and it does not matter how they would lie.
 
@@ -87,7 +87,7 @@ def _fold(
 def _segments(
     shape: Sequence[int], itemsize: int, padded_strides: Sequence[int], packed_strides: Sequence[int]
 ) -> list[tuple[int, int, int]]:
-    """The axes (extent, stride, stride) of a row, those that are one axis in memory merged; the last one is bytes."""
+    """Return the axes (extent, stride, stride) of a row, merged where memory has them as one; the last one is bytes."""
     merged: list[tuple[int, int, int]] = []
     for extent, *strides in (*zip(shape, padded_strides, packed_strides, strict=True), (itemsize, 1, 1)):
         if extent == 1:

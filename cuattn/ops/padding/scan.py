@@ -17,7 +17,7 @@ MIN_CHUNK_SLOTS = 1024
 
 
 def scan(executor: Executor, mask: Any) -> tuple[Any, Any]:
-    """All slots, tokens first, int32 [B * N]; cu_seqlens int32 [B + 1]."""
+    """Return all slots, tokens first, int32 [B * N], and cu_seqlens int32 [B + 1]."""
     batch, seqlen = mask.shape
     num_slots = batch * seqlen
     if num_slots == 0:

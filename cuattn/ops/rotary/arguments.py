@@ -81,19 +81,19 @@ class Angles:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """Arguments of a kernel; None is a null pointer."""
+        """Return the arguments of a kernel; None is a null pointer."""
         return {"g_turns": self.turns, "g_cos": self.cos, "g_sin": self.sin}
 
     @property
     def table_layout(self) -> tuple[int, int, int]:
-        """The fields of the struct TableLayout of kernels/rotary/rope.cuh: strides of cosines and sines, positions."""
+        """Return the fields of the struct TableLayout of kernels/rotary/rope.cuh: strides of the tables, positions."""
         if self.cos is None:
             return 0, 0, 0
         cos_stride, sin_stride = (table.strides[0] // table.dtype.itemsize for table in (self.cos, self.sin))
         return cos_stride, sin_stride, self.cos.shape[0]
 
     def constants(self, dtype: np.dtype[Any]) -> dict[str, Constant]:
-        """The constants of rotary/rotary_units.cuh and of the kernels that include it."""
+        """Return the constants of rotary/rotary_units.cuh and of the kernels that include it."""
         table_dtype = None if self.cos is None else self.cos.dtype.name
         return kernel_constants(dtype.name, self.interleaved, table_dtype)
 
@@ -127,7 +127,7 @@ class Positions:
 
 
 def kernel_constants(dtype_name: str, interleaved: bool, table_dtype: str | None) -> dict[str, Constant]:
-    """Constants of both kernels; ``table_dtype`` is None where rotations are computed."""
+    """Return the constants of both kernels; ``table_dtype`` is None where rotations are computed."""
     if table_dtype is None:
         table_type = "double" if dtype_name == "float64" else "float"
     else:
@@ -142,7 +142,7 @@ def kernel_constants(dtype_name: str, interleaved: bool, table_dtype: str | None
 
 
 def variants() -> Iterator[tuple[str, dict[str, Constant]]]:
-    """Every kernel that a call of `rope` or `split_qkv` can ask for: the source, and its constants."""
+    """Return every kernel that a call of `rope` or `split_qkv` can ask for: the source, and its constants."""
     for dtype_name in ELEMENT_TYPES:
         tables = ("float32", "float64") if dtype_name == "float64" else ("float32",)
         for interleaved in (False, True):
@@ -154,7 +154,7 @@ def variants() -> Iterator[tuple[str, dict[str, Constant]]]:
 
 
 def num_groups(num_heads: int) -> int:
-    """Groups of heads with threads of their own."""
+    """Return the number of groups of heads with threads of their own."""
     return min(-(-num_heads // HEADS_PER_THREAD), MAX_GROUPS)
 
 
@@ -171,7 +171,7 @@ def check_heads(name: str, x: Any, head_dim: int) -> None:
 
 
 def resolve(executor: Executor, rotary: Rotary, head_dim: int, dtype: np.dtype[Any]) -> Angles:
-    """The rotations of heads of ``head_dim`` elements; raises as documented at `cuattn.rope`."""
+    """Resolve the rotations of heads of ``head_dim`` elements; raises as documented at `cuattn.rope`."""
     interleaved = check_flag("interleaved", rotary.interleaved)
     base = check_base(rotary.base)
     tables = rotary.arrays
@@ -201,12 +201,12 @@ def resolve(executor: Executor, rotary: Rotary, head_dim: int, dtype: np.dtype[A
 
 
 def check_base(base: Any) -> float:
-    """``base`` as a float."""
+    """Return ``base`` as a float."""
     return real("base", base, "a finite number of at least 1 is allowed", lambda base: base >= 1)
 
 
 def check_rotary_dim(rotary_dim: Any, head_dim: int = MAX_HEAD_DIM) -> int:
-    """``rotary_dim`` as an int: even, and no larger than a head."""
+    """Return ``rotary_dim`` as an int: even, and no larger than a head."""
     dim = as_integer(rotary_dim)
     if dim is None:
         raise ArgumentError(f"rotary_dim is {shown(rotary_dim)}; an even integer is allowed")
@@ -230,7 +230,7 @@ def _check_table(executor: Executor, name: str, table: Any, dtype: np.dtype[Any]
 
 
 def turns(base: float, num_pairs: int) -> list[int]:
-    """base ** (-i / num_pairs) / 2 pi for every pair i: turns a position, as multiples of 2^-128, modulo 1.
+    """Return base ** (-i / num_pairs) / 2 pi for every pair i: turns a position, as multiples of 2^-128, modulo 1.
 
     >>> [round(turn / 2**128, 6) for turn in turns(10000.0, 2)]
     [0.159155, 0.001592]
@@ -247,7 +247,7 @@ def turns(base: float, num_pairs: int) -> list[int]:
 
 @cache  # never dropped: a captured graph may hold the address
 def turn_words(executor: Executor, base: float, num_pairs: int, wide: bool) -> Any:
-    """The turns of all pairs as kernels read them, uint64: 64 bits of each, or 128 (the high words first) if ``wide``.
+    """Return turns of all pairs as kernels read them, uint64: 64 bits of each, or 128 (high words first) if ``wide``.
 
     Copied to a device once, like a kernel that is loaded; later calls on other streams find it there.
     """
@@ -274,7 +274,7 @@ def on_device(name: str, x: Any) -> bool:
 
 
 def integers(executor: Executor, name: str, x: Any) -> tuple[Any, np.ndarray[Any, Any] | None]:
-    """Integer metadata as an array of int32 or int64 where the kernels run, and what the host can see of it.
+    """Return integer metadata as int32 or int64 where the kernels run, and what the host can see of it.
 
     What is on the device already stays there, unseen unless ``CUATTN_CHECK`` is set.
     """
@@ -298,7 +298,7 @@ def integers(executor: Executor, name: str, x: Any) -> tuple[Any, np.ndarray[Any
 def check_positions(
     executor: Executor, positions: Any, shape: tuple[int, ...], angles: Angles, *, look: bool = True
 ) -> Positions:
-    """``positions`` for tokens of ``shape``, [batch, seqlen] or [tokens]; a missing batch axis is broadcast.
+    """Check ``positions`` for tokens of ``shape``, [batch, seqlen] or [tokens]; a missing batch axis is broadcast.
 
     Those that the host can see must be in the tables, if there are tables.
     """

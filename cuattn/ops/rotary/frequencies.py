@@ -48,7 +48,7 @@ def rope_frequencies(
     mscale_all_dim: float | None = None,
     array_module: ModuleType = np,
 ) -> tuple[Any, Any]:
-    """Cosines and sines of every position, for ``rope(..., cos=cos, sin=sin)``.
+    """Return cosines and sines of every position, for ``rope(..., cos=cos, sin=sin)``.
 
     Without scaling, pair i turns by f_i = base ** (-2i / rotary_dim) radians a position, as in `rope`.
 
@@ -143,7 +143,7 @@ def rope_frequencies(
 def scaled_frequencies(
     rotary_dim: int, base: float, scaling: str | None, options: Mapping[str, Any]
 ) -> tuple[Frequencies, float]:
-    """Radians a position of each pair, float64 [rotary_dim / 2], and what cosines and sines are multiplied by."""
+    """Return radians a position of each pair, float64 [rotary_dim / 2], and the factor of cosines and sines."""
     rotary_dim, base = check_rotary_dim(rotary_dim), check_base(base)
     if scaling is not None:
         choice("scaling", scaling, _SCALINGS, optional=True)

@@ -29,7 +29,7 @@ class RopeProblem:
 def check(
     x: Any, positions: Any, rotary: Rotary, *, inverse: Any = False, out: Any = None, look: bool = True
 ) -> RopeProblem:
-    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.rope`.
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.rope`.
 
     Without ``look``, positions that the host sees go unchecked, as a device's do.
     """

@@ -39,7 +39,7 @@ class SplitProblem:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of q, k and v."""
+        """Shapes of q, k and v."""
         leading = (self.qkv.shape[0],) if self.plan is None else (self.plan.batch, self.plan.seqlen)
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         return [(*leading, n, self.head_dim) for n in heads]
@@ -58,7 +58,7 @@ def check(
     *,
     look: bool = True,
 ) -> SplitProblem:
-    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.split_qkv`.
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.split_qkv`.
 
     Without ``look``, positions that the host sees go unchecked, as a device's do.
     """
@@ -100,7 +100,7 @@ def check(
 
 
 def _check_kinds(rope: Any, positions: Any, cu_seqlens: Any, plan: Any, out: Any) -> None:
-    """Which arguments may be given together."""
+    """Check which arguments may be given together."""
     if rope is not None and not isinstance(rope, Rotary):
         raise ArrayTypeError(f"rope is a {type(rope).__name__}; a cuattn.Rotary or None is needed")
     if out is not None and not (isinstance(out, tuple | list) and len(out) == 3):
@@ -117,7 +117,7 @@ def _check_kinds(rope: Any, positions: Any, cu_seqlens: Any, plan: Any, out: Any
 def _executor(
     qkv: Any, bias: Any, rope: Any, positions: Any, cu_seqlens: Any, plan: Any, outs: dict[str, Any]
 ) -> Executor:
-    """Where all arrays live; positions and the like count only if they are on a device."""
+    """Find where all arrays live; positions and the like count only if they are on a device."""
     metadata = {"positions": positions, "cu_seqlens": cu_seqlens}
     if plan is not None:
         metadata |= {"plan.indices": plan.indices, "plan.padding": plan.padding, "plan.cu_seqlens": plan.cu_seqlens}
@@ -152,7 +152,7 @@ def _check_heads(num_heads: Any, num_kv_heads: Any) -> tuple[int, int]:
 
 
 def _check_width(qkv: Any, num_heads: int, num_kv_heads: int) -> int:
-    """The head dim."""
+    """Return the head dim."""
     width, all_heads = int(qkv.shape[1]), num_heads + 2 * num_kv_heads
     if width % all_heads:
         raise ShapeError(
@@ -164,7 +164,7 @@ def _check_width(qkv: Any, num_heads: int, num_kv_heads: int) -> int:
 
 
 def _check_plan(executor: Executor, plan: PaddingPlan, num_tokens: int, angles: Angles | None) -> tuple[Any, Any, Any]:
-    """The indices, padding and cu_seqlens of the plan, where the kernel runs."""
+    """Return the indices, padding and cu_seqlens of the plan, where the kernel runs."""
     if plan.num_tokens != num_tokens:
         raise ShapeError(f"qkv has {num_tokens} tokens and the plan {plan.num_tokens}; they must be as many")
     padded = plan.batch * plan.seqlen - num_tokens

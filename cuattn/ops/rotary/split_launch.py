@@ -16,7 +16,7 @@ __all__ = ["split"]
 
 
 def split(problem: SplitProblem) -> tuple[Any, Any, Any]:
-    """q, k and v: allocate, unless there is an ``out``, and launch."""
+    """Compute q, k and v: allocate, unless there is an ``out``, and launch."""
     executor, outs = problem.executor, problem.outs
     results = outs or [executor.empty(shape, problem.qkv.dtype) for shape in problem.shapes]
     _compute(problem, results)
@@ -97,7 +97,7 @@ def _launch(problem: SplitProblem, outs: list[Operand]) -> None:
 
 
 def _row_operand(executor: Executor, qkv: Any) -> Any:
-    """``qkv`` with rows that the kernel can take: itself, or a copy."""
+    """Return ``qkv`` with rows that the kernel can take: itself, or a copy."""
     itemsize = qkv.dtype.itemsize
     whole = qkv.shape[1] == 1 or qkv.strides[1] == itemsize
     if whole and (address(qkv) | qkv.strides[0]) % itemsize == 0:

@@ -31,7 +31,7 @@ class SoftmaxProblem:
 
 
 def check(output: str, x: Any, *, axis: Any, algorithm: Any, out: Any, keepdims: Any = False) -> SoftmaxProblem:
-    """Every check of a call, and the executor it runs on. Raises as documented at `cuattn.softmax`."""
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.softmax`."""
     executor = executor_for(x=x) if out is None else executor_for(x=x, out=out)
     x = executor.asarray("x", x)
     dtype_name = check_dtype("x", x.dtype)
@@ -52,5 +52,5 @@ def check(output: str, x: Any, *, axis: Any, algorithm: Any, out: Any, keepdims:
 
 
 def accumulator(dtype: Any) -> np.dtype[Any]:
-    """The dtype that sums of ``dtype`` are kept in."""
+    """Return the dtype that sums of ``dtype`` are kept in."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)

@@ -100,7 +100,7 @@ SPLIT_ALWAYS_COLS = 256 * 1024
 def select(
     *, num_rows: int, num_cols: int, itemsize: int, algorithm: str = "online", lanes_span_rows: bool = False
 ) -> SoftmaxConfig:
-    """The config for ``num_rows`` rows of ``num_cols`` elements of ``itemsize`` bytes.
+    """Select the config for ``num_rows`` rows of ``num_cols`` elements of ``itemsize`` bytes.
 
     ``lanes_span_rows`` says that neighbouring rows, not neighbouring columns, are adjacent in memory.
     """
@@ -112,7 +112,7 @@ def select(
 
 
 def select_streaming(*, num_rows: int, num_cols: int, lanes_span_rows: bool) -> SoftmaxConfig:
-    """As `select`, for work that takes a row from memory in any case."""
+    """Select a config, as `select` does, for work that takes a row from memory in any case."""
     split = SPLIT_LANES if lanes_span_rows else SPLIT
     few_rows = split.row_groups(num_rows) <= SPLIT_ROW_GROUPS
     if num_cols >= SPLIT_ALWAYS_COLS or (num_cols >= SPLIT_COLS and few_rows):
@@ -123,7 +123,7 @@ def select_streaming(*, num_rows: int, num_cols: int, lanes_span_rows: bool) -> 
 
 
 def shape_constants(config: SoftmaxConfig, dtype_name: str, vectorized: bool) -> dict[str, int | bool | float | str]:
-    """What the kernels know at compile time about the shape of their work."""
+    """Return what the kernels know at compile time about the shape of their work."""
     return {
         "Element": ELEMENT_TYPES[dtype_name],
         "NUM_THREADS": config.num_threads,
@@ -136,7 +136,7 @@ def shape_constants(config: SoftmaxConfig, dtype_name: str, vectorized: bool) ->
 def kernel_constants(
     config: SoftmaxConfig, dtype_name: str, vectorized: bool, output: str, algorithm: str
 ) -> tuple[str, dict[str, int | bool | float | str]]:
-    """The kernel file (without ``.cu``) for a config, and its constants."""
+    """Return the kernel file (without ``.cu``) for a config, and its constants."""
     constants = shape_constants(config, dtype_name, vectorized)
     constants["OUTPUT"] = OUTPUTS[output]
     if config.path == "onchip":
@@ -147,7 +147,7 @@ def kernel_constants(
 
 
 def variants() -> Iterator[tuple[str, dict[str, int | bool | float | str]]]:
-    """Every kernel that a call can ask for: to compile ahead of time, and to look at registers and spills."""
+    """List every kernel that a call can ask for: to compile ahead of time, and to look at registers and spills."""
     configs = (*ONCHIP, *ONCHIP_LANES, STREAM_SHORT, STREAM, STREAM_LANES, SPLIT, SPLIT_LANES)
     for config in configs:
         for dtype_name in ELEMENT_TYPES:

@@ -56,7 +56,7 @@ def _without_axis(x: Any, axis: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Launches:
-    """What to launch for arrays that lie in a certain way."""
+    """The launches for arrays that lie in a certain way."""
 
     source: str
     constants: dict[str, int | bool | float | str]

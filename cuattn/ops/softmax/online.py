@@ -166,7 +166,7 @@ class OnlineSoftmax:
             self._merge(executor, other._states, 1)
 
     def logsumexp(self) -> Any:
-        """The log-sum-exp of everything seen, [*shape], float32 (float64 for float64); -inf for rows that saw nothing.
+        """Return the log-sum-exp of what was seen, [*shape], float32 (float64 for float64); -inf for rows of nothing.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class OnlineSoftmax:
         return lse
 
     def probabilities(self, x: Any) -> Any:
-        """``e^(x - m) / d``: the softmax of the elements ``x`` within the rows seen so far.
+        """Return ``e^(x - m) / d``: the softmax of the elements ``x`` within the rows seen so far.
 
         Parameters
         ----------
@@ -227,7 +227,7 @@ class OnlineSoftmax:
         return self._states
 
     def _piece(self, x: Any) -> tuple[Executor, Any]:
-        """``x`` checked, and the executor that it and the state are on."""
+        """Check ``x``; returns it and the executor that it and the state are on."""
         executor = executor_for(x=x) if self._states is None else executor_for(state=self._states, x=x)
         x = executor.asarray("x", x)
         if x.dtype != self.dtype:
@@ -260,7 +260,7 @@ class OnlineSoftmax:
         executor.launch(kernel, (grid,), (STREAM_SHORT.num_threads,), args)
 
     def _state_kernel(self, executor: Executor, entry: str) -> Kernel:
-        """A kernel that sees states only: one compiled variant serves all elements of up to 4 bytes."""
+        """Load a kernel that sees states only: one compiled variant serves all elements of up to 4 bytes."""
         constants = shape_constants(STREAM_SHORT, self._states.dtype.name, False)
         return executor.kernel("online_softmax_state", {**constants, "ALGORITHM": ALGORITHMS["online"]}, entry)
 
@@ -270,7 +270,7 @@ def _with_output(constants: dict[str, int | bool | float | str]) -> dict[str, in
 
 
 def _fold(executor: Executor, x: Any, out: Any) -> tuple[Any, RowView]:
-    """``x``, or a contiguous copy of it, and its rows."""
+    """Return ``x``, or a contiguous copy of it, and its rows."""
     layout = rows.fold(x, out, x.ndim - 1)
     if layout is None:
         copy = contiguous(executor, x)

@@ -45,7 +45,7 @@ class RowView:
         return x_stride == 1 and extent >= MIN_ADJACENT_ROWS
 
     def pack(self, chunk_cols: int) -> np.void:
-        """The struct that a kernel takes by value."""
+        """Pack the struct that a kernel takes by value."""
         padded = [(1, 0, 0)] * (MAX_OUTER_DIMS - len(self.outer)) + list(self.outer)
         extent, x_stride, out_stride = zip(*padded, strict=True)
         return struct_layout("softmax", "RowLayout").pack(
@@ -61,7 +61,7 @@ class RowView:
 
 
 def fold(x: Any, out: Any, axis: int) -> RowView | None:
-    """The rows along ``axis`` of ``x``, and of ``out`` with the same axes or all but that one; None if they do not fit.
+    """Return rows along ``axis`` of ``x``, and of ``out`` with its axes or all but that one; None if they do not fit.
 
     >>> x = np.zeros((2, 3, 4, 5), np.float32)
     >>> fold(x, x, axis=2).outer
@@ -79,7 +79,7 @@ class _Placement:
     past_boundary: int  # bytes from a 16-byte boundary to the first element
 
     def element_strides(self, shape: Sequence[int]) -> tuple[int, ...] | None:
-        """In elements; None if not every element lies at a multiple of its size."""
+        """Strides in elements; None if not every element lies at a multiple of its size."""
         # The stride of an axis of length 1 is arbitrary.
         strides = [s if extent > 1 else self.itemsize for extent, s in zip(shape, self.strides, strict=True)]
         if self.past_boundary % self.itemsize or any(stride % self.itemsize for stride in strides):

@@ -13,7 +13,7 @@ __all__ = ["log_softmax", "logsumexp", "softmax"]
 
 
 def softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", out: ArrayT | None = None) -> ArrayT:
-    """``exp(x) / sum(exp(x))`` along ``axis``.
+    """Return ``exp(x) / sum(exp(x))`` along ``axis``.
 
     A row that is all -inf gives zeros. A NaN or +inf makes its row NaN (with ``"naive"``, a +inf only its own element).
 
@@ -65,7 +65,7 @@ def softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", out: 
 
 
 def log_softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", out: ArrayT | None = None) -> ArrayT:
-    """``x - log(sum(exp(x)))`` along ``axis``: the logarithm of `softmax`, without its underflow.
+    """Return ``x - log(sum(exp(x)))`` along ``axis``: the logarithm of `softmax`, without its underflow.
 
     A row that is all -inf gives -inf. Parameters, result, errors and paper are those of `softmax`.
 
@@ -82,7 +82,7 @@ def log_softmax(x: ArrayT, *, axis: int = -1, algorithm: Algorithm = "online", o
 def logsumexp(
     x: ArrayT, *, axis: int = -1, keepdims: bool = False, algorithm: Algorithm = "online", out: ArrayT | None = None
 ) -> ArrayT:
-    """``log(sum(exp(x)))`` along ``axis``, natural logarithm.
+    """Return ``log(sum(exp(x)))`` along ``axis``, natural logarithm.
 
     A row that is all -inf, or has no elements, gives -inf; one with a NaN or +inf gives NaN.
 

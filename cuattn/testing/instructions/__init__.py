@@ -45,10 +45,10 @@ ARCHITECTURES = (80, 86, 89, 90)
 
 @cache
 def family(name: str) -> tuple[Case, ...]:
-    """All cases of a family."""
+    """Return all cases of a family."""
     return tuple(FAMILIES[name]())
 
 
 def cases_for(name: str, arch: int) -> tuple[Case, ...]:
-    """The cases of a family that need exactly that architecture (they run on later ones too)."""
+    """Return the cases of a family that need exactly that architecture (they run on later ones too)."""
     return tuple(case for case in family(name) if case.min_arch == arch)

@@ -20,7 +20,7 @@ EXPONENTS = [exact.encode(F32, exact.Fraction(k, 8)) for k in range(-1280, 1090,
 
 
 def value(fmt: Format, bits: int) -> float:
-    """The value of any bit pattern, as a float."""
+    """Return the value of any bit pattern, as a float."""
     if fmt.is_nan(bits):
         return math.nan
     if fmt.is_inf(bits):
@@ -56,7 +56,7 @@ def approximate(
     opcode: str, fmt: Format, function: Callable[..., float], lanes: Iterable[int | tuple[int, ...]],
     *, ftz: bool = False, halves: int = 1, **options: object,
 ) -> Case:  # fmt: skip
-    """A case judged against ``function`` of the operands' values."""
+    """Make a case judged against ``function`` of the operands' values."""
     listed = [lane if isinstance(lane, tuple) else (lane,) for lane in lanes]
     values = []
     for lane in listed:

@@ -91,7 +91,7 @@ def make(
     lanes: Iterable[int | tuple[int, ...]],
     **options: object,
 ) -> Case:
-    """A case whose expected bits are ``function(*operands)`` lane by lane."""
+    """Make a case whose expected bits are ``function(*operands)`` lane by lane."""
     dsts = (dsts,) if isinstance(dsts, int) else dsts
     srcs = (srcs,) if isinstance(srcs, int) else srcs
     inputs = [lane if isinstance(lane, tuple) else (lane,) for lane in lanes]
@@ -102,7 +102,7 @@ def make(
 
 
 def num_threads(case: Case) -> int:
-    """Threads of a launch: every lane of the case at least once, a whole warp at least, and the masked threads."""
+    """Return the number of threads of a launch: every lane of the case, a whole warp at least, and the masked ones."""
     return max(40, len(case.lanes)) + MASKED_THREADS
 
 
@@ -112,14 +112,14 @@ def is_masked(thread: int, threads: int) -> bool:
 
 
 def operands(case: Case) -> NDArray[np.uint64]:
-    """uint64 [max(1, sources), threads]: the operand cells."""
+    """Return the operand cells, uint64 [max(1, sources), threads]."""
     index = np.arange(num_threads(case)) % len(case.lanes)
     cells = np.array(case.lanes, dtype=np.uint64).reshape(len(case.lanes), -1)[index].T
     return np.ascontiguousarray(cells)
 
 
 def module_text(cases: Sequence[Case], arch: int) -> str:
-    """The PTX of a module with a kernel ``case_0``, ``case_1``, … for each case."""
+    """Write the PTX of a module with a kernel ``case_0``, ``case_1``, … for each case."""
     lines = [f".version {PTX_VERSION[arch]}", f".target sm_{arch}", ".address_size 64"]
     for number, case in enumerate(cases):
         lines += _kernel(f"case_{number}", case)
@@ -127,7 +127,7 @@ def module_text(cases: Sequence[Case], arch: int) -> str:
 
 
 def untouched(bits: int) -> int:
-    """What a destination of that width holds before the instruction."""
+    """Return what a destination of that width holds before the instruction."""
     return 1 if bits == 1 else 0x5A5A5A5A5A5A5A5A & (1 << bits) - 1
 
 
@@ -186,7 +186,7 @@ def _kernel(name: str, case: Case) -> list[str]:
 
 
 def mismatches(case: Case, results: NDArray[np.uint64]) -> list[str]:
-    """What is wrong with the results, uint64 [destinations, threads]; empty when all is right."""
+    """List what is wrong with the results, uint64 [destinations, threads]; empty when all is right."""
     found = []
     fmt = FORMATS[case.result] if case.result else None
     threads = results.shape[1]

@@ -30,7 +30,7 @@ def integer_test(comparison: str, kind: str) -> Callable[[int, int], int]:
 
 
 def float_test(comparison: str, fmt: Format, ftz: bool = False) -> Callable[[int, int], int]:
-    """A comparison of floats. The u forms are true for NaN, num is true without one, nan with one."""
+    """Make a comparison of floats. The u forms are true for NaN, num is true without one, nan with one."""
 
     def run(a: int, b: int) -> int:
         if ftz:
@@ -92,7 +92,7 @@ def _with_booleans() -> Iterator[Case]:
 
 
 def _packed() -> Iterator[Case]:
-    """x2 comparisons: the first destination for the lower halves, the second for the upper ones."""
+    """Make x2 comparisons: the first destination for the lower halves, the second for the upper ones."""
     for kind in ("f16", "bf16"):
         lanes = list(packed(pairs(floats(kind), floats(kind))))
         arch = 90 if kind == "bf16" else 80

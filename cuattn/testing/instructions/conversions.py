@@ -30,18 +30,18 @@ EDGES = [
 
 
 def register_width(kind: str) -> int:
-    """8-bit types live in 16-bit registers."""
+    """Return the bits of a type's registers: 8-bit types live in 16-bit ones."""
     return max(16, int(kind.lstrip("usbf")))
 
 
 def limits(kind: str) -> tuple[int, int]:
-    """The smallest and the largest value of an integer type."""
+    """Return the smallest and the largest value of an integer type."""
     bits = int(kind[1:])
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if kind[0] == "s" else (0, (1 << bits) - 1)
 
 
 def around(fmt: Format) -> list[int]:
-    """Bits of the format near every edge, with both neighbours, and its special values."""
+    """Return bits of the format near every edge, with both neighbours, and its special values."""
     found = set(floats(fmt.name))
     for edge in EDGES:
         bits = exact.encode(fmt, edge, "rz")
@@ -50,7 +50,7 @@ def around(fmt: Format) -> list[int]:
 
 
 def midpoints(narrow: Format, wide: Format) -> list[int]:
-    """Bits of the wide format at, just below and just above the ties between neighbours of the narrow one."""
+    """Return bits of the wide format at, just below and just above ties between neighbours of the narrow one."""
     step = wide.mantissa - narrow.mantissa
     found: set[int] = set()
     top, first_normal = narrow.max_finite, 1 << narrow.mantissa
@@ -156,7 +156,7 @@ def _integer_to_float() -> Iterator[Case]:
 def _float_case(
     to: Format, source: Format, modifiers: str, lanes: Iterable[int], mode: str, min_arch: int = 80
 ) -> Case:
-    """cvt between two formats; flush, round, flush, saturate."""
+    """Make a cvt between two formats; flush, round, flush, saturate."""
 
     def run(a: int) -> int:
         a = exact.flush(source, a) if "ftz" in modifiers and source is F32 else a
@@ -199,7 +199,7 @@ def _float_to_float() -> Iterator[Case]:
 
 
 def _to_integral_float() -> Iterator[Case]:
-    """cvt.rni.f32.f32 and the like: an integer that stays a float; a zero keeps its sign."""
+    """Make cvt.rni.f32.f32 and the like: an integer that stays a float; a zero keeps its sign."""
     for fmt in (F16, F32, F64):
         lanes = [*around(fmt), *near_one(fmt.name, 60)]
         for mode in MODES:
@@ -232,7 +232,7 @@ def _packed() -> Iterator[Case]:
 
 
 def _tf32() -> Iterator[Case]:
-    """tf32: 10 mantissa bits in an f32 register."""
+    """Make conversions to tf32: 10 mantissa bits in an f32 register."""
     lanes = [*around(F32), *midpoints(TF32, F32)]
     for modifiers, arch in (("rna", 80), ("rn", 90), ("rz", 90), ("rn.relu", 90), ("rz.relu", 90)):
 

@@ -72,7 +72,7 @@ FORMATS = {f.name: f for f in (F16, BF16, F32, F64, E4M3, E5M2, TF32)}
 
 
 def round_integer(x: Fraction, mode: str) -> int:
-    """``x`` as an integer: rn to even, rz to zero, rm down, rp up, rna ties away from zero."""
+    """Round ``x`` to an integer: rn to even, rz to zero, rm down, rp up, rna ties away from zero."""
     if mode == "rn":
         return round(x)
     if mode == "rz":
@@ -86,7 +86,7 @@ def round_integer(x: Fraction, mode: str) -> int:
 
 
 def encode(fmt: Format, x: Fraction, mode: str = "rn", *, negative_zero: bool = False, satfinite: bool = False) -> int:
-    """The bits of ``x`` rounded to ``fmt``. ``negative_zero``: the sign if ``x`` is zero."""
+    """Return the bits of ``x`` rounded to ``fmt``. ``negative_zero``: the sign if ``x`` is zero."""
     if x == 0:
         return fmt.sign if negative_zero else 0
     sign = fmt.sign if x < 0 else 0
@@ -105,12 +105,12 @@ def encode(fmt: Format, x: Fraction, mode: str = "rn", *, negative_zero: bool = 
 
 
 def flush(fmt: Format, bits: int) -> int:
-    """``.ftz``: a subnormal becomes zero of its sign."""
+    """Do ``.ftz``: a subnormal becomes zero of its sign."""
     return bits & fmt.sign if fmt.subnormal(bits) else bits
 
 
 def saturate(fmt: Format, bits: int) -> int:
-    """``.sat``: to [0, 1], NaN to +0."""
+    """Do ``.sat``: to [0, 1], NaN to +0."""
     if fmt.is_nan(bits) or fmt.negative(bits):
         return 0
     one = encode(fmt, Fraction(1))
@@ -118,14 +118,14 @@ def saturate(fmt: Format, bits: int) -> int:
 
 
 def relu(fmt: Format, bits: int) -> int:
-    """``.relu``: negative results and -0 become +0; NaN is the canonical NaN."""
+    """Do ``.relu``: negative results and -0 become +0; NaN is the canonical NaN."""
     if fmt.is_nan(bits):
         return fmt.nan
     return 0 if fmt.negative(bits) else bits
 
 
 def fma(fmt: Format, a: int, b: int, c: int, mode: str = "rn") -> int:
-    """a * b + c with one rounding."""
+    """Compute a * b + c with one rounding."""
     if fmt.is_nan(a) or fmt.is_nan(b) or fmt.is_nan(c):
         return fmt.nan
     negative = fmt.negative(a) != fmt.negative(b)
@@ -188,7 +188,7 @@ def sqrt(fmt: Format, a: int, mode: str = "rn") -> int:
 
 
 def compare(fmt: Format, a: int, b: int) -> int | None:
-    """-1, 0, 1, or None when unordered."""
+    """Compare two numbers: -1, 0, 1, or None when unordered."""
     if fmt.is_nan(a) or fmt.is_nan(b):
         return None
     x, y = (_order(fmt, bits) for bits in (a, b))
@@ -201,7 +201,7 @@ def _order(fmt: Format, bits: int) -> int:
 
 
 def minimum(fmt: Format, a: int, b: int, *, nan: bool = False, largest: bool = False) -> int:
-    """min, or max with ``largest``; -0 is smaller than +0. ``nan``: a NaN operand gives NaN, else the other operand."""
+    """Take min or, if ``largest``, max; -0 < +0. ``nan``: a NaN operand gives NaN, else the other operand."""
     if fmt.is_nan(a) or fmt.is_nan(b):
         if nan or (fmt.is_nan(a) and fmt.is_nan(b)):
             return fmt.nan
@@ -211,7 +211,7 @@ def minimum(fmt: Format, a: int, b: int, *, nan: bool = False, largest: bool = F
 
 
 def convert(to: Format, source: Format, bits: int, mode: str = "rn", *, satfinite: bool = False) -> int:
-    """Float to float; NaN becomes the canonical one."""
+    """Convert float to float; NaN becomes the canonical one."""
     if source.is_nan(bits):
         return to.nan
     if source.is_inf(bits):
@@ -221,7 +221,7 @@ def convert(to: Format, source: Format, bits: int, mode: str = "rn", *, satfinit
 
 
 def to_integer(source: Format, bits: int, low: int, high: int, mode: str, nan: int) -> int:
-    """Float to an integer in [low, high], clamped."""
+    """Convert a float to an integer in [low, high], clamped."""
     if source.is_nan(bits):
         return nan
     if source.is_inf(bits):
@@ -230,7 +230,7 @@ def to_integer(source: Format, bits: int, low: int, high: int, mode: str, nan: i
 
 
 def ulp_distance(fmt: Format, bits: int, exact: float) -> float:
-    """|value - exact| in units in the last place of ``fmt`` at ``exact``; infinite if only one is NaN or infinite."""
+    """Return |value - exact| in units in the last place of ``fmt`` at ``exact``; infinite if one is NaN or infinite."""
     if math.isnan(exact):
         return 0.0 if fmt.is_nan(bits) else math.inf
     if fmt.is_nan(bits):

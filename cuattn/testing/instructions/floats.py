@@ -25,7 +25,7 @@ SATURATES = ("add", "sub", "mul", "fma")
 def arithmetic(
     fmt: Format, function: Callable[..., int], mode: str, *, ftz: bool = False, sat: bool = False, relu: bool = False
 ) -> Callable[..., int]:
-    """The operation with its modifiers: flush operands, compute, round, flush, saturate."""
+    """Make the operation with its modifiers: flush operands, compute, round, flush, saturate."""
 
     def run(*operands: int) -> int:
         if ftz:
@@ -42,7 +42,7 @@ def arithmetic(
 
 
 def lanes_of(name: str, count: int) -> list[tuple[int, ...]]:
-    """Operands: special values in all combinations, and numbers near one, where every bit of the rounding shows."""
+    """Return operands: special values in all combinations, and numbers near one, where all of the rounding shows."""
     special = pairs(*[floats(name)] * count)
     ordinary = near_one(name, 120 * count)
     return [*special, *zip(*[iter(ordinary)] * count, strict=False)]
@@ -71,7 +71,7 @@ def _operation(fmt: Format, operation: str, count: int, function: Callable[..., 
 
 
 def _contracted() -> Iterator[Case]:
-    """Forms without a rounding mode, and mad as the other name of fma."""
+    """Make forms without a rounding mode, and mad as the other name of fma."""
     for fmt in (F32, F64):
         bits = WIDTH[fmt.name]
         options = {"result": fmt.name, "any_nan": fmt is F64}
@@ -100,7 +100,7 @@ def _min_max(fmt: Format) -> Iterator[Case]:
 
 
 def min_max(fmt: Format, operation: str, suffix: str) -> Callable[[int, int], int]:
-    """min or max with .ftz, .NaN and .xorsign.abs: the smaller magnitude under the product of the signs."""
+    """Make min or max with .ftz, .NaN and .xorsign.abs: the smaller magnitude under the product of the signs."""
 
     def run(a: int, b: int) -> int:
         if ".ftz" in suffix:

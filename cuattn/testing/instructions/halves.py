@@ -23,7 +23,7 @@ MODIFIERS = {
 
 
 def in_pairs(function: Callable[..., int]) -> Callable[..., int]:
-    """A function of 16-bit operands, applied to both halves."""
+    """Make of a function of 16-bit operands one that is applied to both halves."""
 
     def run(*operands: int) -> int:
         return function(*(x & 0xFFFF for x in operands)) | function(*(x >> 16 for x in operands)) << 16
@@ -34,13 +34,13 @@ def in_pairs(function: Callable[..., int]) -> Callable[..., int]:
 def both(
     opcode: str, fmt: Format, count: int, function: Callable[..., int], lanes: list[tuple[int, ...]], **options: object
 ) -> Iterator[Case]:
-    """The scalar instruction and its x2 form."""
+    """Make cases of the scalar instruction and its x2 form."""
     yield make(f"{opcode}.{fmt.name}", 16, (16,) * count, function, lanes, **options)
     yield make(f"{opcode}.{fmt.name}x2", 32, (32,) * count, in_pairs(function), packed(lanes), **options)
 
 
 def hard_sums(fmt: Format) -> list[tuple[int, ...]]:
-    """Triples whose exact product is a tie, which only an addend far below can break, on either side.
+    """Return triples whose exact product is a tie, which only an addend far below can break, on either side.
 
     With m mantissa bits, (1 + i / 2^m)(1 + j / 2^m) is a tie when i * j is 2^(m - 1) modulo 2^m. Rounding the sum to
     f32, or to f64, before the format loses an addend that is small enough.

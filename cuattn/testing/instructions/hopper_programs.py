@@ -198,19 +198,19 @@ class Program:
     arguments: Callable[[Upload], list[Any]]
 
     def mismatches(self, answer: NDArray[np.uint32]) -> list[str]:
-        """What is wrong with an answer, a line a word."""
+        """List what is wrong with an answer, a line a word."""
         wrong = np.flatnonzero(answer != self.expected)
         return [f"{self.name} word {i}: {answer[i]:#x}, expected {self.expected[i]:#x}" for i in wrong]
 
 
 def source() -> str:
-    """All programs, with the headers that they need."""
+    """Return the source of all programs, with the headers that they need."""
     return expand.header("hopper/wgmma.cuh") + '#line 1 "hopper_programs.cu"\n' + SOURCE
 
 
 @cache
 def programs() -> tuple[Program, ...]:
-    """The table."""
+    """Return the table of programs."""
     words = np.random.default_rng(0).integers(0, 2**31, 256, np.uint32)
     zeros = np.zeros(256, np.uint32)
 

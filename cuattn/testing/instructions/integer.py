@@ -12,7 +12,7 @@ TRUNCATING = ("add", "sub", "mul.lo")
 
 
 def quotient(a: int, b: int) -> int:
-    """Division toward zero."""
+    """Divide toward zero."""
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
@@ -143,7 +143,7 @@ def _dot_products() -> Iterator[Case]:
 
 
 def _carry_chains(bits: int) -> Iterator[Case]:
-    """Two-word additions, subtractions and multiply-adds: the carry shows in the upper word."""
+    """Make two-word additions, subtractions and multiply-adds: the carry shows in the upper word."""
     pool = ints(bits)
     words = pairs(pool, pool, pool, pool)
     kind, wide = f"u{bits}", 1 << bits
@@ -170,7 +170,7 @@ def _carry_chains(bits: int) -> Iterator[Case]:
 
 
 def _immediates() -> Iterator[Case]:
-    """Literals as operands: negative ones in every width, hexadecimal, and beyond 32 bits."""
+    """Make literals as operands: negative ones in every width, hexadecimal, and beyond 32 bits."""
     for kind, literal in (("s16", -3), ("s32", -3), ("s64", -3), ("u32", 0xFFFFFFF0), ("u64", 0x123456789ABCDEF)):
         bits = int(kind[1:])
         yield make(

@@ -45,19 +45,19 @@ WIDTH = {"f16": 16, "bf16": 16, "f32": 32, "f64": 64}
 
 
 def signed(x: int, bits: int) -> int:
-    """The low ``bits`` of ``x`` as two's complement."""
+    """Return the low ``bits`` of ``x`` as two's complement."""
     x &= (1 << bits) - 1
     return x - (1 << bits) if x >> bits - 1 else x
 
 
 def number(x: int, kind: str) -> int:
-    """The value of operand bits as a type such as ``s16`` or ``u64``."""
+    """Return the value of operand bits as a type such as ``s16`` or ``u64``."""
     bits = int(kind[1:])
     return signed(x, bits) if kind[0] == "s" else x & (1 << bits) - 1
 
 
 def noise(bits: int, count: int, seed: int) -> list[int]:
-    """Random bit patterns, the same every time."""
+    """Return random bit patterns, the same every time."""
     generator = random.Random(seed)
     return [generator.getrandbits(bits) for _ in range(count)]
 
@@ -71,7 +71,7 @@ def floats(name: str) -> tuple[int, ...]:
 
 
 def near_one(name: str, count: int) -> list[int]:
-    """Numbers between 2^-4 and 2^4 with all mantissa bits in play, where rounding shows."""
+    """Return numbers between 2^-4 and 2^4 with all mantissa bits in play, where rounding shows."""
     bias, mantissa = {"f16": (15, 10), "bf16": (127, 7), "f32": (127, 23), "f64": (1023, 52)}[name]
     generator = random.Random(mantissa)
     return [
@@ -83,7 +83,7 @@ def near_one(name: str, count: int) -> list[int]:
 
 
 def pairs(*pools: Sequence[int]) -> list[tuple[int, ...]]:
-    """All combinations of the pools, thinned evenly when there are too many for one kernel."""
+    """Return all combinations of the pools, thinned evenly when there are too many for one kernel."""
     everything = list(itertools.product(*pools))
     if len(everything) <= MAX_PAIRS:
         return everything
@@ -92,7 +92,7 @@ def pairs(*pools: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def packed(lanes: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
-    """Lanes of 16-bit operands as lanes of pairs: each with its successor's operands in the upper halves."""
+    """Pair lanes of 16-bit operands: each with its successor's operands in the upper halves."""
     listed = list(lanes)
     for low, high in zip(listed, [*listed[1:], listed[0]], strict=True):
         yield tuple(x | y << 16 for x, y in zip(low, high, strict=True))

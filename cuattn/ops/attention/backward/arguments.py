@@ -33,20 +33,20 @@ _GRADIENTS = "dq", "dk", "dv"
 
 
 def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
-    """Every check of a call. Raises as documented at `cuattn.attention_backward`."""
+    """Make every check of a call. Raises as documented at `cuattn.attention_backward`."""
     return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, operation=DENSE, **options)
 
 
 def check_packed(
     dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
 ) -> BackwardProblem:
-    """Every check of a call. Raises as documented at `cuattn.attention_varlen_backward`."""
+    """Make every check of a call. Raises as documented at `cuattn.attention_varlen_backward`."""
     saved, cu_seqlens = {"dout": dout, "out": out, "lse": lse}, (cu_seqlens_q, cu_seqlens_k)
     return _check(q, k, v, saved, cu_seqlens, operation=PACKED, **options)
 
 
 def check_sizes(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any) -> BackwardProblem:
-    """A problem without gradients and results of forward, to plan for. Raises as `check` and `check_packed`."""
+    """Check a problem without gradients and results of forward, to plan for. Raises as `check` and `check_packed`."""
     if (cu_seqlens_q is None) != (cu_seqlens_k is None):
         missing, given = ("cu_seqlens_k", "cu_seqlens_q") if cu_seqlens_k is None else ("cu_seqlens_q", "cu_seqlens_k")
         raise ArgumentError(f"{missing} is None and {given} is given; both are needed for packed sequences")
@@ -133,7 +133,7 @@ def _check_head_dims(arrays: Mapping[str, Any]) -> None:
 
 
 def _check_saved(saved: Mapping[str, Any], forward: Problem) -> None:
-    """What forward returned, and gradients of it: of the shapes and dtypes that forward gives for q, k and v."""
+    """Check what forward returned, and gradients of it: of the shapes and dtypes that forward gives for q, k and v."""
     extents = forward.extents
     for name, x in saved.items():
         of_lse = name in ("lse", "dlse")
@@ -145,7 +145,7 @@ def _check_saved(saved: Mapping[str, Any], forward: Problem) -> None:
 
 
 def _memory(arrays: Mapping[str, Any], forward: Problem, packed: PackedSequences | None) -> dict[str, tuple[int, int]]:
-    """The memory range of every array of a call."""
+    """Return the memory range of every array of a call."""
     arrays = forward.options.arrays | dict(arrays)  # a bias as given, if that one had to be copied
     if packed is not None:
         arrays |= {"cu_seqlens_q": packed.cu_seqlens_q, "cu_seqlens_k": packed.cu_seqlens_k}
@@ -153,7 +153,7 @@ def _memory(arrays: Mapping[str, Any], forward: Problem, packed: PackedSequences
 
 
 def _check_gradients(gradients: Mapping[str, Any], forward: Problem, memory: Mapping[str, tuple[int, int]]) -> None:
-    """The arrays that the caller wants gradients in: apart from every input, and from each other."""
+    """Check the arrays that the caller wants gradients in: apart from every input, and from each other."""
     inputs = {name: bounds for name, bounds in memory.items() if name not in gradients and name != "workspace"}
     for name, x in gradients.items():
         check_out(name, x, tuple(getattr(forward, name[1:]).shape), forward.dtype, "gradient")

@@ -116,7 +116,7 @@ BIAS_BWD_CONFIGS = (
 def select(
     dtype: np.dtype[Any], head_dim: int, head_dim_v: int, *, smem_limit_bytes: int, tf32: bool = False
 ) -> BiasBwdConfig:
-    """The row for a problem with elements of ``dtype`` and head dims in two buckets.
+    """Select the row for a problem with elements of ``dtype`` and head dims in two buckets.
 
     Raises
     ------

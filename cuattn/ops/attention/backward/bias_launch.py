@@ -34,7 +34,7 @@ _SINK_WARPS = 32
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How a gradient is cut."""
+    """How the gradient of a bias is cut into parts."""
 
     logits_shape: tuple[int, ...]  # [batch, heads, seqlen_q, seqlen_k]
     shape: tuple[int, ...]  # of the gradient, with all four axes
@@ -70,7 +70,7 @@ def _cut(logits_shape: tuple[int, ...], bias_shape: tuple[int, ...], config: Bia
 
 
 def _config(problem: BackwardProblem) -> tuple[BiasBwdConfig, int, int]:
-    """The shape of the kernel, and the buckets of the head dims."""
+    """Return the shape of the kernel, and the buckets of the head dims."""
     forward = problem.forward
     buckets = BUCKETS[forward.extents.head_dim], BUCKETS[forward.extents.head_dim_v]
     smem_limit_bytes = forward.executor.smem_limit_bytes
@@ -85,7 +85,7 @@ def _cut_of(problem: BackwardProblem, config: BiasBwdConfig) -> _Cut:
 
 
 def partial_nbytes(problem: BackwardProblem) -> int:
-    """Bytes of workspace for the gradient of the bias: at most 4 MiB, however long the sequences are."""
+    """Return the bytes of workspace for the gradient of the bias: at most 4 MiB, however long the sequences are."""
     if not problem.return_dbias:
         return 0
     cut = _cut_of(problem, _config(problem)[0])
@@ -95,7 +95,7 @@ def partial_nbytes(problem: BackwardProblem) -> int:
 
 
 def launch_dbias(problem: BackwardProblem, prepared: Prepared) -> Any:
-    """The gradient of the bias, of its shape and dtype."""
+    """Launch the gradient of the bias, of its shape and dtype."""
     forward, executor, packed = problem.forward, problem.executor, problem.packed
     options = forward.options
     config, head_dim, head_dim_v = _config(problem)
@@ -154,7 +154,7 @@ def _sum_kernel(executor: Executor, real: str, bias_dtype: str) -> Kernel:
 
 
 def launch_dsinks(problem: BackwardProblem, prepared: Prepared) -> Any:
-    """The gradient of the sinks [heads], of the accumulator's type."""
+    """Launch the gradient of the sinks [heads], of the accumulator's type."""
     forward, executor = problem.forward, problem.executor
     extents, accumulator = forward.extents, forward.accumulator
     dsinks = executor.empty(extents.num_heads, accumulator)

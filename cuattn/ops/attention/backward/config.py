@@ -99,7 +99,7 @@ class FlashBwdConfig:
         return self.num_warps * WARP_SIZE
 
     def launches(self, *, add_dq: bool = False) -> tuple[Launch, ...]:
-        """What the kernel is launched for, in order. ``add_dq``: keys that are owned give dq too, in no order."""
+        """The launches of the kernel, in order. ``add_dq``: keys that are owned give dq too, in no order."""
         if self.own == "queries":
             return (Launch(True, False),)
         if self.split_grads:
@@ -235,7 +235,7 @@ def select(
     tf32: bool = False,
     add_dq: bool = False,
 ) -> FlashBwdConfig:
-    """The row for a problem and a side.
+    """Select the row for a problem and a side.
 
     Parameters
     ----------

@@ -168,7 +168,7 @@ def attention_backward_workspace_size(
     return_dbias: bool = False,
     **options: Unpack[GradientOptions],
 ) -> int:
-    """Bytes that ``workspace`` of `cuattn.attention_backward` or `cuattn.attention_varlen_backward` needs.
+    """Return the bytes that ``workspace`` of `cuattn.attention_backward` or `cuattn.attention_varlen_backward` needs.
 
     The arguments are those of the call, and every option has its name and its default, so that one dictionary of
     options serves both. Only shapes, dtypes and the kind of array matter, not values and strides: for a problem that

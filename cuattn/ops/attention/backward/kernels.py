@@ -29,7 +29,7 @@ def _variants() -> Iterator[Variant]:
 
 
 def launches_of(row: FlashBwdConfig) -> list[Launch]:
-    """Every launch of a row. Those that add to dq are of 16-bit keys, and only where there is shared memory for it."""
+    """Return the launches of a row. Those that add to dq are of 16-bit keys, and only where shared memory has room."""
     launches = list(row.launches())
     limit = max(compile.smem_limit_bytes(arch) for arch in ARCHS)
     if row.is_legal(largest_head_dim(row), largest_head_dim(row), limit, add_dq=True):
@@ -38,7 +38,7 @@ def launches_of(row: FlashBwdConfig) -> list[Launch]:
 
 
 def variant_of(row: FlashBwdConfig, launch: Launch, options: ForwardOptions, *, aligned: bool = True) -> Variant:
-    """One launch of a row compiled with some options, for the largest head dim that the row is legal for."""
+    """Return one launch of a row compiled with some options, for the largest head dim that the row is legal for."""
     dtype, head_dim = TYPICAL_DTYPE[row.itemsize], largest_head_dim(row)
     keys = "dk" * launch.grad_qk + "dv" * launch.grad_v + "_addsdq" * launch.add_dq
     return Variant(
@@ -54,7 +54,7 @@ def variant_of(row: FlashBwdConfig, launch: Launch, options: ForwardOptions, *, 
 
 
 def _bias_variants() -> Iterator[Variant]:
-    """Every row of the gradient of a bias: with the bias alone, under a causal mask, and with every option."""
+    """Rows of the gradient of a bias: with the bias alone, under a causal mask, and with every option."""
     for row in BIAS_BWD_CONFIGS:
         dtype, head_dim = TYPICAL_DTYPE[row.itemsize], largest_head_dim(row)
         for options in (ForwardOptions(bias=True), ForwardOptions(bias=True, bound_right=True), EVERYTHING):

@@ -1,4 +1,4 @@
-"""From a checked backward problem to its launches: rows, dq, dk and dv, then the gradients of bias and sinks."""
+"""The way from a checked backward problem to its launches: rows, dq, dk, dv, then the gradients of bias and sinks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Prepared:
         dv: Operand | None = None,
         classes: LogitArray | None = None,
     ) -> np.void:
-        """The struct of kernels/backward/attention_backward_params.cuh."""
+        """Pack the struct of kernels/backward/attention_backward_params.cuh."""
         problem = self.problem
         layout, operands = backward_layout(problem.forward.accumulator), (self.q, self.k, self.v, self.out)
         gradients = (
@@ -138,7 +138,7 @@ def _launch_side(
     targets: dict[str, Operand],
     sums: DqSums | None,
 ) -> None:
-    """dq, or dk and dv; with ``sums``, dq on the way."""
+    """Launch dq, or dk and dv; with ``sums``, dq on the way."""
     problem = prepared.problem
     executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
     of_keys = config.own == "keys"
@@ -195,7 +195,7 @@ def _kernels(
     aligned: bool,
     add_dq: bool,
 ) -> list[tuple[Launch, Kernel, int]]:
-    """The launches of a side in their order, the kernel of each, and its shared memory in bytes."""
+    """Return the launches of a side in their order, the kernel of each, and its shared memory in bytes."""
     found = []
     for launch in config.launches(add_dq=add_dq):
         constants = config.constants(dtype.name, head_dim, head_dim_v, options, launch=launch, aligned=aligned)

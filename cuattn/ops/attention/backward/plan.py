@@ -23,7 +23,7 @@ def order_free(problem: BackwardProblem) -> bool:
 
 
 def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
-    """The rows for queries and for keys; for keys alone where dq is summed in no order."""
+    """Select the rows for queries and for keys; for keys alone where dq is summed in no order."""
     forward = problem.forward
     return _select_configs(
         forward.dtype,

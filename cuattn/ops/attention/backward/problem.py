@@ -55,10 +55,10 @@ class BackwardProblem:
         return self.forward.executor
 
     def target(self, name: str) -> Operand:
-        """What a kernel is to write for "dq", "dk" or "dv": the caller's array where it can, else a new one."""
+        """Return what a kernel is to write for "dq", "dk" or "dv": the caller's array where it can, else a new one."""
         like = getattr(self.forward, name[1:])
         return target(self.executor, getattr(self, name), tuple(like.shape), self.forward.dtype)
 
     def deliver(self, name: str, written: Operand) -> Any:
-        """The array for the caller of what `target` returned, once the kernel has been launched."""
+        """Return the array for the caller of what `target` returned, once the kernel has been launched."""
         return deliver(self.executor, getattr(self, name), written)

@@ -29,13 +29,13 @@ Part = tuple[str, tuple[int, ...], Any]  # name, shape, dtype
 
 
 def nbytes(problem: BackwardProblem) -> int:
-    """Bytes of the workspace of a call."""
+    """Return the bytes of the workspace of a call."""
     parts = _parts(problem, select_configs(problem))
     return sum(_aligned(math.prod(shape) * np.dtype(dtype).itemsize) for _, shape, dtype in parts)
 
 
 def allocate(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> dict[str, Any]:
-    """The parts of the workspace by name: in the caller's memory, or each in memory of its own."""
+    """Return the parts of the workspace by name: in the caller's memory, or each in memory of its own."""
     arrays, offset = {}, 0
     for name, shape, dtype in _parts(problem, configs):
         if problem.workspace is None:
@@ -48,7 +48,7 @@ def allocate(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> dic
 
 
 def classes_name(tile: tuple[int, int]) -> str:
-    """The part with the classes of tiles of so many queries and keys."""
+    """Name the part with the classes of tiles of so many queries and keys."""
     return f"classes_{tile[0]}x{tile[1]}"
 
 

@@ -154,7 +154,7 @@ class PlainFwdConfig:
 
     @property
     def block_n(self) -> int:
-        """Keys of a tile: it has none."""
+        """Keys of a tile: 0, as the kernel has no tiles."""
         return 0
 
     @property
@@ -174,7 +174,7 @@ class PlainFwdConfig:
         aligned: bool = True,
         column_blocks: int = 1,
     ) -> dict[str, Any]:
-        """The kernel's compile-time constants: it takes any head dim, any alignment and any option."""
+        """Return the kernel's compile-time constants: it takes any head dim, any alignment and any option."""
         return {
             **kernel_types(dtype_name, "fma"),
             **replace(EVERYTHING, bias_dtype=options.bias_dtype).constants(),
@@ -219,7 +219,7 @@ FLASH_FWD_CONFIGS = (
 
 
 def products_of(dtype: np.dtype[Any], tf32: bool) -> tuple[str, int]:
-    """Who multiplies elements of a dtype, "mma" or "fma", and their bytes on chip, where 8-bit ones have 16 bits."""
+    """Return who multiplies elements of a dtype, "mma" or "fma", and their bytes on chip (8-bit ones: 16 bits)."""
     itemsize = max(dtype.itemsize, 2)
     return "mma" if itemsize == 2 or tf32 else "fma", itemsize
 
@@ -234,7 +234,7 @@ def select(
     options: ForwardOptions = PLAIN,
     tf32: bool = False,
 ) -> FlashFwdConfig:
-    """The row for a problem.
+    """Select the row for a problem.
 
     Parameters
     ----------

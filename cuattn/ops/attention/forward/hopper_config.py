@@ -100,7 +100,7 @@ class HopperFwdConfig:
 
     @property
     def entry_registers(self) -> int:
-        """Of a thread when the kernel starts: all that so many threads can have, in units of 8."""
+        """Registers of a thread when the kernel starts: all that so many threads can have, in units of 8."""
         return REGISTERS // self.num_threads // 8 * 8
 
     def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
@@ -166,7 +166,7 @@ class HopperFwdConfig:
 
 
 def _row_bytes(num_bytes: int) -> int:
-    """Of a row of a tile in shared memory: whole spans."""
+    """Return the bytes of a row of a tile in shared memory: whole spans."""
     return -(-num_bytes // SPAN_BYTES) * SPAN_BYTES
 
 
@@ -178,7 +178,7 @@ def _row(
     registers: tuple[int, int] | None = None,
     **others: Any,
 ) -> HopperFwdConfig:
-    """A row that divides the registers so that the consumers have the most and the producer has enough."""
+    """Make a row that divides the registers so that the consumers have the most and the producer has enough."""
     producer, consumer = registers or {1: (56, 256), 2: (40, 232), 3: (32, 160)}[num_consumers]
     return HopperFwdConfig(
         head_dim,

@@ -1,4 +1,4 @@
-"""From a checked attention problem to the launch of the Hopper kernel: tensor maps, schedule, arguments."""
+"""The way from a checked attention problem to the launch of the Hopper kernel: tensor maps, schedule, arguments."""
 
 from __future__ import annotations
 
@@ -97,21 +97,21 @@ def _schedule(extents: Extents, block_m: int, pack: int, itemsize: int, work: An
 
 
 def _query_map(q: Operand, extents: Extents, pack: int, queries: int) -> TensorMap | np.void:
-    """q as [batch, packs of heads, seqlen, pack, head_dim]: a box is a tile, its rows query by query."""
+    """Map q as [batch, packs of heads, seqlen, pack, head_dim]: a box is a tile, its rows query by query."""
     batch, seq, head = q.strides
     sizes = pack, extents.seqlen_q, extents.num_heads // pack, 1 if extents.packed else extents.batch
     return _map(q.array, sizes, (head, seq, pack * head, batch), (pack, queries, 1, 1))
 
 
 def _key_map(x: Operand, extents: Extents, block_n: int) -> TensorMap | np.void:
-    """k or v as [batch, heads, seqlen, head dim]: a box is a tile of keys of one head."""
+    """Map k or v as [batch, heads, seqlen, head dim]: a box is a tile of keys of one head."""
     batch, seq, head = x.strides
     sizes = extents.seqlen_k, extents.num_kv_heads, 1 if extents.packed else extents.batch
     return _map(x.array, sizes, (seq, head, batch), (block_n, 1, 1))
 
 
 def _map(array: Any, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap | np.void:
-    """Sizes, element strides and box of the axes beyond the columns, innermost first.
+    """Make a map of sizes, element strides and box of the axes beyond the columns, innermost first.
 
     On a GPU its bytes: they depend on nothing but the key below, and making them takes longer than the rest of a call.
     The host executor has to know the array as well.

@@ -46,14 +46,14 @@ class HopperSchedule:
     pack: int
 
     def argument(self) -> np.void:
-        """As a scalar that both executors pass by value."""
+        """Return the schedule as a scalar that both executors pass by value."""
         return struct_layout("attention_forward_hopper", "HopperSchedule").pack(
             num_tiles=self.num_tiles, num_blocks=self.num_blocks, heads_at_once=self.heads_at_once, pack=self.pack
         )
 
 
 def pack_heads(seqlen_q: int, heads_per_kv_head: int, block_m: int) -> int:
-    """How many query heads of a key/value head share a tile: all of them or 1.
+    """Choose how many query heads of a key/value head share a tile: all of them or 1.
 
     All, where a tile can hold as many queries of each, and where whole tiles of one head would be emptier.
 
@@ -68,7 +68,7 @@ def pack_heads(seqlen_q: int, heads_per_kv_head: int, block_m: int) -> int:
 
 
 def dense_schedule(extents: Extents, *, pack: int, block_m: int, itemsize: int, l2_bytes: int) -> HopperSchedule:
-    """The schedule of a batch of equal lengths: heads in groups whose keys and values fit into ``l2_bytes``."""
+    """Make the schedule of a batch of equal lengths: heads in groups whose keys and values fit into ``l2_bytes``."""
     num_blocks = -(-extents.seqlen_q // (block_m // pack))
     num_packs = extents.batch * (extents.num_heads // pack)
     kv_head_bytes = extents.seqlen_k * (extents.head_dim + extents.head_dim_v) * itemsize
@@ -78,6 +78,6 @@ def dense_schedule(extents: Extents, *, pack: int, block_m: int, itemsize: int, 
 
 
 def packed_schedule(extents: Extents, *, pack: int, num_work: int) -> HopperSchedule:
-    """The schedule of packed sequences: the list of work says the order, and each entry is done for all heads."""
+    """Make the schedule of packed sequences: a list of work says the order, and each entry is done for all heads."""
     num_packs = extents.num_heads // pack
     return HopperSchedule(num_packs * num_work, num_work, num_packs, pack)

@@ -43,7 +43,7 @@ _AXES = ("batch", "sequence", "head")
 
 
 def why_not(problem: Problem, arch: str) -> str | None:
-    """Why the Hopper kernel, where kernels are compiled for ``arch``, does not take a call; None if it does."""
+    """Say why the Hopper kernel, where kernels are compiled for ``arch``, does not take a call; None if it does."""
     if arch != ARCH:
         return f"kernels are compiled for {arch}, which has no wgmma instructions; {ARCH} has"
     if environment.hopper() == "off":
@@ -72,7 +72,7 @@ def why_not(problem: Problem, arch: str) -> str | None:
 
 
 def _unfit(name: str, x: Any) -> str | None:
-    """Why no tensor map can be made of an array as the kernels would see it; None if one can."""
+    """Say why no tensor map can be made of an array as the kernels would see it; None if one can."""
     itemsize = x.dtype.itemsize
     if x.flags.c_contiguous and (address(x) | x.shape[-1] * itemsize) % MAP_ALIGNMENT == 0:
         return None  # what most calls have
@@ -102,7 +102,7 @@ def _can_make_maps() -> bool:
 
 
 def kernel_options(options: Options) -> ForwardOptions:
-    """Those of the kernel that serves a call: with or without bounds, one of softcap and ALiBi, or all of it."""
+    """Choose the options of a call's kernel: with or without bounds, one of softcap and ALiBi, or all of it."""
     return _kernel_options(options.variant)
 
 
@@ -112,14 +112,14 @@ def _kernel_options(variant: ForwardOptions) -> ForwardOptions:
 
 
 def longest_seqlen_q(problem: Problem, packed: PackedSequences | None) -> int:
-    """Queries of the longest sequence; where only the device knows, of all sequences together."""
+    """Return the queries of the longest sequence; where only the device knows, of all sequences together."""
     if packed is None or packed.max_seqlen_q is None:
         return problem.extents.seqlen_q
     return packed.max_seqlen_q
 
 
 def select(problem: Problem, packed: PackedSequences | None, smem_limit_bytes: int) -> HopperFwdConfig:
-    """The row for a call that the kernel takes."""
+    """Select the row for a call that the kernel takes."""
     extents, group = problem.extents, problem.extents.heads_per_kv_head
     num_rows = longest_seqlen_q(problem, packed)
     if FEW_QUERIES % group == 0:  # heads share a tile
@@ -133,7 +133,7 @@ def select(problem: Problem, packed: PackedSequences | None, smem_limit_bytes: i
 def select_row(
     head_dim: int, head_dim_v: int, num_rows: int, options: ForwardOptions, smem_limit_bytes: int, itemsize: int = 2
 ) -> HopperFwdConfig:
-    """The row for head dims, query rows of a sequence (more than `FEW_QUERIES` are all the same) and options."""
+    """Select the row for head dims, query rows of a sequence (more than `FEW_QUERIES` are all the same) and options."""
     buckets = BUCKETS[head_dim], BUCKETS[head_dim_v]
     for row in HOPPER_FWD_CONFIGS:
         if row.serves(*buckets, options, num_rows, itemsize) and row.is_legal(*buckets, smem_limit_bytes):
@@ -142,7 +142,7 @@ def select_row(
 
 
 def hopper_row(problem: Problem, packed: PackedSequences | None, config: object = None) -> HopperFwdConfig | None:
-    """The shape in which the Hopper kernel takes a call; None where a portable kernel takes it.
+    """Select the shape in which the Hopper kernel takes a call; None where a portable kernel takes it.
 
     A ``config`` is obeyed, or refused: whatever architecture the host executor is set to, it can run this kernel as
     compiled for its own. Raises `NotSupportedError` or `LaunchError`.

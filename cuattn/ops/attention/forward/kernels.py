@@ -40,7 +40,7 @@ def _variants() -> Iterator[Variant]:
 
 
 def variant_of(row: FlashFwdConfig, dtype: str, options: ForwardOptions, *, aligned: bool = True) -> Variant:
-    """A row compiled with some options, for the largest head dim that it is legal for."""
+    """Return a row compiled with some options, for the largest head dim that it is legal for."""
     head_dim = largest_head_dim(row)
     columns, blocks = COLUMNS[head_dim]
     few = "_few" if row.max_seqlen_q else ""

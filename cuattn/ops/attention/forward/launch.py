@@ -1,4 +1,4 @@
-"""From a checked attention problem to the launch of a forward kernel: config, tile classes, arguments."""
+"""The way from a checked attention problem to the launch of a forward kernel: config, tile classes, arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def forward(
     config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
     packed: PackedSequences | None = None,
 ) -> Any:
-    """Launch the kernel of a problem: out, or (out, lse)."""
+    """Launch the kernel of a problem; returns out, or (out, lse)."""
     executor, extents = problem.executor, problem.extents
     if config is None:
         config = tuned_row(problem, packed)
@@ -118,7 +118,7 @@ def _loaded(
     few_queries: bool,
     config: FlashFwdConfig | PlainFwdConfig | None,
 ) -> LoadedKernel:
-    """The loaded kernel of a config, or of the one that is selected; ``head_dim_v`` columns for each column block."""
+    """Load the kernel of a config, or of the one that is selected; ``head_dim_v`` columns for each column block."""
     if config is None:
         config = select(
             dtype,

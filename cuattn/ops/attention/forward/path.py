@@ -64,7 +64,7 @@ def forward_path(
     arch: str | None = None,
     **options: Any,
 ) -> ForwardPath:
-    """Which kernel `cuattn.attention` or `cuattn.attention_varlen` takes for these arguments, and why; nothing runs.
+    """Say which kernel `cuattn.attention` or `cuattn.attention_varlen` takes for arguments, and why; nothing runs.
 
     On compute capability 9.0, calls take the Hopper kernel unless one of these holds: the dtype is neither float16 nor
     bfloat16, nor float8_e4m3fn with ``precision="fp8"``; a head dim is more than 256; there is a bias, a mask or
@@ -137,7 +137,7 @@ def _path(
 
 
 def _portable_row(problem: Problem, packed: PackedSequences | None, smem_limit_bytes: int) -> FlashFwdConfig:
-    """The shape in which the portable kernels take a call. Raises `LaunchError` where none fits."""
+    """Select the shape in which the portable kernels take a call. Raises `LaunchError` where none fits."""
     extents, options = problem.extents, problem.options
     return select(
         problem.dtype,
@@ -153,7 +153,7 @@ def _portable_row(problem: Problem, packed: PackedSequences | None, smem_limit_b
 def check_call(
     q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
 ) -> tuple[Problem, PackedSequences | None]:
-    """Every check of a call of `attention`, or of `attention_varlen` where there are lengths."""
+    """Make every check of a call of `attention`, or of `attention_varlen` where there are lengths."""
     if (cu_seqlens_q is None) != (cu_seqlens_k is None):
         missing = "cu_seqlens_q" if cu_seqlens_q is None else "cu_seqlens_k"
         raise ArgumentError(f"{missing} is None; cu_seqlens_q and cu_seqlens_k are given together or not at all")

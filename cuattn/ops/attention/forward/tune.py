@@ -22,7 +22,7 @@ __all__ = ["TunedRow", "tune"]
 
 @dataclass(frozen=True, slots=True)
 class TunedRow:
-    """What `tune` found.
+    """A kernel shape that `tune` found, and what it measured.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ def tune(q: Any, k: Any, v: Any, cu_seqlens_q: Any = None, cu_seqlens_k: Any = N
 
 
 def candidates(problem: Problem) -> list[Row]:
-    """Every row that is legal for a call, in the order of the tables; of rows that make the same kernel, the first."""
+    """List every row that is legal for a call, in the tables' order; of rows that make the same kernel, the first."""
     extents, options, executor = problem.extents, problem.options, problem.executor
     kernels: dict[tuple[Any, ...], Row] = {}
     if hopper_select.why_not(problem, executor.arch) is None:

@@ -36,7 +36,7 @@ _SUFFIX = ".json"
 
 
 def tuned_row(problem: Problem, packed: PackedSequences | None) -> Row | None:
-    """The row that was measured to be the fastest for calls like this one; None where nothing was measured."""
+    """Return the row that was measured to be the fastest for calls like this one; None where nothing was measured."""
     executor = problem.executor
     if executor.name == "host":
         return None
@@ -50,7 +50,7 @@ def tuned_row(problem: Problem, packed: PackedSequences | None) -> Row | None:
 
 
 def call_class(problem: Problem, packed: PackedSequences | None) -> str:
-    """What a row was measured for: calls that differ by less than a factor of two in any length are alike."""
+    """Name what a row was measured for: calls that differ by less than a factor of two in any length are alike."""
     extents, options = problem.extents, problem.options
     seqlen_k = extents.seqlen_k
     if packed is not None and packed.max_seqlen_k is not None:
@@ -70,7 +70,7 @@ def call_class(problem: Problem, packed: PackedSequences | None) -> str:
 
 
 def _power_of_2(number: int) -> int:
-    """The least power of two that is not below."""
+    """Return the least power of two that is not below."""
     return 1 << max(number - 1, 0).bit_length()
 
 
@@ -88,7 +88,7 @@ def keep(executor: Executor, name: str, row: Row) -> None:
 
 @cache
 def _rows(directory: str | None) -> dict[tuple[str, str], Row]:
-    """Those of the cache in ``directory``, by device and class. Changed in place by `keep`."""
+    """Read the rows of the cache in ``directory``, by device and class. Changed in place by `keep`."""
     return _read()
 
 
@@ -115,7 +115,7 @@ def _table_of(row: Row) -> str:
 
 @cache
 def device_name(executor: Executor) -> str:
-    """Of the GPU that an executor runs on, and what its kernels are compiled for."""
+    """Name the GPU that an executor runs on, and what its kernels are compiled for."""
     with executor.on_device():
         runtime = sys.modules["cupy"].cuda.runtime
         properties: dict[str, Any] = runtime.getDeviceProperties(runtime.getDevice())
