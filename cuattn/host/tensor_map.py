@@ -1,4 +1,4 @@
-"""What a tensor map says, and its bytes as the host executor reads them: ``HostTensorMap`` of bulk_map.c."""
+"""What a tensor map says, and its bytes as the host executor reads them: ``TensorMap`` of bulk_tile.c."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Request:
     prompt: list[int]
     choose: Choose = likeliest
     arrival: int = 0  # the number of model steps before it
-    sequence: Any = None  # a cuattn.Sequence, from its arrival on
+    sequence: Any = None  # of the cache, from its arrival on
     from_cache: int = 0  # tokens of the prompt that the cache held on its arrival
     answer: list[int] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)  # that each token of the answer was chosen by

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import io
 import os
 import re
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +81,78 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not re.match(r"https?://|#", target):
             path = page.parent / target.partition("#")[0]
             assert path.exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_are_called_after_the_files_they_lead_to(page: Path) -> None:
+    links = re.findall(r"\[`([\w/]+\.(?:py|cuh|cu|c|md))`\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8"))
+    wrong = [(name, to) for name, to in links if not f"{(page.parent / to).resolve()}".endswith(f"/{name}")]
+    assert wrong == []
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """What a file says in words: a page without its programs, a source's comments and docstrings without examples."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    elif path.suffix == ".py":
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, kinds):
+                yield re.sub(r"^ *(>>>|\.\.\.) .*", "", ast.get_docstring(node) or "", flags=re.MULTILINE)
+    else:
+        yield from re.findall(r"//.*|/\*.*?\*/", text, re.DOTALL if path.suffix in (".c", ".h") else 0)
+
+
+def sources(*folders: str) -> list[Path]:
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*"))
+    return sorted(path for path in found if path.suffix in (".py", ".cu", ".cuh", ".c", ".h"))
+
+
+PROSE = [*PAGES, *sources("cuattn", "cli", "bench", "examples")]
+#: Stand for a user's file, or for any file.
+MADE_UP = {"file.cu", "scale.cu", "x.cuh", "cuattn/kernels/x.cuh"}
+
+
+def test_files_that_are_named_are_there() -> None:
+    """By their name, with or without the folders above it."""
+    files = [*PAGES, *sources("cuattn", "cli", "bench", "examples", "tests"), ROOT / "setup.py"]
+    there = {f"/{path.relative_to(ROOT)}" for path in files}
+    ends = {place[i + 1 :] for place in there for i, letter in enumerate(place) if letter == "/"}
+    lost = set()
+    for path in PROSE:
+        for words in words_of(path):
+            names = re.findall(r"(?<!\w)(?:[\w-]+/)*[\w-]+\.(?:py|cuh|cu|c|md)(?![\w(/-]|\.\w)", words)
+            lost |= {(str(path.relative_to(ROOT)), name) for name in names if name not in ends | MADE_UP}
+    assert lost == set()
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for number in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:number]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[number:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def test_names_of_the_package_that_are_mentioned_exist() -> None:
+    found = {}
+    for path in PROSE:
+        for words in words_of(path):
+            for name in re.findall(r"(?<![\w./@-])(?:cuattn|bench\.stress)(?:\.[A-Za-z]\w*)+", words):
+                found.setdefault(name, path.relative_to(ROOT))
+    assert len(found) > 50
+    assert {name: str(page) for name, page in found.items() if not leads_somewhere(name)} == {}
 
 
 def test_every_kernel_and_theory_page_is_linked_from_the_readme() -> None:
