@@ -151,6 +151,7 @@ def test_names_of_the_package_that_are_mentioned_exist() -> None:
         for words in words_of(path):
             for name in re.findall(r"(?<![\w./@-])(?:cuattn|bench\.stress)(?:\.[A-Za-z]\w*)+", words):
                 found.setdefault(name, path.relative_to(ROOT))
+    del found["bench.stress.NAME"]  # stands for each of them
     assert len(found) > 50
     assert {name: str(page) for name, page in found.items() if not leads_somewhere(name)} == {}
 
