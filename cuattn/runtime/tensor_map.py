@@ -22,6 +22,7 @@ from cuattn.host import tensor_map as host_encoding
 from cuattn.host.tensor_map import DATA_TYPES, FILLS, L2_PROMOTIONS, MAX_RANK, SWIZZLE_BYTES, TensorMap
 from cuattn.messages import shown
 from cuattn.runtime import tensor_map_driver
+from cuattn.scalars import choice, integer
 
 __all__ = ["TensorMap", "tensor_map"]
 
@@ -105,22 +106,18 @@ def tensor_map(
     ((128, 512, 8, 2), 8192)
     """
     _check_array(array)
-    for name, value, allowed in (
-        ("swizzle", swizzle, tuple(SWIZZLE_BYTES)),
-        ("fill", fill, FILLS),
-        ("l2_promotion", l2_promotion, L2_PROMOTIONS),
-    ):
-        if value not in allowed:
-            raise ArgumentError(f"tensor_map: {name} is {shown(value)}; allowed are {', '.join(allowed)}")
-    if interleave != "none":
+    choice("tensor_map: swizzle", swizzle, tuple(SWIZZLE_BYTES))
+    choice("tensor_map: fill", fill, FILLS)
+    choice("tensor_map: l2_promotion", l2_promotion, L2_PROMOTIONS)
+    if not isinstance(interleave, str) or interleave != "none":
         raise NotSupportedError(f"tensor_map: interleave is {interleave!r}; only 'none' is supported")
     if fill == "nan" and not array.dtype.name.startswith(("float16", "float32", "float64", "bfloat16")):
         raise DTypeError(
             f"tensor_map: fill='nan' for {array.dtype}; only float16, bfloat16, float32 and float64 have it"
         )
     extents, byte_strides = _view(array, dims, strides)
-    steps = (1,) * len(extents) if element_strides is None else tuple(int(x) for x in element_strides)
-    extents_of_box = tuple(int(x) for x in box)
+    steps = (1,) * len(extents) if element_strides is None else _integers("element_strides", element_strides)
+    extents_of_box = _integers("box", box)
     _check_box(array.dtype.itemsize, extents, extents_of_box, steps, swizzle)
     described = TensorMap(array, extents, byte_strides, extents_of_box, steps, swizzle, fill, l2_promotion)
     encode = host_encoding.encode if isinstance(array, np.ndarray) else tensor_map_driver.encode
@@ -145,8 +142,8 @@ def _view(
     if (dims is None) != (strides is None):
         raise ArgumentError("tensor_map: dims and strides are given together or not at all")
     itemsize = int(array.dtype.itemsize)
-    extents = tuple(int(x) for x in (reversed(array.shape) if dims is None else dims))
-    steps = [int(x) for x in (reversed(array.strides) if strides is None else strides)]
+    extents = tuple(reversed(array.shape)) if dims is None else _integers("dims", dims)
+    steps = list(reversed(array.strides) if strides is None else _integers("strides", strides))
     if not 1 <= len(extents) <= MAX_RANK:
         raise ShapeError(f"tensor_map: {len(extents)} dimensions; 1 to {MAX_RANK} are allowed")
     if len(steps) != len(extents):
@@ -175,6 +172,14 @@ def _view(
             f"the array has {_bytes_after_start(array)}"
         )
     return extents, tuple(steps)
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    """A list of integers as the caller has it; how large they may be is for others to say."""
+    if not isinstance(values, list | tuple | np.ndarray) or np.ndim(values) != 1:
+        raise ArgumentError(f"tensor_map: {name} is {shown(values)}; a sequence of integers is needed")
+    most = 2**63 - 1
+    return tuple(integer(f"tensor_map: {name}[{index}]", value, -most, most) for index, value in enumerate(values))
 
 
 def _check_box(

@@ -45,6 +45,7 @@ def headers(tmp_path_factory):
     """A folder with the headers of the kernels and the probe."""
     folder = tmp_path_factory.mktemp("kernels")
     for name in ("kv/kv_decode.cuh", "common/elements.cuh", "common/float8.cuh"):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text((KERNELS / name).read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "probe.cu").write_text(PROBE, encoding="utf-8")
     return folder

@@ -18,7 +18,7 @@ from cuattn.reference.narrow import decode
 from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, attention_problems, examples, softmax_inputs
 
 
-def by_loops(q, k, v, *, scale=None, causal=False, window=None, softcap=None, bias=None, mask=None, alibi_slopes=None,
+def by_loops(q, k, v, *, scale=None, causal=False, window=None, chunk=None, softcap=None, bias=None, mask=None, alibi_slopes=None,
              sinks=None, diagonal_offset=None, dropout_p=0.0, dropout_seed=0, dropout_offset=0, precision=None,
              q_descale=None, k_descale=None, v_descale=None, fp8_format=None):  # fmt: skip
     """Attention one number at a time, from the contract, sharing nothing with the reference but the dropout mask."""
@@ -50,6 +50,7 @@ def by_loops(q, k, v, *, scale=None, causal=False, window=None, softcap=None, bi
                         (causal and j > at)
                         or (left is not None and j < at - left)
                         or (right is not None and j > at + right)
+                        or (chunk is not None and at // chunk != j // chunk)
                         or (mask is not None and not mask[b, h, i, j])
                     )
                     if not hidden:

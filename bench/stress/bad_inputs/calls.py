@@ -340,6 +340,20 @@ def dropout_mask() -> Call:
     return Call(cuattn.dropout_mask, given, {"dropout_seed": 5, "dropout_offset": 1})
 
 
+def tensor_map() -> Call:
+    options = {"swizzle": "32B", "l2_promotion": "64B", "fill": "nan", "element_strides": [1, 2]}
+    shape = {"dims": (8, 4), "strides": (4, 32)}
+    return Call(cuattn.tensor_map, {"array": aligned(4, 8), "box": (8, 2)}, options | shape)
+
+
+def aligned(*shape: int) -> Any:
+    """float32, at an address that a copy of whole tiles may read from."""
+    array = host.empty(shape, np.float32)
+    array[...] = 1
+    host.finish(array)
+    return array
+
+
 def host_empty() -> Call:
     return Call(lambda shape, dtype: host.empty(shape, dtype).shape, {"shape": (2, 3), "dtype": np.float32})
 
@@ -358,6 +372,6 @@ _OWN = (
     *(softmax, log_softmax, logsumexp, online_softmax, online_softmax_update, online_softmax_merge),
     *(online_softmax_probabilities, merge_states, merge_stacked_states),
     *(padding_plan, remove_padding, restore_padding, made_plan, rope, rope_tables, rotary, rope_frequencies),
-    *(rope_frequencies_yarn, split_qkv, split_qkv_rotated, dropout_mask, host_empty, host_module),
+    *(rope_frequencies_yarn, split_qkv, split_qkv_rotated, dropout_mask, tensor_map, host_empty, host_module),
 )
 OWN_TARGETS: dict[str, Callable[[], Call]] = {function.__name__: function for function in _OWN}

@@ -6,6 +6,7 @@
 // Constants used: BOUND_LEFT, BOUND_RIGHT (which sides are compiled in).
 #pragma once
 #include "attention/attention_params.cuh"
+#include "common/ptx.cuh"
 
 // The columns [begin, end) that a row sees, or that some row of a block sees; begin is 0 without HAS_BEGIN.
 template <bool HAS_BEGIN_>
@@ -29,11 +30,11 @@ struct Bounds {
 // query is aligned with. Both ends rise with i. A causal mask is a window with right = 0. A side that the kernel is not
 // compiled for costs nothing. Chunks bound both sides, in kernels that have both: of the keys cut into pieces of
 // `chunk`, query i sees those of the piece of key i + o.
-template <bool LEFT, bool RIGHT>
+template <bool LEFT, bool RIGHT, bool CHUNKS = LEFT && RIGHT>
 struct Band {
     static constexpr bool HAS_BEGIN = LEFT;  // else begin(i) is 0
     static constexpr bool HAS_END = RIGHT;   // else end(i) is seqlen_k
-    static constexpr bool HAS_CHUNKS = LEFT && RIGHT;
+    static constexpr bool HAS_CHUNKS = CHUNKS;
     using RowBounds = Bounds<HAS_BEGIN>;
 
     int seqlen_k;
@@ -59,8 +60,12 @@ struct Band {
     __device__ __forceinline__ Band(const AttentionParams<Real>& params, const Sequence& sequence)
         : Band(params, sequence.seqlen_k, sequence.diagonal_offset) {}
 
-    __device__ __forceinline__ int begin(int query_idx) const { return row(query_idx).begin; }
-    __device__ __forceinline__ int end(int query_idx) const { return row(query_idx).end; }
+    __device__ __forceinline__ int begin(int query_idx) const {
+        return HAS_CHUNKS ? row(query_idx).begin : HAS_BEGIN ? key(query_idx, begin_offset) : 0;
+    }
+    __device__ __forceinline__ int end(int query_idx) const {
+        return HAS_CHUNKS ? row(query_idx).end : HAS_END ? key(query_idx, end_offset) : seqlen_k;
+    }
     __device__ __forceinline__ RowBounds row(int query_idx) const {
         RowBounds keys{HAS_BEGIN ? key(query_idx, begin_offset) : 0, HAS_END ? key(query_idx, end_offset) : seqlen_k};
         if (HAS_CHUNKS && chunk != 0) {  // one division for both ends
@@ -74,8 +79,8 @@ struct Band {
     __device__ __forceinline__ RowBounds rows(int first, int last) const { return {begin(first), end(last)}; }
 
     // The same band seen from the keys: key j is seen by the queries [begin(j), end(j)) of seqlen_q.
-    __device__ __forceinline__ Band<RIGHT, LEFT> transposed(int seqlen_q) const {
-        Band<RIGHT, LEFT> band;
+    __device__ __forceinline__ Band<RIGHT, LEFT, CHUNKS> transposed(int seqlen_q) const {
+        Band<RIGHT, LEFT, CHUNKS> band;
         band.seqlen_k = seqlen_q;
         band.begin_offset = to_int(1ll - end_offset);
         band.end_offset = to_int(1ll - begin_offset);
@@ -102,7 +107,9 @@ struct Band {
         const long long aligned = static_cast<long long>(query_idx) + row_shift;
         if (aligned < 0) return -2ll * UNBOUNDED;
         const unsigned place = static_cast<unsigned>(aligned);  // two numbers below 2^31: 32 bits hold their sum
-        return static_cast<long long>(place - place % chunk) - column_shift;
+        // The reciprocal that a division begins with would be kept over every loop: the tightest rows spilled.
+        const unsigned size = forget_origin(chunk);
+        return static_cast<long long>(place - place % size) - column_shift;
     }
 };
 

@@ -20,19 +20,26 @@ struct Row {
 // What the logits of a thread's two rows go through, `half` 0 and 1: rows eight apart, as in mma.cuh. Keys are counted
 // from the first column of this thread.
 struct RowOptions {
-    KeyBand::RowBounds keys[2];  // visible ones
-    long long diagonal[2];       // the key that ALiBi measures distances from
+    TileBand::RowBounds keys[2];  // visible ones
+    long long first_diagonal;    // the key that ALiBi measures distances of the first row from ...
+    int next_diagonal;           // ... and how many keys behind it that of the second lies
     float slope[2];
+
+    __device__ __forceinline__ float distance(int half, int tile_key) const {
+        return static_cast<float>(first_diagonal + (half == 0 ? 0 : next_diagonal) - tile_key);
+    }
 };
 
 __device__ __forceinline__ RowOptions row_options(const WorkTile& tile, const Params& params, int pack, int first_row,
                                                   int first_key, const float* g_alibi_slopes) {
     RowOptions options;
+    const int first_query = Row(tile, pack, first_row).query;
+    options.first_diagonal = static_cast<long long>(first_query) + tile.block.diagonal_offset - first_key;
+    options.next_diagonal = Row(tile, pack, first_row + 8).query - first_query;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const Row row(tile, pack, first_row + half * 8);
         options.keys[half] = tile.band.row(row.query).from(first_key);
-        options.diagonal[half] = static_cast<long long>(row.query) + tile.block.diagonal_offset - first_key;
         options.slope[half] = 0.0f;
         if (ALIBI && g_alibi_slopes != nullptr) {
             options.slope[half] = g_alibi_slopes[tile.block.batch_idx * params.alibi_batch + row.head_idx];
@@ -175,7 +182,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
     auto exponentiate = [&](int key_tile, bool masked) {
         const int tile_key = key_tile * BLOCK_N;
         const HeadRows alibi_rows([&](int r) { return options.slope[r]; },
-                                  [&](int r) { return static_cast<float>(options.diagonal[r] - tile_key); });
+                                  [&](int r) { return options.distance(r, tile_key); });
         softmax_logits<Layout>(scores, params, scales.scale, scales.scale_log2, alibi_rows);
         if (masked) {
             hide_by_position<Layout>(scores, negative_infinity<float>(),
@@ -213,12 +220,12 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[half]);
     };
     key_tile--;
-    if (KeyBand::HAS_END) {
+    if (TileBand::HAS_END) {
         for (const int stop = max(tile.key_begin, whole.full_end); key_tile >= stop; key_tile--) step(true);
     }
-    const int whole_begin = KeyBand::HAS_BEGIN ? max(tile.key_begin, whole.full_begin) : 0;
+    const int whole_begin = TileBand::HAS_BEGIN ? max(tile.key_begin, whole.full_begin) : 0;
     for (; key_tile >= whole_begin; key_tile--) step(false);
-    if (KeyBand::HAS_BEGIN) {
+    if (TileBand::HAS_BEGIN) {
         for (; key_tile >= tile.key_begin; key_tile--) step(true);
     }
     if (releases) rings.q.release(smem.q_ring);

@@ -15,6 +15,10 @@ constexpr int V_SPANS = (HEAD_DIM_V + SPAN - 1) / SPAN;
 constexpr int MMA_K = WGMMA_K_BYTES / sizeof(Element);
 constexpr int SPAN_STEPS = SPAN / MMA_K;
 
+// Without chunks: their ends do not follow from each other, and the loop has no registers for them (the rows of
+// 128 x 176 and 128 x 192 spilled). Calls with chunks take the portable kernels.
+using TileBand = Band<BOUND_LEFT, BOUND_RIGHT, false>;
+
 constexpr bool TRANSPOSE_V = sizeof(Element) == 1;
 constexpr int NUM_TRANSPOSERS = WARPGROUP_SIZE / WARP_SIZE - 1;  // warps
 
@@ -61,7 +65,7 @@ using Probabilities = unsigned[BLOCK_N / MMA_K][4];
 // A work item as both roles see it.
 struct WorkTile {
     QueryBlock block;
-    KeyBand band;
+    TileBand band;
     int num_queries;  // of the sequence, in this tile
     int key_begin, key_end;  // tiles of keys to visit
 };
@@ -76,7 +80,7 @@ __device__ __forceinline__ WorkTile work_tile(const Params& params, const Hopper
     tile.key_begin = tile.key_end = 0;
     if (tile.block.has_work()) {
         tile.num_queries = min(BLOCK_M / schedule.pack, tile.block.seqlen_q - tile.block.first_query);
-        tile.band = KeyBand(params, tile.block);
+        tile.band = TileBand(params, tile.block);
         const KeyTiles keys(tile.band, BLOCK_N, tile.block.first_query, tile.block.first_query + tile.num_queries - 1);
         tile.key_begin = keys.begin;
         tile.key_end = max(keys.begin, keys.end);

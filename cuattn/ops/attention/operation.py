@@ -77,7 +77,8 @@ class Operation:
             changed = [
                 name
                 for name, value in given.items()
-                if value is not (default := defaults[name]) and not (type(value) is float and value == default)
+                if value is not (default := defaults[name])
+                and not (type(value) is type(default) is float and value == default)
             ]
         except KeyError:
             self.refuse_unknown(given)
@@ -94,6 +95,8 @@ class Operation:
         options = self._known.get(tuple(key))
         if options is None:
             options = self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
+            if options.arrays:  # of a tuple of numbers, say: it lies where this executor's kernels read it
+                return options
             if len(self._known) >= _MAX_KNOWN:  # a seed of dropout differs from call to call
                 self._known.clear()
             options.shared = True

@@ -272,7 +272,7 @@ OPTIONS = (
         default_with_cache=True,
     ),
     Option("window", {"window": None}, _EVERY_KEY | {"plan"}, check_window, fields=_bound_fields),
-    Option("chunk", {"chunk": None}, _EVERY_KEY | {"plan"}, check_chunk, fields=_bound_fields),
+    Option("chunk", {"chunk": None}, _EVERY_KEY | {"plan"}, check_chunk, fields=_bound_fields, no_hopper="a chunk"),
     Option(
         "softcap",
         {"softcap": None},
