@@ -158,7 +158,7 @@ def read_result(out: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
 
 
 def end_with_parent() -> None:
-    """On Linux: whatever ends the process that started this one ends it too, or it would go on using the GPU."""
+    """Let whatever ends the parent end this process too (on Linux), or it would go on using the GPU."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

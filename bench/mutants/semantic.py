@@ -15,7 +15,7 @@ from bench.mutants.source import Source
 
 @dataclass(frozen=True)
 class Semantic:
-    """In ``file``, the ``occurrence``-th match of ``pattern`` of the text is replaced."""
+    """An edit by hand: in ``file``, the ``occurrence``-th match of ``pattern`` of the text is replaced."""
 
     file: str
     what: str

@@ -63,7 +63,7 @@ class Twin:
             del self.seqs[args[0]]
 
     def prefixes(self, step: Any) -> list[tuple[int, ...]]:
-        """For each token of a step, all tokens up to it; those of every sequence are known."""
+        """Return for each token of a step all tokens up to it; those of every sequence are known."""
         found = []
         for seq, count, new in zip(step.sequences, step.counts.tolist(), step._opened.tokens, strict=True):
             tokens = (*seq.tokens, *new)

@@ -162,7 +162,7 @@ class AttentionCase(_Options, _Shape):
         return total // 2 if self.causal and not self.window else total
 
     def _visible(self) -> int:
-        """Count the pairs of one head that causal mask, window and chunks leave."""
+        """Count the pairs of one head that causal mask and window leave."""
         left, right = self.window or (None, None)
         right = 0 if self.causal else right
         aligned = np.arange(self.seqlen_q) + self.diagonal

@@ -57,7 +57,7 @@ class CachedProblem:
 
     @property
     def reference_arrays(self) -> tuple[Array, ...]:
-        """Those of :func:`cuattn.testing.decode_tolerance.decode_bounds`: a contiguous cache is a page a sequence."""
+        """Arrays of :func:`cuattn.testing.decode_tolerance.decode_bounds`; a contiguous cache is a page a sequence."""
         tables = np.arange(len(self.seqlens_k)).reshape(-1, 1) if self.block_tables is None else self.block_tables
         starts = () if self.cu_seqlens_q is None else (self.cu_seqlens_q,)
         return self.q.array, self.k.array, self.v.array, tables, self.seqlens_k, *starts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,16 @@ def test_examples_print_what_they_say(name: str) -> None:
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_public_functions_have_an_example(function: object) -> None:
     assert ">>> " in (inspect.getdoc(function) or "").partition("Examples\n--------\n")[2]
+
+
+@pytest.mark.parametrize("folder", ("cuattn", "bench", "cli", "examples"))
+def test_docstrings_do_not_begin_in_the_middle_of_a_sentence(folder: str) -> None:
+    """They say what a thing is or does: "The keys of a tile.", not "Of a tile."."""
+    fragment = re.compile(r"(Of|As|That of|Those|Likewise|Until|At|By|From|To|Such|None)\b[^.]* ")
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = []
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        nodes = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds))
+        first = ((ast.get_docstring(node) or "").partition("\n")[0] for node in nodes)
+        found += [f"{path.name}: {line}" for line in first if fragment.match(line)]
+    assert found == []

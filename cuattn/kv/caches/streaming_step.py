@@ -136,7 +136,7 @@ class StreamingStep(Step):
 def _of_tokens(
     cache: StreamingKVCache, seqs: tuple[RowSequence, ...], counts: tuple[int, ...]
 ) -> tuple[np.ndarray, ...]:
-    """For every token of a step: its number in its stream, the oldest token of the ring that it sees, and whether the
+    """Find for every token of a step: its number in its stream, the oldest token of the ring that it sees, whether the
     next one sees another oldest one, or is of another sequence.
     """
     tokens, oldest, last = ([np.empty(0, dtype)] for dtype in (np.int64, np.int64, bool))

@@ -80,8 +80,10 @@ def check_seqlens_k(executor: Executor, x: Any, batch: int, capacity: int) -> In
 def check_packed_queries(
     executor: Executor, cu_seqlens_q: Any, max_seqlen_q: Any, total: int
 ) -> tuple[Integers, int | None]:
-    """Where the queries of each sequence lie: int32 [batch + 1] where kernels read it; how many each has where the host
-    does, [batch]; and the most of one sequence."""
+    """Check where the queries of each sequence lie, and find the most of one sequence.
+
+    The first is int32 [batch + 1] where kernels read it, and how many each has, [batch], where the host does.
+    """
     given = integers(executor, "cu_seqlens_q", cu_seqlens_q, None, 1, "[batch + 1]")
     if not given.array.size:
         raise ShapeError("cu_seqlens_q has shape [0]; [batch + 1] is needed")
