@@ -38,6 +38,7 @@ def cases(executor: str) -> dict[str, AnyCase]:
         "causal": replace(plain, causal=True),
         f"window {window}": replace(plain, window=(window, 0)),
         f"window {window} both sides": replace(plain, window=(window, window)),
+        f"chunk {window}, causal": replace(plain, chunk=window, causal=True),
         "softcap": replace(plain, softcap=30.0),
         "alibi": replace(plain, alibi=True),
         "sinks": replace(plain, sinks=True),

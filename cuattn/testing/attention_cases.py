@@ -49,6 +49,7 @@ class _Options:
     causal: bool | str = False
     scale: float | None = None
     window: tuple[int | None, int | None] | None = None
+    chunk: int | None = None
     softcap: float | None = None
     alibi: bool = False  # slopes 2^(-8 h / H)
     sinks: bool = False
@@ -60,7 +61,7 @@ class _Options:
     def options(self) -> dict[str, Any]:
         """Keywords of the call and of its reference; those that are arrays are among the inputs."""
         options = {"causal": self.causal, "scale": self.scale}
-        for name in ("window", "softcap", "precision", "diagonal_offset"):
+        for name in ("window", "chunk", "softcap", "precision", "diagonal_offset"):
             if getattr(self, name) is not None:
                 options[name] = getattr(self, name)
         if self.dropout_p:
@@ -73,7 +74,7 @@ class _Options:
         parts = [causal]
         if self.window is not None:
             parts.append("_window_" + "_".join("inf" if side is None else str(side) for side in self.window))
-        for name in ("scale", "softcap", "dropout_p", "diagonal_offset"):
+        for name in ("scale", "chunk", "softcap", "dropout_p", "diagonal_offset"):
             value = getattr(self, name)
             if value:
                 parts.append(f"_{name.removesuffix('_p')}_{value:g}".replace(".", "p").replace("-", "m"))
@@ -155,19 +156,23 @@ class AttentionCase(_Options, _Shape):
     @property
     def flops(self) -> int:
         """Two matmuls, ``2 (D + E)`` for each query and key: all B H N M of them, half of that when causal (by
-        convention, whatever N and M are), and with a window those that it shows.
+        convention, whatever N and M are), and with a window or a chunk those that it shows.
         """
-        pairs = self.batch * self.num_heads * (self._visible() if self.window else self.seqlen_q * self.num_keys)
+        counted = bool(self.window or self.chunk)
+        pairs = self.batch * self.num_heads * (self._visible() if counted else self.seqlen_q * self.num_keys)
         total = 2 * pairs * (self.head_dim + self.shapes["v"][3])
-        return total // 2 if self.causal and not self.window else total
+        return total // 2 if self.causal and not counted else total
 
     def _visible(self) -> int:
-        """Count the pairs of one head that causal mask and window leave."""
+        """Count the pairs of one head that causal mask, window and chunk leave."""
         left, right = self.window or (None, None)
         right = 0 if self.causal else right
         aligned = np.arange(self.seqlen_q) + self.diagonal
         begin = 0 if left is None else np.clip(aligned - left, 0, self.num_keys)
         end = self.num_keys if right is None else np.clip(aligned + right + 1, 0, self.num_keys)
+        if self.chunk is not None:
+            first = aligned // self.chunk * self.chunk
+            begin, end = np.maximum(begin, first), np.minimum(end, first + self.chunk)
         return int(np.maximum(end - begin, 0).sum())
 
     @property

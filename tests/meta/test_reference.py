@@ -18,9 +18,9 @@ from cuattn.reference.narrow import decode
 from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, attention_problems, examples, softmax_inputs
 
 
-def by_loops(q, k, v, *, scale=None, causal=False, window=None, chunk=None, softcap=None, bias=None, mask=None, alibi_slopes=None,
-             sinks=None, diagonal_offset=None, dropout_p=0.0, dropout_seed=0, dropout_offset=0, precision=None,
-             q_descale=None, k_descale=None, v_descale=None, fp8_format=None):  # fmt: skip
+def by_loops(q, k, v, *, scale=None, causal=False, window=None, chunk=None, softcap=None, bias=None, mask=None,
+             alibi_slopes=None, sinks=None, diagonal_offset=None, dropout_p=0.0, dropout_seed=0, dropout_offset=0,
+             precision=None, q_descale=None, k_descale=None, v_descale=None, fp8_format=None):  # fmt: skip
     """Attention one number at a time, from the contract, sharing nothing with the reference but the dropout mask."""
     if fp8_format is not None:
         q, k, v = (x.view(f"float8_{fp8_format}") for x in (q, k, v))

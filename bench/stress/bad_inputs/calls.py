@@ -39,7 +39,7 @@ def packed() -> dict[str, Any]:
     return given | {"cu_seqlens_q": CU_Q.copy(), "cu_seqlens_k": CU_K.copy()}
 
 
-SCORES = {"scale": 0.3, "causal": True, "window": (3, 0), "softcap": 2.0, "return_lse": True}
+SCORES = {"scale": 0.3, "causal": True, "window": (3, 0), "chunk": 4, "softcap": 2.0, "return_lse": True}
 SLOPES = {"alibi_slopes": np.array([0.5, 1.0, 2.0, 4.0], np.float32), "sinks": np.zeros(H, np.float32)}
 DROPOUT = {"dropout_p": 0.25, "dropout_seed": 5, "dropout_offset": 1}
 MASKS = {"bias": normal(N, M), "mask": np.tri(N, M, 2, dtype=bool), "diagonal_offset": 1}

@@ -63,8 +63,8 @@ def merge(
     options = Options(sinks=None if sinks is None else executor.array(np.asarray(sinks, accumulator)))
     problem = SimpleNamespace(
         executor=executor_for(x=out.array), extents=extents, options=options, group=1, accumulator=accumulator.type,
-        dtype=dtype, max_seqlen_q=UNBOUNDED, max_seqlen_k=64, scale=1.0, k_scale=None, v_scale=None, k_blocks=None, v_blocks=None,
-        block_tables=None, rotary=None, rotate_keys=False, page_size=64, num_pages=batch,
+        dtype=dtype, max_seqlen_q=UNBOUNDED, max_seqlen_k=64, scale=1.0, k_scale=None, v_scale=None, k_blocks=None,
+        v_blocks=None, block_tables=None, rotary=None, rotate_keys=False, page_size=64, num_pages=batch,
     )  # fmt: skip
     starts = np.concatenate([[0], np.cumsum(seqlens_q)]).astype(np.int32)
     schedule = Schedule(
