@@ -115,6 +115,8 @@ struct Band {
 
 // What queries see, with all that the kernel is compiled for.
 using KeyBand = Band<BOUND_LEFT, BOUND_RIGHT>;
+// The same in a kernel that takes no call with chunks.
+using KeyBandWithoutChunks = Band<BOUND_LEFT, BOUND_RIGHT, false>;
 
 // The band of the side whose rows a CTA owns: what queries see or, with OWN_KEYS, what sees the keys.
 template <bool OWN_KEYS, typename Real, typename Sequence>

@@ -17,7 +17,7 @@ constexpr int SPAN_STEPS = SPAN / MMA_K;
 
 // Without chunks: their ends do not follow from each other, and the loop has no registers for them (the rows of
 // 128 x 176 and 128 x 192 spilled). Calls with chunks take the portable kernels.
-using TileBand = Band<BOUND_LEFT, BOUND_RIGHT, false>;
+using TileBand = KeyBandWithoutChunks;
 
 constexpr bool TRANSPOSE_V = sizeof(Element) == 1;
 constexpr int NUM_TRANSPOSERS = WARPGROUP_SIZE / WARP_SIZE - 1;  // warps

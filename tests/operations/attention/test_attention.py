@@ -160,7 +160,7 @@ def test_out(executor, dtype, layout, head_dim_v):
     assert_attention_close(executor.numpy(out.array), q, k, v)
 
 
-@pytest.mark.parametrize(("number", "row"), enumerate(FLASH_FWD_CONFIGS), ids=str)
+@pytest.mark.parametrize(("number", "row"), list(enumerate(FLASH_FWD_CONFIGS)), ids=str)
 def test_a_config_row_changes_no_result(executor, number, row):
     """Every row at the largest head dim it serves, on a problem of several tiles each way; and any row obeys the same
     bound. Rows sum in different orders, so bits may differ. Every other row with a causal mask."""
