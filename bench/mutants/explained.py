@@ -152,6 +152,11 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         _SPEED + ": the copies fetch their maps themselves",
     ),
     (
+        "attention_backward.cu",
+        r"own_whole = true;",
+        "rows of keys that do not exist are 0 and probabilities at most 1: what they add to dq is 0 times a finite number",
+    ),
+    (
         "append_kv.cu",
         r"i = lane_idx \* PACK; i < side\.head_dim - 1;",
         "rows that go in runs are whole runs of two elements and more: the last one begins before the last element",
