@@ -14,6 +14,7 @@ import cuattn
 from cuattn import errors, host, reference
 from cuattn.ops.attention.bounds import Bounds
 from cuattn.ops.attention.params import UNBOUNDED
+from cuattn.testing import assert_decode_close, assert_paged_close, assert_paged_varlen_close
 from cuattn.testing.strategies import DTYPES, examples
 
 F16, BF16, F32, F64 = DTYPES
@@ -86,8 +87,8 @@ def test_decode_is_the_window_of_its_chunk(executor, dtype, chunk, num_splits):
         if num_splits is not None:  # else the numbers of splits may differ
             assert executor.numpy(out[one]).tobytes() == executor.numpy(alone[0]).tobytes()
             assert executor.numpy(lse[one]).tobytes() == executor.numpy(alone[1]).tobytes()
-        want, _ = reference.decode_attention(*(executor.numpy(x[one]) for x in (q, k, v)), lengths[one], chunk=chunk)
-        np.testing.assert_allclose(executor.numpy(out[one]).astype(float), want, atol=4e-3)
+    inputs = [executor.numpy(x) for x in (q, k, v)]
+    assert_decode_close(executor.numpy(out), *inputs, lengths, lse=executor.numpy(lse), chunk=chunk)
 
 
 def test_pages(executor):
@@ -95,13 +96,12 @@ def test_pages(executor):
     pages = [x.reshape(14, 16, 2, 64) for x in (k, v)]
     tables, lengths = np.arange(14, dtype=np.int32).reshape(2, 7), np.array([112, 41], np.int32)
     out = cuattn.paged_attention(executor.array(q), *map(executor.array, pages), tables, lengths, chunk=40)
-    want, _ = reference.paged_attention(q, *pages, tables, lengths, chunk=40)
-    np.testing.assert_allclose(executor.numpy(out).astype(float), want, atol=4e-3)
+    assert_paged_close(executor.numpy(out), q, *pages, tables, lengths, chunk=40)
     starts = np.array([0, 3, 6], np.int32)
     packed = cuattn.paged_attention_varlen(
         executor.array(q.reshape(6, 4, 64)), *map(executor.array, pages), tables, starts, lengths, chunk=40
     )
-    np.testing.assert_allclose(executor.numpy(packed).astype(float), want.reshape(6, 4, 64), atol=4e-3)
+    assert_paged_varlen_close(executor.numpy(packed), q.reshape(6, 4, 64), *pages, tables, starts, lengths, chunk=40)
 
 
 def test_a_chunk_that_holds_everything_is_none(executor):

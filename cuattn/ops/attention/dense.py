@@ -80,7 +80,7 @@ def attention(
         Key j is visible to query i when j <= i + o, with o = seqlen_k - seqlen_q (True, "bottom_right": the last query
         sees the last key) or o = 0 ("top_left").
     diagonal_offset : int or int32 [batch], optional
-        Another o. It is the diagonal of ``causal``, ``window`` and ``alibi_slopes``, whichever are given.
+        Another o. It is the diagonal of ``causal``, ``window``, ``chunk`` and ``alibi_slopes``, whichever are given.
     window : (left, right), optional
         Key j is visible to query i when i + o - left <= j <= i + o + right; None on a side is no bound. The work grows
         with the window, not with seqlen_k.
