@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -11,9 +12,12 @@ from typing import get_args
 
 import pytest
 
+import cuattn
 from cuattn import typing
 from cuattn.dtypes import FP8_FORMATS
 from cuattn.formats import KV_FORMATS
+from cuattn.ops.attention.options import AttentionKeywords
+from cuattn.ops.decode.keywords import CascadeKeywords, DecodeKeywords, PackedKeywords
 from cuattn.ops.rotary import frequencies
 from cuattn.ops.softmax.config import ALGORITHMS
 
@@ -84,3 +88,23 @@ def test_a_users_program(checker: str, tmp_path: Path) -> None:
 )
 def test_annotations_name_what_there_is(literal: object, names: dict[str, object]) -> None:
     assert set(get_args(literal)) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("function", "keywords", "besides"),
+    [
+        (cuattn.attention, AttentionKeywords, set()),
+        (cuattn.attention_varlen, AttentionKeywords, {"max_seqlen_q", "max_seqlen_k"}),
+        (cuattn.standard_attention, AttentionKeywords, {"return_probabilities"}),
+        (cuattn.decode_attention, DecodeKeywords, set()),
+        (cuattn.paged_attention, DecodeKeywords, set()),
+        (cuattn.paged_attention_varlen, PackedKeywords, set()),
+        (cuattn.cascade_attention, CascadeKeywords, set()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_overloads_take_what_functions_take(function: object, keywords: type, besides: set[str]) -> None:
+    """Overloads that say what is returned name the other keywords by a TypedDict, which no checker compares."""
+    parameters = inspect.signature(function).parameters.values()
+    taken = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert taken == {*keywords.__annotations__, *besides, "return_lse"}

@@ -77,7 +77,7 @@ class StreamingStep(Step):
         """Attend from each token of the step to what it sees: `StreamingKVCache` says what that is.
 
         As `Step.attend`, but without ``causal``, ``rope`` and ``rotate_keys``, which the cache decides. A ``window``
-        counts positions in the cache; ``plan`` is one for the rows of this step.
+        and a ``chunk`` count positions in the cache; ``plan`` is one for the rows of this step.
 
         Raises
         ------
