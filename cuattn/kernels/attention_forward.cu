@@ -48,71 +48,7 @@ using Layout = AccLayout<ROW_TILES, BLOCK_N>;
 using Scores = Layout::Tile;
 using LanePosition = TilePosition<false>;
 
-// What a warp carries from tile to tile. Accumulator rows: see frag_acc_row; rows[t][1] is eight rows below rows[t][0].
-struct WarpState {
-    AccTiles<ROW_TILES, HEAD_DIM_V> acc_out;
-    SoftmaxRow rows[ROW_TILES][2];
-};
-
-// Probabilities that dropout does not keep become 0. The others are scaled once, with the output. Two accumulators
-// side by side and the two halves of their rows share a Philox call.
-__device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
-                                                   LanePosition lane) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int n = 0; n < BLOCK_N / MMA_N; n += 2) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const PhiloxWords words =
-                    dropout_words(dropout, head, lane.query() + t * MMA_M, lane.key() + n * MMA_N + i);
-#pragma unroll
-                for (int w = 0; w < 4; w++) {
-                    if (words.word[w] >= dropout.threshold) probabilities[t][n + w % 2][w / 2 * 2 + i] = 0.0f;
-                }
-            }
-        }
-    }
-}
-
-// Completes the row sums over the quad, and takes the sink in as one more term.
-__device__ __forceinline__ void finish_rows(WarpState& state, float scale, float scale_log2, const float* g_sinks,
-                                            int head_idx) {
-#pragma unroll
-    for (int i = 0; i < 2 * ROW_TILES; i++) {
-        SoftmaxRow& row = state.rows[i / 2][i % 2];
-        finish_softmax(row, scale, scale_log2);
-        if (g_sinks != nullptr) {
-            float correction, term;
-            row.sink_exponents(g_sinks[head_idx], correction, term);
-            correction = exp2_approx(correction);
-            row.sum = row.sum * correction + exp2_approx(term);
-#pragma unroll
-            for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-                state.acc_out[i / 2][e][i % 2 * 2] *= correction;
-                state.acc_out[i / 2][e][i % 2 * 2 + 1] *= correction;
-            }
-        }
-    }
-}
-
-// Divides by the row sums, rounds, and writes this warp's rows to its part of the shared output tile.
-__device__ __forceinline__ void stage_output(const WarpState& state, Output (*s_out)[V_STRIDE], float factor,
-                                             int lane_idx) {
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const float row_factor = state.rows[t][half].inverse_sum() * factor;
-            Output* s_row = s_out[t * MMA_M + half * 8 + frag_acc_row(lane_idx)] + frag_acc_col(lane_idx);
-#pragma unroll
-            for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-                store_pair(s_row + e * MMA_N, state.acc_out[t][e][2 * half] * row_factor,
-                           state.acc_out[t][e][2 * half + 1] * row_factor);
-            }
-        }
-    }
-}
+#include "attention/warp_state.cuh"
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward(
     const Storage* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
