@@ -51,8 +51,8 @@ def whole_number(name: str, value: Any, allowed: str) -> int:
     return number
 
 
-def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> dict[str, Any]:
-    """Return the dropout options of `cuattn.attention`.
+def dropout_option(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> tuple[Any, Any, Any]:
+    """Return ``dropout_p``, ``dropout_seed`` and ``dropout_offset`` of `cuattn.attention`.
 
     A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
     """
@@ -64,7 +64,7 @@ def dropout_options(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> d
                 "seed from: pass dropout_seed=, another one (or another dropout_offset=) in each call"
             )
         dropout_seed = 0
-    return {"dropout_p": dropout_p, "dropout_seed": dropout_seed, "dropout_offset": dropout_offset}
+    return dropout_p, dropout_seed, dropout_offset
 
 
 def window_option(window_size: Any) -> tuple[int | None, int | None] | None:
@@ -106,14 +106,9 @@ def softcap_option(softcap: Any) -> Any:
     return None if -math.inf < as_float(softcap) <= 0 else softcap
 
 
-def score_options(softmax_scale: Any, window_size: Any, softcap: Any, alibi_slopes: Any) -> dict[str, Any]:
-    """The options of `cuattn.attention` that shape the logits, for flash-attn's names and values of them."""
-    return {
-        "scale": scale_option(softmax_scale),
-        "window": window_option(window_size),
-        "softcap": softcap_option(softcap),
-        "alibi_slopes": alibi_slopes,
-    }
+def chunk_option(attention_chunk: Any) -> int | None:
+    """``chunk`` of `cuattn.attention` for a flash-attn one, where 0 is off."""
+    return whole_number("attention_chunk", attention_chunk, "0 (off) or a positive integer") or None
 
 
 def results(result: Any, return_attn_probs: bool) -> Any:

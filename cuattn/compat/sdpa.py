@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import cuattn
-from cuattn.compat.arguments import dropout_options, plain
+from cuattn.compat.libraries import SDPA_OPTIONS
 from cuattn.compat.names import SDPA
 from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import DTypeError, ShapeError
@@ -97,7 +97,14 @@ def scaled_dot_product_attention(
     >>> scaled_dot_product_attention(query, key, value, mask[None], enable_gqa=True)[0, :, 0]
     array([2., 2., 2.], dtype=float32)
     """
-    is_causal, enable_gqa = check_flag("is_causal", is_causal), check_flag("enable_gqa", enable_gqa)
+    enable_gqa = check_flag("enable_gqa", enable_gqa)
+    options = SDPA_OPTIONS.options(
+        scale=scale,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        dropout_offset=dropout_offset,
+    )
     arrays = {"query": query, "key": key, "value": value}
     if attn_mask is not None:
         arrays["attn_mask"] = attn_mask
@@ -106,7 +113,6 @@ def scaled_dot_product_attention(
     query, key, value = arrays["query"], arrays["key"], arrays["value"]
     batch, heads, kv_heads = _leading_axes(query, key, value, enable_gqa)
     key = _with_values(key, value, attn_mask is not None)
-    options = dropout_options(dropout_p, dropout_seed, dropout_offset)
     if attn_mask is not None:
         target = (*batch, heads, query.shape[-2], key.shape[-2])
         options |= _mask_option(executor, arrays["attn_mask"], target)
@@ -114,7 +120,7 @@ def scaled_dot_product_attention(
     k, v = (_fold(executor, _repeat_heads(executor, x, kv_heads), batch, kv_heads) for x in (key, value))
     # The transposed views cost nothing: kernels take strides.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    out = cuattn.attention(q, k, v, scale=plain("scale", scale), causal="top_left" if is_causal else False, **options)
+    out = cuattn.attention(q, k, v, **options)
     rank = max(query.ndim, key.ndim, value.ndim)
     out = out.swapaxes(1, 2)
     return out.reshape((*batch, *out.shape[1:])[-rank:])

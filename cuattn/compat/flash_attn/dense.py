@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import cuattn
-from cuattn.compat.arguments import dropout_options, results, score_options, unpack
+from cuattn.compat.arguments import results, unpack
+from cuattn.compat.libraries import OPTIONS_2
 from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED
 from cuattn.runtime.renaming import renamed
 from cuattn.runtime.small_arrays import check_flag
@@ -86,11 +87,19 @@ def flash_attn_func(
     >>> flash_attn_func(q, k, v, causal=True, window_size=(0, 0))[0, :, 0, 0]
     array([1., 2.], dtype=float32)
     """
-    options = score_options(softmax_scale, window_size, softcap, alibi_slopes)
-    options |= dropout_options(dropout_p, dropout_seed, dropout_offset)
+    options = OPTIONS_2.options(
+        softmax_scale=softmax_scale,
+        window_size=window_size,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        causal=causal,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        dropout_offset=dropout_offset,
+    )
     check_flag("deterministic", deterministic)
     options["return_lse"] = check_flag("return_attn_probs", return_attn_probs)
-    return results(cuattn.attention(q, k, v, causal=causal, **options), return_attn_probs)
+    return results(cuattn.attention(q, k, v, **options), return_attn_probs)
 
 
 @renamed(FLASH_ATTN | QKVPACKED)

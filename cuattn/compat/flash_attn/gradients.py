@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuattn.compat.arguments import dropout_options, score_options
+from cuattn.compat.libraries import OPTIONS_2
 from cuattn.ops.attention.backward.launch import backward
 from cuattn.ops.attention.backward.problem import BackwardProblem
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
@@ -25,9 +25,17 @@ def backward_options(
     dropout_offset: Any,
 ) -> dict[str, Any]:
     """The options of `cuattn.attention_backward` for flash-attn's names and values of them."""
-    options = score_options(softmax_scale, window_size, softcap, alibi_slopes)
-    options |= dropout_options(dropout_p, dropout_seed, dropout_offset)
-    return options | {"causal": causal, "deterministic": deterministic}
+    options = OPTIONS_2.options(
+        softmax_scale=softmax_scale,
+        window_size=window_size,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        causal=causal,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        dropout_offset=dropout_offset,
+    )
+    return options | {"deterministic": deterministic}
 
 
 def packed_gradients(problem: BackwardProblem, names: tuple[str, ...], axis: int, given: Any) -> tuple[Any, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuattn.compat.arguments import score_options, whole_number
+from cuattn.compat.arguments import whole_number
 from cuattn.compat.cache_calls import CacheCall, attend_with_cache
 from cuattn.compat.cache_places import Where
+from cuattn.compat.libraries import OPTIONS_2
 from cuattn.compat.names import WITH_KVCACHE
 from cuattn.runtime.renaming import renamed
 from cuattn.runtime.small_arrays import check_flag
@@ -116,7 +117,12 @@ def flash_attn_with_kvcache(
     [0.5] [0. 1. 0. 0.]
     [1.] [0. 1. 2. 0.]
     """
-    options = score_options(softmax_scale, window_size, softcap, alibi_slopes)
+    options = OPTIONS_2.options(
+        softmax_scale=softmax_scale,
+        window_size=window_size,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+    )
     options["causal"] = check_flag("causal", causal)
     options["num_splits"] = whole_number("num_splits", num_splits, "0 (chosen) or a positive integer") or None
     call = CacheCall(

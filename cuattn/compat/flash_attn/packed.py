@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 import cuattn
-from cuattn.compat.arguments import dropout_options, max_seqlens, results, score_options, unpack
+from cuattn.compat.arguments import max_seqlens, results, unpack
+from cuattn.compat.libraries import OPTIONS_2
 from cuattn.compat.names import FLASH_ATTN, KVPACKED, QKVPACKED, VARLEN
 from cuattn.errors import ArgumentError, NotSupportedError, ShapeError
 from cuattn.ops.attention.sequences import check_cu_seqlens, check_max_seqlen
@@ -87,11 +88,17 @@ def flash_attn_varlen_func(
     >>> flash_attn_varlen_func(q, q, v, cu_seqlens, cu_seqlens, 3, 3, causal=True)[:, 0, 0]
     array([0. , 0.5, 2. , 2.5, 3. ], dtype=float32)
     """
-    options = score_options(softmax_scale, window_size, softcap, alibi_slopes)
-    dropout = dropout_options(dropout_p, dropout_seed, dropout_offset)
+    options = OPTIONS_2.options(
+        softmax_scale=softmax_scale,
+        window_size=window_size,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        causal=causal,
+    )
+    dropout = OPTIONS_2.options(dropout_p=dropout_p, dropout_seed=dropout_seed, dropout_offset=dropout_offset)
     check_flag("deterministic", deterministic)
     options["return_lse"] = check_flag("return_attn_probs", return_attn_probs)
-    options |= {"causal": causal, **max_seqlens(max_seqlen_q, max_seqlen_k)}
+    options |= max_seqlens(max_seqlen_q, max_seqlen_k)
     if block_table is None:
         options |= dropout
         result = cuattn.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)

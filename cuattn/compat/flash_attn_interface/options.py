@@ -1,10 +1,11 @@
-"""The options that flash-attn 3 has and `cuattn.attention` spells in another way, has no use for, or does not offer."""
+"""The options of flash-attn 3: what `cuattn.attention` calls them, has no use for, or does not offer."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from cuattn.compat.arguments import score_options, whole_number
+from cuattn.compat.arguments import whole_number
+from cuattn.compat.libraries import OPTIONS_3
 from cuattn.errors import ArgumentError, NotSupportedError
 from cuattn.runtime.small_arrays import check_flag
 
@@ -26,9 +27,14 @@ def logit_options(
             "qv is given; logits with a second product, of qv and v, are not offered: None is allowed. Where the head "
             "dim allows it, concatenate q with qv, and k with v"
         )
-    chunk = whole_number("attention_chunk", attention_chunk, "0 (off) or a positive integer")
-    options = score_options(softmax_scale, window_size, softcap, None) | {"chunk": chunk or None}
-    return options | {"causal": check_flag("causal", causal), "sinks": learnable_sink}
+    return OPTIONS_3.options(
+        softmax_scale=softmax_scale,
+        window_size=window_size,
+        softcap=softcap,
+        attention_chunk=attention_chunk,
+        causal=causal,
+        learnable_sink=learnable_sink,
+    )
 
 
 def check_schedule(num_splits: Any, pack_gqa: Any, sm_margin: Any) -> int | None:
