@@ -25,8 +25,8 @@
 // HEAD_DIM, HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller; copies fill up with zeros),
 // NUM_CONSUMERS, NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of a thread, after the roles are taken),
 // PING_PONG, SMEM_BYTES; PACKED (sequences packed into one array); the options that are compiled in: BOUND_LEFT and
-// BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh). Sinks, offsets of the diagonal and packs of heads are
-// always there.
+// BOUND_RIGHT (mask.cuh), CHUNK (of both bounds), SOFTCAP, ALIBI (logits.cuh). Sinks, offsets of the diagonal and packs
+// of heads are always there.
 #include "hopper/forward_consumer.cuh"
 #include "hopper/forward_producer.cuh"
 
@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             state.rows[0][1].reset();
             clear(state.acc_out);
             if (tile.key_begin < tile.key_end) {
-                const RowOptions options = row_options(tile, params, schedule.pack, first_row, frag_acc_col(lane_idx),
+                const RowOptions options = row_options(smem, tile, params, schedule.pack, first_row, lane_idx,
                                                        g_alibi_slopes);
                 consume(state, smem, tile, params, scales, schedule.pack, options, turns, thread_idx, rings);
             }

@@ -28,7 +28,11 @@ KIB = 1024
 LIMIT = 227 * KIB
 CAUSAL = {"causal": True}
 FORMS = ({"dtype": np.float16}, {"dtype": ml_dtypes.float8_e4m3fn, "precision": "fp8"})
-OPTIONS = ({}, CAUSAL, {"window": (9, 9)}, {"softcap": 3.0}, {"alibi_slopes": [0.5] * 4}, {"softcap": 1.0, **CAUSAL})
+CHUNK = {"chunk": 9}
+OPTIONS = (
+    *({}, CAUSAL, {"window": (9, 9)}, CHUNK, {"softcap": 3.0}, {"alibi_slopes": [0.5] * 4}),
+    *({"softcap": 1.0, **CAUSAL}, {"softcap": 1.0, **CHUNK}),
+)
 
 
 def problem(seqlen_q=300, *, heads=(4, 4), head_dims=(128, 128), dtype=np.float16, **options):
@@ -57,8 +61,9 @@ def test_buckets():
 
 def test_every_call_finds_a_legal_row_that_is_meant_for_it():
     for row, head_dims, call in selected():
-        assert row.is_legal(*head_dims, LIMIT) and row.serves(*head_dims, *call)
+        assert row.is_legal(*head_dims, LIMIT, call[0]) and row.serves(*head_dims, *call)
         assert row.score_options or not call[0].on_scores
+        assert row.chunks or not call[0].chunk
 
 
 def test_every_row_is_selected_somewhere():
@@ -118,6 +123,11 @@ def test_shared_memory_is_what_the_tiles_take():
     # e4m3: spans of 128, and values a second time, each column with its keys.
     narrow = dataclasses.replace(GOOD, itemsize=1)
     assert narrow.smem_bytes(192, 64) == 128 * 256 + 2 * 128 * (256 + 128) + 2 * 64 * 128 + KIB
+    # With chunks two numbers of 4 bytes a row: 128 rows take what the multiple of 1024 has no room for.
+    chunked = ForwardOptions(bound_left=True, bound_right=True, chunk=True)
+    assert GOOD.smem_bytes(128, 128, chunked) == GOOD.smem_bytes(128, 128) + KIB
+    full = GOOD.smem_bytes(128, 128)
+    assert GOOD.is_legal(128, 128, full) and not GOOD.is_legal(128, 128, full, chunked)
     assert dataclasses.replace(narrow, block_n=160).smem_bytes(64, 64) == 128 * 128 + 4 * 160 * 128 + 2 * 64 * 256 + KIB
     assert not dataclasses.replace(narrow, block_n=144).is_legal(64, 64, LIMIT)  # half a step of 32 keys
 
@@ -131,6 +141,7 @@ def test_constants():
         "Output": "__nv_bfloat16",
         "BLOCK_M": 128,
         "BLOCK_N": 128,
+        "CHUNK": False,
         "CONSUMER_REGISTERS": 232,
         "HEAD_DIM": 96,
         "HEAD_DIM_V": 64,
@@ -145,12 +156,14 @@ def test_constants():
 
 
 def test_options_of_kernels():
-    """Few kernels serve all calls: each bound alone, softcap and ALiBi alone, and all of it together."""
+    """Few kernels serve all calls: each bound alone, chunks, softcap and ALiBi alone, and all of it together."""
     found = {select.kernel_options(problem(**options).options) for options in OPTIONS}
     assert found == {
         PLAIN,
         ForwardOptions(bound_right=True),
         ForwardOptions(bound_left=True, bound_right=True),
+        ForwardOptions(bound_left=True, bound_right=True, chunk=True),
+        ForwardOptions(bound_left=True, bound_right=True, chunk=True, softcap=True),
         ForwardOptions(softcap=True),
         ForwardOptions(alibi=True),
         ForwardOptions(bound_right=True, softcap=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,6 +14,7 @@ from cuattn.compile import sass
 from cuattn.compile.sass import KernelReport
 from cuattn.errors import ArgumentError
 from cuattn.ops.attention.forward.hopper_config import HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.variants import PLAIN
 from cuattn.ops.registry import Variant
 
 ARCH = "sm_90a"
@@ -34,25 +36,26 @@ def rows(*patterns: str) -> list[Variant]:
 # --- the Hopper kernel ----------------------------------------------------------------------------------------------
 
 HOPPER = rows("attention_forward_hopper")
-OPTIONS = {"BOUND_LEFT", "BOUND_RIGHT", "SOFTCAP", "ALIBI", "BIAS", "MASK", "DROPOUT", "PACKED"}
+OPTIONS = {"BOUND_LEFT", "BOUND_RIGHT", "SOFTCAP", "ALIBI", "BIAS", "MASK", "DROPOUT", "CHUNK", "PACKED"}
 
 
 def config_of(one: Variant) -> HopperFwdConfig:
     """The row of the table that these constants come from."""
     for row in (*HOPPER_FWD_CONFIGS, *HOPPER_ALTERNATIVES):
-        mine = row.constants("bfloat16", row.max_head_dim, row.max_head_dim_v)
+        options = replace(PLAIN, chunk=one.constants["CHUNK"])
+        mine = row.constants("bfloat16", row.max_head_dim, row.max_head_dim_v, options)
         if all(one.constants[name] == mine[name] for name in mine if name.isupper() and name not in OPTIONS):
             return row
     raise AssertionError(one.name)
 
 
 def is_tested(one: Variant) -> bool:
-    """Of the rows that calls take: without options, and with everything; causal as well, and 8 bit, at d128."""
+    """Of the rows that calls take: without options, and with everything; at d128 causal, with chunks, and 8 bit too."""
     if config_of(one) not in HOPPER_FWD_CONFIGS:
         return False
     large = "_d128_e128_128x" in one.row
     everything = one.row.endswith("_packed") and (large or one.row.startswith("bfloat16"))
-    return one.row.endswith("_plain") or everything or (large and one.row.endswith("_causal"))
+    return one.row.endswith("_plain") or everything or (large and one.row.endswith(("_causal", "_chunk")))
 
 
 TAKEN = list(filter(is_tested, HOPPER))

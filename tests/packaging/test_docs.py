@@ -52,7 +52,8 @@ def test_the_page_of_the_hopper_kernel_shows_the_table_of_shapes() -> None:
     rows = [
         f"| {row.itemsize} | {row.max_head_dim}, {row.max_head_dim_v} "
         f"| {f'up to {row.max_seqlen_q}' if row.max_seqlen_q else 'any'} | {'any' if row.score_options else 'none'} "
-        f"| {row.block_m} × {row.block_n} | {row.num_consumers} | {row.producer_registers}, {row.consumer_registers} "
+        f"| {'yes' if row.chunks else 'no'} | {row.block_m} × {row.block_n} | {row.num_consumers} "
+        f"| {row.producer_registers}, {row.consumer_registers} "
         f"| {'yes' if row.ping_pong else 'no'} | {row.num_stages} "
         f"| {row.smem_bytes(row.max_head_dim, row.max_head_dim_v):,} |"
         for row in HOPPER_FWD_CONFIGS

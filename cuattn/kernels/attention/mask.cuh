@@ -115,8 +115,9 @@ struct Band {
 
 // What queries see, with all that the kernel is compiled for.
 using KeyBand = Band<BOUND_LEFT, BOUND_RIGHT>;
-// The same in a kernel that takes no call with chunks.
-using KeyBandWithoutChunks = Band<BOUND_LEFT, BOUND_RIGHT, false>;
+// The same in kernels that are compiled with chunks or without them, whatever their bounds.
+template <bool CHUNKS>
+using KeyBandWithChunks = Band<BOUND_LEFT, BOUND_RIGHT, CHUNKS>;
 
 // The band of the side whose rows a CTA owns: what queries see or, with OWN_KEYS, what sees the keys.
 template <bool OWN_KEYS, typename Real, typename Sequence>

@@ -17,10 +17,55 @@ struct Row {
     }
 };
 
-// What the logits of a thread's two rows go through, `half` 0 and 1: rows eight apart, as in mma.cuh. Keys are counted
-// from the first column of this thread.
+// The rows of a thread: `half` 0 and 1, eight apart, as in mma.cuh.
+__device__ __forceinline__ TileBand::RowBounds visible_keys(const WorkTile& tile, int pack, int first_row, int half) {
+    return tile.band.row(Row(tile, pack, first_row + half * 8).query);
+}
+
+// What a thread's two rows see. Here in registers, ...
+template <bool CHUNKS>
+struct VisibleKeys {
+    TileBand::RowBounds keys[2];  // counted from the first column of this thread
+
+    __device__ __forceinline__ VisibleKeys(RowEnds<CHUNKS>&, const WorkTile& tile, int pack, int first_row,
+                                           int lane_idx) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            keys[half] = visible_keys(tile, pack, first_row, half).from(frag_acc_col(lane_idx));
+        }
+    }
+    // Counted from the thread's first column in a key tile.
+    __device__ __forceinline__ TileBand::RowBounds from(int half, int tile_key) const {
+        return keys[half].from(tile_key);
+    }
+};
+// ... and here in shared memory, where the four lanes of a row share them.
+template <>
+struct VisibleKeys<true> {
+    const TileBand::RowBounds* s_keys;  // of the first row
+    int first_column;
+
+    __device__ __forceinline__ VisibleKeys(RowEnds<true>& s_ends, const WorkTile& tile, int pack, int first_row,
+                                           int lane_idx)
+        : s_keys(s_ends.keys + first_row), first_column(frag_acc_col(lane_idx)) {
+        // SYNC: the warp has read what its rows saw of the tile before.
+        __syncwarp();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const TileBand::RowBounds keys = visible_keys(tile, pack, first_row, half);
+            if (lane_idx % 4 == 0) s_ends.keys[first_row + half * 8] = keys;
+        }
+        // SYNC: all lanes of a row read what one of them has written.
+        __syncwarp();
+    }
+    __device__ __forceinline__ TileBand::RowBounds from(int half, int tile_key) const {
+        return s_keys[half * 8].from(tile_key + first_column);
+    }
+};
+
+// What the logits of a thread's two rows go through. Keys are counted from the first column of this thread.
 struct RowOptions {
-    TileBand::RowBounds keys[2];  // visible ones
+    VisibleKeys<CHUNK> keys;
     long long first_diagonal;    // the key that ALiBi measures distances of the first row from ...
     int next_diagonal;           // ... and how many keys behind it that of the second lies
     float slope[2];
@@ -30,16 +75,16 @@ struct RowOptions {
     }
 };
 
-__device__ __forceinline__ RowOptions row_options(const WorkTile& tile, const Params& params, int pack, int first_row,
-                                                  int first_key, const float* g_alibi_slopes) {
-    RowOptions options;
+__device__ __forceinline__ RowOptions row_options(Smem& smem, const WorkTile& tile, const Params& params, int pack,
+                                                  int first_row, int lane_idx, const float* g_alibi_slopes) {
+    RowOptions options = {VisibleKeys<CHUNK>(smem.row_ends, tile, pack, first_row, lane_idx)};
     const int first_query = Row(tile, pack, first_row).query;
-    options.first_diagonal = static_cast<long long>(first_query) + tile.block.diagonal_offset - first_key;
+    options.first_diagonal = static_cast<long long>(first_query) + tile.block.diagonal_offset -
+                             frag_acc_col(lane_idx);
     options.next_diagonal = Row(tile, pack, first_row + 8).query - first_query;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const Row row(tile, pack, first_row + half * 8);
-        options.keys[half] = tile.band.row(row.query).from(first_key);
         options.slope[half] = 0.0f;
         if (ALIBI && g_alibi_slopes != nullptr) {
             options.slope[half] = g_alibi_slopes[tile.block.batch_idx * params.alibi_batch + row.head_idx];
@@ -186,7 +231,7 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         softmax_logits<Layout>(scores, params, scales.scale, scales.scale_log2, alibi_rows);
         if (masked) {
             hide_by_position<Layout>(scores, negative_infinity<float>(),
-                                     [&](int r) { return options.keys[r].from(tile_key); });
+                                     [&](int r) { return options.keys.from(r, tile_key); });
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {

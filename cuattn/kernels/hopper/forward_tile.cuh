@@ -15,9 +15,8 @@ constexpr int V_SPANS = (HEAD_DIM_V + SPAN - 1) / SPAN;
 constexpr int MMA_K = WGMMA_K_BYTES / sizeof(Element);
 constexpr int SPAN_STEPS = SPAN / MMA_K;
 
-// Without chunks: their ends do not follow from each other, and the loop has no registers for them (the rows of
-// 128 x 176 and 128 x 192 spilled). Calls with chunks take the portable kernels.
-using TileBand = KeyBandWithoutChunks;
+// Calls without chunks take kernels without them.
+using TileBand = KeyBandWithChunks<CHUNK>;
 
 constexpr bool TRANSPOSE_V = sizeof(Element) == 1;
 constexpr int NUM_TRANSPOSERS = WARPGROUP_SIZE / WARP_SIZE - 1;  // warps
@@ -35,6 +34,16 @@ struct ValueTiles<true> {
     __device__ __forceinline__ auto& operand() { return columns; }
 };
 
+// What each row of a tile sees. The ends of chunks do not follow from each other as those of a window do, and the loop
+// of a consumer has no registers for them: they are found once for a tile of queries, and lie here until a key tile
+// hides something.
+template <bool CHUNKS>
+struct RowEnds {};
+template <>
+struct RowEnds<true> {
+    TileBand::RowBounds keys[BLOCK_M];
+};
+
 // Shared memory of a CTA. Tiles are columns of SPAN elements: see wgmma.cuh.
 struct alignas(1024) Smem {
     Element q[QK_SPANS][BLOCK_M][SPAN];
@@ -44,6 +53,7 @@ struct alignas(1024) Smem {
     RingBarriers<NUM_STAGES> k_ring, v_ring;
     RingBarriers<NUM_STAGES> rows_ring;  // of values that are yet to be transposed
     unsigned long long v_tail;  // packed sequences: the last tile of values has landed and may be cut
+    RowEnds<CHUNK> row_ends;
 };
 
 static_assert(BLOCK_M == WGMMA_M * NUM_CONSUMERS, "a consumer owns the rows of one wgmma");
@@ -54,6 +64,7 @@ static_assert(PRODUCER_REGISTERS % 8 == 0 && CONSUMER_REGISTERS % 8 == 0, "setma
 static_assert(PRODUCER_REGISTERS + NUM_CONSUMERS * CONSUMER_REGISTERS <=
                   65536 / NUM_THREADS / 8 * 8 * (1 + NUM_CONSUMERS),
               "all that warpgroups divide is what they start with");
+static_assert(!CHUNK || (BOUND_LEFT && BOUND_RIGHT), "a chunk bounds both sides");
 static_assert(!BIAS && !MASK && !DROPOUT, "these take the portable kernel");
 
 using Params = AttentionParams<float>;

@@ -152,7 +152,7 @@ class Options:
 
     def _found_variants(self) -> tuple[ForwardOptions, ForwardOptions]:
         bias_dtype = "float32" if self.bias is None else self.bias.array.dtype.name
-        return _variants(self.bounds.sides, self.given, bias_dtype)
+        return _variants(self.bounds.sides, self.bounds.chunk != 0, self.given, bias_dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -181,11 +181,11 @@ class Options:
 
 @cache
 def _variants(
-    sides: tuple[bool, bool], given: tuple[Option, ...], bias_dtype: str
+    sides: tuple[bool, bool], chunk: bool, given: tuple[Option, ...], bias_dtype: str
 ) -> tuple[ForwardOptions, ForwardOptions]:
     """Return the options of a call, and those of the kernel that serves it."""
     flags = {row.flag: True for row in given if row.flag is not None}
-    variant = ForwardOptions(*sides, **flags, bias_dtype=bias_dtype)
+    variant = ForwardOptions(*sides, chunk, **flags, bias_dtype=bias_dtype)
     return variant, variant.compiled()
 
 
@@ -272,7 +272,7 @@ OPTIONS = (
         default_with_cache=True,
     ),
     Option("window", {"window": None}, _EVERY_KEY | {"plan"}, check_window, fields=_bound_fields),
-    Option("chunk", {"chunk": None}, _EVERY_KEY | {"plan"}, check_chunk, fields=_bound_fields, no_hopper="a chunk"),
+    Option("chunk", {"chunk": None}, _EVERY_KEY | {"plan"}, check_chunk, fields=_bound_fields),
     Option(
         "softcap",
         {"softcap": None},

@@ -39,6 +39,9 @@ class ForwardOptions:
     ----------
     bound_left, bound_right : bool
         Keys before, or after, some position relative to the query are hidden: windows and causal masks.
+    chunk : bool
+        Keys of other chunks are hidden. Portable kernels do that wherever both bounds are; the Hopper kernel has a form
+        of its own for it.
     softcap, alibi, bias, mask, dropout : bool
         As in `cuattn.attention`.
     bias_dtype : str
@@ -47,6 +50,7 @@ class ForwardOptions:
 
     bound_left: bool = False
     bound_right: bool = False
+    chunk: bool = False
     softcap: bool = _score(natural=True)
     alibi: bool = _score(natural=True)
     bias: bool = _score(natural=True)
@@ -77,13 +81,13 @@ class ForwardOptions:
         """The names of the options, joined by underscores: "plain", "causal", "window_softcap", "everything"."""
         if self == replace(EVERYTHING, bias_dtype=self.bias_dtype):
             return f"everything_{self.bias_dtype}"
-        names = ["window"] if self.bound_left else ["causal"] if self.bound_right else []
+        names = ["chunk"] if self.chunk else ["window"] if self.bound_left else ["causal"] if self.bound_right else []
         names += [name for name in _SCORE_OPTIONS if getattr(self, name)]
         return "_".join(f"bias_{self.bias_dtype}" if name == "bias" else name for name in names) or "plain"
 
     def constants(self) -> dict[str, Any]:
         """Return the options as compile-time constants of a kernel."""
-        flags = {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name != "bias_dtype"}
+        flags = {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name not in ("chunk", "bias_dtype")}
         return {**flags, "BiasElement": ELEMENT_TYPES[self.bias_dtype]}
 
 
@@ -99,7 +103,7 @@ EVERYTHING = ForwardOptions(**dict.fromkeys(("bound_left", "bound_right", *_SCOR
 def _compiled(options: ForwardOptions) -> ForwardOptions:
     if options.num_on_scores > 1:
         return replace(EVERYTHING, bias_dtype=options.bias_dtype)
-    return bounded(options)
+    return bounded(replace(options, chunk=False))
 
 
 def bounded(options: ForwardOptions) -> ForwardOptions:

@@ -32,7 +32,7 @@ from cuattn.testing.strategies import aligned_layouts, attention_problems, examp
 
 
 ALIGNED = st.sampled_from([(64, 64), (40, 16), (8, 64)])
-DRAWN = ("scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "diagonal_offset")
+DRAWN = ("scale", "causal", "window", "chunk", "softcap", "alibi_slopes", "sinks", "diagonal_offset")
 
 
 def problems(**strategies):

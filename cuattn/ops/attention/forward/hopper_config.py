@@ -44,6 +44,7 @@ SPAN_BYTES = 128  # of a row of a swizzled tile: wider tiles are several of them
 STEP_BYTES = 32  # of the summed index, in one wgmma
 SMEM_ALIGNMENT = 1024  # bytes after which the swizzle repeats
 BARRIER_BYTES = 256  # room for the mbarriers behind the tiles
+ROW_ENDS_BYTES = 8  # of a row: the first key that it sees, and the one behind the last
 REGISTERS = 65536  # of a multiprocessor
 REGISTER_RANGE = range(24, 257, 8)  # what setmaxnreg takes
 
@@ -70,6 +71,8 @@ class HopperFwdConfig:
         The row is meant for at most so many query rows (`FEW_QUERIES`); 0 is any number.
     score_options : bool
         Whether the row has registers to spare for softcap and ALiBi.
+    chunks : bool
+        Whether it has some for chunks.
     itemsize : int
         Of q, k and v: 2, or 1 for e4m3, whose values are transposed on the way (hopper/transpose_e4m3.cuh).
     """
@@ -84,6 +87,7 @@ class HopperFwdConfig:
     ping_pong: bool = False
     max_seqlen_q: int = 0
     score_options: bool = True
+    chunks: bool = True
     itemsize: int = 2
 
     source = "attention_forward_hopper"
@@ -103,13 +107,16 @@ class HopperFwdConfig:
         """Registers of a thread when the kernel starts: all that so many threads can have, in units of 8."""
         return REGISTERS // self.num_threads // 8 * 8
 
-    def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
-        """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: tiles of q, k, v, then barriers."""
+    def smem_bytes(self, head_dim: int, head_dim_v: int, options: ForwardOptions = PLAIN) -> int:
+        """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: tiles of q, k, v, then barriers and,
+        with chunks, what the rows of a tile see.
+        """
         qk_row, v_row = _row_bytes(head_dim * self.itemsize), _row_bytes(head_dim_v * self.itemsize)
         tiles = self.block_m * qk_row + self.num_stages * self.block_n * (qk_row + v_row)
         if self.itemsize == 1:  # values once more, transposed
             tiles += self.num_stages * head_dim_v * _row_bytes(self.block_n)
-        return -(-(tiles + BARRIER_BYTES) // SMEM_ALIGNMENT) * SMEM_ALIGNMENT
+        row_ends = ROW_ENDS_BYTES * self.block_m if options.chunk else 0
+        return -(-(tiles + BARRIER_BYTES + row_ends) // SMEM_ALIGNMENT) * SMEM_ALIGNMENT
 
     def serves(self, head_dim: int, head_dim_v: int, options: ForwardOptions, num_rows: int, itemsize: int = 2) -> bool:
         """Whether the row is meant for a call: buckets of its head dims, its options, its query rows of a sequence."""
@@ -118,10 +125,11 @@ class HopperFwdConfig:
             and head_dim <= self.max_head_dim
             and head_dim_v <= self.max_head_dim_v
             and (self.score_options or not options.on_scores)
+            and (self.chunks or not options.chunk)
             and (self.max_seqlen_q == 0 or num_rows <= self.max_seqlen_q)
         )
 
-    def is_legal(self, head_dim: int, head_dim_v: int, smem_limit_bytes: int) -> bool:
+    def is_legal(self, head_dim: int, head_dim_v: int, smem_limit_bytes: int, options: ForwardOptions = PLAIN) -> bool:
         """Whether the kernel compiles and launches in this shape (buckets as above)."""
         registers = self.producer_registers, self.consumer_registers
         divided = self.producer_registers + self.num_consumers * self.consumer_registers
@@ -133,7 +141,7 @@ class HopperFwdConfig:
             and self.producer_registers <= self.entry_registers <= self.consumer_registers
             and divided * WARPGROUP_SIZE <= self.entry_registers * self.num_threads
             and not (self.ping_pong and self.num_consumers == 1)
-            and self.smem_bytes(head_dim, head_dim_v) <= smem_limit_bytes
+            and self.smem_bytes(head_dim, head_dim_v, options) <= smem_limit_bytes
         )
 
     def constants(
@@ -153,6 +161,7 @@ class HopperFwdConfig:
             **options.constants(),
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
+            "CHUNK": options.chunk,
             "CONSUMER_REGISTERS": self.consumer_registers,
             "HEAD_DIM": head_dim,
             "HEAD_DIM_V": head_dim_v,
@@ -161,7 +170,7 @@ class HopperFwdConfig:
             "PACKED": packed,
             "PING_PONG": self.ping_pong,
             "PRODUCER_REGISTERS": self.producer_registers,
-            "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v),
+            "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v, options),
         }
 
 
@@ -200,7 +209,8 @@ HOPPER_FWD_CONFIGS = (
     _row(256, 256, 1, 64, max_seqlen_q=FEW_QUERIES),
     _row(64, 64, 3, 112, ping_pong=True),
     _row(96, 96, 2, 192, ping_pong=True),
-    _row(128, 128, 2, 176, ping_pong=True),
+    _row(128, 128, 2, 176, ping_pong=True, chunks=False),
+    _row(128, 128, 2, 160, ping_pong=True),
     _row(192, 128, 2, 128),
     _row(192, 192, 2, 112),
     _row(256, 256, 2, 80, score_options=False),
@@ -212,7 +222,8 @@ HOPPER_FWD_CONFIGS = (
     _row(96, 96, 2, 160, registers=(56, 224), ping_pong=True, itemsize=1),
     _row(128, 128, 2, 192, registers=(56, 224), ping_pong=True, itemsize=1),
     _row(192, 192, 2, 128, registers=(56, 224), itemsize=1),
-    _row(256, 256, 2, 96, registers=(56, 224), itemsize=1),
+    _row(256, 256, 2, 96, registers=(56, 224), chunks=False, itemsize=1),
+    _row(256, 256, 2, 64, registers=(56, 224), itemsize=1),
 )
 
 #: Rows that are selected nowhere; `cuattn.tune` measures them as well.
@@ -220,8 +231,7 @@ HOPPER_ALTERNATIVES = (
     _row(64, 64, 3, 112),
     _row(64, 64, 2, 176, ping_pong=True),
     _row(96, 96, 2, 176, ping_pong=True),
-    _row(96, 96, 3, 96, ping_pong=True, score_options=False),
-    _row(128, 128, 2, 160, ping_pong=True),
+    _row(96, 96, 3, 96, ping_pong=True, score_options=False, chunks=False),
     _row(128, 128, 2, 128, ping_pong=True),
     _row(128, 128, 2, 176),
 )

@@ -87,7 +87,8 @@ def _loaded(
     packed: bool,
 ) -> LoadedKernel:
     constants = row.constants(dtype_name, head_dim, head_dim_v, options, packed=packed)
-    return LoadedKernel(executor.kernel(row.source, constants, row.entry), row.smem_bytes(head_dim, head_dim_v))
+    kernel = executor.kernel(row.source, constants, row.entry)
+    return LoadedKernel(kernel, row.smem_bytes(head_dim, head_dim_v, options))
 
 
 def _schedule(extents: Extents, block_m: int, pack: int, itemsize: int, work: Any) -> HopperSchedule:

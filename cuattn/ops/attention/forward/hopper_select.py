@@ -102,7 +102,7 @@ def _can_make_maps() -> bool:
 
 
 def kernel_options(options: Options) -> ForwardOptions:
-    """Choose the options of a call's kernel: with or without bounds, one of softcap and ALiBi, or all of it."""
+    """Choose the options of a call's kernel: bounds, chunks among them, or none; one of softcap and ALiBi, or both."""
     return _kernel_options(options.variant)
 
 
@@ -136,7 +136,7 @@ def select_row(
     """Select the row for head dims, query rows of a sequence (more than `FEW_QUERIES` are all the same) and options."""
     buckets = BUCKETS[head_dim], BUCKETS[head_dim_v]
     for row in HOPPER_FWD_CONFIGS:
-        if row.serves(*buckets, options, num_rows, itemsize) and row.is_legal(*buckets, smem_limit_bytes):
+        if row.serves(*buckets, options, num_rows, itemsize) and row.is_legal(*buckets, smem_limit_bytes, options):
             return row
     raise LaunchError(f"no shape of the Hopper kernel fits into the {smem_limit_bytes} bytes of shared memory of a CTA")
 
@@ -166,6 +166,7 @@ def hopper_row(problem: Problem, packed: PackedSequences | None, config: object 
             f"config is for head dims up to {config.max_head_dim} and {config.max_head_dim_v}; the call has {head_dim} "
             f"and {head_dim_v}"
         )
-    if not config.is_legal(BUCKETS[head_dim], BUCKETS[head_dim_v], compile.smem_limit_bytes(arch)):
+    buckets, options = (BUCKETS[head_dim], BUCKETS[head_dim_v]), kernel_options(problem.options)
+    if not config.is_legal(*buckets, compile.smem_limit_bytes(arch), options):
         raise LaunchError(f"{config} is not legal for head dims {head_dim} and {head_dim_v}")
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cuattn.head_dims import COLUMNS
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfig, PlainFwdConfig
@@ -13,12 +14,15 @@ from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, Kern
 
 __all__ = ["GROUPS", "variant_of"]
 
+CHUNK = replace(WINDOW, chunk=True)
 #: Options that Hopper rows are shown with, and whether for packed sequences.
 _HOPPER_OPTIONS = (
     (PLAIN, False),
     (CAUSAL, False),
     (ForwardOptions(softcap=True), False),
-    (ForwardOptions(bound_left=True, bound_right=True, softcap=True, alibi=True), True),
+    (CHUNK, False),
+    (replace(WINDOW, softcap=True, alibi=True), True),
+    (replace(CHUNK, softcap=True, alibi=True), True),
 )
 
 

@@ -107,7 +107,7 @@ def candidates(problem: Problem) -> list[Row]:
         compiled = hopper_select.kernel_options(options)
         for row in hopper.HOPPER_FWD_CONFIGS + hopper.HOPPER_ALTERNATIVES:
             serves = row.serves(*buckets, compiled, 1, problem.dtype.itemsize)
-            if serves and row.is_legal(*buckets, executor.smem_limit_bytes):
+            if serves and row.is_legal(*buckets, executor.smem_limit_bytes, compiled):
                 constants = row.constants(problem.dtype.name, *buckets, compiled)
                 kernels.setdefault((row.source, *constants.items()), row)
     buckets = BUCKETS[extents.head_dim], COLUMNS[extents.head_dim_v][0]

@@ -59,7 +59,7 @@ def call_class(problem: Problem, packed: PackedSequences | None) -> str:
         problem.dtype.name + "_tf32" * options.tf32 + "_fp8" * options.fp8,
         f"d{BUCKETS[extents.head_dim]}",
         f"e{math.prod(COLUMNS[extents.head_dim_v])}",
-        options.kernel_options.label,
+        options.kernel_options.label + "_chunk" * options.variant.chunk,
         f"n{_power_of_2(longest_seqlen_q(problem, packed))}",
         f"m{_power_of_2(seqlen_k)}",
         f"heads{_power_of_2(extents.batch * extents.num_heads)}",
