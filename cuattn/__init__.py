@@ -52,10 +52,12 @@ if TYPE_CHECKING:
     from cuattn.ops.rotary.split_qkv import split_qkv
     from cuattn.ops.softmax.online import OnlineSoftmax
     from cuattn.ops.softmax.softmax import log_softmax, logsumexp, softmax
+    from cuattn.ops.sparse.block_mask import BlockMask
     from cuattn.runtime.tensor_map import tensor_map
 
 __all__ = [
     "AttentionGrads",
+    "BlockMask",
     "DecodePlan",
     "ForwardPath",
     "KVCache",
@@ -108,6 +110,7 @@ __all__ = [
 # The public names and the module that each of them lives in.
 _HOMES = {
     "AttentionGrads": "cuattn.ops.attention.backward.dense",
+    "BlockMask": "cuattn.ops.sparse.block_mask",
     "DecodePlan": "cuattn.ops.decode.plan",
     "ForwardPath": "cuattn.ops.attention.forward.path",
     "KVCache": "cuattn.kv.caches.contiguous",

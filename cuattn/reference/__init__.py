@@ -32,6 +32,20 @@ from cuattn.reference.online_softmax import OnlineSoftmax
 from cuattn.reference.padding import padding_plan, remove_padding, restore_padding
 from cuattn.reference.rotary import rope, rotary_angles, split_qkv
 from cuattn.reference.softmax import log_softmax, logsumexp, softmax
+from cuattn.reference.sparse import (
+    bigbird_mask,
+    block_sparse_attention,
+    block_sparse_attention_backward,
+    expand_blocks,
+    global_mask,
+    local_mask,
+    streaming_mask,
+    strided_attention,
+    strided_attention_backward,
+    strided_mask,
+    strided_visible,
+    vertical_slash_mask,
+)
 from cuattn.reference.varlen import attention_varlen
 from cuattn.reference.visibility import diagonal, visible
 
@@ -45,11 +59,17 @@ __all__ = [
     "attention_naive",
     "attention_varlen",
     "attention_varlen_backward",
+    "bigbird_mask",
+    "block_sparse_attention",
+    "block_sparse_attention_backward",
     "decode_attention",
     "dequantize",
     "diagonal",
     "encode",
+    "expand_blocks",
     "gather_pages",
+    "global_mask",
+    "local_mask",
     "log_softmax",
     "logits",
     "logsumexp",
@@ -66,5 +86,11 @@ __all__ = [
     "round_to_tf32",
     "softmax",
     "split_qkv",
+    "streaming_mask",
+    "strided_attention",
+    "strided_attention_backward",
+    "strided_mask",
+    "strided_visible",
+    "vertical_slash_mask",
     "visible",
 ]
