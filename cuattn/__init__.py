@@ -53,6 +53,14 @@ if TYPE_CHECKING:
     from cuattn.ops.softmax.online import OnlineSoftmax
     from cuattn.ops.softmax.softmax import log_softmax, logsumexp, softmax
     from cuattn.ops.sparse.block_mask import BlockMask
+    from cuattn.ops.sparse.patterns import (
+        bigbird_mask,
+        global_mask,
+        local_mask,
+        streaming_mask,
+        strided_mask,
+        vertical_slash_mask,
+    )
     from cuattn.runtime.tensor_map import tensor_map
 
 __all__ = [
@@ -75,6 +83,7 @@ __all__ = [
     "attention_backward_workspace_size",
     "attention_varlen",
     "attention_varlen_backward",
+    "bigbird_mask",
     "block_tables_from_csr",
     "cascade_attention",
     "compat",
@@ -85,7 +94,9 @@ __all__ = [
     "dropout_mask",
     "errors",
     "forward_path",
+    "global_mask",
     "host",
+    "local_mask",
     "log_softmax",
     "logsumexp",
     "merge_states",
@@ -102,9 +113,12 @@ __all__ = [
     "softmax",
     "split_qkv",
     "standard_attention",
+    "streaming_mask",
+    "strided_mask",
     "tensor_map",
     "testing",
     "tune",
+    "vertical_slash_mask",
 ]
 
 # The public names and the module that each of them lives in.
@@ -128,6 +142,7 @@ _HOMES = {
     "attention_backward_workspace_size": "cuattn.ops.attention.backward.dense",
     "attention_varlen": "cuattn.ops.attention.varlen",
     "attention_varlen_backward": "cuattn.ops.attention.backward.varlen",
+    "bigbird_mask": "cuattn.ops.sparse.patterns",
     "block_tables_from_csr": "cuattn.ops.decode.csr",
     "cascade_attention": "cuattn.ops.decode.cascade",
     "copy_pages": "cuattn.kv.copy",
@@ -135,6 +150,8 @@ _HOMES = {
     "decode_attention": "cuattn.ops.decode.dense",
     "dropout_mask": "cuattn.ops.attention.dropout",
     "forward_path": "cuattn.ops.attention.forward.path",
+    "global_mask": "cuattn.ops.sparse.patterns",
+    "local_mask": "cuattn.ops.sparse.patterns",
     "log_softmax": "cuattn.ops.softmax.softmax",
     "logsumexp": "cuattn.ops.softmax.softmax",
     "merge_states": "cuattn.ops.merge.states",
@@ -150,8 +167,11 @@ _HOMES = {
     "softmax": "cuattn.ops.softmax.softmax",
     "split_qkv": "cuattn.ops.rotary.split_qkv",
     "standard_attention": "cuattn.ops.attention.unfused",
+    "streaming_mask": "cuattn.ops.sparse.patterns",
+    "strided_mask": "cuattn.ops.sparse.patterns",
     "tensor_map": "cuattn.runtime.tensor_map",
     "tune": "cuattn.ops.attention.forward.tune",
+    "vertical_slash_mask": "cuattn.ops.sparse.patterns",
 }
 _SUBMODULES = frozenset({"benchmark", "compat", "compile", "environment", "errors", "host", "reference", "testing"})
 

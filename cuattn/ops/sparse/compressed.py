@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["CompressedMask"]
 
 
-class _Derived:
-    """Lists made from a mask, once for each key, and their copies on devices, once for each device."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()  # what is derived may ask for what else is
-        self.made: dict[Hashable, tuple[NDArray[Any], ...]] = {}
-        self.copies: dict[tuple[Executor, Hashable], tuple[Any, ...]] = {}
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class CompressedMask:
     """What a `BlockMask` holds, and what kernels ask of it; two are equal if they hold the same."""
@@ -39,7 +30,8 @@ class CompressedMask:
     block_size: tuple[int, int]
     elements: NDArray[np.bool_] | None
     _lists: BlockLists
-    _tile_lists: _Derived = field(default_factory=_Derived)
+    _tile_lists: dict[Hashable, tuple[Any, ...]] = field(default_factory=dict)  # what `derived` keeps
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # what is derived may ask for what else is
 
     __array_ufunc__ = None  # so that NumPy leaves ``array & mask`` to this class, which refuses it
 
@@ -148,19 +140,19 @@ class CompressedMask:
 
         They are made once for each ``key`` and copied once to each device.
         """
-        store = self._tile_lists
-        copies = store.copies.get((executor, key))
+        copies = self._tile_lists.get((executor, key))
         if copies is None:
-            with store.lock:
-                copies = store.copies.get((executor, key))
+            with self._lock:
+                copies = self._tile_lists.get((executor, key))
                 if copies is None:
-                    if key not in store.made:
-                        store.made[key] = tuple(make())
-                    copies = tuple(executor.put(array, array.dtype) for array in store.made[key])
+                    made = self._tile_lists.get(key)
+                    if made is None:
+                        made = self._tile_lists[key] = tuple(make())
+                    copies = tuple(executor.put(array, array.dtype) for array in made)
                     if executor.name == "cuda":  # once: later calls on other streams find them there
                         with executor.on_device():
                             sys.modules["cupy"].cuda.get_current_stream().synchronize()
-                    store.copies[executor, key] = copies
+                    self._tile_lists[executor, key] = copies
         return copies
 
     def query_lists(self, executor: Executor) -> BlockLists:
