@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         strided_mask,
         vertical_slash_mask,
     )
+    from cuattn.ops.sparse.strided import strided_attention, strided_attention_backward
     from cuattn.runtime.tensor_map import tensor_map
 
 __all__ = [
@@ -114,6 +115,8 @@ __all__ = [
     "split_qkv",
     "standard_attention",
     "streaming_mask",
+    "strided_attention",
+    "strided_attention_backward",
     "strided_mask",
     "tensor_map",
     "testing",
@@ -168,6 +171,8 @@ _HOMES = {
     "split_qkv": "cuattn.ops.rotary.split_qkv",
     "standard_attention": "cuattn.ops.attention.unfused",
     "streaming_mask": "cuattn.ops.sparse.patterns",
+    "strided_attention": "cuattn.ops.sparse.strided",
+    "strided_attention_backward": "cuattn.ops.sparse.strided",
     "strided_mask": "cuattn.ops.sparse.patterns",
     "tensor_map": "cuattn.runtime.tensor_map",
     "tune": "cuattn.ops.attention.forward.tune",

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from cuattn.reference.attention import attention
 from cuattn.reference.backward import Gradients, attention_backward
 from cuattn.reference.softmax import Array
-from cuattn.reference.visibility import visible
+from cuattn.reference.visibility import diagonal, visible
 
 __all__ = [
     "bigbird_mask",
@@ -84,13 +84,13 @@ def strided_visible(
 ) -> Array:
     """Say which key each query sees under the strided pattern, [N, M].
 
-    With a = i + M - N, the key that query i is aligned with: key j is visible if a - j is a multiple of `stride`, or
-    |a - j| < `local`; and, if `causal`, j <= a. Child et al., 2019 (arXiv:1904.10509).
+    With a the key that query i is aligned with, i + M - N (i with ``causal="top_left"``): key j is visible if a - j is
+    a multiple of `stride`, or |a - j| < `local`; and, if `causal`, j <= a. Child et al., 2019 (arXiv:1904.10509).
 
     >>> strided_visible(5, 5, 3, local=1).astype(int).tolist()
     [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 1, 0], [0, 1, 0, 0, 1]]
     """
-    behind = np.arange(seqlen_q)[:, None] + (seqlen_k - seqlen_q) - np.arange(seqlen_k)
+    behind = diagonal(seqlen_q, seqlen_k, causal)[0, 0] - np.arange(seqlen_k)
     seen = behind % stride == 0
     if local is not None:
         seen = seen | (np.abs(behind) < local)
