@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import ml_dtypes
@@ -20,7 +21,8 @@ from cuattn.testing.executors import executor_names
 from . import data, plot, report
 from .adam import Adam
 from .attention import KernelAttention, ReferenceAttention
-from .model import CharTransformer, Shape, initial_weights
+from .kinds import KINDS
+from .model import CharTransformer, Positions, Shape, initial_weights
 from .training import Run, continuation
 
 BATCH_SIZE = 8
@@ -34,16 +36,32 @@ DTYPES: dict[str, Any] = {
 }
 
 
-def runs(shape: Shape, *, dtype: Any, array_module: Any, steps: int, dropout: float, seed: int) -> tuple[Run, Run]:
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for every kind of attention."""
+
+    dtype: str
+    steps: int
+    dropout: float
+    seed: int
+    positions: Positions
+    device: str
+
+
+def runs(setting: Setting, kind_name: str, vocabulary: int) -> tuple[Run, Run]:
     """Make two models of equal weights, yet to be trained: (with kernels, in float64)."""
-    weights = initial_weights(shape, seed)
+    kind, dtype = KINDS[kind_name], DTYPES[setting.dtype]
+    shape = Shape(vocabulary, positions=setting.positions, has_gates=kind.has_gates)
+    weights = initial_weights(shape, setting.seed)
     around = np.float64 if dtype is np.float64 else np.float32  # of what is not attention
+    array_module = np if setting.device == "host" else import_module("cupy")
     ours = {name: array_module.asarray(w.astype(around)) for name, w in weights.items()}
     theirs = {name: w.astype(np.float64) for name, w in weights.items()}
-    options: dict[str, Any] = {"dropout_p": dropout, "dropout_seed": seed}
-    kernel = CharTransformer(shape, ours, KernelAttention(dtype), **options)
-    float64 = CharTransformer(shape, theirs, ReferenceAttention(), **options)
-    return Run(kernel, Adam(ours), steps), Run(float64, Adam(theirs), steps)
+    options: dict[str, Any] = {"dropout_p": setting.dropout, "dropout_seed": setting.seed}
+    rotate = setting.positions == "rope"
+    kernel = CharTransformer(shape, ours, KernelAttention(dtype, kind, rotate=rotate), **options)
+    float64 = CharTransformer(shape, theirs, ReferenceAttention(kind, rotate=rotate), **options)
+    return Run(kernel, Adam(ours), setting.steps), Run(float64, Adam(theirs), setting.steps)
 
 
 def first_call_seconds(run: Run) -> float:
@@ -88,6 +106,39 @@ def checked_image(console: Console, image: Path) -> Path | None:
     return image
 
 
+def train_kind(console: Console, setting: Setting, name: str, corpus: data.Corpus, write: int) -> tuple[Run, Run]:
+    """Train with one kind of attention, say how it went, and let it write."""
+    kernel, float64 = runs(setting, name, len(corpus.characters))
+    batches = data.Batches(corpus.encode(corpus.text), BATCH_SIZE, kernel.model.shape.context, setting.seed)
+    shape = kernel.model.shape
+    console.print(
+        f"[bold]{name} attention[/bold], {shape.positions} positions: {shape.blocks} blocks of {shape.heads} heads of "
+        f"{shape.width // shape.heads}, {sum(w.size for w in kernel.model.weights.values())} weights; "
+        f"{setting.steps} steps of {BATCH_SIZE} times {shape.context} characters"
+    )
+    seconds = first_call_seconds(kernel)
+    console.print(f"kernels for {setting.dtype}: ready after {seconds:.2f} s (compiled, or from the cache)\n")
+    train(console, kernel, float64, batches)
+    console.print()
+    place = "host executor" if setting.device == "host" else "GPU"
+    console.print(report.summary({f"{setting.dtype} kernels, {place}": kernel, "float64 NumPy, reference": float64}))
+    if setting.device == "host":
+        console.print("The host executor is an interpreter on the CPU: its times say nothing about a GPU.")
+    sample(console, kernel, float64, corpus, write)
+    return kernel, float64
+
+
+def judge(console: Console, setting: Setting, name: str, kernel: Run, float64: Run) -> bool:
+    """Print how far the losses are apart, and return whether they may be."""
+    difference, bound = report.largest_difference(kernel, float64), report.BOUNDS[setting.dtype]
+    passed = difference <= bound  # False for NaN
+    console.print(
+        f"{name}: largest difference of the losses in the first {min(setting.steps, report.COMPARED_STEPS)} steps: "
+        f"{difference:.1e} (allowed: {bound:.0e}) " + ("[green]ok[/green]" if passed else "[bold red]no[/bold red]")
+    )
+    return passed
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True, help="Training steps.")
 @click.option(
@@ -96,6 +147,22 @@ def checked_image(console: Console, image: Path) -> Path | None:
     default="float32",
     show_default=True,
     help="What the kernels compute attention in; the rest is float32 (with float64: float64).",
+)
+@click.option(
+    "--attention",
+    "kinds",
+    type=click.Choice([*KINDS, "all"]),
+    multiple=True,
+    default=("softmax",),
+    show_default=True,
+    help="The kind of attention; given several times, or as all, one training after the other.",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(get_args(Positions)),
+    default="learned",
+    show_default=True,
+    help="A learned vector for each, fixed sines and cosines, or queries and keys turned by them.",
 )
 @click.option(
     "--dropout",
@@ -112,6 +179,7 @@ def checked_image(console: Console, image: Path) -> Path | None:
     help="Of weights, batches and dropout.",
 )
 @click.option(
+    "--data",
     "--text",
     "path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -140,6 +208,8 @@ def checked_image(console: Console, image: Path) -> Path | None:
 def main(
     steps: int,
     dtype: str,
+    kinds: tuple[str, ...],
+    positions: Positions,
     dropout: float,
     seed: int,
     path: Path | None,
@@ -157,46 +227,38 @@ def main(
       python -m examples.char_transformer
       python -m examples.char_transformer --plot losses.png
       python -m examples.char_transformer --dtype bfloat16 --dropout 0.1
+      python -m examples.char_transformer --attention window --positions rope
+      python -m examples.char_transformer --attention all --plot losses.png
     """
     console = Console()
     if device not in executor_names():
         raise click.ClickException("--device cuda needs a GPU and CuPy, and none answers; --device host needs neither")
+    names = list(KINDS) if "all" in kinds else list(dict.fromkeys(kinds))
+    without = [name for name in names if not KINDS[name].has_dropout]
+    if dropout and without:
+        raise click.ClickException(f"--dropout {dropout:g} is given, which {without[0]} attention does not have")
     text_name = "the Zen of Python" if path is None else path.name
-    place = "host executor" if device == "host" else "GPU"
+    setting = Setting(dtype, steps, dropout, seed, positions, device)
+    trained: dict[str, tuple[Run, Run]] = {}
     try:
         image = None if image is None else checked_image(console, image)
         corpus = data.Corpus.of(data.zen_of_python() if path is None else data.read_text(path))
-        shape = Shape(vocabulary=len(corpus.characters))
-        batches = data.Batches(corpus.encode(corpus.text), BATCH_SIZE, shape.context, seed)
-        xp = np if device == "host" else import_module("cupy")
-        kernel, float64 = runs(shape, dtype=DTYPES[dtype], array_module=xp, steps=steps, dropout=dropout, seed=seed)
         console.print(
-            f"[bold]{escape(text_name)}[/bold]: {len(corpus.text)} characters, {shape.vocabulary} different ones; "
-            f"{shape.blocks} blocks of {shape.heads} heads of {shape.width // shape.heads}, "
-            f"{sum(w.size for w in kernel.model.weights.values())} weights; "
-            f"{steps} steps of {BATCH_SIZE} times {shape.context} characters"
+            f"[bold]{escape(text_name)}[/bold]: {len(corpus.text)} characters, {len(corpus.characters)} different ones"
         )
-        seconds = first_call_seconds(kernel)
-        console.print(f"kernels for {dtype}: ready after {seconds:.2f} s (compiled, or from the cache)\n")
-        train(console, kernel, float64, batches)
-        console.print()
-        console.print(report.summary({f"{dtype} kernels, {place}": kernel, "float64 NumPy, reference": float64}))
-        if device == "host":
-            console.print("The host executor is an interpreter on the CPU: its times say nothing about a GPU.")
-        sample(console, kernel, float64, corpus, write)
+        for name in names:
+            trained[name] = train_kind(console, setting, name, corpus, write)
+            console.print()
         if image is not None:
+            place = "host executor" if device == "host" else "GPU"
+            curves = {name: (kernel.losses, float64.losses) for name, (kernel, float64) in trained.items()}
             title = f"A character-level transformer learns {text_name}"
-            plot.save(image, kernel.losses, float64.losses, title=title, kernel_label=f"{dtype}, cuattn on the {place}")
-            console.print(f"\nplot: {image}", markup=False, soft_wrap=True)
+            plot.save(image, curves, title=title, kernel_label=f"{dtype}, cuattn on the {place}")
+            console.print(f"plot: {image}\n", markup=False, soft_wrap=True)
     except (data.TextError, plot.PlotError, cuattn.errors.CuattnError) as error:
         raise click.ClickException(str(error)) from error
-    difference, bound = report.largest_difference(kernel, float64), report.BOUNDS[dtype]
-    passed = difference <= bound  # False for NaN
-    console.print(
-        f"\nlargest difference of the losses in the first {min(steps, report.COMPARED_STEPS)} steps: {difference:.1e} "
-        f"(allowed: {bound:.0e}) " + ("[green]ok[/green]" if passed else "[bold red]no[/bold red]")
-    )
-    sys.exit(0 if passed else 1)
+    passed = [judge(console, setting, name, *pair) for name, pair in trained.items()]
+    sys.exit(0 if all(passed) else 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The transformer: pre-norm blocks between an embedding and a linear map to the logits of the next character.
 
 Shapes: B sequences, N characters each, C = width, H heads, V characters in the vocabulary.
+
+Positions enter in one of three ways: as a learned vector for each, added to that of the character; as sines and cosines
+of them, added likewise (Vaswani et al., 2017); or not here, but by turning q and k ("rope": `KernelAttention`).
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -17,19 +20,27 @@ from .attention import Attention
 from .layers import Array, Saved, array_module
 
 Arrays = dict[str, Array]
+Positions = Literal["learned", "sincos", "rope"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. `context` is the longest sequence; `width` is a multiple of `heads`."""
+    """Sizes of a model. `context` is the longest sequence; `width` is a multiple of `heads`.
+
+    `has_gates`: attention takes a number for each token and head besides q, k and v.
+    """
 
     vocabulary: int
     context: int = 64
     width: int = 64
     heads: int = 2
     blocks: int = 2
+    positions: Positions = "learned"
+    has_gates: bool = False
 
     def __post_init__(self) -> None:
+        if self.positions not in get_args(Positions):
+            raise ValueError(f"positions is {self.positions!r}; allowed are {', '.join(get_args(Positions))}")
         for name in ("vocabulary", "context", "width", "heads", "blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -37,17 +48,34 @@ class Shape:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
+EMBEDDING_STD = 0.1
+
+
+def sines(context: int, width: int) -> np.ndarray:
+    """Return sines and cosines of each position, [context, width], of the size of learned embeddings.
+
+    Column 2i is the sine and 2i + 1 the cosine of ``position · 10000^(-2i / width)`` (Vaswani et al., 2017).
+    """
+    column = np.arange(width)
+    angles = np.arange(context)[:, None] * 10000.0 ** (-(column - column % 2) / width)
+    return EMBEDDING_STD * math.sqrt(2) * np.where(column % 2 == 0, np.sin(angles), np.cos(angles))
+
+
 def initial_weights(shape: Shape, seed: int) -> dict[str, np.ndarray]:
     """float32 arrays by name: normal numbers that keep the size of what they multiply, gains of 1."""
     rng = np.random.default_rng(seed)
     c = shape.width
     deep = math.sqrt(2 * shape.blocks)  # so many branches are added to the stream (GPT-2's initialization)
-    matrices = {"characters": ((shape.vocabulary, c), 0.1), "positions": ((shape.context, c), 0.1)}
+    matrices = {"characters": ((shape.vocabulary, c), EMBEDDING_STD)}
+    if shape.positions == "learned":
+        matrices["positions"] = ((shape.context, c), EMBEDDING_STD)
     for block in range(shape.blocks):
         matrices[f"{block}.qkv"] = ((c, 3 * c), c**-0.5)
         matrices[f"{block}.out"] = ((c, c), c**-0.5 / deep)
         matrices[f"{block}.expand"] = ((c, 4 * c), c**-0.5)
         matrices[f"{block}.contract"] = ((4 * c, c), (4 * c) ** -0.5 / deep)
+        if shape.has_gates:
+            matrices[f"{block}.gates"] = ((c, shape.heads), c**-0.5)
     matrices["logits"] = ((c, shape.vocabulary), c**-0.5 / 4)  # small: the first guess is close to uniform
     weights = {name: rng.normal(0, std, extents).astype(np.float32) for name, (extents, std) in matrices.items()}
     gains = [f"{block}.{norm}" for block in range(shape.blocks) for norm in ("norm_attention", "norm_mlp")]
@@ -83,6 +111,10 @@ class CharTransformer:
         self.attention = attention
         self.dropout_p = dropout_p
         self.dropout_seed = dropout_seed
+        characters = self.weights["characters"]
+        self.sines = None
+        if shape.positions == "sincos":
+            self.sines = array_module(characters).asarray(sines(shape.context, shape.width).astype(characters.dtype))
 
     def logits(self, tokens: np.ndarray) -> Array:
         """Return the logits [B, N, V] for `tokens` [B, N], without dropout."""
@@ -125,7 +157,9 @@ class CharTransformer:
     def _forward(self, tokens: Array, step: int | None) -> tuple[Array, Saved]:
         w = self.weights
         x, saved_characters = layers.embedding(tokens, w["characters"])
-        x = x + w["positions"][: tokens.shape[1]]
+        added = w["positions"] if self.shape.positions == "learned" else self.sines
+        if added is not None:
+            x = x + added[: tokens.shape[1]]
         saved_blocks = []
         for block in range(self.shape.blocks):
             x, saved = self._block(x, block, self._dropout(step, block))
@@ -141,8 +175,9 @@ class CharTransformer:
         dx, grads["norm"] = layers.rms_norm_backward(dx, saved_norm)
         for block in reversed(range(self.shape.blocks)):
             dx = self._block_backward(dx, block, saved_blocks[block], grads)
-        grads["positions"] = array_module(dx).zeros_like(self.weights["positions"])
-        grads["positions"][: dx.shape[1]] = dx.sum(axis=0)
+        if self.shape.positions == "learned":
+            grads["positions"] = array_module(dx).zeros_like(self.weights["positions"])
+            grads["positions"][: dx.shape[1]] = dx.sum(axis=0)
         grads["characters"] = layers.embedding_backward(dx, saved_characters)
         return grads
 
@@ -152,7 +187,8 @@ class CharTransformer:
         y, saved_norm_attention = layers.rms_norm(x, w[f"{block}.norm_attention"])
         qkv, saved_qkv = layers.linear(y, w[f"{block}.qkv"])
         qkv = qkv.reshape(*x.shape[:2], 3, heads, width // heads)
-        attended, saved_attention = self.attention.forward(qkv, dropout)
+        gates, saved_gates = layers.linear(y, w[f"{block}.gates"]) if self.shape.has_gates else (None, None)
+        attended, saved_attention = self.attention.forward(qkv, gates, dropout)
         y, saved_out = layers.linear(attended.reshape(x.shape), w[f"{block}.out"])
         x = x + y
 
@@ -160,22 +196,24 @@ class CharTransformer:
         y, saved_expand = layers.linear(y, w[f"{block}.expand"])
         y, saved_gelu = layers.gelu(y)
         y, saved_contract = layers.linear(y, w[f"{block}.contract"])
-        saved = (saved_norm_attention, saved_qkv, saved_attention, saved_out)
+        saved = (saved_norm_attention, saved_qkv, saved_gates, saved_attention, saved_out)
         return x + y, (*saved, saved_norm_mlp, saved_expand, saved_gelu, saved_contract)
 
     def _block_backward(self, dx: Array, block: int, saved: Saved, grads: Arrays) -> Array:
         """Return the gradient with respect to the block's input; those of its weights are added to `grads`."""
-        saved_norm_attention, saved_qkv, saved_attention, saved_out = saved[:4]
-        saved_norm_mlp, saved_expand, saved_gelu, saved_contract = saved[4:]
+        saved_norm_attention, saved_qkv, saved_gates, saved_attention, saved_out = saved[:5]
+        saved_norm_mlp, saved_expand, saved_gelu, saved_contract = saved[5:]
         dy, grads[f"{block}.contract"] = layers.linear_backward(dx, saved_contract)
         dy = layers.gelu_backward(dy, saved_gelu)
         dy, grads[f"{block}.expand"] = layers.linear_backward(dy, saved_expand)
         dy, grads[f"{block}.norm_mlp"] = layers.rms_norm_backward(dy, saved_norm_mlp)
         dx = dx + dy
 
-        width, heads = self.shape.width, self.shape.heads
         dy, grads[f"{block}.out"] = layers.linear_backward(dx, saved_out)
-        dqkv = self.attention.backward(dy.reshape(*dx.shape[:2], heads, width // heads), saved_attention)
-        dy, grads[f"{block}.qkv"] = layers.linear_backward(dqkv.reshape(*dx.shape[:2], 3 * width), saved_qkv)
+        dqkv, dgates = self.attention.backward(dy, saved_attention)
+        dy, grads[f"{block}.qkv"] = layers.linear_backward(dqkv.reshape(*dx.shape[:2], -1), saved_qkv)
+        if self.shape.has_gates:
+            more, grads[f"{block}.gates"] = layers.linear_backward(dgates, saved_gates)
+            dy = dy + more
         dy, grads[f"{block}.norm_attention"] = layers.rms_norm_backward(dy, saved_norm_attention)
         return dx + dy

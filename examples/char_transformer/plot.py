@@ -1,13 +1,16 @@
-"""The two losses, and below them how far they are apart, as an image. Needs matplotlib: the extra "plot"."""
+"""The losses of both runs, and below them how far they are apart, as an image. Needs matplotlib: the extra "plot"."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-KERNEL_COLOR, FLOAT64_COLOR = "#0072b2", "#d55e00"  # blue and vermilion, which color-blind readers tell apart
+#: Colors that color-blind readers tell apart (Okabe and Ito, 2008).
+COLORS = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#999999", "#f0e442"
+RING_COLOR = "#d55e00"
+RINGS = "float64, NumPy reference"
 
 
 class PlotError(RuntimeError):
@@ -31,26 +34,32 @@ def check(path: Path) -> None:
         raise PlotError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'there is no {path.parent}'}")
 
 
-def save(path: Path, kernel: Sequence[float], float64: Sequence[float], *, title: str, kernel_label: str) -> None:
-    """Draw the losses of both runs, one value for each step, and write the image to `path`."""
+def save(
+    path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, kernel_label: str
+) -> None:
+    """Draw the losses of both runs of each kind of attention, a value for each step, and write the image to `path`."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-    steps = np.arange(len(kernel))
-    difference = np.abs(np.subtract(kernel, float64))
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-
-    above.plot(steps, kernel, color=KERNEL_COLOR, linewidth=1.4, label=kernel_label)
-    # The curves lie on each other, so this one is rings: a few of them, through which the line is seen.
-    rings = max(1, len(kernel) // 40)
-    style = {"linestyle": "none", "marker": "o", "markersize": 6, "markerfacecolor": "none", "markevery": rings}
-    above.plot(steps, float64, color=FLOAT64_COLOR, label="float64, NumPy reference", **style)
+    several = len(curves) > 1
+    for (name, (kernel, float64)), color in zip(curves.items(), COLORS, strict=False):
+        steps = np.arange(len(kernel))
+        difference = np.abs(np.subtract(kernel, float64))
+        above.plot(steps, kernel, color=color, linewidth=1.4, label=name if several else kernel_label)
+        # The curves lie on each other, so this one is rings: a few of them, through which the line is seen.
+        rings = max(1, len(kernel) // 40)
+        style = {"linestyle": "none", "marker": "o", "markersize": 6, "markerfacecolor": "none", "markevery": rings}
+        above.plot(steps, float64, color=color if several else RING_COLOR, label=None if several else RINGS, **style)
+        visible = np.where(difference > 0, difference, np.nan)
+        below.semilogy(steps, visible, ".", color=color if several else "black", markersize=3)
+    if several:
+        above.plot([], [], color="black", linewidth=1.4, label=kernel_label)
+        above.plot([], [], color="black", label=RINGS, linestyle="none", marker="o", markerfacecolor="none")
     above.set_ylabel("cross entropy\n(nats per character)")
     above.set_ylim(bottom=0)
     above.set_title(title)
     above.legend(frameon=False)
-
-    below.semilogy(steps, np.where(difference > 0, difference, np.nan), ".", color="black", markersize=3)
     below.set_ylabel("|difference|\n(nats per character)")
     below.set_xlabel("training step")
     for axes in (above, below):

@@ -146,8 +146,8 @@ def test_small_gradients_survive_float16() -> None:
     qkv, dout = drawn(1, 8, 3, 1, 16), 1e-8 * drawn(1, 8, 1, 16)
     grads = []
     for attention in (KernelAttention(np.float16), ReferenceAttention()):
-        _, saved = attention.forward(qkv, {})
-        grads.append(attention.backward(dout, saved))
+        _, saved = attention.forward(qkv, None, {})
+        grads.append(attention.backward(dout, saved)[0])
     np.testing.assert_allclose(grads[0], grads[1], rtol=0, atol=0.05 * np.abs(grads[1]).max())
 
 
@@ -272,6 +272,8 @@ def test_shapes_that_make_no_model() -> None:
         Shape(vocabulary=5, heads=3)
     with pytest.raises(ValueError, match="vocabulary is 0"):
         Shape(vocabulary=0)
+    with pytest.raises(ValueError, match="positions is 'none'; allowed are learned, sincos, rope"):
+        Shape(vocabulary=5, positions="none")
 
 
 # --- report and plot ------------------------------------------------------------------------------------------------
@@ -298,8 +300,10 @@ def test_agreeing_characters() -> None:
 def test_plot(tmp_path: Path) -> None:
     path = tmp_path / "losses.png"
     plot.check(path)
-    plot.save(path, [3.0, 2.0, 1.0], [3.0, 2.0, 1.1], title="a title", kernel_label="kernels")
-    assert path.read_bytes().startswith(b"\x89PNG")
+    losses = [3.0, 2.0, 1.0], [3.0, 2.0, 1.1]
+    for curves in ({"softmax": losses}, {"softmax": losses, "window": losses}):
+        plot.save(path, curves, title="a title", kernel_label="kernels")
+        assert path.read_bytes().startswith(b"\x89PNG")
 
 
 @needs_matplotlib

@@ -15,6 +15,7 @@ from typing import Any
 
 from cuattn.runtime.arrays import contiguous
 from cuattn.runtime.executor import Executor
+from cuattn.scalars import MAX_EXTENT
 
 __all__ = ["Group", "Layer", "layers", "lse_view", "mergeable", "usable", "view"]
 
@@ -58,7 +59,7 @@ def layers(
         found.append(_residues(seqlen_q, seqlen_k, shift, stride, shared, causal=True, ahead=-beyond))
     if not causal and beyond * stride <= seqlen_k - 1 - shift:
         # A right bound that hides nothing makes it a call that is compiled for the same bounds as the window.
-        behind = (0, 2 * (seqlen_q + seqlen_k))
+        behind = (0, min(2 * (seqlen_q + seqlen_k), MAX_EXTENT - 1))
         found.append(_residues(seqlen_q, seqlen_k, shift, stride, shared, window=behind, ahead=beyond))
     return found
 

@@ -1,0 +1,81 @@
+"""The kinds of attention that the model can have: each by the kernels, and once more by the float64 reference.
+
+All are causal. A kind says how q, k and v are cut out of one array, so that kernels read views of it, and write the
+gradients straight into views of another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import cuattn
+
+from .layers import Array, Saved
+
+WINDOW = 16  # characters that a query of window attention sees, itself included
+
+QKV = tuple[Array, Array, Array]
+
+
+class Kind(ABC):
+    """A kind of attention: forward and backward by the kernels, and by `cuattn.reference`.
+
+    `gates` [batch, seqlen, heads] are one number for each token and head, from a projection of their own; None for a
+    kind without. `options` are those of dropout, where it takes any.
+    """
+
+    has_dropout = False
+    has_gates = False
+
+    def split(self, qkv: Array) -> QKV:
+        """Cut q, k and v out of ``qkv [batch, seqlen, 3, heads, head_dim]``: views [batch, seqlen, heads, head_dim]."""
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+    @abstractmethod
+    def forward(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        """Return out, and what `backward` needs besides."""
+
+    @abstractmethod
+    def backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved, grads: QKV) -> Array:
+        """Write the gradients of q, k and v to `grads`; returns that of the gates, or None."""
+
+    @abstractmethod
+    def reference(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        """Return what `forward` does, in float64."""
+
+    @abstractmethod
+    def reference_backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved) -> tuple[QKV, Array]:
+        """Return the gradients of q, k and v, and that of the gates, in float64."""
+
+
+class SoftmaxAttention(Kind):
+    """`cuattn.attention`, over all characters so far or, with a `window`, over the latest so many."""
+
+    has_dropout = True
+
+    def __init__(self, window: int | None = None) -> None:
+        self.bounds: dict[str, Any] = {"causal": True}
+        if window is not None:
+            self.bounds["window"] = (window - 1, 0)
+
+    def forward(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        out, lse = cuattn.attention(*qkv, return_lse=True, **self.bounds, **options)
+        return out, (out, lse, options)
+
+    def backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved, grads: QKV) -> Array:
+        out, lse, options = saved
+        dq, dk, dv = grads
+        cuattn.attention_backward(dout, *qkv, out, lse, dq=dq, dk=dk, dv=dv, **self.bounds, **options)
+
+    def reference(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        out, lse = cuattn.reference.attention(*qkv, **self.bounds, **options)
+        return out, (out, lse, options)
+
+    def reference_backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved) -> tuple[QKV, Array]:
+        out, lse, options = saved
+        grads = cuattn.reference.attention_backward(dout, *qkv, out, lse, **self.bounds, **options)
+        return (grads.dq, grads.dk, grads.dv), None
+
+
+KINDS: dict[str, Kind] = {"softmax": SoftmaxAttention(), "window": SoftmaxAttention(WINDOW)}
