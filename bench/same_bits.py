@@ -243,8 +243,28 @@ def other_calls() -> Iterator[Call]:
     yield "scaled_dot_product_attention", lambda: scaled_dot_product_attention(*a, is_causal=True)
 
 
+def sparse_calls() -> Iterator[Call]:
+    yield "local_mask", lambda: cuattn.local_mask(70, 50, (16, 8), 20, 5)
+    yield "strided_mask", lambda: cuattn.strided_mask(9, 11, 4, 2)
+    yield "global_mask", lambda: cuattn.global_mask(9, 11, [0, -1])
+    yield "streaming_mask", lambda: cuattn.streaming_mask(9, 11, 1, 3)
+    yield "vertical_slash_mask", lambda: cuattn.vertical_slash_mask(70, 50, 16, [3, 30], [[0], [25]])
+    yield "bigbird_mask", lambda: cuattn.bigbird_mask(9, 11, seed=5)
+    for stride, local, causal in ((3, None, True), (5, 9, True), (4, 6, False)):
+        for dtype in REALS:
+            q, k, v = (random(2, 40, heads, 32, dtype=dtype, seed=heads) for heads in (4, 2, 2))
+
+            def strided(q: Any = q, k: Any = k, v: Any = v, options: Any = (stride, local, causal)) -> Any:
+                every, near, masked = options
+                out, lse = cuattn.strided_attention(q, k, v, every, local=near, causal=masked, return_lse=True)
+                grads = cuattn.strided_attention_backward(out, q, k, v, out, lse, every, local=near, causal=masked)
+                return out, lse, grads.dq, grads.dk, grads.dv
+
+            yield f"strided_attention {dtype} {stride} {local} {causal}", strided
+
+
 def calls() -> Iterator[Call]:
-    for family in (softmax_calls, forward_calls, hopper_calls, backward_calls, decode_calls, other_calls):
+    for family in (softmax_calls, forward_calls, hopper_calls, backward_calls, decode_calls, sparse_calls, other_calls):
         yield from family()
 
 

@@ -6,11 +6,13 @@ Scott Gray, Alec Radford and Diederik P. Kingma, "GPU kernels for block-sparse w
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cuattn.allocation import allocating
 from cuattn.errors import ShapeError
 from cuattn.ops.sparse import block_lists, scipy_matrices
 from cuattn.ops.sparse.block_lists import BlockLists
@@ -120,13 +122,15 @@ class BlockMask(CompressedMask):
         """
         (bq, bk), dense = block_size_pair(block_size), boolean("mask", mask, range(2, 5), _GRID_AXES)
         full = _four_axes(dense)
-        batch, heads, *seqlens = full.shape
-        nq, nk = num_blocks((seqlens[0], seqlens[1]), (bq, bk))
-        beyond = (0, nq * bq - seqlens[0]), (0, nk * bk - seqlens[1])
-        split = np.pad(full, ((0, 0), (0, 0), *beyond)).reshape(batch, heads, nq, bq, nk, bk)
-        blocks = np.asarray(split.any(axis=(3, 5)))
-        lists = block_lists.by_query(blocks)
-        return cls._of(dense.shape, (bq, bk), lists, split.transpose(0, 1, 2, 4, 3, 5)[blocks])
+        batch, heads, n, m = full.shape
+        nq, nk = num_blocks((n, m), (bq, bk))
+        told = f"a mask of shape {list(dense.shape)} with block_size = {(bq, bk)}"
+        with allocating(told, 2 * batch * heads * nq * bq * nk * bk):
+            beyond = (0, nq * bq - n), (0, nk * bk - m)
+            split = np.pad(full, ((0, 0), (0, 0), *beyond)).reshape(batch, heads, nq, bq, nk, bk)
+            blocks = np.asarray(split.any(axis=(3, 5)))
+            elements = split.transpose(0, 1, 2, 4, 3, 5)[blocks]
+        return cls._of(dense.shape, (bq, bk), block_lists.by_query(blocks), elements)
 
     @classmethod
     def from_csr(
@@ -214,12 +218,14 @@ class BlockMask(CompressedMask):
 
     def todense(self) -> NDArray[np.bool_]:
         """Return the mask by elements, a new array of ``shape``: the one method that needs memory for N x M."""
-        bq, bk = self.block_size
-        nq, nk = self.grid
-        full = np.zeros((self.batch, self.num_heads, nq, nk, bq, bk), bool)
-        full[tuple(self._places)] = True if self.elements is None else self.elements
-        dense = full.swapaxes(3, 4).reshape(*self.shape[:-2], nq * bq, nk * bk)
-        return np.ascontiguousarray(dense[..., : self.seqlen_q, : self.seqlen_k])
+        (bq, bk), (nq, nk) = self.block_size, self.grid
+        with allocating(f"the elements of a mask of shape {list(self.shape)}", 3 * math.prod(self.shape)):
+            if self.elements is None:
+                return self.blocks[..., np.arange(self.seqlen_q)[:, None] // bq, np.arange(self.seqlen_k) // bk]
+            full = np.zeros((self.batch, self.num_heads, nq, nk, bq, bk), bool)
+            full[tuple(self._places)] = self.elements
+            dense = full.swapaxes(3, 4).reshape(*self.shape[:-2], nq * bq, nk * bk)
+            return np.ascontiguousarray(dense[..., : self.seqlen_q, : self.seqlen_k])
 
     def to_scipy(self) -> Any:
         """Return the mask as a sparse array of scipy, or as a list of one a head, or of such a list a batch entry.

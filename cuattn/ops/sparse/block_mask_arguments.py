@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cuattn.allocation import allocating
 from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
 from cuattn.runtime.executor import executor_for
+from cuattn.runtime.places import check_size
 from cuattn.scalars import MAX_EXTENT, integer
 
 __all__ = ["block_size_pair", "boolean", "check_csr", "check_grid", "integers", "num_blocks", "seqlen"]
@@ -50,14 +52,15 @@ def boolean(name: str, x: Any, ranks: range, axes: str) -> NDArray[np.bool_]:
 
 def integers(name: str, x: Any, ranks: range, axes: str) -> NDArray[np.int64]:
     """Return an array of the host, or a list, of integers as int64."""
-    x = _on_host(name, x)
+    x = check_size(name, _on_host(name, x))
     if not x.size and x.dtype == np.float64:
         x = x.astype(np.int64)
     if x.dtype.kind not in "iu":
         raise DTypeError(f"{name} has dtype {x.dtype}; integers are needed")
     if x.ndim not in ranks:
         raise ShapeError(f"{name} has shape {list(x.shape)}, rank {x.ndim}; needed is {axes}")
-    return x.astype(np.int64)  # what is too large for it becomes negative, which no entry may be
+    with allocating(f"{name} of shape {list(x.shape)}", 8 * x.size):
+        return x.astype(np.int64)  # what is too large for it becomes negative, which no entry may be
 
 
 def check_grid(name: str, shape: tuple[int, ...], seqlens: tuple[int, int], block_size: tuple[int, int]) -> None:
@@ -65,15 +68,18 @@ def check_grid(name: str, shape: tuple[int, ...], seqlens: tuple[int, int], bloc
     needed = num_blocks(seqlens, block_size)
     if tuple(shape[-2:]) != needed:
         raise ShapeError(
-            f"{name} has shape {list(shape)}; {seqlens[0]} queries and {seqlens[1]} keys in blocks of "
-            f"{block_size[0]} x {block_size[1]} need [..., {needed[0]}, {needed[1]}]"
+            f"{name} has shape {list(shape)}; seqlen_q = {seqlens[0]}, seqlen_k = {seqlens[1]} and block_size = "
+            f"{block_size} need [..., {needed[0]}, {needed[1]}]"
         )
 
 
 def check_csr(indptr: NDArray[np.int64], indices: NDArray[np.int64], grid: tuple[int, int]) -> None:
     """Raise unless lists of ``grid`` = (nq, nk) are what they should be; ``indptr`` is [..., nq + 1]."""
     if indptr.shape[-1] != grid[0] + 1:
-        raise ShapeError(f"indptr has shape {list(indptr.shape)}; {grid[0]} query blocks need [..., {grid[0] + 1}]")
+        raise ShapeError(
+            f"indptr has shape {list(indptr.shape)}; seqlen_q and block_size say {grid[0]} blocks of queries, which "
+            f"need [..., {grid[0] + 1}]"
+        )
     flat = indptr.ravel()
     if flat.size and flat[0] != 0:
         raise ArgumentError(f"indptr begins with {flat[0]}; the first list begins at 0")

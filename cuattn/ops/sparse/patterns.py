@@ -6,14 +6,18 @@ lies on key i + M - N. Nothing of N x M is made.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cuattn.allocation import allocating
 from cuattn.errors import ArgumentError, ShapeError
 from cuattn.ops.sparse.block_mask_arguments import block_size_pair, integers, num_blocks, seqlen
-from cuattn.scalars import MAX_EXTENT, check_flag, integer
+from cuattn.scalars import MAX_EXTENT, as_integer, check_flag, integer
 
 __all__ = ["bigbird_mask", "global_mask", "local_mask", "streaming_mask", "strided_mask", "vertical_slash_mask"]
 
@@ -53,12 +57,14 @@ def local_mask(seqlen_q: int, seqlen_k: int, block_size: Any, left: int | None, 
            [1, 1, 0],
            [0, 1, 1]])
     """
-    blocks = _Blocks(seqlen_q, seqlen_k, block_size)
-    low = -MAX_EXTENT if left is None else -_bound("left", left)
-    high = MAX_EXTENT if right is None else _bound("right", right)
-    # All distances between the least and the largest of a block are in it.
-    first, last = blocks.first_key - blocks.last_aligned, blocks.last_key - blocks.first_aligned
-    return np.asarray(np.maximum(first, low) <= np.minimum(last, high))
+    low = -MAX_EXTENT if left is None else -_bound("left", left, optional=True)
+    high = MAX_EXTENT if right is None else _bound("right", right, optional=True)
+    sizes = _sizes(seqlen_q, seqlen_k, block_size)
+    with _room(*sizes):
+        blocks = _Blocks(*sizes)
+        # All distances between the least and the largest of a block are in it.
+        first, last = blocks.first_key - blocks.last_aligned, blocks.last_key - blocks.first_aligned
+        return np.asarray(np.maximum(first, low) <= np.minimum(last, high))
 
 
 def strided_mask(nq: int, nk: int, stride: int, local: int) -> Grid:
@@ -96,9 +102,8 @@ def strided_mask(nq: int, nk: int, stride: int, local: int) -> Grid:
            [0, 1, 1, 1],
            [0, 1, 0, 1]])
     """
-    aligned, key = _aligned(nq, nk)
     stride, local = integer("stride", stride, 1, MAX_EXTENT), _bound("local", local)
-    return np.asarray((np.abs(aligned - key) < local) | (key % stride == stride - 1))
+    return _where(nq, nk, lambda aligned, key: (np.abs(aligned - key) < local) | (key % stride == stride - 1))
 
 
 def global_mask(nq: int, nk: int, blocks: Any) -> Grid:
@@ -133,14 +138,15 @@ def global_mask(nq: int, nk: int, blocks: Any) -> Grid:
            [0, 0, 1],
            [1, 1, 1]])
     """
-    aligned, key = _aligned(nq, nk)
-    if isinstance(blocks, list | tuple | np.ndarray) and np.ndim(blocks):
-        chosen = integers("blocks", blocks, range(1, 2), "one axis")
+    nk = _bound("nk", nk)
+    few = as_integer(blocks)
+    if few is None:
+        chosen = integers("blocks", blocks, range(1, 2), "a number or one axis of them")
         _check_range("blocks", chosen, -nk, nk - 1)
         chosen = np.where(chosen < 0, chosen + nk, chosen)
-    else:
-        chosen = np.arange(integer("blocks", blocks, 0, nk))
-    return np.asarray(np.isin(aligned, chosen) | np.isin(key, chosen))
+        return _where(nq, nk, lambda aligned, key: np.isin(aligned, chosen) | np.isin(key, chosen))
+    few = integer("blocks", few, 0, nk)
+    return _where(nq, nk, lambda aligned, key: ((aligned >= 0) & (aligned < few)) | (key < few))
 
 
 def streaming_mask(nq: int, nk: int, sinks: int, local: int) -> Grid:
@@ -178,9 +184,8 @@ def streaming_mask(nq: int, nk: int, sinks: int, local: int) -> Grid:
            [1, 1, 1, 0],
            [1, 0, 1, 1]])
     """
-    aligned, key = _aligned(nq, nk)
     sinks, local = _bound("sinks", sinks), _bound("local", local)
-    return np.asarray(((key < sinks) | (aligned - key < local)) & (key <= aligned))
+    return _where(nq, nk, lambda aligned, key: ((key < sinks) | (aligned - key < local)) & (key <= aligned))
 
 
 def vertical_slash_mask(seqlen_q: int, seqlen_k: int, block_size: Any, vertical: Any, slash: Any) -> Grid:
@@ -221,11 +226,11 @@ def vertical_slash_mask(seqlen_q: int, seqlen_k: int, block_size: Any, vertical:
            [1, 0, 1, 0],
            [1, 0, 0, 1]])
     """
-    blocks = _Blocks(seqlen_q, seqlen_k, block_size)
+    sizes = _sizes(seqlen_q, seqlen_k, block_size)
     chosen = []
     for name, given in (("vertical", vertical), ("slash", slash)):
         numbers = integers(name, given, range(1, 4), "[n], [heads, n] or [batch, heads, n]")
-        _check_range(name, numbers, -1, blocks.seqlens[1] - 1)
+        _check_range(name, numbers, -1, sizes[0][1] - 1)
         chosen.append(numbers)
     try:
         leading = np.broadcast_shapes(chosen[0].shape[:-1], chosen[1].shape[:-1])
@@ -233,9 +238,11 @@ def vertical_slash_mask(seqlen_q: int, seqlen_k: int, block_size: Any, vertical:
         shapes = " and ".join(str(list(x.shape)) for x in chosen)
         raise ShapeError(f"vertical and slash have shapes {shapes}; but for the last axis they must fit") from error
     keys, distances = (np.broadcast_to(x, (*leading, x.shape[-1])) for x in chosen)
-    kept = np.empty((*leading, *blocks.shape), bool)
-    for at in np.ndindex(*leading):
-        kept[at] = blocks.touched_by_keys(keys[at]) | blocks.touched_by_distances(distances[at])
+    with _room(*sizes, of=math.prod(leading)):
+        blocks = _Blocks(*sizes)
+        kept = np.empty((*leading, *blocks.shape), bool)
+        for at in np.ndindex(*leading):
+            kept[at] = blocks.touched_by_keys(keys[at]) | blocks.touched_by_distances(distances[at])
     return kept
 
 
@@ -286,27 +293,31 @@ def bigbird_mask(
     >>> cuattn.bigbird_mask(5, 5, num_random=1).sum(axis=1).tolist()
     [5, 5, 5, 5, 5]
     """
-    aligned, key = _aligned(nq, nk)
     window, edge = _bound("num_window", num_window), _bound("num_global", num_global)
     count, seed = _bound("num_random", num_random), integer("seed", seed, 0, 2**128 - 1)
-    seen = (key <= aligned) if check_flag("causal", causal) else np.ones((nq, nk), bool)
-    distance = key - aligned
-    kept = (-(window // 2) <= distance) & (distance <= (window - 1) // 2)
-    kept |= (aligned < edge) | (aligned >= nk - edge) | (key < edge) | (key >= nk - edge)
-    kept &= seen
-    draw = np.random.Generator(np.random.Philox(key=seed))
-    for row, visible in zip(kept, seen, strict=True):
-        row[draw.permutation(np.flatnonzero(visible & ~row))[:count]] = True
-    return np.asarray(kept)
+    causal, nk = check_flag("causal", causal), _bound("nk", nk)
+
+    def keeps(aligned: NDArray[np.int64], key: NDArray[np.int64]) -> Grid:
+        distance = key - aligned
+        seen = distance <= (0 if causal else MAX_EXTENT)
+        kept = (-(window // 2) <= distance) & (distance <= (window - 1) // 2)
+        kept |= (aligned < edge) | (aligned >= nk - edge) | (key < edge) | (key >= nk - edge)
+        kept &= seen
+        draw = np.random.Generator(np.random.Philox(key=seed))
+        for row, visible in zip(kept, seen, strict=True):
+            row[draw.permutation(np.flatnonzero(visible & ~row))[:count]] = True
+        return np.asarray(kept)
+
+    return _where(nq, nk, keeps)
 
 
 class _Blocks:
     """The first and last key of each block, and the keys that its first and last query lie on: [1, nk] and [nq, 1]."""
 
-    def __init__(self, seqlen_q: Any, seqlen_k: Any, block_size: Any) -> None:
-        self.seqlens = n, m = seqlen("seqlen_q", seqlen_q), seqlen("seqlen_k", seqlen_k)
-        bq, self.bk = size = block_size_pair(block_size)
-        self.shape = nq, nk = num_blocks(self.seqlens, size)
+    def __init__(self, seqlens: tuple[int, int], block_size: tuple[int, int]) -> None:
+        n, m = seqlens
+        bq, self.bk = block_size
+        self.shape = nq, nk = num_blocks(seqlens, block_size)
         first_query = np.arange(nq)[:, None] * bq
         self.first_aligned = first_query + (m - n)
         self.last_aligned = np.minimum(first_query + bq, n) - 1 + (m - n)
@@ -328,14 +339,28 @@ class _Blocks:
         return np.asarray(up_to > np.searchsorted(distances, least))
 
 
-def _aligned(nq: Any, nk: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the block of keys that each block of queries lies on, [nq, 1], and the blocks of keys, [nk]."""
-    nq, nk = (integer(name, n, 0, MAX_EXTENT) for name, n in (("nq", nq), ("nk", nk)))
-    return np.arange(nq)[:, None] + (nk - nq), np.arange(nk)
+def _where(nq: Any, nk: Any, keeps: Callable[[NDArray[np.int64], NDArray[np.int64]], Any]) -> Grid:
+    """Return what ``keeps`` says of the blocks of keys that those of queries lie on, [nq, 1], and those of keys."""
+    nq, nk = _bound("nq", nq), _bound("nk", nk)
+    with _room((nq, nk), (1, 1), what=f"a grid of nq = {nq} by nk = {nk} blocks"):
+        return np.asarray(keeps(np.arange(nq)[:, None] + (nk - nq), np.arange(nk)))
 
 
-def _bound(name: str, value: Any) -> int:
-    return integer(name, value, 0, MAX_EXTENT)
+def _sizes(seqlen_q: Any, seqlen_k: Any, block_size: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (seqlen("seqlen_q", seqlen_q), seqlen("seqlen_k", seqlen_k)), block_size_pair(block_size)
+
+
+def _room(
+    seqlens: tuple[int, int], block_size: tuple[int, int], *, of: int = 1, what: str = ""
+) -> AbstractContextManager[None]:
+    """Refuse a grid for which the machine has no memory: int64 and bool, a few of each at a time."""
+    nq, nk = num_blocks(seqlens, block_size)
+    named = f"a grid for seqlen_q = {seqlens[0]}, seqlen_k = {seqlens[1]} and block_size = {block_size}"
+    return allocating(what or named, 24 * nq * nk + of * nq * nk + 32 * (nq + nk))
+
+
+def _bound(name: str, value: Any, *, optional: bool = False) -> int:
+    return integer(name, value, 0, MAX_EXTENT, optional=optional)
 
 
 def _check_range(name: str, numbers: NDArray[np.int64], low: int, high: int) -> None:

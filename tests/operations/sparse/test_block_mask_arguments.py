@@ -10,7 +10,7 @@ import scipy.sparse
 
 import cuattn
 from cuattn import BlockMask
-from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, ShapeError
+from cuattn.errors import ArgumentError, ArrayTypeError, DTypeError, OutOfMemoryError, ShapeError
 
 GRID = np.ones((2, 3), bool)
 BSR = scipy.sparse.bsr_array(np.ones((4, 6)), blocksize=(2, 2))
@@ -44,6 +44,7 @@ class OnDevice:
         ({"block_size": (2, 0)}, ArgumentError, r"block_size\[1\] is 0"),
         ({"block_size": (2, 2, 2)}, ArgumentError, "3 entries"),
         ({"block_size": None}, ArgumentError, "block_size is None"),
+        ({"block_size": 2**31 - 1}, ShapeError, "2147483647"),
         ({"elements": np.ones((5, 2, 2), bool)}, ShapeError, r"\[5, 2, 2\].*keeps 6 blocks"),
         ({"elements": np.ones((6, 2, 3), bool)}, ShapeError, r"\[6, 2, 3\]"),
         ({"elements": np.ones((6, 2, 2))}, DTypeError, "elements has dtype float64"),
@@ -58,7 +59,7 @@ def test_grids(given: dict[str, Any], error: type[Exception], says: str) -> None
 @pytest.mark.parametrize(
     ("indptr", "indices", "error", "says"),
     [
-        ([0, 1], [0], ShapeError, r"indptr has shape \[2\]; 2 query blocks"),
+        ([0, 1], [0], ShapeError, r"indptr has shape \[2\]; .* 2 blocks of queries"),
         ([[0, 1, 2], [3, 3, 3]], [0, 0, 1], ArgumentError, "indptr of head 1 begins with 3; .* end at 2"),
         ([1, 1, 2], [0, 1], ArgumentError, "begins with 1"),
         ([0, 2, 1], [0], ArgumentError, "descends from 2 to 1 at index 2"),
@@ -83,9 +84,9 @@ def test_compressed_rows(indptr: Any, indices: Any, error: type[Exception], says
     ("matrix", "options", "error", "says"),
     [
         (BSR, {"block_size": 3}, ShapeError, r"blocks of \(2, 2\); \(3, 3\)"),
-        (BSR, {"seqlen_q": 2}, ShapeError, "2 queries"),
-        (BSR, {"seqlen_k": 7}, ShapeError, "7 keys"),
-        (CSR, {"seqlen_q": 129}, ShapeError, "129 queries"),
+        (BSR, {"seqlen_q": 2}, ShapeError, "seqlen_q = 2"),
+        (BSR, {"seqlen_k": 7}, ShapeError, "seqlen_k = 7"),
+        (CSR, {"seqlen_q": 129}, ShapeError, "seqlen_q = 129"),
         (CSR, {"block_size": 0}, ArgumentError, "block_size is 0"),
         ([BSR, CSR], {}, ShapeError, "matrix 1 has shape"),
         ([CSR, CSR[:1]], {}, ShapeError, "matrix 1 has shape"),
@@ -100,6 +101,18 @@ def test_compressed_rows(indptr: Any, indices: Any, error: type[Exception], says
 def test_matrices(matrix: Any, options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         BlockMask.from_scipy(matrix, **options)
+
+
+def test_more_than_the_machine_has() -> None:
+    huge = 2**31 - 1
+    with pytest.raises(OutOfMemoryError, match="seqlen_q = 2147483647"):
+        cuattn.local_mask(huge, huge, 1, 0, 0)
+    with pytest.raises(OutOfMemoryError, match="nq = 2147483647"):
+        cuattn.bigbird_mask(huge, huge)
+    with pytest.raises(OutOfMemoryError, match="block_size"):
+        BlockMask.from_dense(GRID, huge)
+    one = BlockMask.from_blocks([[1]], 3, 3, huge)  # blocks beyond the lengths cost nothing
+    assert one.todense().all() and one.T.nnz == 1
 
 
 def test_masks_that_do_not_go_together() -> None:
