@@ -6,7 +6,6 @@ Nearly all of them compute the same in another way: no test can tell them from t
 _ANY_THREAD = "every thread of the row holds the same state, so any one of them may write it"
 _SPEED = "the same result by another path, which only takes longer"
 _LN_2_REST = "moves the result by less than its own rounding: the high part of ln 2 does nearly all of the work"
-_NO_ROW = "dout and delta of a row that does not exist are 0, and so is its dS, whatever its probabilities are"
 _LAST_TURN = "a named barrier that keeps arrivals when the CTA ends: nobody waits at it any more"
 _AFTER_Q = "the sums take the place of q, which nobody reads after the barrier before the last products"
 
@@ -112,8 +111,6 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"i < 2 \+ ROW_TILES;",
         "2 + 2 is 4, and with one row tile the third row is one that nothing reads",
     ),
-    ("attention_backward_bias.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
-    ("attention_backward_bias_fma.cu", r"exists \? g_lse\[first_row \+ query\] : 0", _NO_ROW),
     ("attention_backward_bias_fma.cu", r"in_full\(term\.k_tile\).*=> if \(true\)", _SPEED),
     ("attention_backward_bias.cu", r"__syncthreads\(\); => ;", _AFTER_Q),
     ("attention_backward_bias_fma.cu", r"__syncthreads\(\); => ;", _AFTER_Q),
@@ -155,11 +152,6 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "attention_decode.cu",
         r"row\.alibi_slope = 0\.0f; => ;",
         "a variable that is undefined without slopes: the compiler is free to make it 0, and does",
-    ),
-    (
-        "attention_backward.cu",
-        r"own_whole = true;",
-        "rows of keys that do not exist are 0, and probabilities at most 1: they add 0 times a finite number to dq",
     ),
     (
         "append_kv.cu",

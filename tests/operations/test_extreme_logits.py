@@ -45,6 +45,27 @@ def attend(executor, arrays, **options):
     return executor.numpy(out), executor.numpy(lse), grads
 
 
+@pytest.mark.parametrize("level", (-1e4, -60.0))
+def test_keys_that_do_not_exist_beside_a_whole_tile_of_queries(executor, level):
+    """The tile is seen in whole, and has elements to hide all the same: infinite probabilities of rows of zeros."""
+    for seqlen_k in (7, 50):
+        q, k, v, dout = problem(F16, level, 150, seqlen_k)
+        out, lse, grads = attend(executor, (q, k, v, dout))
+        for each in grads:
+            assert_gradients_close(each, dout, q, k, v, out, lse)
+
+
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+def test_queries_that_do_not_exist_have_no_part_in_dbias(executor, dtype):
+    """With a negative slope their logits are large as well, and of a row of zeros an infinite probability makes NaN."""
+    q, k, v, dout = problem(dtype, 1.0, 20, 300)
+    options = {"alibi_slopes": np.full(2, -4.0, np.float32), "bias": np.zeros(300, np.float32)}
+    out, lse, _ = attend(executor, (q, k, v, dout), **options)
+    arrays = (executor.array(x) for x in (dout, q, k, v, out, lse))
+    grads = cuattn.attention_backward(*arrays, return_dbias=True, **options)
+    assert_gradients_close(grads, dout, q, k, v, out, lse, **options)
+
+
 @pytest.mark.parametrize("level", (-1e4, -60.0, 60.0, 1e4))
 @pytest.mark.parametrize("dtype", (F16, BF16, F32), ids=str)
 def test_maxima_of_any_level(executor, dtype, level):

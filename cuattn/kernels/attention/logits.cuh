@@ -218,7 +218,9 @@ __device__ __forceinline__ void add_bias_and_mask(typename Layout::Tile& logits,
                                                   const TilePosition<OWN_KEYS>& lane, int num_own, int num_other) {
     each_row<Layout>([&](int r) {
         const int row = Layout::row(r);
-        const int num_columns = lane.own + row < num_own ? num_other - lane.other : 0;
+        // Rows are passed over at once: in the condition of every column, some loads got a branch of their own.
+        if (lane.own + row >= num_own) return;
+        const int num_columns = num_other - lane.other;
         // Strides are read anew for every element, from constant memory: copies take registers and instructions.
         if (BIAS && options.g_bias != nullptr) {
             const BiasElement* g_bias = options.g_bias + lane.row_offset(params.bias, row);

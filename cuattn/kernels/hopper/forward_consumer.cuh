@@ -17,47 +17,42 @@ struct Row {
     }
 };
 
-// The rows of a thread: `half` 0 and 1, eight apart, as in mma.cuh.
-__device__ __forceinline__ TileBand::RowBounds visible_keys(const WorkTile& tile, int pack, int first_row, int half) {
-    return tile.band.row(Row(tile, pack, first_row + half * 8).query);
-}
-
-// What a thread's two rows see. Here in registers, ...
+// What a thread's two rows see, `half` 0 and 1: rows eight apart, as in mma.cuh. Here in registers, ...
 template <bool CHUNKS>
 struct VisibleKeys {
     TileBand::RowBounds keys[2];  // counted from the first column of this thread
 
-    __device__ __forceinline__ VisibleKeys(RowEnds<CHUNKS>&, const WorkTile& tile, int pack, int first_row,
-                                           int lane_idx) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            keys[half] = visible_keys(tile, pack, first_row, half).from(frag_acc_col(lane_idx));
-        }
+    __device__ __forceinline__ void find(RowEnds<CHUNKS>&, const WorkTile&, int, int, int) {}
+    __device__ __forceinline__ void keep(int half, const TileBand& band, int query, int lane_idx) {
+        keys[half] = band.row(query).from(frag_acc_col(lane_idx));
     }
     // Counted from the thread's first column in a key tile.
     __device__ __forceinline__ TileBand::RowBounds from(int half, int tile_key) const {
         return keys[half].from(tile_key);
     }
 };
-// ... and here in shared memory, where the four lanes of a row share them.
+// ... and here in shared memory, where the four lanes of a row share them. They are found before all that follows: with
+// it, the row of 128 x 192 spilled.
 template <>
 struct VisibleKeys<true> {
     const TileBand::RowBounds* s_keys;  // of the first row
     int first_column;
 
-    __device__ __forceinline__ VisibleKeys(RowEnds<true>& s_ends, const WorkTile& tile, int pack, int first_row,
-                                           int lane_idx)
-        : s_keys(s_ends.keys + first_row), first_column(frag_acc_col(lane_idx)) {
+    __device__ __forceinline__ void find(RowEnds<true>& s_ends, const WorkTile& tile, int pack, int first_row,
+                                         int lane_idx) {
+        s_keys = s_ends.keys + first_row;
+        first_column = frag_acc_col(lane_idx);
         // SYNC: the warp has read what its rows saw of the tile before.
         __syncwarp();
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const TileBand::RowBounds keys = visible_keys(tile, pack, first_row, half);
+            const TileBand::RowBounds keys = tile.band.row(Row(tile, pack, first_row + half * 8).query);
             if (lane_idx % 4 == 0) s_ends.keys[first_row + half * 8] = keys;
         }
         // SYNC: all lanes of a row read what one of them has written.
         __syncwarp();
     }
+    __device__ __forceinline__ void keep(int, const TileBand&, int, int) {}
     __device__ __forceinline__ TileBand::RowBounds from(int half, int tile_key) const {
         return s_keys[half * 8].from(tile_key + first_column);
     }
@@ -77,14 +72,16 @@ struct RowOptions {
 
 __device__ __forceinline__ RowOptions row_options(Smem& smem, const WorkTile& tile, const Params& params, int pack,
                                                   int first_row, int lane_idx, const float* g_alibi_slopes) {
-    RowOptions options = {VisibleKeys<CHUNK>(smem.row_ends, tile, pack, first_row, lane_idx)};
+    const int first_key = frag_acc_col(lane_idx);
+    RowOptions options;
+    options.keys.find(smem.row_ends, tile, pack, first_row, lane_idx);
     const int first_query = Row(tile, pack, first_row).query;
-    options.first_diagonal = static_cast<long long>(first_query) + tile.block.diagonal_offset -
-                             frag_acc_col(lane_idx);
+    options.first_diagonal = static_cast<long long>(first_query) + tile.block.diagonal_offset - first_key;
     options.next_diagonal = Row(tile, pack, first_row + 8).query - first_query;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const Row row(tile, pack, first_row + half * 8);
+        options.keys.keep(half, tile.band, row.query, lane_idx);
         options.slope[half] = 0.0f;
         if (ALIBI && g_alibi_slopes != nullptr) {
             options.slope[half] = g_alibi_slopes[tile.block.batch_idx * params.alibi_batch + row.head_idx];
