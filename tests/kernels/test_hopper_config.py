@@ -170,6 +170,8 @@ def test_options_of_kernels():
     }
     both = problem(softcap=1.0, alibi_slopes=[0.5] * 4)
     assert select.kernel_options(both.options) == ForwardOptions(True, True, softcap=True, alibi=True)
+    slopes = problem(chunk=9, alibi_slopes=[0.5] * 4)
+    assert select.kernel_options(slopes.options) == ForwardOptions(True, True, True, softcap=True, alibi=True)
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------

@@ -70,6 +70,13 @@ def test_everything(executor, row, seqlens):
     assert_right(executor, *make(seqlens, heads=(4, 2), batch=2), config=row, chunk=45, **options)
 
 
+@pytest.mark.parametrize("row", [SMALL, TURNS], ids=["one", "turns"])
+def test_slopes_without_a_softcap(executor, row):
+    """The kernel that takes them has a softcap as well, which is absent."""
+    slopes = np.float32([0.5, -0.25])
+    assert_right(executor, *make((200, 300), heads=(2, 1)), config=row, chunk=90, alibi_slopes=slopes)
+
+
 @pytest.mark.parametrize(
     ("seqlens", "heads"), [((1, 200), (8, 1)), ((9, 130), (8, 2)), ((5, 130), (7, 1)), ((40, 300), (6, 2))], ids=str
 )
