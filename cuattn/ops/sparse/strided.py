@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from cuattn.dtypes import BFLOAT16
 from cuattn.errors import DTypeError
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
@@ -57,6 +58,21 @@ def strided_attention(
     out: ArrayT | None = ...,
     return_lse: Literal[True],
 ) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def strided_attention(
+    q: ArrayT,
+    k: ArrayT,
+    v: ArrayT,
+    stride: int,
+    *,
+    local: int | None = ...,
+    causal: Causal = ...,
+    scale: float | None = ...,
+    softcap: float | None = ...,
+    precision: Precision | None = ...,
+    out: ArrayT | None = ...,
+    return_lse: bool,
+) -> ArrayT | tuple[ArrayT, ArrayT]: ...
 def strided_attention(
     q: Any,
     k: Any,
@@ -332,7 +348,9 @@ def _backward(
 
 
 def _add(executor: Executor, total: Any, part: Any) -> None:
-    """Add to ``total``, in the precision that sums are in."""
-    wide = np.float64 if total.dtype == np.float64 else np.float32
+    """Add ``part`` to ``total``, with one rounding."""
     with executor.on_device():
-        executor.xp.add(total, part, out=total, dtype=wide, casting="unsafe")
+        if total.dtype == BFLOAT16:  # array modules convert it, and do not all compute with it
+            total[...] = (total.astype(np.float32) + part.astype(np.float32)).astype(BFLOAT16)
+        else:
+            total += part
