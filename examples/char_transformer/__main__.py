@@ -51,7 +51,7 @@ class Setting:
 def runs(setting: Setting, kind_name: str, vocabulary: int) -> tuple[Run, Run]:
     """Make two models of equal weights, yet to be trained: (with kernels, in float64)."""
     kind, dtype = KINDS[kind_name], DTYPES[setting.dtype]
-    shape = Shape(vocabulary, positions=setting.positions, has_gates=kind.has_gates)
+    shape = Shape(vocabulary, positions=setting.positions, gates=kind.num_gates(Shape.heads))
     weights = initial_weights(shape, setting.seed)
     around = np.float64 if dtype is np.float64 else np.float32  # of what is not attention
     array_module = np if setting.device == "host" else import_module("cupy")

@@ -23,7 +23,7 @@ FLOAT16_GRADIENT_SCALE = 2.0**12
 class Attention(Protocol):
     """What the model asks of attention; `dropout` holds the dropout options of `cuattn.attention`.
 
-    `gates` [batch, seqlen, heads] and their gradient are None for a kind that has none.
+    `gates` [batch, seqlen, gates] and their gradient are None for a kind that has none.
     """
 
     kind: Kind

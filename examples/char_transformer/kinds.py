@@ -21,12 +21,14 @@ QKV = tuple[Array, Array, Array]
 class Kind(ABC):
     """A kind of attention: forward and backward by the kernels, and by `cuattn.reference`.
 
-    `gates` [batch, seqlen, heads] are one number for each token and head, from a projection of their own; None for a
-    kind without. `options` are those of dropout, where it takes any.
+    `gates` [batch, seqlen, num_gates(heads)] are numbers for each token, from a projection of their own; None for a kind
+    without. `options` are those of dropout, where it takes any.
     """
 
     has_dropout = False
-    has_gates = False
+
+    def num_gates(self, heads: int) -> int:
+        return 0
 
     def split(self, qkv: Array) -> QKV:
         """Cut q, k and v out of ``qkv [batch, seqlen, 3, heads, head_dim]``: views [batch, seqlen, heads, head_dim]."""

@@ -27,7 +27,7 @@ Positions = Literal["learned", "sincos", "rope"]
 class Shape:
     """Sizes of a model. `context` is the longest sequence; `width` is a multiple of `heads`.
 
-    `has_gates`: attention takes a number for each token and head besides q, k and v.
+    Attention takes `gates` numbers for each token besides q, k and v.
     """
 
     vocabulary: int
@@ -36,7 +36,7 @@ class Shape:
     heads: int = 2
     blocks: int = 2
     positions: Positions = "learned"
-    has_gates: bool = False
+    gates: int = 0
 
     def __post_init__(self) -> None:
         if self.positions not in get_args(Positions):
@@ -74,8 +74,8 @@ def initial_weights(shape: Shape, seed: int) -> dict[str, np.ndarray]:
         matrices[f"{block}.out"] = ((c, c), c**-0.5 / deep)
         matrices[f"{block}.expand"] = ((c, 4 * c), c**-0.5)
         matrices[f"{block}.contract"] = ((4 * c, c), (4 * c) ** -0.5 / deep)
-        if shape.has_gates:
-            matrices[f"{block}.gates"] = ((c, shape.heads), c**-0.5)
+        if shape.gates:
+            matrices[f"{block}.gates"] = ((c, shape.gates), c**-0.5)
     matrices["logits"] = ((c, shape.vocabulary), c**-0.5 / 4)  # small: the first guess is close to uniform
     weights = {name: rng.normal(0, std, extents).astype(np.float32) for name, (extents, std) in matrices.items()}
     gains = [f"{block}.{norm}" for block in range(shape.blocks) for norm in ("norm_attention", "norm_mlp")]
@@ -187,7 +187,7 @@ class CharTransformer:
         y, saved_norm_attention = layers.rms_norm(x, w[f"{block}.norm_attention"])
         qkv, saved_qkv = layers.linear(y, w[f"{block}.qkv"])
         qkv = qkv.reshape(*x.shape[:2], 3, heads, width // heads)
-        gates, saved_gates = layers.linear(y, w[f"{block}.gates"]) if self.shape.has_gates else (None, None)
+        gates, saved_gates = layers.linear(y, w[f"{block}.gates"]) if self.shape.gates else (None, None)
         attended, saved_attention = self.attention.forward(qkv, gates, dropout)
         y, saved_out = layers.linear(attended.reshape(x.shape), w[f"{block}.out"])
         x = x + y
@@ -212,7 +212,7 @@ class CharTransformer:
         dy, grads[f"{block}.out"] = layers.linear_backward(dx, saved_out)
         dqkv, dgates = self.attention.backward(dy, saved_attention)
         dy, grads[f"{block}.qkv"] = layers.linear_backward(dqkv.reshape(*dx.shape[:2], -1), saved_qkv)
-        if self.shape.has_gates:
+        if self.shape.gates:
             more, grads[f"{block}.gates"] = layers.linear_backward(dgates, saved_gates)
             dy = dy + more
         dy, grads[f"{block}.norm_attention"] = layers.rms_norm_backward(dy, saved_norm_attention)

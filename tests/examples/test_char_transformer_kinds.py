@@ -20,7 +20,7 @@ SMALL = Shape(vocabulary=11, context=20, width=32, heads=2, blocks=2)
 
 
 def shape_of(kind: str, positions: Positions) -> Shape:
-    return replace(SMALL, positions=positions, has_gates=KINDS[kind].has_gates)
+    return replace(SMALL, positions=positions, gates=KINDS[kind].num_gates(SMALL.heads))
 
 
 def excerpt(seqlen: int = 19) -> Any:
