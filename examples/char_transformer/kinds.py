@@ -21,7 +21,7 @@ QKV = tuple[Array, Array, Array]
 class Kind(ABC):
     """A kind of attention: forward and backward by the kernels, and by `cuattn.reference`.
 
-    `gates` [batch, seqlen, num_gates(heads)] are numbers for each token, from a projection of their own; None for a kind
+    `gates` [batch, seqlen, num_gates(heads)] are numbers for each token, from a projection of their own; None for kinds
     without. `options` are those of dropout, where it takes any.
     """
 
