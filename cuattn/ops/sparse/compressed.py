@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,10 +118,15 @@ class CompressedMask:
         return kept.reshape(*self.shape[:-2], *self.grid)
 
     def __eq__(self, other: object) -> bool:
-        return self._identity == other._identity if isinstance(other, CompressedMask) else NotImplemented
+        if not isinstance(other, CompressedMask):
+            return NotImplemented
+        if (self.shape, self.block_size) != (other.shape, other.block_size):
+            return False
+        pairs: list[tuple[Any, Any]] = [*zip(self._lists, other._lists, strict=True), (self.elements, other.elements)]
+        return all(np.array_equal(one, two) for one, two in pairs)
 
     def __hash__(self) -> int:
-        return hash(self._identity)
+        return hash((self.shape, self.block_size, *(zlib.crc32(memoryview(x)) for x in self._lists)))
 
     def __repr__(self) -> str:
         counts = {"batch": self.batch, "heads": self.num_heads}
@@ -171,11 +177,6 @@ class CompressedMask:
     @cached_property
     def _key_lists(self) -> KeyLists:
         return block_lists.by_key(self._lists, self._grid)
-
-    @cached_property
-    def _identity(self) -> tuple[Any, ...]:
-        parts = (*self._lists, *(() if self.elements is None else (np.packbits(self.elements),)))
-        return self.shape, self.block_size, *(part.tobytes() for part in parts)
 
     @property
     def _grid(self) -> tuple[int, int, int, int]:

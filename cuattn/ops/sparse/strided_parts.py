@@ -42,7 +42,7 @@ class Layer:
     @property
     def is_whole(self) -> bool:
         """Whether it is one call of everything, as it stands."""
-        return self.groups[0].stride == 1
+        return bool(self.groups) and self.groups[0].stride == 1
 
 
 def layers(

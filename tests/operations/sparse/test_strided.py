@@ -135,6 +135,19 @@ def test_stride_1_is_causal_attention(executor: Any) -> None:
     assert (executor.numpy(cuattn.strided_attention(q, k, v, 1)) == expected).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 0, 2), (1, 0, 3, 2), (1, 3, 0, 2), (0, 3, 3, 2), (1, 3, 3, 0)], ids=str)
+@pytest.mark.parametrize("local", [None, 3])
+def test_axes_of_no_length(executor: Any, shape: tuple[int, ...], local: int | None) -> None:
+    batch, seqlen_q, seqlen_k, heads = shape
+    q, k = (executor.array(np.ones((batch, seqlen, heads, 32), np.float32)) for seqlen in (seqlen_q, seqlen_k))
+    out, lse = cuattn.strided_attention(q, k, k, 2, local=local, return_lse=True)
+    assert out.shape == q.shape and lse.shape == (batch, heads, seqlen_q)
+    assert not executor.numpy(out).any() or seqlen_k
+    grads = cuattn.strided_attention_backward(out, q, k, k, out, lse, 2, local=local)
+    assert grads.dq.shape == q.shape and grads.dk.shape == k.shape
+    assert not executor.numpy(grads.dk).any() or seqlen_q
+
+
 def test_what_no_query_sees_is_never_felt(executor: Any) -> None:
     """Of three queries, a stride apart from keys that hold NaN; and keys behind a causal diagonal."""
     q, k, v = (
