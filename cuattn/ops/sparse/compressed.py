@@ -126,7 +126,7 @@ class CompressedMask:
         return all(np.array_equal(one, two) for one, two in pairs)
 
     def __hash__(self) -> int:
-        return hash((self.shape, self.block_size, *(zlib.crc32(memoryview(x)) for x in self._lists)))
+        return hash((self.shape, self.block_size, *(zlib.crc32(x.data) for x in self._lists)))
 
     def __repr__(self) -> str:
         counts = {"batch": self.batch, "heads": self.num_heads}
