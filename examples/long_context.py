@@ -1,8 +1,12 @@
 """Needles in 16,384 tokens: what kinds of attention find, how long they take, and what memory they need.
 
 Eight needles lie in the haystack, from its beginning to its end. Each is a token whose key answers one question and
-whose value says a symbol; the last eight tokens ask the questions. Everything else is
-drawn at random. A kind of attention has found a needle if the largest element of its result is the needle's symbol.
+whose value says a symbol; the last eight tokens ask the questions. Everything else is drawn at random. A kind of
+attention has found a needle if the largest element of its result is the needle's symbol.
+
+"turned" kinds turn queries and keys by their positions (RoPE). Questions and answers are about the elements that turn
+slowest: up to some 5,000 tokens apart they still point the same way, and a model that was trained on 4,096 tokens would
+have seen no more. Farther away the question is turned against its answer, and far enough away back again.
 
     python examples/long_context.py [--plot FILE] [--tokens N]
 
@@ -26,12 +30,11 @@ import cuattn
 
 HEAD_DIM = 64
 NEEDLES = 8
-SHARPNESS = 24.0  # the logit of a question and its needle
+SHARPNESS = 40.0  # the logit of a question and its needle
+NOISE = 0.3  # how much of what is drawn is left in the elements that questions are about
 WINDOW = 2048  # keys that a query of window attention sees
 STRIDE, NEAR = 64, 128
 BLOCK = 64
-COLUMNS = 32  # keys that block-sparse attention keeps for every query
-TRAINED = 4096  # a distance that a model with turned positions would have met in its training
 
 
 class Task(NamedTuple):
@@ -58,14 +61,15 @@ def task(tokens: int, seed: int = 0) -> Task:
     """Draw a haystack with its needles; the questions are the last tokens."""
     rng = np.random.default_rng(seed)
     q, k = rng.standard_normal((2, tokens, HEAD_DIM)) / np.sqrt(HEAD_DIM)
-    said = rng.integers(HEAD_DIM, size=tokens)
+    slow = np.arange(HEAD_DIM // 2 - NEEDLES // 2, HEAD_DIM // 2)  # and their partners, half a head farther
+    k[:, np.concatenate([slow, slow + HEAD_DIM // 2])] *= NOISE
+    questions = np.zeros((NEEDLES, HEAD_DIM))
+    questions[np.arange(NEEDLES), np.repeat(slow, 2)] = np.tile([1, -1], NEEDLES // 2)  # two of a pair are opposites
     places = np.linspace(0, tokens - NEEDLES - 1, NEEDLES + 1).astype(int)[:-1] + 37
-    answers = rng.permutation(HEAD_DIM)[:NEEDLES]
-    said[places] = answers
-    questions = rng.standard_normal((NEEDLES, HEAD_DIM))
-    questions /= np.linalg.norm(questions, axis=1, keepdims=True)
     k[places] = questions
     q[-NEEDLES:] = SHARPNESS * np.sqrt(HEAD_DIM) * questions  # attention divides by the root
+    said = rng.integers(HEAD_DIM, size=tokens)
+    said[places] = answers = rng.permutation(HEAD_DIM)[:NEEDLES]
     values = np.eye(HEAD_DIM)[said]
     return Task(*(x.astype(np.float16)[None, :, None] for x in (q, k, values)), places, answers)
 
@@ -82,10 +86,16 @@ def strided(q: Any, k: Any, v: Any) -> Any:
     return cuattn.strided_attention(q, k, v, STRIDE, local=NEAR)
 
 
+def turned(q: Any, k: Any, v: Any) -> Any:
+    positions = np.arange(q.shape[1])
+    return cuattn.attention(cuattn.rope(q, positions), cuattn.rope(k, positions), v, causal=True)
+
+
 KINDS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "full": full,
     f"window {WINDOW}": windowed,
     f"strided {STRIDE}": strided,
+    "full, turned": turned,
 }
 
 
