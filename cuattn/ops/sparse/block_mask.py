@@ -254,10 +254,10 @@ class BlockMask(CompressedMask):
         for text in picture(self._grid, self._places, self._shares, width=width, height=height):
             print(text)
 
-    def __and__(self, other: Any) -> BlockMask:
+    def __and__(self, other: BlockMask) -> BlockMask:
         return self._combined(other, np.logical_and)
 
-    def __or__(self, other: Any) -> BlockMask:
+    def __or__(self, other: BlockMask) -> BlockMask:
         return self._combined(other, np.logical_or)
 
     def __invert__(self) -> BlockMask:
@@ -268,7 +268,7 @@ class BlockMask(CompressedMask):
             candidates, elements = block_lists.without_empty(candidates, ~self._tiles(candidates))
         return self._of(self.shape, self.block_size, block_lists.by_query(candidates), elements)
 
-    def _combined(self, other: Any, combine: np.ufunc) -> BlockMask:
+    def _combined(self, other: object, combine: np.ufunc) -> BlockMask:
         if not isinstance(other, BlockMask):
             return NotImplemented
         if (self.block_size, self.shape[-2:]) != (other.block_size, other.shape[-2:]):

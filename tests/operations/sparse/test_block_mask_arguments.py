@@ -128,7 +128,7 @@ def test_masks_that_do_not_go_together() -> None:
     with pytest.raises(ShapeError, match="do not fit"):
         two | three
     with pytest.raises(TypeError):
-        mask & GRID
+        mask & GRID  # type: ignore[operator]
     with pytest.raises(TypeError):
         mask | None  # type: ignore[operator]
 

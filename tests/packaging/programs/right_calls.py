@@ -41,6 +41,16 @@ def decoding(q: Half, cache: NDArray[np.int8], tables: list[list[int]], lengths:
     assert_type(cuattn.cascade_attention(q, q, q, [], tables, lengths), Half)
 
 
+def masks(q: Half, t: Tensor, flag: bool, grid: NDArray[np.bool_]) -> None:
+    mask = cuattn.BlockMask.from_blocks(grid, 256, 512, block_size=(64, 128))
+    assert_type((mask & ~mask | mask.T).todense(), NDArray[np.bool_])
+    assert_type(cuattn.bigbird_mask(4, 4, seed=1, causal=True), NDArray[np.bool_])
+    assert_type(cuattn.strided_attention(q, q, q, 8), Half)
+    assert_type(cuattn.strided_attention(t, t, t, 8, local=32, return_lse=True), tuple[Tensor, Tensor])
+    assert_type(cuattn.strided_attention(q, q, q, 8, causal=False, return_lse=flag), Half | tuple[Half, Half])
+    assert_type(cuattn.strided_attention_backward(q, q, q, q, q, q, 8).dk, Half)
+
+
 def softmaxes(x: Single, t: Tensor) -> None:
     assert_type(cuattn.softmax(x), Single)
     assert_type(cuattn.log_softmax(x, axis=0, algorithm="safe"), Single)

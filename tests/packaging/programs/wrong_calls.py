@@ -31,6 +31,13 @@ def attentions(q: Half, k: Half, v: Half) -> None:
     print(cuattn.attention_backward(out, q, k, v, out, lse).dx)  # wrong
 
 
+def masks(q: Half) -> None:
+    cuattn.strided_attention(q, q, q)  # wrong
+    cuattn.strided_attention(q, q, q, 8, window=(3, 0))  # wrong
+    cuattn.BlockMask.from_blocks([[1]], 64)  # wrong
+    print(cuattn.BlockMask.from_dense([[1]]) & [[True]])  # wrong
+
+
 def softmaxes(x: Half) -> None:
     cuattn.softmax(x, algorithm="fast")  # wrong
     cuattn.softmax(x, 0)  # wrong
