@@ -4,7 +4,7 @@ With a = i + o the key that query i is aligned with, (i, j) is visible if a - j 
 one residue modulo the stride are seen by queries of one residue only. Tokens start, start + stride, ... of `count`
 neighbouring residues are a view [batch, rows, count · heads, head_dim] of [batch, seqlen, heads, head_dim]: residues
 become heads, and what is far away becomes near. No length has to be a multiple of the stride: residues that have as
-many queries and keys as their neighbours go into one call, which makes at most four of them, and nothing is padded.
+many queries and keys as their neighbours go into one call, which makes at most three of them, and nothing is padded.
 """
 
 from __future__ import annotations
