@@ -25,6 +25,14 @@ from cuattn.reference.backward import (
 )
 from cuattn.reference.decode import decode_attention, gather_pages, paged_attention, paged_attention_varlen
 from cuattn.reference.kv_formats import Quantized, dequantize, encode, quantize
+from cuattn.reference.linear import (
+    LinearGradients,
+    LinearState,
+    linear_attention,
+    linear_attention_backward,
+    linear_attention_summary,
+    linear_attention_varlen,
+)
 from cuattn.reference.logits import logits
 from cuattn.reference.merge import merge_states
 from cuattn.reference.narrow import round_to_tf32
@@ -51,6 +59,8 @@ from cuattn.reference.visibility import diagonal, visible
 
 __all__ = [
     "Gradients",
+    "LinearGradients",
+    "LinearState",
     "OnlineSoftmax",
     "Quantized",
     "attention",
@@ -69,6 +79,10 @@ __all__ = [
     "expand_blocks",
     "gather_pages",
     "global_mask",
+    "linear_attention",
+    "linear_attention_backward",
+    "linear_attention_summary",
+    "linear_attention_varlen",
     "local_mask",
     "log_softmax",
     "logits",

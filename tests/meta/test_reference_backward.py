@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from complex_attention import complex_attention
+from differences import by_differences
 
 import cuattn
 from cuattn import reference
@@ -53,23 +54,6 @@ OPTION_SETS = _option_sets()
 
 def _draw(rng, makers):
     return {name: value for make in makers for name, value in make(rng).items()}
-
-
-def by_differences(function, arrays, step=1e-3):
-    """The gradient of a scalar `function` of `arrays` by central differences of sixth order, element by element."""
-    gradients = []
-    for number, array in enumerate(arrays):
-        gradient = np.zeros(array.shape, np.longdouble)
-        for at in np.ndindex(array.shape):
-            total = np.longdouble(0)
-            for distance, weight in ((1, 45), (2, -9), (3, 1)):
-                for sign in (1, -1):
-                    moved = [x.astype(np.longdouble) for x in arrays]
-                    moved[number][at] += sign * distance * np.longdouble(step)
-                    total += sign * weight * function(*moved)
-            gradient[at] = total / (60 * np.longdouble(step))
-        gradients.append(gradient)
-    return gradients
 
 
 @pytest.mark.parametrize("makers", OPTION_SETS)
