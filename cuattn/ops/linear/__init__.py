@@ -1,0 +1,1 @@
+"""Linear attention: a state of fixed size instead of all keys."""
