@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from cuattn.ops.decode.dense import decode_attention
     from cuattn.ops.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.ops.decode.plan import DecodePlan, plan_decode
+    from cuattn.ops.linear.dense import linear_attention, linear_attention_summary
+    from cuattn.ops.linear.state import LinearState
+    from cuattn.ops.linear.varlen import linear_attention_varlen
     from cuattn.ops.merge.states import merge_states
     from cuattn.ops.padding.plan import PaddingPlan, padding_plan, remove_padding, restore_padding
     from cuattn.ops.rotary.frequencies import rope_frequencies
@@ -70,6 +73,7 @@ __all__ = [
     "DecodePlan",
     "ForwardPath",
     "KVCache",
+    "LinearState",
     "OnlineSoftmax",
     "PaddingPlan",
     "PagedKVCache",
@@ -97,6 +101,9 @@ __all__ = [
     "forward_path",
     "global_mask",
     "host",
+    "linear_attention",
+    "linear_attention_summary",
+    "linear_attention_varlen",
     "local_mask",
     "log_softmax",
     "logsumexp",
@@ -131,6 +138,7 @@ _HOMES = {
     "DecodePlan": "cuattn.ops.decode.plan",
     "ForwardPath": "cuattn.ops.attention.forward.path",
     "KVCache": "cuattn.kv.caches.contiguous",
+    "LinearState": "cuattn.ops.linear.state",
     "OnlineSoftmax": "cuattn.ops.softmax.online",
     "PaddingPlan": "cuattn.ops.padding.plan",
     "PagedKVCache": "cuattn.kv.caches.paged",
@@ -154,6 +162,9 @@ _HOMES = {
     "dropout_mask": "cuattn.ops.attention.dropout",
     "forward_path": "cuattn.ops.attention.forward.path",
     "global_mask": "cuattn.ops.sparse.patterns",
+    "linear_attention": "cuattn.ops.linear.dense",
+    "linear_attention_summary": "cuattn.ops.linear.dense",
+    "linear_attention_varlen": "cuattn.ops.linear.varlen",
     "local_mask": "cuattn.ops.sparse.patterns",
     "log_softmax": "cuattn.ops.softmax.softmax",
     "logsumexp": "cuattn.ops.softmax.softmax",

@@ -115,21 +115,23 @@ def check(
 ) -> LinearProblem:
     """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.linear_attention`.
 
-    With ``batch`` the arrays are packed: so many sequences one after another, without a batch axis. ``extra`` are
-    further arrays that have to lie in the same place.
+    Without ``q`` a state is made and nothing is read from it. With ``batch`` the arrays are packed: so many sequences
+    one after another, without a batch axis. ``extra`` are further arrays that have to lie in the same place.
     """
     initial = None if initial_state is None else as_state("initial_state", initial_state)
     target = None if state_out is None else as_state("state_out", state_out)
-    arrays = {"q": q, "k": k, "v": v}
+    arrays = {"k": k, "v": v} if q is None else {"q": q, "k": k, "v": v}
     if out is not None:
         arrays["out"] = out
     if getattr(decay, "ndim", 0) > 1:
         arrays["decay"] = decay
     states = named_arrays("initial_state", initial) | named_arrays("state_out", target)
     executor = executor_for(**arrays, **states, **(extra or {}))
-    q, k, v = (executor.asarray(name, arrays[name]) for name in ("q", "k", "v"))
-    dtype = check_dtypes(q=q, k=k, v=v)
-    extents = check_qkv(q, k, v, batch=batch)
+    inputs = {name: executor.asarray(name, x) for name, x in arrays.items() if name in ("q", "k", "v")}
+    dtype = check_dtypes(**inputs)
+    k, v = inputs["k"], inputs["v"]
+    q = inputs.get("q")
+    extents = check_qkv(k if q is None else q, k, v, batch=batch)
     resolved = check_options(extents.head_dim, causal=causal, **options)
     if resolved.causal and extents.seqlen_q != extents.seqlen_k:
         raise ShapeError(
@@ -143,7 +145,6 @@ def check(
     normalize = resolved.normalize
     initial = check_state(executor, "initial_state", initial, extents.state_shape, sums, normalize=normalize)
     target = check_state(executor, "state_out", target, extents.state_shape, sums, normalize=normalize)
-    inputs = {"q": q, "k": k, "v": v}
     if checked_decay is not None:
         inputs["decay"] = checked_decay.array
     if out is not None:
@@ -163,7 +164,7 @@ def check_dtypes(**arrays: Any) -> np.dtype[Any]:
     for name, x in others:
         if x.dtype != first.dtype:
             raise DTypeError(f"{name} has dtype {x.dtype} and {first_name} has dtype {first.dtype}; they must be equal")
-    return first.dtype  # type: ignore[no-any-return]
+    return first.dtype
 
 
 def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> LinearExtents:

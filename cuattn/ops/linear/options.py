@@ -55,7 +55,7 @@ def check_options(
     """
     causal, normalize = check_flag("causal", causal), check_flag("normalize", normalize)
     if feature_map is not None:
-        feature_map = choice("feature_map", feature_map, FEATURE_MAPS[1:], optional=True)  # type: ignore[arg-type]
+        feature_map = choice("feature_map", feature_map, FEATURE_MAPS[1:], optional=True)
     if scale is None:
         factor = 1.0 if normalize else 1.0 / math.sqrt(head_dim)
     else:

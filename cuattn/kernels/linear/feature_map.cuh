@@ -1,0 +1,19 @@
+// The feature maps of linear attention.
+#pragma once
+
+// In the order of FEATURE_MAPS in cuattn/ops/linear/options.py.
+enum FeatureMap { MAP_NONE, MAP_ELU1, MAP_RELU, MAP_SQUARE };
+
+// Calls `body` with the feature map as a function: one branch for a whole tile instead of one for each element.
+template <typename Real, typename Body>
+__device__ __forceinline__ void with_feature_map(int feature_map, Body body) {
+    if (feature_map == MAP_ELU1) {
+        body([](Real x) { return x > 0 ? x + 1 : exp(x); });
+    } else if (feature_map == MAP_RELU) {
+        body([](Real x) { return x < 0 ? Real(0) : x; });  // NaN stays NaN
+    } else if (feature_map == MAP_SQUARE) {
+        body([](Real x) { return x * x; });
+    } else {
+        body([](Real x) { return x; });
+    }
+}
