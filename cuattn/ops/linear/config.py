@@ -1,6 +1,6 @@
 """Which kernels of linear attention there are, and their shapes.
 
->>> fma_row("float64", 200, 2, True).slice_cols
+>>> FmaRow("float64", 256, 2, True).slice_cols
 8
 """
 
@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 from cuattn.dtypes import ELEMENTS, WARP_SIZE
 
-__all__ = ["BUCKETS", "FmaRow", "fma_row", "fma_rows"]
+__all__ = ["BUCKETS", "FEW_TOKENS", "FmaRow", "MmaRow", "Row", "fma_rows", "mma_rows", "select"]
 
 #: Head dims of k that the kernels are compiled for: a state is padded to them in registers.
 BUCKETS = (32, 64, 128, 256)
+#: A sequence of so many tokens or fewer is computed token by token: a chunk of tensor cores would be mostly empty.
+FEW_TOKENS = 16
 _REAL_BYTES = {"float": 4, "double": 8}
 _ACCESS_BYTES = 16  # of shared memory, by a lane
 _TILE_BYTES = 64  # tokens of a tile times the bytes of a number
@@ -84,16 +87,87 @@ class FmaRow:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class MmaRow:
+    """A shape of linear_attention.cu. ``decay``: 0 for none, 1 for one number a state and token."""
+
+    dtype_name: str
+    head_dim: int
+    slice_cols: int
+    decay: int
+    normalize: bool
+    aligned: bool
+
+    source = "linear_attention"
+    max_heads = 8  # outputs of a CTA: more of them share the state with other CTAs
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that are computed together."""
+        return 32 if self.head_dim > 128 else 64
+
+    @property
+    def num_warps(self) -> int:
+        return 8 if self.head_dim > 128 else 4
+
+    @property
+    def num_threads(self) -> int:
+        return self.num_warps * WARP_SIZE
+
+    @property
+    def num_stages(self) -> int:
+        return 1 if self.head_dim > 128 else 2
+
+    @property
+    def smem_bytes(self) -> int:
+        """``sizeof(Smem)`` of the kernel."""
+        k_row, v_row = 2 * self.head_dim + _ACCESS_BYTES, 2 * self.slice_cols + _ACCESS_BYTES
+        tiles = self.num_stages * self.chunk * (2 * k_row + v_row) + self.head_dim * v_row
+        return tiles + 4 * (5 * self.chunk + 1 + self.num_warps)
+
+    def constants(self) -> dict[str, Any]:
+        return {
+            "Element": ELEMENTS[self.dtype_name][0],
+            "HEAD_DIM": self.head_dim,
+            "SLICE": self.slice_cols,
+            "CHUNK": self.chunk,
+            "NUM_WARPS": self.num_warps,
+            "NUM_STAGES": self.num_stages,
+            "SMEM_BYTES": self.smem_bytes,
+            "ALIGNED": self.aligned,
+            "DECAY": self.decay,
+            "NORMALIZE": self.normalize,
+        }
+
+
+Row = FmaRow | MmaRow
+
+
 @cache
-def fma_row(dtype_name: str, head_dim: int, decay: int, normalize: bool) -> FmaRow:
-    """Return the row for a problem."""
-    return FmaRow(dtype_name, bucket(head_dim), decay, normalize)
+def select(
+    dtype_name: str, head_dim: int, head_dim_v: int, decay: int, normalize: bool, aligned: bool, num_tokens: int
+) -> Row:
+    """Return the row for a problem, of sequences of about ``num_tokens``.
+
+    >>> select("float16", 64, 64, 1, True, True, 4096).source, select("float16", 64, 64, 1, True, True, 1).source
+    ('linear_attention', 'linear_attention_fma')
+    """
+    if _REAL_BYTES.get(ELEMENTS[dtype_name][0]) or decay == 2 or num_tokens <= FEW_TOKENS:
+        return FmaRow(dtype_name, bucket(head_dim), decay, normalize)
+    slice_cols = 32 if head_dim_v <= 32 and head_dim <= 128 else 64
+    return MmaRow(dtype_name, bucket(head_dim), slice_cols, decay, normalize, aligned)
 
 
 def fma_rows() -> Iterator[FmaRow]:
-    """Return every row that a call can ask for."""
-    for dtype_name in ELEMENTS:
-        for head_dim in BUCKETS:
-            for decay in (0, 1, 2):
-                for normalize in (True, False):
-                    yield FmaRow(dtype_name, head_dim, decay, normalize)
+    """Return every row of linear_attention_fma.cu that a call can ask for."""
+    for dtype_name, head_dim, decay, normalize in product(ELEMENTS, BUCKETS, (0, 1, 2), (True, False)):
+        yield FmaRow(dtype_name, head_dim, decay, normalize)
+
+
+def mma_rows() -> Iterator[MmaRow]:
+    """Return every row of linear_attention.cu that a call can ask for."""
+    flags = (True, False)
+    for dtype_name, head_dim, columns in product(("float16", "bfloat16"), BUCKETS, (32, 64)):
+        if columns == 64 or head_dim <= 128:
+            for decay, normalize, aligned in product((0, 1), flags, flags):
+                yield MmaRow(dtype_name, head_dim, columns, decay, normalize, aligned)

@@ -13,15 +13,19 @@ _DECAYS = ("plain", "decay", "channels")
 
 
 def _variants() -> Iterator[Variant]:
-    for row in config.fma_rows():
-        name = f"{row.dtype_name}_d{row.head_dim}_{_DECAYS[row.decay]}{'_normalized' if row.normalize else ''}"
+    for row in (*config.fma_rows(), *config.mma_rows()):
+        words = [row.dtype_name, f"d{row.head_dim}", _DECAYS[row.decay]]
+        if isinstance(row, config.MmaRow):
+            words += [f"e{row.slice_cols}", *["elementwise"][: not row.aligned]]
+        words += ["normalized"][: row.normalize]
+        name = "_".join(words)
         yield Variant(row.source, name, row.constants(), num_threads=row.num_threads, smem_bytes=row.smem_bytes)
 
 
 GROUPS = (
     KernelGroup(
         "linear_attention",
-        kernels=("linear_attention_fma",),
+        kernels=("linear_attention", "linear_attention_fma"),
         variants=_variants,
         tests=("operations/linear",),
         page="linear_attention.md",

@@ -1,4 +1,4 @@
-"""How linear attention is launched: which kernel, in which passes, and the struct that it is told about a problem by."""
+"""How linear attention is launched: which kernel, in which passes, and what it is told about a problem."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from cuattn.addresses import byte_bounds
 from cuattn.ops.linear.arguments import LinearProblem
-from cuattn.ops.linear.config import FmaRow, fma_row
+from cuattn.ops.linear.config import FEW_TOKENS, Row, select
 from cuattn.ops.linear.options import FEATURE_MAPS
 from cuattn.ops.linear.state import LinearState
 from cuattn.ops.operand import Operand, deliver, operand, target
@@ -53,13 +53,13 @@ def forward(
     need_state = need_state or problem.state_out is not None
     has_out = problem.q is not None
     out = target(executor, problem.out, extents.out_shape, problem.dtype) if has_out else None
-    row = fma_row(problem.dtype.name, extents.head_dim, _decay_kind(problem), problem.options.normalize)
     separate = has_out and not problem.options.causal  # first all keys, then the queries
     state = _state_target(problem) if need_state or separate else _NO_STATE
     something = bool(extents.batch and extents.num_states) and (need_state or (out is not None and out.array.size > 0))
     if something:
         k, v = operand(executor, problem.k), operand(executor, problem.v)
         q = operand(executor, problem.q) if has_out else None
+        row = _row(problem, k.aligned and v.aligned and (q is None or q.aligned))
         keys = Pass(k=k, v=v, state_in=_state_in(problem, state, row), state_out=state)
         if not separate:
             keys.q, keys.out = q, out
@@ -74,15 +74,25 @@ def forward(
     return result, _deliver_state(problem, state) if need_state else None
 
 
-def _decay_kind(problem: LinearProblem) -> int:
-    return 0 if problem.decay is None else 1 + problem.decay.channels
+def _row(problem: LinearProblem, aligned: bool) -> Row:
+    extents, decay = problem.extents, problem.decay
+    num_tokens = max(extents.seqlen_q, extents.seqlen_k)
+    return select(
+        problem.dtype.name,
+        extents.head_dim,
+        extents.head_dim_v,
+        0 if decay is None else 1 + decay.channels,
+        problem.options.normalize,
+        aligned,
+        min(num_tokens // extents.batch if extents.packed else num_tokens, FEW_TOKENS + 1),
+    )
 
 
 def _state_target(problem: LinearProblem) -> LinearState:
     """Return what kernels write a state to: the caller's arrays where they are contiguous, else new ones."""
     shape, normalize = problem.extents.state_shape, problem.options.normalize
     given = problem.state_out if problem.state_out is not None else _NO_STATE
-    parts = []
+    parts: list[Any] = []
     for x, part_shape in ((given.s, shape), (given.z, shape[:3] if normalize else None)):
         if part_shape is None:
             parts.append(None)
@@ -97,7 +107,7 @@ def _lies_in_a_row(x: Any) -> bool:
     return bool(x.flags.c_contiguous) and low % x.dtype.itemsize == 0
 
 
-def _state_in(problem: LinearProblem, written: LinearState, row: FmaRow) -> LinearState:
+def _state_in(problem: LinearProblem, written: LinearState, row: Row) -> LinearState:
     """Return the initial state as a kernel that writes ``written`` can read it.
 
     Every slice of columns reads all of z, and every block of heads all of s: where one of them writes its part in
@@ -133,7 +143,7 @@ def _deliver_state(problem: LinearProblem, written: LinearState) -> LinearState:
     return LinearState(*parts)
 
 
-def _launch(problem: LinearProblem, row: FmaRow, step: Pass, cu_seqlens: Any) -> None:
+def _launch(problem: LinearProblem, row: Row, step: Pass, cu_seqlens: Any) -> None:
     extents, options, executor = problem.extents, problem.options, problem.executor
     outputs_per_state = extents.num_outputs // extents.num_states
     heads = min(outputs_per_state, row.max_heads) if step.q is not None else 1
@@ -185,7 +195,7 @@ def _launch(problem: LinearProblem, row: FmaRow, step: Pass, cu_seqlens: Any) ->
 
 
 @cache
-def _kernel(executor: Executor, row: FmaRow) -> Kernel:
+def _kernel(executor: Executor, row: Row) -> Kernel:
     return executor.kernel(row.source, row.constants(), f"cuattn_{row.source}")
 
 
