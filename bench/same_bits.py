@@ -228,6 +228,10 @@ def other_calls() -> Iterator[Call]:
     yield "padding", padding
     outs, lses = random(4, 2, 9, 3, 32, dtype=SINGLE), random(4, 2, 3, 9, dtype=SINGLE, seed=8)
     yield "merge_states", lambda: cuattn.merge_states(outs, lses)
+    for dtype, decay in itertools.product((HALF, SINGLE), (None, -0.1 * random(1, 70, 2, dtype=SINGLE) ** 2)):
+        a = tuple(random(1, 70, heads, 32, dtype=dtype, seed=heads) for heads in (4, 2, 2))
+        name = f"linear_attention {dtype}{'' if decay is None else ' decay'}"
+        yield name, lambda a=a, decay=decay: cuattn.linear_attention(*a, decay=decay, return_state=True)
     yield "dropout_mask", lambda: cuattn.dropout_mask(2, 3, 17, 19, dropout_p=0.3, dropout_seed=5)
     yield "slot_mapping", lambda: cuattn.slot_mapping(np.array([[4, 2, 0, 3]]), [5], [20], 8)
 

@@ -122,7 +122,10 @@ struct OutputTile {
     __device__ __forceinline__ void scale_rows(float upper, float lower) {
         auto scale = [&](float (&acc)[4]) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) acc[i] = (i < 2 ? upper : lower) == 0.0f ? 0.0f : acc[i] * (i < 2 ? upper : lower);
+            for (int i = 0; i < 4; i++) {
+                const float factor = i < 2 ? upper : lower;
+                acc[i] = factor == 0.0f ? 0.0f : acc[i] * factor;
+            }
         };
 #pragma unroll
         for (int e = 0; e < OUT_TILES; e++) scale(out[0][e]);
@@ -196,8 +199,8 @@ struct OutputTile {
     // Writes this warp's rows; g_rows at its first row and column.
     __device__ __forceinline__ void store(Element* g_rows, const Params& params, float upper, float lower, int num_rows,
                                           int num_cols, int lane_idx) {
-        const bool vectors = num_cols % 8 == 0 &&
-                             ((reinterpret_cast<unsigned long long>(g_rows) | params.out.seq * sizeof(Element)) & 15) == 0;
+        const unsigned long long places = reinterpret_cast<unsigned long long>(g_rows) | params.out.seq * sizeof(Element);
+        const bool vectors = num_cols % 8 == 0 && places % 16 == 0;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = half * 8 + frag_acc_row(lane_idx);

@@ -81,7 +81,9 @@ struct LaneState {
     }
 };
 
-__device__ __forceinline__ int row_of(int r, int lane_d) { return r / CHUNK * LANES_D * CHUNK + lane_d * CHUNK + r % CHUNK; }
+__device__ __forceinline__ int row_of(int r, int lane_d) {
+    return r / CHUNK * LANES_D * CHUNK + lane_d * CHUNK + r % CHUNK;
+}
 
 __device__ __forceinline__ Chunk load_chunk(const Real* s_row, int r, int lane_d) {
     return *reinterpret_cast<const Chunk*>(s_row + row_of(r, lane_d));

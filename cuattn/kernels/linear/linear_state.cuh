@@ -59,7 +59,8 @@ struct StateTiles {
                 const int row = first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx);
 #pragma unroll
                 for (int e = 0; e < STATE_COLS / MMA_N; e++) {
-                    visit(row, first_col + e * MMA_N + frag_acc_col(lane_idx), s[t][e][2 * half], s[t][e][2 * half + 1]);
+                    const int col = first_col + e * MMA_N + frag_acc_col(lane_idx);
+                    visit(row, col, s[t][e][2 * half], s[t][e][2 * half + 1]);
                 }
             }
         }

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -89,7 +89,11 @@ class FmaRow:
 
 @dataclass(frozen=True, slots=True)
 class MmaRow:
-    """A shape of linear_attention.cu. ``decay``: 0 for none, 1 for one number a state and token."""
+    """A shape of linear_attention.cu.
+
+    ``decay``: 0 for none, 1 for one number a state and token. ``num_stages``: chunks in shared memory; with 2 of them
+    the next one loads while one is computed, with 1 other CTAs of the multiprocessor have to fill the time.
+    """
 
     dtype_name: str
     head_dim: int
@@ -97,6 +101,7 @@ class MmaRow:
     decay: int
     normalize: bool
     aligned: bool
+    num_stages: int
 
     source = "linear_attention"
     max_heads = 8  # outputs of a CTA: more of them share the state with other CTAs
@@ -113,10 +118,6 @@ class MmaRow:
     @property
     def num_threads(self) -> int:
         return self.num_warps * WARP_SIZE
-
-    @property
-    def num_stages(self) -> int:
-        return 1 if self.head_dim > 128 else 2
 
     @property
     def smem_bytes(self) -> int:
@@ -145,17 +146,29 @@ Row = FmaRow | MmaRow
 
 @cache
 def select(
-    dtype_name: str, head_dim: int, head_dim_v: int, decay: int, normalize: bool, aligned: bool, num_tokens: int
+    dtype_name: str,
+    head_dim: int,
+    head_dim_v: int,
+    decay: int,
+    normalize: bool,
+    aligned: bool,
+    *,
+    num_tokens: int,
+    smem_limit_bytes: int,
 ) -> Row:
     """Return the row for a problem, of sequences of about ``num_tokens``.
 
-    >>> select("float16", 64, 64, 1, True, True, 4096).source, select("float16", 64, 64, 1, True, True, 1).source
-    ('linear_attention', 'linear_attention_fma')
+    >>> limit = 163 * 1024
+    >>> select("float16", 64, 64, 1, True, True, num_tokens=4096, smem_limit_bytes=limit).source
+    'linear_attention'
+    >>> select("float16", 64, 64, 1, True, True, num_tokens=1, smem_limit_bytes=limit).source
+    'linear_attention_fma'
     """
     if _REAL_BYTES.get(ELEMENTS[dtype_name][0]) or decay == 2 or num_tokens <= FEW_TOKENS:
         return FmaRow(dtype_name, bucket(head_dim), decay, normalize)
     slice_cols = 32 if head_dim_v <= 32 and head_dim <= 128 else 64
-    return MmaRow(dtype_name, bucket(head_dim), slice_cols, decay, normalize, aligned)
+    row = MmaRow(dtype_name, bucket(head_dim), slice_cols, decay, normalize, aligned, num_stages=2)
+    return row if 2 * row.smem_bytes <= smem_limit_bytes else replace(row, num_stages=1)
 
 
 def fma_rows() -> Iterator[FmaRow]:
@@ -170,4 +183,5 @@ def mma_rows() -> Iterator[MmaRow]:
     for dtype_name, head_dim, columns in product(("float16", "bfloat16"), BUCKETS, (32, 64)):
         if columns == 64 or head_dim <= 128:
             for decay, normalize, aligned in product((0, 1), flags, flags):
-                yield MmaRow(dtype_name, head_dim, columns, decay, normalize, aligned)
+                for num_stages in (1, 2) if head_dim <= 128 else (1,):
+                    yield MmaRow(dtype_name, head_dim, columns, decay, normalize, aligned, num_stages)

@@ -13,11 +13,13 @@ _DECAYS = ("plain", "decay", "channels")
 
 
 def _variants() -> Iterator[Variant]:
-    for row in (*config.fma_rows(), *config.mma_rows()):
+    rows: list[config.Row] = [*config.fma_rows(), *config.mma_rows()]
+    for row in rows:
         words = [row.dtype_name, f"d{row.head_dim}", _DECAYS[row.decay]]
         if isinstance(row, config.MmaRow):
-            words += [f"e{row.slice_cols}", *["elementwise"][: not row.aligned]]
-        words += ["normalized"][: row.normalize]
+            words += [f"e{row.slice_cols}", f"{row.num_stages}stages"]
+            words += [] if row.aligned else ["elementwise"]
+        words += ["normalized"] if row.normalize else []
         name = "_".join(words)
         yield Variant(row.source, name, row.constants(), num_threads=row.num_threads, smem_bytes=row.smem_bytes)
 

@@ -84,7 +84,8 @@ def _row(problem: LinearProblem, aligned: bool) -> Row:
         0 if decay is None else 1 + decay.channels,
         problem.options.normalize,
         aligned,
-        min(num_tokens // extents.batch if extents.packed else num_tokens, FEW_TOKENS + 1),
+        num_tokens=min(num_tokens // extents.batch if extents.packed else num_tokens, FEW_TOKENS + 1),
+        smem_limit_bytes=problem.executor.smem_limit_bytes,
     )
 
 
