@@ -1,5 +1,4 @@
-// Linear attention on the portable tensor-core path (mma.sync, cp.async; sm_80 and newer), for 16-bit elements and one
-// decay a token and state, or none.
+// Linear attention on the portable tensor-core path (mma.sync, cp.async; sm_80 and newer), for 16-bit elements.
 //
 //     S_t = e^g_t S_{t-1} + k_t (x) v_t        o_t = scale q_t S_t, or scale q_t S_t / (scale q_t z_t + eps)
 //
@@ -8,7 +7,8 @@
 //
 //     A = (Q K^T) e^(G_i - G_j), j <= i;    O = A V + e^G_i (Q S);    S <- e^G_last S + (e^(G_last - G_j) K)^T V
 //
-// A and S are rounded to elements before they are multiplied. z, the sum of keys, is one more column: of V it would be
+// With a decay of each channel, G is a vector, and its factors are within the products: channel_decay.cuh. A and S are
+// rounded to elements before they are multiplied. z, the sum of keys, is one more column: of V it would be
 // ones. Every output head of the state takes its turn within a chunk, so that keys, values and the state are read once.
 // In chunks, the same sums are matrix products: Yang et al., "Gated linear attention transformers with
 // hardware-efficient training", 2023; Dao and Gu, "Transformers are SSMs", 2024.
@@ -19,34 +19,28 @@
 // the state the rows and columns that linear_state.cuh gives it.
 //
 // Constants: Element; HEAD_DIM (a bucket), SLICE, CHUNK, NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (rows of q, k, v
-// begin at multiples of 16 bytes); DECAY (0: none, 1: one number a state and token), NORMALIZE.
+// begin at multiples of 16 bytes); DECAY (0: none, 1: one number a state and token, 2: one for each channel), NORMALIZE.
 #include "common/elements.cuh"
-#include "hopper/quad_store.cuh"
-#include "linear/chunk_decay.cuh"
-#include "linear/feature_map.cuh"
-#include "linear/linear_state.cuh"
-#include "linear/linear_work.cuh"
-
-using Params = LinearParams<float>;
 
 constexpr int NUM_THREADS = NUM_WARPS * 32;
-constexpr int WARPS_M = CHUNK / MMA_M < NUM_WARPS ? CHUNK / MMA_M : NUM_WARPS;
-constexpr int OUT_COLS = SLICE / (NUM_WARPS / WARPS_M);
-constexpr int OUT_TILES = OUT_COLS / MMA_N;
-constexpr int STORED_TILES = (OUT_TILES + 3) / 4 * 4;  // quad_store.cuh takes four at a time
-constexpr int CHUNK_TILES = CHUNK / MMA_N;
+
+#include "linear/feature_map.cuh"
+#include "linear/output_tile.cuh"
+
+using Params = LinearParams<float>;
 
 struct Smem {
     Element q[NUM_STAGES][CHUNK][TILE_STRIDE<HEAD_DIM>];
     Element k[NUM_STAGES][CHUNK][TILE_STRIDE<HEAD_DIM>];
     Element v[NUM_STAGES][CHUNK][TILE_STRIDE<SLICE>];
     Element state[HEAD_DIM][STATE_STRIDE];
+    Element kept[DECAY == 2 ? CHUNK : 1][TILE_STRIDE<HEAD_DIM>];  // keys at the end of their blocks
+    float sums[DECAY == 2 ? CHUNK : 1][SUM_STRIDE];               // decays of each channel, then their sums
     ChunkDecay<CHUNK> decay;
     float largest[NUM_WARPS];  // of each warp's part of the state
 };
 
-static_assert(WARPS_M * MMA_M == CHUNK, "a warp has one tile of rows of a chunk");
-static_assert(OUT_COLS % 16 == 0 && CHUNK % 32 == 0, "products are in pairs of tiles");
+static_assert(DECAY != 2 || NUM_STAGES == 1, "there is one place for the decays of channels");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 // A tile of the walk: an output head's part of a chunk.
@@ -76,154 +70,6 @@ __device__ __forceinline__ void map_tile(Element* s_tile, int feature_map, int n
         }
     });
 }
-
-// What a warp computes of one output head: its 16 rows.
-struct OutputTile {
-    AccTiles<1, CHUNK> weights;
-    AccTiles<1, OUT_COLS> out;
-    float below[1][1][4];  // the denominators, in the columns 0 and 1
-
-    // q S and q K^T. s_q, s_k, s_state: fragment addresses of this lane; s_sums that of the columns of z.
-    __device__ __forceinline__ void multiply(unsigned s_q, unsigned s_k, unsigned s_state, unsigned s_sums,
-                                             bool has_keys, int last_row) {
-        clear(weights);
-        clear(out);
-        clear(below);
-#pragma unroll
-        for (int d = 0; d < HEAD_DIM; d += MMA_M) {
-            unsigned frag_q[4];
-            ldmatrix_x4(frag_q, s_q + d * sizeof(Element));
-            if (has_keys) {
-#pragma unroll
-                for (int n = 0; n < CHUNK_TILES; n += 2) {
-                    if (n * MMA_N > last_row) continue;
-                    unsigned frag_k[4];
-                    ldmatrix_x4(frag_k, s_k + (n * MMA_N * TILE_STRIDE<HEAD_DIM> + d) * sizeof(Element));
-                    mma(Element(), weights[0][n], frag_q, frag_k[0], frag_k[1]);
-                    mma(Element(), weights[0][n + 1], frag_q, frag_k[2], frag_k[3]);
-                }
-            }
-#pragma unroll
-            for (int e = 0; e < OUT_TILES; e += 2) {
-                unsigned frag_s[4];
-                ldmatrix_x4_trans(frag_s, s_state + (d * STATE_STRIDE + e * MMA_N) * sizeof(Element));
-                mma(Element(), out[0][e], frag_q, frag_s[0], frag_s[1]);
-                mma(Element(), out[0][e + 1], frag_q, frag_s[2], frag_s[3]);
-            }
-            if (NORMALIZE) {
-                unsigned frag_z[4];
-                ldmatrix_x4_trans(frag_z, s_sums + d * STATE_STRIDE * sizeof(Element));
-                mma(Element(), below[0][0], frag_q, frag_z[0], frag_z[1]);
-            }
-        }
-    }
-
-    // Multiplies what came from the state, of the two rows of this lane.
-    __device__ __forceinline__ void scale_rows(float upper, float lower) {
-        auto scale = [&](float (&acc)[4]) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float factor = i < 2 ? upper : lower;
-                acc[i] = factor == 0.0f ? 0.0f : acc[i] * factor;
-            }
-        };
-#pragma unroll
-        for (int e = 0; e < OUT_TILES; e++) scale(out[0][e]);
-        if (NORMALIZE) scale(below[0][0]);
-    }
-
-    // Hides later keys, and lets weights decay.
-    __device__ __forceinline__ void decay_weights(const ChunkDecay<CHUNK>& decay, int first_row, int lane_idx) {
-        TokenDecay rows[2];
-        if (DECAY) {
-            rows[0].load(decay, first_row + frag_acc_row(lane_idx));
-            rows[1].load(decay, first_row + frag_acc_row(lane_idx) + 8);
-        }
-#pragma unroll
-        for (int n = 0; n < CHUNK_TILES; n++) {
-            if (n * MMA_N > first_row + MMA_M - 1) continue;
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const int column = n * MMA_N + frag_acc_col(lane_idx) + j;
-                TokenDecay key;
-                if (DECAY) key.load(decay, column);
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    float& weight = weights[0][n][2 * half + j];
-                    const bool seen = column <= first_row + half * 8 + frag_acc_row(lane_idx);
-                    const float factor = DECAY ? rows[half].since(key) : 1.0f;
-                    weight = seen && factor != 0.0f ? weight * factor : 0.0f;
-                }
-            }
-        }
-    }
-
-    // Factors that bring the weights of this lane's two rows into the range of a __half.
-    __device__ __forceinline__ void weight_range(float& upper, float& lower) const {
-        float largest[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int n = 0; n < CHUNK_TILES; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) largest[i / 2] = fmaxf(largest[i / 2], fabsf(weights[0][n][i]));
-        }
-        upper = half_range_factor(quad_max(largest[0]));
-        lower = half_range_factor(quad_max(largest[1]));
-    }
-
-    // Adds the weights times v, and their sums. s_v: fragment address of this lane.
-    __device__ __forceinline__ void add_values(unsigned s_v, float upper, float lower, int last_row, int lane_idx) {
-        const unsigned ones = ones_fragment(lane_idx);
-#pragma unroll
-        for (int n = 0; n < CHUNK_TILES; n += 2) {
-            if (n * MMA_N > last_row) continue;
-            if (NARROW_RANGE<Element>) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    weights[0][n][i] *= i < 2 ? upper : lower;
-                    weights[0][n + 1][i] *= i < 2 ? upper : lower;
-                }
-            }
-            unsigned frag[4];
-            frag_a_from_acc<Element>(frag, weights[0][n], weights[0][n + 1]);
-#pragma unroll
-            for (int e = 0; e < OUT_TILES; e += 2) {
-                unsigned frag_v[4];
-                ldmatrix_x4_trans(frag_v, s_v + (n * TILE_STRIDE<SLICE> + e) * MMA_N * sizeof(Element));
-                mma(Element(), out[0][e], frag, frag_v[0], frag_v[1]);
-                mma(Element(), out[0][e + 1], frag, frag_v[2], frag_v[3]);
-            }
-            if (NORMALIZE) mma(Element(), below[0][0], frag, ones, ones);
-        }
-    }
-
-    // Writes this warp's rows; g_rows at its first row and column.
-    __device__ __forceinline__ void store(Element* g_rows, const Params& params, float upper, float lower, int num_rows,
-                                          int num_cols, int lane_idx) {
-        const unsigned long long places = reinterpret_cast<unsigned long long>(g_rows) | params.out.seq * sizeof(Element);
-        const bool vectors = num_cols % 8 == 0 && places % 16 == 0;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = half * 8 + frag_acc_row(lane_idx);
-            const float range = half == 0 ? upper : lower;
-            float factor = params.scale / range;
-            if (NORMALIZE) {
-                const float sums = (below[0][0][2 * half] + below[0][0][2 * half + 1]) / range;
-                const float denominator =
-                    fmaf(params.scale, __shfl_sync(0xffffffff, sums, lane_idx & ~3), params.eps);
-                factor = denominator == 0.0f ? 0.0f : params.scale / denominator / range;
-            }
-            unsigned pairs[STORED_TILES];
-#pragma unroll
-            for (int e = 0; e < STORED_TILES; e++) {
-                pairs[e] = 0;
-                if (e < OUT_TILES && factor != 0.0f) {
-                    pairs[e] = pack_pair(Element(), out[0][e][2 * half] * factor, out[0][e][2 * half + 1] * factor);
-                }
-            }
-            store_quad_row(g_rows + row * params.out.seq, pairs, num_cols, vectors, row < num_rows, lane_idx);
-        }
-    }
-};
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_attention(
     const Element* __restrict__ g_q,      // [batch, seqlen_q, num_heads, head_dim]; null: no outputs
@@ -280,6 +126,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
                                                              params.k.seq, step.num_rows, params.head_dim);
             load_tile<ALIGNED, CHUNK, SLICE, NUM_THREADS>(smem.v[kv_stage][0], g_v + token * params.v.seq, params.v.seq,
                                                           step.num_rows, num_cols);
+            if (DECAY == 2) {
+                load_tile<ALIGNED, CHUNK, HEAD_DIM, NUM_THREADS>(smem.sums[0], g_decay + token * params.decay.seq,
+                                                                 params.decay.seq, step.num_rows, params.head_dim);
+            }
         }
         cp_async_commit();
     };
@@ -293,11 +143,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
     };
     float decay[CHUNK / 32];  // of the next chunk, in the first warp
     auto load_decay = [&](int first_token) {
-        if (!DECAY || warp_idx != 0 || !has_keys) return;
+        if (DECAY == 1 && warp_idx == 0 && has_keys) {
 #pragma unroll
-        for (int i = 0; i < CHUNK / 32; i++) {
-            const int token = first_token + lane_idx * (CHUNK / 32) + i;
-            decay[i] = token < work.end_token ? g_decay[token * params.decay.seq] : 0.0f;
+            for (int i = 0; i < CHUNK / 32; i++) {
+                const int token = first_token + lane_idx * (CHUNK / 32) + i;
+                decay[i] = token < work.end_token ? g_decay[token * params.decay.seq] : 0.0f;
+            }
         }
     };
     auto note_largest = [&] {
@@ -333,7 +184,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
         if (has_queries) map_tile<CHUNK>(smem.q[stage][0], params.feature_map, step.num_rows, params.head_dim);
         if (first_head) {
             if (has_keys) map_tile<CHUNK>(smem.k[kv_stage][0], params.feature_map, step.num_rows, params.head_dim);
-            if (DECAY && warp_idx == 0 && has_keys) {
+            if (DECAY == 2) sum_blocks(smem.sums[0], params.head_dim);
+            if (DECAY == 1 && warp_idx == 0 && has_keys) {
                 smem.decay.fill(decay, lane_idx);
                 load_decay(step.first_token + CHUNK);
             }
@@ -349,20 +201,33 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
         }
         // SYNC: the tiles are mapped, the state is rounded, and the decay is summed.
         __syncthreads();
+        if (DECAY == 2 && first_head) {
+            keep_keys(smem.kept[0], smem.k[kv_stage][0], smem.sums[0]);
+            // SYNC: what is left of the keys at the end of their blocks is in shared memory.
+            __syncthreads();
+        }
         if (has_queries && first_row < step.num_rows) {
             OutputTile tile;
-            tile.multiply(smem_address(smem.q[stage]) + lane_offset_a<HEAD_DIM>(first_row, lane_idx),
-                          smem_address(smem.k[kv_stage]) + lane_offset_bt<HEAD_DIM>(lane_idx),
-                          smem_address(smem.state) + lane_offset_b<SLICE>(lane_idx) + out_col * sizeof(Element),
-                          smem_address(&smem.state[frag_b_trans_k(lane_idx)][SLICE]), has_keys, last_row);
+            const unsigned s_q = smem_address(smem.q[stage]) + lane_offset_a<HEAD_DIM>(first_row, lane_idx);
+            const unsigned s_k = smem_address(smem.k[kv_stage]) + lane_offset_bt<HEAD_DIM>(lane_idx);
+            const unsigned s_state =
+                smem_address(smem.state) + lane_offset_b<SLICE>(lane_idx) + out_col * sizeof(Element);
+            const unsigned s_z = smem_address(&smem.state[frag_b_trans_k(lane_idx)][SLICE]);
+            if (DECAY == 2) {
+                tile.multiply_channels(s_q, s_k + first_row * TILE_STRIDE<HEAD_DIM> * sizeof(Element),
+                                       smem_address(smem.kept) + lane_offset_bt<HEAD_DIM>(lane_idx), s_state, s_z,
+                                       smem.sums[0] + frag_acc_col(lane_idx), first_row, lane_idx);
+            } else {
+                tile.multiply(s_q, s_k, s_state, s_z, has_keys, last_row);
+            }
             float upper = 1.0f, lower = 1.0f;
             if (has_keys) {
-                tile.decay_weights(smem.decay, first_row, lane_idx);
+                if (DECAY != 2) tile.decay_weights(smem.decay, first_row, lane_idx);
                 if (NARROW_RANGE<Element>) tile.weight_range(upper, lower);
             }
-            if (DECAY || NARROW_RANGE<Element>) {
+            if (DECAY == 1 || NARROW_RANGE<Element>) {
                 const int row = first_row + frag_acc_row(lane_idx);
-                const bool decays = DECAY && has_keys;
+                const bool decays = DECAY == 1 && has_keys;
                 tile.scale_rows((decays ? smem.decay.of_state[row] : 1.0f) * upper / state_range,
                                 (decays ? smem.decay.of_state[row + 8] : 1.0f) * lower / state_range);
             }
@@ -375,8 +240,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
                        min(OUT_COLS, num_cols - out_col), lane_idx);
         }
         if (has_keys && last_head) {
-            if (DECAY) state.scale(smem.decay.total);
-            state.add<CHUNK>(smem.k[kv_stage][0], smem.v[kv_stage][0], DECAY ? smem.decay.to_end : nullptr, lane_idx);
+            if (DECAY == 1) state.scale(smem.decay.total);
+            state.add<CHUNK>(DECAY == 2 ? smem.kept[0] : smem.k[kv_stage][0], smem.v[kv_stage][0],
+                             DECAY == 1 ? smem.decay.to_end : nullptr, lane_idx, [&](int token) {
+                                 const int last = DECAY == 2 ? token + BLOCK - 1 : 0;
+                                 if (DECAY == 2) state.scale_rows(smem.sums[last], lane_idx);
+                             });
             note_largest();
         }
         step = following;

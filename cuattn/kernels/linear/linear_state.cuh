@@ -166,9 +166,29 @@ struct StateTiles {
         }
     }
 
-    // Adds k^T v of TOKENS tokens, k [TOKENS][HEAD_DIM] times a factor for each token where s_factors is given.
-    template <int TOKENS>
-    __device__ __forceinline__ void add(const Element* s_k, const Element* s_v, const float* s_factors, int lane_idx) {
+    // Multiplies each row by 2^s_exponents[row].
+    __device__ __forceinline__ void scale_rows(const float* s_exponents, int lane_idx) {
+#pragma unroll
+        for (int t = 0; t < STATE_TILES; t++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float factor = exp2_approx(s_exponents[first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx)]);
+                auto scaled = [factor](float& x) { x = factor == 0.0f ? 0.0f : x * factor; };
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; i++) {
+                    scaled(z[t][i]);
+#pragma unroll
+                    for (int e = 0; e < STATE_COLS / MMA_N; e++) scaled(s[t][e][i]);
+                }
+            }
+        }
+    }
+
+    // Adds k^T v of TOKENS tokens, k [TOKENS][HEAD_DIM] times a factor for each token where s_factors is given. Before
+    // each 16 tokens, before(first token) is called.
+    template <int TOKENS, typename Before>
+    __device__ __forceinline__ void add(const Element* s_k, const Element* s_v, const float* s_factors, int lane_idx,
+                                        Before before) {
         const unsigned k_address = smem_address(s_k) +
                                    (frag_a_trans_k(lane_idx) * TILE_STRIDE<HEAD_DIM> + first_row) * sizeof(Element) +
                                    frag_a_trans_bytes(lane_idx);
@@ -176,6 +196,7 @@ struct StateTiles {
         const unsigned ones = ones_fragment(lane_idx);
 #pragma unroll
         for (int n = 0; n < TOKENS; n += MMA_M) {
+            before(n);
             unsigned keys[STATE_TILES][4];
 #pragma unroll
             for (int t = 0; t < STATE_TILES; t++) {

@@ -91,7 +91,7 @@ class FmaRow:
 class MmaRow:
     """A shape of linear_attention.cu.
 
-    ``decay``: 0 for none, 1 for one number a state and token. ``num_stages``: chunks in shared memory; with 2 of them
+    ``decay``: 0 for none, 1 for one number a state and token, 2 for one for each channel. ``num_stages``: chunks in shared memory; with 2 of them
     the next one loads while one is computed, with 1 other CTAs of the multiprocessor have to fill the time.
     """
 
@@ -124,6 +124,7 @@ class MmaRow:
         """``sizeof(Smem)`` of the kernel."""
         k_row, v_row = 2 * self.head_dim + _ACCESS_BYTES, 2 * self.slice_cols + _ACCESS_BYTES
         tiles = self.num_stages * self.chunk * (2 * k_row + v_row) + self.head_dim * v_row
+        tiles += (self.chunk if self.decay == 2 else 1) * (k_row + 4 * self.head_dim + _ACCESS_BYTES)
         return tiles + 4 * (5 * self.chunk + 1 + self.num_warps)
 
     def constants(self) -> dict[str, Any]:
@@ -164,11 +165,15 @@ def select(
     >>> select("float16", 64, 64, 1, True, True, num_tokens=1, smem_limit_bytes=limit).source
     'linear_attention_fma'
     """
-    if _REAL_BYTES.get(ELEMENTS[dtype_name][0]) or decay == 2 or num_tokens <= FEW_TOKENS:
-        return FmaRow(dtype_name, bucket(head_dim), decay, normalize)
+    one_by_one = FmaRow(dtype_name, bucket(head_dim), decay, normalize)
+    if _REAL_BYTES.get(ELEMENTS[dtype_name][0]) or num_tokens <= FEW_TOKENS:
+        return one_by_one
     slice_cols = 32 if head_dim_v <= 32 and head_dim <= 128 else 64
-    row = MmaRow(dtype_name, bucket(head_dim), slice_cols, decay, normalize, aligned, num_stages=2)
-    return row if 2 * row.smem_bytes <= smem_limit_bytes else replace(row, num_stages=1)
+    row = MmaRow(dtype_name, bucket(head_dim), slice_cols, decay, normalize, aligned, num_stages=1)
+    if decay == 2:
+        return row if head_dim <= 128 and row.smem_bytes <= smem_limit_bytes else one_by_one
+    pipelined = replace(row, num_stages=2)
+    return pipelined if 2 * pipelined.smem_bytes <= smem_limit_bytes else row
 
 
 def fma_rows() -> Iterator[FmaRow]:
@@ -182,6 +187,6 @@ def mma_rows() -> Iterator[MmaRow]:
     flags = (True, False)
     for dtype_name, head_dim, columns in product(("float16", "bfloat16"), BUCKETS, (32, 64)):
         if columns == 64 or head_dim <= 128:
-            for decay, normalize, aligned in product((0, 1), flags, flags):
-                for num_stages in (1, 2) if head_dim <= 128 else (1,):
+            for decay, normalize, aligned in product((0, 1, 2) if head_dim <= 128 else (0, 1), flags, flags):
+                for num_stages in (1, 2) if head_dim <= 128 and decay < 2 else (1,):
                     yield MmaRow(dtype_name, head_dim, columns, decay, normalize, aligned, num_stages)

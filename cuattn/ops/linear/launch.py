@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from cuattn.addresses import byte_bounds
+from cuattn.addresses import address, byte_bounds
+from cuattn.dtypes import PACK_BYTES
 from cuattn.ops.linear.arguments import LinearProblem
 from cuattn.ops.linear.config import FEW_TOKENS, Row, select
 from cuattn.ops.linear.options import FEATURE_MAPS
@@ -77,6 +78,9 @@ def forward(
 def _row(problem: LinearProblem, aligned: bool) -> Row:
     extents, decay = problem.extents, problem.decay
     num_tokens = max(extents.seqlen_q, extents.seqlen_k)
+    if decay is not None and decay.channels:
+        places = (address(decay.array), *(stride * decay.array.dtype.itemsize for stride in decay.strides))
+        aligned = aligned and not any(place % PACK_BYTES for place in places)
     return select(
         problem.dtype.name,
         extents.head_dim,
