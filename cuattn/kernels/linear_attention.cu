@@ -81,6 +81,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
     Element* __restrict__ g_out,          // [batch, seqlen_q, num_outputs, head_dim_v]
     float* g_s_out,                       // like g_s_in, states_out; or null. It may be g_s_in
     float* g_z_out,                       // like g_z_in
+    float* __restrict__ g_kept,           // [batch, num_states, states_out, head_dim]; or null: linear_attention_scan.cu
     const int* __restrict__ g_cu_seqlens, // [batch + 1]: q, k, v, decay and out are packed, without a batch axis
     const Params params)
 {
@@ -261,4 +262,5 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
     const long long place = state_place(params, work, params.states_out) * params.head_dim;
     state.store(g_s_out + place * params.head_dim_v, g_z_out + place, params.head_dim, params.head_dim_v, first_col,
                 num_cols, lane_idx);
+    if (g_kept != nullptr && work.slice == 0) state.store_kept(g_kept + place, params.head_dim, lane_idx);
 }

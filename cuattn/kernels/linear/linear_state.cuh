@@ -44,10 +44,14 @@ __device__ __forceinline__ unsigned scaled_pair(unsigned pair, float low, float 
 struct StateTiles {
     AccTiles<STATE_TILES, STATE_COLS> s;
     float z[STATE_TILES][4];
-    int first_row, first_col;  // of this warp
+    float kept[STATE_TILES][2];  // what is left of each row of the state that this one began with
+    int first_row, first_col;    // of this warp
 
     __device__ __forceinline__ StateTiles(int warp_idx)
-        : first_row(warp_idx % WARPS_D * STATE_TILES * MMA_M), first_col(warp_idx / WARPS_D * STATE_COLS) {}
+        : first_row(warp_idx % WARPS_D * STATE_TILES * MMA_M), first_col(warp_idx / WARPS_D * STATE_COLS) {
+#pragma unroll
+        for (int t = 0; t < STATE_TILES; t++) kept[t][0] = kept[t][1] = 1.0f;
+    }
 
     // visit(row, column, pair of accumulators) for each two neighbours of this lane.
     template <typename Visit>
@@ -117,6 +121,19 @@ struct StateTiles {
         }
     }
 
+    // Writes what is left of each row, [head_dim]; for the first slice of columns alone.
+    __device__ __forceinline__ void store_kept(float* g_kept, int head_dim, int lane_idx) {
+        if (first_col != 0 || lane_idx % 4 != 0) return;
+#pragma unroll
+        for (int t = 0; t < STATE_TILES; t++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx);
+                if (row < head_dim) g_kept[row] = kept[t][half];
+            }
+        }
+    }
+
     // The largest magnitude of this warp's part, in every lane.
     __device__ __forceinline__ float largest(int lane_idx) {
         float found = 0.0f;
@@ -158,6 +175,8 @@ struct StateTiles {
         for (int t = 0; t < STATE_TILES; t++) {
 #pragma unroll
             for (float& x : z[t]) scaled(x);
+            kept[t][0] *= factor;
+            kept[t][1] *= factor;
 #pragma unroll
             for (int e = 0; e < STATE_COLS / MMA_N; e++) {
 #pragma unroll
@@ -174,6 +193,7 @@ struct StateTiles {
             for (int half = 0; half < 2; half++) {
                 const float factor = exp2_approx(s_exponents[first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx)]);
                 auto scaled = [factor](float& x) { x = factor == 0.0f ? 0.0f : x * factor; };
+                kept[t][half] *= factor;
 #pragma unroll
                 for (int i = 2 * half; i < 2 * half + 2; i++) {
                     scaled(z[t][i]);

@@ -91,8 +91,9 @@ class FmaRow:
 class MmaRow:
     """A shape of linear_attention.cu.
 
-    ``decay``: 0 for none, 1 for one number a state and token, 2 for one for each channel. ``num_stages``: chunks in shared memory; with 2 of them
-    the next one loads while one is computed, with 1 other CTAs of the multiprocessor have to fill the time.
+    ``decay``: 0 for none, 1 for one number a state and token, 2 for one for each channel. ``num_stages``: chunks in
+    shared memory; with 2 of them the next one loads while one is computed, with 1 other CTAs of the multiprocessor have
+    to fill the time.
     """
 
     dtype_name: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cuattn.ops.linear import config
+from cuattn.ops.linear import config, segments
 from cuattn.ops.registry import KernelGroup, Variant
 
 __all__ = ["GROUPS"]
@@ -22,12 +22,13 @@ def _variants() -> Iterator[Variant]:
         words += ["normalized"] if row.normalize else []
         name = "_".join(words)
         yield Variant(row.source, name, row.constants(), num_threads=row.num_threads, smem_bytes=row.smem_bytes)
+    yield Variant(segments.SCAN_SOURCE, "default", segments.scan_constants(), num_threads=segments.SCAN_THREADS)
 
 
 GROUPS = (
     KernelGroup(
         "linear_attention",
-        kernels=("linear_attention", "linear_attention_fma"),
+        kernels=("linear_attention", "linear_attention_fma", "linear_attention_scan"),
         variants=_variants,
         tests=("operations/linear",),
         page="linear_attention.md",

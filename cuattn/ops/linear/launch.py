@@ -9,8 +9,9 @@ from typing import Any
 
 from cuattn.addresses import address, byte_bounds
 from cuattn.dtypes import PACK_BYTES
+from cuattn.ops.linear import segments
 from cuattn.ops.linear.arguments import LinearProblem
-from cuattn.ops.linear.config import FEW_TOKENS, Row, select
+from cuattn.ops.linear.config import FEW_TOKENS, MmaRow, Row, select
 from cuattn.ops.linear.options import FEATURE_MAPS
 from cuattn.ops.linear.state import LinearState
 from cuattn.ops.operand import Operand, deliver, operand, target
@@ -38,6 +39,9 @@ class Pass:
     out: Operand | None = None
     state_in: LinearState = _NO_STATE
     state_out: LinearState = _NO_STATE
+    kept: Any = None  # of each segment: what is left of the state that it began with
+    states_in: int = 1
+    states_out: int = 1
     num_segments: int = 1
     segment_len: int = MAX_EXTENT
 
@@ -64,15 +68,29 @@ def forward(
         keys = Pass(k=k, v=v, state_in=_state_in(problem, state, row), state_out=state)
         if not separate:
             keys.q, keys.out = q, out
+        count = segments.count_segments(problem, row, max_seqlen if extents.packed else extents.seqlen_k)
+        if count > 1:
+            _prepare_segments(problem, row, keys, count, cu_seqlens)
         _launch(problem, row, keys, cu_seqlens)
         if separate and out is not None and out.array.size:
             longest = max_seqlen if extents.packed else extents.seqlen_q
-            segments = 1 if longest is None else max(1, -(-longest // READ_SEGMENT))
+            blocks = 1 if longest is None else max(1, -(-longest // READ_SEGMENT))
             length = READ_SEGMENT if longest is not None else MAX_EXTENT
-            queries = Pass(q=q, out=out, state_in=state, num_segments=segments, segment_len=length)
+            queries = Pass(q=q, out=out, state_in=state, num_segments=blocks, segment_len=length)
             _launch(problem, row, queries, cu_seqlens)
     result = None if out is None else deliver(executor, problem.out, out)
     return result, _deliver_state(problem, state) if need_state else None
+
+
+def _prepare_segments(problem: LinearProblem, row: Row, whole: Pass, count: int, cu_seqlens: Any) -> None:
+    """Divide a pass into segments, having computed the state that each of them begins with."""
+    made, kept = segments.workspace(problem, count)
+    but_last = Pass(k=whole.k, v=whole.v, state_out=made, kept=kept, states_out=count, num_segments=count - 1)
+    but_last.segment_len = segments.SEGMENT
+    _launch(problem, row, but_last, cu_seqlens)
+    segments.scan(problem, whole.state_in, made, kept, count)
+    whole.state_in, whole.states_in = made, count
+    whole.num_segments, whole.segment_len = count, segments.SEGMENT
 
 
 def _row(problem: LinearProblem, aligned: bool) -> Row:
@@ -176,8 +194,8 @@ def _launch(problem: LinearProblem, row: Row, step: Pass, cu_seqlens: Any) -> No
         head_blocks=head_blocks,
         num_segments=step.num_segments,
         segment_len=step.segment_len,
-        states_in=1,
-        states_out=1,
+        states_in=step.states_in,
+        states_out=step.states_out,
         feature_map=FEATURE_MAPS.index(options.feature_map),
         scale=options.scale,
         eps=options.eps,
@@ -195,6 +213,8 @@ def _launch(problem: LinearProblem, row: Row, step: Pass, cu_seqlens: Any) -> No
         "g_cu_seqlens": cu_seqlens,
         "params": params,
     }
+    if isinstance(row, MmaRow):
+        args["g_kept"] = step.kept
     grid = math.prod((extents.batch, extents.num_states, step.num_segments, head_blocks, slices))
     executor.launch(_kernel(executor, row), (grid,), (row.num_threads,), args, row.smem_bytes)
 
