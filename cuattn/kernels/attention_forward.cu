@@ -16,8 +16,10 @@
 // and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS, NUM_WARPS,
 // NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled
 // in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh).
-// Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there.
+// Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there. TILE_LIST: the
+// tiles of keys are those of a list, and what they do not show is hidden (tile_list.cuh).
 #include "attention/column_block.cuh"
+#include "attention/key_walk.cuh"
 #include "attention/philox.cuh"
 #include "attention/query_block.cuh"
 #include "attention/score_tile.cuh"
@@ -50,26 +52,17 @@ using LanePosition = TilePosition<false>;
 
 #include "attention/warp_state.cuh"
 
-extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward(
-    const Storage* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
-    const Storage* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
-    const Storage* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
-    Output* __restrict__ g_out,          // [batch, seqlen_q, num_heads, head_dim_v]
-    // From here on, null is what a call does not use.
-    float* __restrict__ g_lse,                      // [batch, num_heads, seqlen_q], contiguous
-    const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
-    const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
-    const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
-    const float* __restrict__ g_alibi_slopes,       // [batch or 1, num_heads]
-    const float* __restrict__ g_sinks,              // [num_heads]
-    const float* __restrict__ g_q_descale,          // [batch, num_kv_heads]
-    const float* __restrict__ g_k_descale,          // likewise
-    const float* __restrict__ g_v_descale,          // likewise
-    const int* __restrict__ g_diagonal_offsets,     // [batch]
-    const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
-    const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
-    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
-    const Params params)
+// LISTED: as TILE_LIST says; the parameters are those of the kernel.
+template <bool LISTED>
+__device__ __forceinline__ void attention_forward(
+    const Storage* __restrict__ g_q, const Storage* __restrict__ g_k, const Storage* __restrict__ g_v,
+    Output* __restrict__ g_out, float* __restrict__ g_lse, const BiasElement* __restrict__ g_bias,
+    const unsigned char* __restrict__ g_mask, const unsigned char* __restrict__ g_tile_class,
+    const float* __restrict__ g_alibi_slopes, const float* __restrict__ g_sinks,
+    const float* __restrict__ g_q_descale, const float* __restrict__ g_k_descale,
+    const float* __restrict__ g_v_descale, const int* __restrict__ g_diagonal_offsets,
+    const int* __restrict__ g_cu_seqlens_q, const int* __restrict__ g_cu_seqlens_k, const int* __restrict__ g_work,
+    const int* __restrict__ g_tile_list, const Params& params)
 {
     extern __shared__ __align__(16) unsigned char s_bytes[];
     Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
@@ -116,43 +109,74 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const unsigned k_offset = lane_offset_bt<HEAD_DIM>(lane_idx), v_offset = lane_offset_b<HEAD_DIM_V>(lane_idx);
     const int warp_query = first_query + warp_idx * WARP_M;
     // Whether this warp's queries may see any key of a tile.
-    auto sees = [&](int first_key) {
+    auto sees = [&](int first_key, int num_keys) {
         const int last_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
-        return warp_query < block.seqlen_q && band.rows(warp_query, last_query).meet(first_key, BLOCK_N);
+        return warp_query < block.seqlen_q && band.rows(warp_query, last_query).meet(first_key, num_keys);
     };
 
-    auto load_keys = [&](int tile_idx, int stage) {
-        const int first_key = tile_idx * BLOCK_N;
-        const int num_keys = keys_end - first_key;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k + first_key * params.k.seq,
-                                                           params.k.seq, num_keys, params.head_dim);
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * params.v.seq,
-                                                             params.v.seq, num_keys, columns.count);
+    const auto walk = key_walk<LISTED, Layout>(params, options, block, band, tiles, g_tile_list, num_queries,
+                                               warp_query + frag_acc_row(lane_idx));
+    // Tiles are taken from the last to the first, so that the masked ones come first; hidden ones are passed over.
+    auto before = [&](const auto& tile) {
+        if constexpr (LISTED) {
+            return walk.before(tile);
+        } else {
+            return options.visible_tile(params, tiles.begin, tile - 1);
+        }
     };
-    // Tiles are taken from the last to the first, so that the masked ones come first. load_idx runs NUM_STAGES - 1
-    // tiles ahead of tile_idx; hidden tiles are passed over by both.
-    int tile_idx = options.visible_tile(params, tiles.begin, tiles.end - 1);
-    int load_idx = tile_idx;
-    if (tile_idx >= tiles.begin) {
+    auto exists = [&](const auto& tile) {
+        if constexpr (LISTED) {
+            return walk.has(tile);
+        } else {
+            return tile >= tiles.begin;
+        }
+    };
+    auto load_keys = [&](auto tile, int stage) {
+        if constexpr (LISTED) {
+            load_listed_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k, params.k.seq, keys_end,
+                                                                      params.head_dim, walk.list, tile.entry);
+            load_listed_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v, params.v.seq, keys_end,
+                                                                        columns.count, walk.list, tile.entry);
+        } else {
+            const int first_key = tile * BLOCK_N;
+            const int num_keys = keys_end - first_key;
+            load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k[stage][0], g_k + first_key * params.k.seq,
+                                                               params.k.seq, num_keys, params.head_dim);
+            load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * params.v.seq,
+                                                                 params.v.seq, num_keys, columns.count);
+        }
+    };
+    // Logits become probabilities, and what these make of the values is added to the output.
+    auto weigh_values = [&](Scores& scores, auto lane, int stage) {
+        softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
+        if (DROPOUT && params.use_dropout) {
+            drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
+        }
+        multiply_add(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + v_offset);
+    };
+    // `loading` runs NUM_STAGES - 1 tiles ahead of `next`.
+    auto next = before(walk.end);
+    auto loading = next;
+    if (exists(next)) {
         load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
     }
 #pragma unroll
     for (int stage = 0; stage < NUM_STAGES - 1; stage++) {
-        if (load_idx >= tiles.begin) {
-            load_keys(load_idx, stage);
-            load_idx = options.visible_tile(params, tiles.begin, load_idx - 1);
+        if (exists(loading)) {
+            load_keys(loading, stage);
+            loading = before(loading);
         }
         cp_async_commit();
     }
 
-    for (int stage = 0; tile_idx >= tiles.begin; stage = (stage + 1) % NUM_STAGES) {
+    for (int stage = 0; exists(next); stage = (stage + 1) % NUM_STAGES) {
         cp_async_wait<(NUM_STAGES > 1 ? NUM_STAGES - 2 : 0)>();
         // SYNC: every thread's part of this tile (and of q) has landed; and every warp is done with the tile before,
         // whose stage the next load overwrites.
         __syncthreads();
-        if (load_idx >= tiles.begin) {
-            load_keys(load_idx, (stage + NUM_STAGES - 1) % NUM_STAGES);
-            load_idx = options.visible_tile(params, tiles.begin, load_idx - 1);
+        if (exists(loading)) {
+            load_keys(loading, (stage + NUM_STAGES - 1) % NUM_STAGES);
+            loading = before(loading);
         }
         cp_async_commit();  // an empty group at the end keeps the count that cp_async_wait relies on
         if constexpr (NUM_STAGES == 1) {
@@ -160,24 +184,35 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             // SYNC: every thread's part of this tile (and of q) has landed: there was no room to load it ahead.
             __syncthreads();
         }
-        const int first_key = tile_idx * BLOCK_N;
-        const bool in_full = tiles.in_full(tile_idx);
-        const bool mixed = TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED;
-        tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
-        if (!sees(first_key)) continue;
+        if constexpr (LISTED) {
+            const ListedTile tile = next.entry;
+            next = before(next);
+            if (!sees(tile.first(), walk.list.reach(tile)) || !walk.list.any_visible(tile, walk.words)) continue;
 
-        const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
-        Scores scores;
-        multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
-        const TileRows<Layout, false, float> alibi_rows(lane, block.diagonal_offset, options.slope);
-        softmax_logits<Layout>(scores, params, scale, scale_log2, alibi_rows);
-        if (mixed) add_bias_and_mask<Layout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
-        if (!in_full) hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
-        softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
-        if (DROPOUT && params.use_dropout) {
-            drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
+            const ListedPosition<false, BLOCK_N> lane{walk.list, tile, warp_query + frag_acc_row(lane_idx),
+                                                      frag_acc_col(lane_idx)};
+            Scores scores;
+            multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
+            walk.logits(scores, lane, [&](auto layout, auto& part, const auto& alibi_rows) {
+                softmax_logits<decltype(layout)>(part, params, scale, scale_log2, alibi_rows);
+            });
+            weigh_values(scores, lane, stage);
+        } else {
+            const int first_key = next * BLOCK_N;
+            const bool in_full = tiles.in_full(next);
+            const bool mixed = TILE_CLASSES && options.tile_class(params, next) == TILE_MIXED;
+            next = before(next);
+            if (!sees(first_key, BLOCK_N)) continue;
+
+            const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
+            Scores scores;
+            multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
+            const TileRows<Layout, false, float> alibi_rows(lane, block.diagonal_offset, options.slope);
+            softmax_logits<Layout>(scores, params, scale, scale_log2, alibi_rows);
+            if (mixed) add_bias_and_mask<Layout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
+            if (!in_full) hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
+            weigh_values(scores, lane, stage);
         }
-        multiply_add(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + v_offset);
     }
 
     // SYNC: every warp is done with q, k and v, whose place the output tile takes.
@@ -206,4 +241,32 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             if (query_idx < out_block.seqlen_q) g_lse[query_idx] = state.rows[i / 2][i % 2].lse();
         }
     }
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward(
+
+    const Storage* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
+    const Storage* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Storage* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    Output* __restrict__ g_out,          // [batch, seqlen_q, num_heads, head_dim_v]
+    // From here on, null is what a call does not use.
+    float* __restrict__ g_lse,                      // [batch, num_heads, seqlen_q], contiguous
+    const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
+    const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
+    const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
+    const float* __restrict__ g_alibi_slopes,       // [batch or 1, num_heads]
+    const float* __restrict__ g_sinks,              // [num_heads]
+    const float* __restrict__ g_q_descale,          // [batch, num_kv_heads]
+    const float* __restrict__ g_k_descale,          // likewise
+    const float* __restrict__ g_v_descale,          // likewise
+    const int* __restrict__ g_diagonal_offsets,     // [batch]
+    const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
+    const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
+    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
+    const Params params,
+    const int* __restrict__ g_tile_list)            // tile_list.cuh; with TILE_LIST
+{
+    attention_forward<TILE_LIST>(g_q, g_k, g_v, g_out, g_lse, g_bias, g_mask, g_tile_class, g_alibi_slopes, g_sinks,
+                                 g_q_descale, g_k_descale, g_v_descale, g_diagonal_offsets, g_cu_seqlens_q,
+                                 g_cu_seqlens_k, g_work, g_tile_list, params);
 }

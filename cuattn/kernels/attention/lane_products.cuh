@@ -39,6 +39,19 @@ struct LaneLayout {
     static __device__ __forceinline__ int row(int r) { return r; }
     static __device__ __forceinline__ int column(int c) { return c * LANES_PER_ROW; }
     static __device__ __forceinline__ Element& at(Tile& tile, int r, int c) { return tile[r][c]; }
+
+    // One column (tile_list.cuh).
+    struct Slice {
+        struct Tile {
+            Weights& whole;
+            int index;
+        };
+        static constexpr int ROWS = LANE_M, COLUMNS = 1;
+        static constexpr bool APPROXIMATE = false;
+        static __device__ __forceinline__ int row(int r) { return r; }
+        static __device__ __forceinline__ int column(int) { return 0; }
+        static __device__ __forceinline__ Element& at(Tile& tile, int r, int) { return tile.whole[r][tile.index]; }
+    };
 };
 
 // A lane's part of a row of WIDTH output columns: VECTORS groups of VECTOR neighbours, groups STEP columns apart.

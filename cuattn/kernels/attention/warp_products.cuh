@@ -32,6 +32,21 @@ struct AccLayout {
     static __device__ __forceinline__ float& at(Tile& tile, int r, int c) {
         return tile[r / 2][c / 2][r % 2 * 2 + c % 2];
     }
+
+    // The columns of one accumulator (tile_list.cuh).
+    struct Slice {
+        struct Tile {
+            AccTiles<ROW_TILES, COLS>& whole;
+            int index;
+        };
+        static constexpr int ROWS = 2 * ROW_TILES, COLUMNS = 2;
+        static constexpr bool APPROXIMATE = true;
+        static __device__ __forceinline__ int row(int r) { return AccLayout::row(r); }
+        static __device__ __forceinline__ int column(int c) { return c; }
+        static __device__ __forceinline__ float& at(Tile& tile, int r, int c) {
+            return tile.whole[r / 2][tile.index][r % 2 * 2 + c];
+        }
+    };
 };
 
 template <int ROW_TILES, int COL_TILES>

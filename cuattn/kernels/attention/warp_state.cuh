@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention/philox.cuh"
+#include "attention/tile_list.cuh"
 #include "attention/score_tile.cuh"
 
 // What a warp carries from tile to tile. Accumulator rows: see frag_acc_row; rows[t][1] is eight rows below rows[t][0].
@@ -27,6 +28,31 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
 #pragma unroll
                 for (int w = 0; w < 4; w++) {
                     if (words.word[w] >= dropout.threshold) probabilities[t][n + w % 2][w / 2 * 2 + i] = 0.0f;
+                }
+            }
+        }
+    }
+}
+
+// The same for a listed tile. Granules side by side in the tile share a call where they do in the logits.
+__device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
+                                                   const ListedPosition<false, BLOCK_N>& lane) {
+#pragma unroll
+    for (int t = 0; t < ROW_TILES; t++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            PhiloxWords words{};
+            int last_key = -1;
+#pragma unroll
+            for (int n = 0; n < BLOCK_N / MMA_N; n++) {
+                const int key = lane.other(n * MMA_N) + i;
+                if (key / 16 != last_key / 16 || n == 0) words = dropout_words(dropout, head, lane.own + t * MMA_M, key);
+                last_key = key;
+                const int half = key / 8 % 2;
+#pragma unroll
+                for (int row = 0; row < 2; row++) {
+                    const unsigned word = half ? words.word[2 * row + 1] : words.word[2 * row];
+                    if (word >= dropout.threshold) probabilities[t][n][row * 2 + i] = 0.0f;
                 }
             }
         }

@@ -120,6 +120,36 @@ __device__ __forceinline__ void load_tile(Element* s_tile, const Storage* g_tile
     }
 }
 
+// The same with rows that do not follow each other: row r comes from row_of(r) of g_rows, and becomes zero where that is
+// num_rows or more.
+template <bool ALIGNED, int ROWS, int COLS, int NUM_THREADS, typename Element, typename RowOf>
+__device__ __forceinline__ void gather_tile(Element* s_tile, const Element* g_rows, long long g_stride, int num_rows,
+                                            int num_cols, const RowOf& row_of) {
+    using Share = TileShare<Element, ROWS, COLS, NUM_THREADS>;
+    constexpr int S_STRIDE = COLS + ROW_PADDING<Element>;
+    constexpr int COL_PASSES = COLS / Share::COLS_PER_PASS;
+    const int col = Share::col();
+    Element* s_row = s_tile + Share::row() * S_STRIDE + col;
+#pragma unroll(ALIGNED ? 4 : 1)
+    for (int first_row = 0; first_row < ROWS; first_row += Share::ROWS_PER_PASS) {
+        const int row = first_row + Share::row();
+        if (ROWS % Share::ROWS_PER_PASS != 0 && row >= ROWS) break;
+        const int g_idx = row_of(row);
+        const Element* g_row = g_rows + g_idx * g_stride + col;
+#pragma unroll
+        for (int i = 0; i < COL_PASSES; i++) {
+            const int offset = i * Share::COLS_PER_PASS;
+            const int num_valid = g_idx < num_rows ? min(Share::CHUNK, max(0, num_cols - col - offset)) : 0;
+            Element* s_chunk = s_row + first_row * S_STRIDE + offset;
+            if constexpr (ALIGNED) {
+                cp_async_16(smem_address(s_chunk), g_row + offset, num_valid * static_cast<int>(sizeof(Element)));
+            } else {
+                load_chunk_elementwise(s_chunk, g_row + offset, num_valid);
+            }
+        }
+    }
+}
+
 // One warp writes s_tile [ROWS x COLS], rows of COLS + ROW_PADDING elements, to g_tile [num_rows x num_cols].
 // `vectors`: the tile's global rows all start at multiples of 16 bytes.
 template <int ROWS, int COLS, typename Element>

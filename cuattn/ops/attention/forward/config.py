@@ -118,14 +118,16 @@ class FlashFwdConfig:
         *,
         aligned: bool = True,
         column_blocks: int = 1,
+        listed: bool = False,
     ) -> dict[str, Any]:
         """The kernel's compile-time constants. The dtype is that of q, head dims are as in `smem_bytes`; each of
-        ``column_blocks`` CTAs computes so many columns.
+        ``column_blocks`` CTAs computes so many columns, and with ``listed`` the tiles are those of a list.
         """
         constants: dict[str, Any] = {
             **kernel_types(dtype_name, self.products),
             **options.constants(),
             "ALIGNED": aligned,
+            "TILE_LIST": listed,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
             "HEAD_DIM": head_dim,

@@ -88,6 +88,7 @@ def _launch(
         "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
         "g_work": work,
         "params": pack_params(layout, problem, q, k, v, output, classes=classes, packed=packed),
+        "g_tile_list": None,
     }
     num_ctas = loaded.column_blocks * extents.num_heads * num_blocks
     executor.launch(loaded.kernel, (num_ctas,), (loaded.num_threads,), args, loaded.smem_bytes)
