@@ -20,8 +20,10 @@
 // ONE_PLACE (k and v take turns), NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes);
 // the options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK
 // (logits.cuh), DROPOUT (philox.cuh). Sinks, packed sequences and offsets of the diagonal cost a few
-// instructions a CTA and are always there.
+// instructions a CTA and are always there. TILE_LIST: the tiles of keys are those of a list, and what they
+// do not show is hidden (tile_list.cuh).
 #include "attention/column_block.cuh"
+#include "attention/key_walk.cuh"
 #include "common/elements.cuh"
 #include "attention/logits.cuh"
 #include "attention/online_softmax.cuh"
@@ -60,25 +62,17 @@ using LanePosition = TilePosition<false>;
 
 #include "attention/lane_state.cuh"
 
-extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward_fma(
-    const Element* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
-    const Element* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
-    const Element* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
-    Element* __restrict__ g_out,         // [batch, seqlen_q, num_heads, head_dim_v]
-    Element* __restrict__ g_lse,         // [batch, num_heads, seqlen_q], last axis contiguous; this and below: or null
-    const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
-    const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
-    const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
-    const Element* __restrict__ g_alibi_slopes,     // [batch or 1, num_heads]
-    const Element* __restrict__ g_sinks,            // [num_heads]
-    const Element* __restrict__ g_q_descale,        // for 8-bit elements: not used here
-    const Element* __restrict__ g_k_descale,        // likewise
-    const Element* __restrict__ g_v_descale,        // likewise
-    const int* __restrict__ g_diagonal_offsets,     // [batch]
-    const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
-    const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
-    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
-    const Params params)
+// LISTED: as TILE_LIST says; the parameters are those of the kernel.
+template <bool LISTED>
+__device__ __forceinline__ void attention_forward(
+    const Element* __restrict__ g_q, const Element* __restrict__ g_k, const Element* __restrict__ g_v,
+    Element* __restrict__ g_out, Element* __restrict__ g_lse, const BiasElement* __restrict__ g_bias,
+    const unsigned char* __restrict__ g_mask, const unsigned char* __restrict__ g_tile_class,
+    const Element* __restrict__ g_alibi_slopes, const Element* __restrict__ g_sinks,
+    const Element* __restrict__ g_q_descale, const Element* __restrict__ g_k_descale,
+    const Element* __restrict__ g_v_descale, const int* __restrict__ g_diagonal_offsets,
+    const int* __restrict__ g_cu_seqlens_q, const int* __restrict__ g_cu_seqlens_k, const int* __restrict__ g_work,
+    const int* __restrict__ g_tile_list, const Params& params)
 {
     extern __shared__ __align__(16) unsigned char s_bytes[];
     Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
@@ -114,70 +108,116 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) state.rows[i].reset();
 
-    auto load_k = [&](int tile_idx) {
-        const int first_key = tile_idx * BLOCK_N;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k(), g_k + first_key * params.k.seq, params.k.seq,
-                                                           keys_end - first_key, params.head_dim);
+    const auto walk =
+        key_walk<LISTED, LaneLayout>(params, options, block, band, tiles, g_tile_list, num_queries, first_query + lane_row);
+    // Tiles are taken from the last to the first, as in attention_forward.cu; hidden tiles are passed over.
+    auto before = [&](const auto& tile) {
+        if constexpr (LISTED) {
+            return walk.before(tile);
+        } else {
+            return options.visible_tile(params, tiles.begin, tile - 1);
+        }
+    };
+    auto exists = [&](const auto& tile) {
+        if constexpr (LISTED) {
+            return walk.has(tile);
+        } else {
+            return tile >= tiles.begin;
+        }
+    };
+    auto load_k = [&](auto tile) {
+        if constexpr (LISTED) {
+            load_listed_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k(), g_k, params.k.seq, keys_end,
+                                                                      params.head_dim, walk.list, tile.entry);
+        } else {
+            const int first_key = tile * BLOCK_N;
+            load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k(), g_k + first_key * params.k.seq, params.k.seq,
+                                                               keys_end - first_key, params.head_dim);
+        }
         cp_async_commit();
     };
-    auto load_v = [&](int tile_idx) {
-        const int first_key = tile_idx * BLOCK_N;
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v(), g_v + first_key * params.v.seq, params.v.seq,
-                                                             keys_end - first_key, columns.count);
+    auto load_v = [&](auto tile) {
+        if constexpr (LISTED) {
+            load_listed_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v(), g_v, params.v.seq, keys_end,
+                                                                        columns.count, walk.list, tile.entry);
+        } else {
+            const int first_key = tile * BLOCK_N;
+            load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v(), g_v + first_key * params.v.seq, params.v.seq,
+                                                                 keys_end - first_key, columns.count);
+        }
         cp_async_commit();
+    };
+    // Whether this warp's queries may see any key of a tile.
+    auto sees = [&](const auto& tile) {
+        if constexpr (LISTED) {
+            return warp_keys.meet(tile.entry.first(), walk.list.reach(tile.entry)) &&
+                   walk.list.any_visible(tile.entry, walk.words);
+        } else {
+            const int first_key = tile * BLOCK_N;
+            return warp_keys.meet(first_key, BLOCK_N);
+        }
+    };
+    // Logits become probabilities, those of which dropout takes away are 0, and the tile of weights gets them.
+    auto weigh = [&](Weights& scores, const auto& lane) {
+        softmax_step(state, scores);
+        if (DROPOUT && params.use_dropout) {
+            drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
+        }
+        store_weights(scores, smem.p[lane_row] + lane_col);
     };
 
-    // Tiles are taken from the last to the first, as in attention_forward.cu; hidden tiles are passed over.
-    int tile_idx = options.visible_tile(params, tiles.begin, tiles.end - 1);
-    if (tile_idx >= tiles.begin) {
+    auto tile = before(walk.end);
+    if (exists(tile)) {
         load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
-        load_k(tile_idx);
+        load_k(tile);
     }
-    while (tile_idx >= tiles.begin) {
+    while (exists(tile)) {
         cp_async_wait<0>();
         // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
         __syncthreads();
-        if (!ONE_PLACE) load_v(tile_idx);  // on its way during the first product
-        const int first_key = tile_idx * BLOCK_N;
-        // Anything that this warp's queries may see?
-        const bool active = warp_keys.meet(first_key, BLOCK_N);
+        if (!ONE_PLACE) load_v(tile);  // on its way during the first product
+        const bool active = sees(tile);
         if (active) {
-            const LanePosition lane{first_query + lane_row, first_key + lane_col};
             Weights scores;
             multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k() + lane_col * TILE_STRIDE<HEAD_DIM>,
                                    params.head_dim);
-            const TileRows<LaneLayout, false, Element> alibi_rows(lane, block.diagonal_offset, options.slope);
-            natural_logits<LaneLayout>(scores, params, params.scale, alibi_rows);
-            if (TILE_CLASSES && options.tile_class(params, tile_idx) == TILE_MIXED) {
-                add_bias_and_mask<LaneLayout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
+            if constexpr (LISTED) {
+                const ListedPosition<false, BLOCK_N> lane{walk.list, tile.entry, first_query + lane_row, lane_col};
+                walk.logits(scores, lane, [&](auto layout, auto& part, const auto& alibi_rows) {
+                    natural_logits<decltype(layout)>(part, params, params.scale, alibi_rows);
+                });
+                weigh(scores, lane);
+            } else {
+                const LanePosition lane{first_query + lane_row, tile * BLOCK_N + lane_col};
+                const TileRows<LaneLayout, false, Element> alibi_rows(lane, block.diagonal_offset, options.slope);
+                natural_logits<LaneLayout>(scores, params, params.scale, alibi_rows);
+                if (TILE_CLASSES && options.tile_class(params, tile) == TILE_MIXED) {
+                    add_bias_and_mask<LaneLayout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
+                }
+                if (!tiles.in_full(tile)) {
+                    hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
+                }
+                weigh(scores, lane);
             }
-            if (!tiles.in_full(tile_idx)) {
-                hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
-            }
-            softmax_step(state, scores);
-            if (DROPOUT && params.use_dropout) {
-                drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
-            }
-            store_weights(scores, smem.p[lane_row] + lane_col);
         }
-        const int this_tile_idx = tile_idx;
-        tile_idx = options.visible_tile(params, tiles.begin, tile_idx - 1);
+        const auto this_tile = tile;
+        tile = before(tile);
         cp_async_wait<0>();
         // SYNC: v has landed and the probabilities are written; every warp is done with k.
         __syncthreads();
         if constexpr (ONE_PLACE) {
-            load_v(this_tile_idx);
+            load_v(this_tile);
             cp_async_wait<0>();
             // SYNC: v has landed where k was.
             __syncthreads();
-        } else if (tile_idx >= tiles.begin) {
-            load_k(tile_idx);  // on its way during the second product
+        } else if (exists(tile)) {
+            load_k(tile);  // on its way during the second product
         }
         if (active) multiply_add<HEAD_DIM_V>(state.acc_out, smem.p[lane_row], smem.v() + out_col);
         if constexpr (ONE_PLACE) {
             // SYNC: every warp is done with v, whose place the next k takes.
             __syncthreads();
-            if (tile_idx >= tiles.begin) load_k(tile_idx);
+            if (exists(tile)) load_k(tile);
         }
     }
 
@@ -200,4 +240,30 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             if (g_lse != nullptr && columns.is_first() && lane_col == 0) g_lse[query_idx] = row.lse();
         }
     }
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward_fma(
+    const Element* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
+    const Element* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Element* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    Element* __restrict__ g_out,         // [batch, seqlen_q, num_heads, head_dim_v]
+    Element* __restrict__ g_lse,         // [batch, num_heads, seqlen_q], last axis contiguous; this and below: or null
+    const BiasElement* __restrict__ g_bias,         // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
+    const unsigned char* __restrict__ g_mask,       // likewise; 0 hides a key
+    const unsigned char* __restrict__ g_tile_class, // of the bias and the mask, broadcast likewise: score_options.cuh
+    const Element* __restrict__ g_alibi_slopes,     // [batch or 1, num_heads]
+    const Element* __restrict__ g_sinks,            // [num_heads]
+    const Element* __restrict__ g_q_descale,        // for 8-bit elements: not used here
+    const Element* __restrict__ g_k_descale,        // likewise
+    const Element* __restrict__ g_v_descale,        // likewise
+    const int* __restrict__ g_diagonal_offsets,     // [batch]
+    const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
+    const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
+    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
+    const Params params,
+    const int* __restrict__ g_tile_list)            // tile_list.cuh; with TILE_LIST
+{
+    attention_forward<TILE_LIST>(g_q, g_k, g_v, g_out, g_lse, g_bias, g_mask, g_tile_class, g_alibi_slopes, g_sinks,
+                                 g_q_descale, g_k_descale, g_v_descale, g_diagonal_offsets, g_cu_seqlens_q,
+                                 g_cu_seqlens_k, g_work, g_tile_list, params);
 }

@@ -5,6 +5,7 @@
 
 #include "attention/online_softmax.cuh"
 #include "attention/philox.cuh"
+#include "attention/tile_list.cuh"
 
 // What a lane carries from tile to tile.
 struct LaneState {
@@ -45,6 +46,19 @@ __device__ __forceinline__ void drop_probabilities(Weights& probabilities, const
         for (int j = 0; j < LANE_N; j++) {
             const bool kept = dropout_keeps(dropout, head, lane.query() + i, lane.key() + j * LANES_PER_ROW);
             if (!kept) probabilities[i][j] = 0;
+        }
+    }
+}
+
+// The same for a listed tile.
+__device__ __forceinline__ void drop_probabilities(Weights& probabilities, const DropoutParams& dropout, unsigned head,
+                                                   const ListedPosition<false, BLOCK_N>& lane) {
+#pragma unroll
+    for (int j = 0; j < LANE_N; j++) {
+        const int key = lane.other(j * LANES_PER_ROW);
+#pragma unroll
+        for (int i = 0; i < LANE_M; i++) {
+            if (!dropout_keeps(dropout, head, lane.own + i, key)) probabilities[i][j] = 0;
         }
     }
 }

@@ -16,6 +16,7 @@ from cuattn.ops.attention.forward.config import FEW_QUERIES, FlashFwdConfig, Pla
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_select import hopper_row, longest_seqlen_q
 from cuattn.ops.attention.forward.tuned_rows import tuned_row
+from cuattn.ops.attention.listed import ListedTiles
 from cuattn.ops.attention.params import forward_layout, pack_params
 from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
@@ -31,10 +32,13 @@ def forward(
     return_lse: bool,
     config: FlashFwdConfig | PlainFwdConfig | HopperFwdConfig | None = None,
     packed: PackedSequences | None = None,
+    listed: ListedTiles | None = None,
 ) -> Any:
-    """Launch the kernel of a problem; returns out, or (out, lse)."""
+    """Launch the kernel of a problem; returns out, or (out, lse). ``listed``: it visits these tiles alone."""
     executor, extents = problem.executor, problem.extents
-    if config is None:
+    if listed is not None:
+        config = listed.config
+    elif config is None:
         config = tuned_row(problem, packed)
     hopper = hopper_row(problem, packed, config)
     output = problem.output()
@@ -47,7 +51,7 @@ def forward(
             hopper_launch.launch(problem, hopper, operands, lse, params, packed)
         else:
             assert not isinstance(config, HopperFwdConfig)
-            _launch(problem, operands, lse, packed, config)
+            _launch(problem, operands, lse, packed, config, listed)
     out = problem.deliver(output)
     if lse is None:
         return out
@@ -61,6 +65,7 @@ def _launch(
     lse: Any,
     packed: PackedSequences | None,
     config: FlashFwdConfig | PlainFwdConfig | None,
+    listed: ListedTiles | None,
 ) -> None:
     """Launch a portable kernel. ``operands`` are q, k, v and out."""
     executor, extents, options = problem.executor, problem.extents, problem.options
@@ -68,12 +73,16 @@ def _launch(
     head_dims = BUCKETS[extents.head_dim], *COLUMNS[extents.head_dim_v]
     aligned = q.aligned and k.aligned and v.aligned
     few_queries = longest_seqlen_q(problem, packed) <= FEW_QUERIES
-    of_call = options.kernel_options, options.tf32, aligned, few_queries
+    kernel_options = options.kernel_options if listed is None else listed.options
+    of_call = kernel_options, options.tf32, aligned, few_queries, listed is not None
     loaded = _loaded(executor, problem.dtype, *head_dims, *of_call, config)
-    work = None if packed is None else packed.work(executor, extents.seqlen_q, loaded.block_m, options)
+    if listed is not None:
+        work = listed.work
+    else:
+        work = None if packed is None else packed.work(executor, extents.seqlen_q, loaded.block_m, options)
     num_blocks = extents.batch * -(-extents.seqlen_q // loaded.block_m) if work is None else work.shape[0]
     classes = None
-    if (tiles := tile_classes.shape(options, loaded.block_m, loaded.block_n)) is not None:
+    if listed is None and (tiles := tile_classes.shape(options, loaded.block_m, loaded.block_n)) is not None:
         classes = tile_classes.find(executor, options, loaded.block_m, loaded.block_n, executor.empty(tiles, np.uint8))
     layout = forward_layout(problem.accumulator)
     args = {
@@ -88,8 +97,9 @@ def _launch(
         "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
         "g_work": work,
         "params": pack_params(layout, problem, q, k, v, output, classes=classes, packed=packed),
-        "g_tile_list": None,
     }
+    if loaded.block_n:  # a kernel without tiles has no list of them
+        args["g_tile_list"] = None if listed is None else listed.array
     num_ctas = loaded.column_blocks * extents.num_heads * num_blocks
     executor.launch(loaded.kernel, (num_ctas,), (loaded.num_threads,), args, loaded.smem_bytes)
 
@@ -117,6 +127,7 @@ def _loaded(
     tf32: bool,
     aligned: bool,
     few_queries: bool,
+    listed: bool,
     config: FlashFwdConfig | PlainFwdConfig | None,
 ) -> LoadedKernel:
     """Load the kernel of a config, or of the one that is selected; ``head_dim_v`` columns for each column block."""
@@ -132,9 +143,10 @@ def _loaded(
         )
     if isinstance(config, PlainFwdConfig):
         head_dim_v, column_blocks = head_dim_v * column_blocks, 1  # it has a row for itself
-    constants = config.constants(
-        dtype.name, head_dim, head_dim_v, options, aligned=aligned, column_blocks=column_blocks
-    )
+        constants = config.constants(dtype.name, head_dim, head_dim_v, options)
+    else:
+        of_call: dict[str, Any] = {"aligned": aligned, "column_blocks": column_blocks, "listed": listed}
+        constants = config.constants(dtype.name, head_dim, head_dim_v, options, **of_call)
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
     return LoadedKernel(
