@@ -55,7 +55,9 @@ if TYPE_CHECKING:
     from cuattn.ops.rotary.split_qkv import split_qkv
     from cuattn.ops.softmax.online import OnlineSoftmax
     from cuattn.ops.softmax.softmax import log_softmax, logsumexp, softmax
+    from cuattn.ops.sparse.backward import block_sparse_attention_backward
     from cuattn.ops.sparse.block_mask import BlockMask
+    from cuattn.ops.sparse.dense import block_sparse_attention
     from cuattn.ops.sparse.patterns import (
         bigbird_mask,
         global_mask,
@@ -89,6 +91,8 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "bigbird_mask",
+    "block_sparse_attention",
+    "block_sparse_attention_backward",
     "block_tables_from_csr",
     "cascade_attention",
     "compat",
@@ -154,6 +158,8 @@ _HOMES = {
     "attention_varlen": "cuattn.ops.attention.varlen",
     "attention_varlen_backward": "cuattn.ops.attention.backward.varlen",
     "bigbird_mask": "cuattn.ops.sparse.patterns",
+    "block_sparse_attention": "cuattn.ops.sparse.dense",
+    "block_sparse_attention_backward": "cuattn.ops.sparse.backward",
     "block_tables_from_csr": "cuattn.ops.decode.csr",
     "cascade_attention": "cuattn.ops.decode.cascade",
     "copy_pages": "cuattn.kv.copy",

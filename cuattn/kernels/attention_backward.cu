@@ -24,7 +24,8 @@
 // GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V
 // (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases
 // and strides of q, k, v, dout: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh).
+// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh). TILE_LIST: the tiles of the walk are those of
+// a list, and what they do not show is hidden (attention/tile_list.cuh).
 #include "backward/attention_backward_params.cuh"
 #include "common/mma.cuh"
 
@@ -34,6 +35,7 @@ constexpr int ROW_TILES = WARP_ROWS / MMA_M;
 
 #include "backward/backward_tile.cuh"
 #include "backward/dq_sums.cuh"
+#include "backward/listed_walk.cuh"
 
 constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
 constexpr int V_STRIDE = TILE_STRIDE<HEAD_DIM_V>;
@@ -54,6 +56,7 @@ static_assert(NUM_STAGES >= 2, "the next tile loads while this one is used");
 static_assert(sizeof(Smem) == SMEM_BYTES, "backward/config.py and this file agree on the shared-memory plan");
 static_assert(GRAD_QK || (GRAD_V && OWN_KEYS), "there is a gradient to compute");
 static_assert(!ADD_DQ || (GRAD_QK && OWN_KEYS), "dq is added to where dS is computed and keys are owned");
+static_assert(!(ADD_DQ && TILE_LIST), "sums of dq are of 16 queries side by side; gathered ones are not");
 static_assert(NUM_THREADS >= BLOCK_OTHER, "a thread loads the terms of one query");
 
 using Params = AttentionBackwardParams<float>;
@@ -89,26 +92,17 @@ __device__ __forceinline__ void store_gradient(Element* g_rows, long long g_stri
     store_tile_by_warp<WARP_ROWS, COLS>(g_rows, g_stride, s_rows, num_rows, num_cols, vectors, lane_idx);
 }
 
-extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_backward(
-    const Element* __restrict__ g_dout,  // [batch, seqlen_q, num_heads, head_dim_v], last axis contiguous
-    const Element* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim]
-    const Element* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
-    const Element* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
-    const float* __restrict__ g_lse,     // [batch, num_heads, seqlen_q], contiguous; ready: attention_backward_rows.cu
-    const float* __restrict__ g_delta,   // likewise
-    // From here on, null is what a call does not use.
-    GradientOfQ* __restrict__ g_dq,                  // like q; with ADD_DQ sums: dq_sums.cuh
-    Element* __restrict__ g_dk,                      // like k
-    Element* __restrict__ g_dv,                      // like v
-    const BiasElement* __restrict__ g_bias,          // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
-    const unsigned char* __restrict__ g_mask,        // likewise; 0 hides a key
-    const unsigned char* __restrict__ g_tile_class,  // of the bias and the mask, broadcast likewise: score_options.cuh
-    const float* __restrict__ g_alibi_slopes,        // [batch or 1, num_heads]
-    const int* __restrict__ g_diagonal_offsets,      // [batch]
-    const int* __restrict__ g_cu_seqlens_q,          // [batch + 1]: q, dout, dq are packed, [tokens, num_heads, ...],
-    const int* __restrict__ g_cu_seqlens_k,          // lse [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
-    const int* __restrict__ g_work,                  // [num_work, 2]: query_block.cuh; given with the two before
-    const Params params)
+// LISTED: as TILE_LIST says; the parameters are those of the kernel.
+template <bool LISTED>
+__device__ __forceinline__ void attention_backward(
+    const Element* __restrict__ g_dout, const Element* __restrict__ g_q, const Element* __restrict__ g_k,
+    const Element* __restrict__ g_v, const float* __restrict__ g_lse, const float* __restrict__ g_delta,
+    GradientOfQ* __restrict__ g_dq, Element* __restrict__ g_dk, Element* __restrict__ g_dv,
+    const BiasElement* __restrict__ g_bias, const unsigned char* __restrict__ g_mask,
+    const unsigned char* __restrict__ g_tile_class, const float* __restrict__ g_alibi_slopes,
+    const int* __restrict__ g_diagonal_offsets, const int* __restrict__ g_cu_seqlens_q,
+    const int* __restrict__ g_cu_seqlens_k, const int* __restrict__ g_work, const int* __restrict__ g_tile_list,
+    const Params& params)
 {
     extern __shared__ __align__(16) unsigned char s_bytes[];
     Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
@@ -145,12 +139,33 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         return tile_class_at(params, g_tile_class, block.batch_idx, first_head + at.head,
                              OWN_KEYS ? at.tile_idx : own_tile, OWN_KEYS ? own_tile : at.tile_idx);
     };
+    const int warp_row = block.first_row + warp_idx * WARP_ROWS;
+    const auto walk = owned_walk<LISTED, Layout>(block, band, tiles, g_tile_list, first_head, num_heads, last_row, num_own,
+                                                 warp_row + frag_acc_row(lane_idx));
     // To the next tile that is not hidden; head == num_heads when there is none.
-    auto advance = [&](WalkPosition& at) {
-        for (at.tile_idx++; at.head < num_heads; at.head++, at.tile_idx = tiles.begin) {
-            for (; at.tile_idx < tiles.end; at.tile_idx++) {
-                if (!TILE_CLASSES || tile_class(at) != TILE_HIDDEN) return;
+    auto advance = [&](auto& at) {
+        if constexpr (LISTED) {
+            walk.advance(at);
+        } else {
+            for (at.tile_idx++; at.head < num_heads; at.head++, at.tile_idx = tiles.begin) {
+                for (; at.tile_idx < tiles.end; at.tile_idx++) {
+                    if (!TILE_CLASSES || tile_class(at) != TILE_HIDDEN) return;
+                }
             }
+        }
+    };
+    auto before_first = [&] {
+        if constexpr (LISTED) {
+            return walk.before_first();
+        } else {
+            return WalkPosition{0, tiles.begin - 1};
+        }
+    };
+    auto first_column_of = [&](const auto& at) {
+        if constexpr (LISTED) {
+            return at.entry.first();
+        } else {
+            return at.tile_idx * BLOCK_OTHER;
         }
     };
     auto load_own = [&] {
@@ -163,29 +178,52 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         load_tile<ALIGNED, BLOCK_OWN, HEAD_DIM_V, NUM_THREADS>(
             smem.own_v[0], (OWN_KEYS ? g_v : g_dout) + block.first_row * v.seq, v.seq, num_rows, params.head_dim_v);
     };
-    auto load_other = [&](WalkPosition at, int stage) {
+    auto load_other = [&](auto at, int stage) {
         const RowStrides& qk = OWN_KEYS ? params.q : params.k;
         const RowStrides& v = OWN_KEYS ? params.dout : params.v;
-        const int first_row = at.tile_idx * BLOCK_OTHER;
-        const int num_rows = num_other - first_row;
-        load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM, NUM_THREADS>(
-            smem.other_qk[stage][0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head + first_row * qk.seq, qk.seq, num_rows,
-            params.head_dim);
-        load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM_V, NUM_THREADS>(
-            smem.other_v[stage][0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head + first_row * v.seq, v.seq, num_rows,
-            params.head_dim_v);
-        const int row = threadIdx.x;
-        if (OWN_KEYS && row < BLOCK_OTHER) {
-            const long long term = at.head * params.lse_head + first_row + row;
-            const int src_bytes = row < num_rows ? sizeof(float) : 0;
-            cp_async_4(smem_address(&smem.lse[stage][row]), g_lse + term, src_bytes);
-            cp_async_4(smem_address(&smem.delta[stage][row]), g_delta + term, src_bytes);
+        if constexpr (LISTED) {
+            load_listed_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM, NUM_THREADS>(
+                smem.other_qk[stage][0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head, qk.seq, num_other, params.head_dim,
+                walk.list, at.entry);
+            load_listed_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM_V, NUM_THREADS>(
+                smem.other_v[stage][0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head, v.seq, num_other,
+                params.head_dim_v, walk.list, at.entry);
+            if (OWN_KEYS && threadIdx.x < BLOCK_OTHER) {
+                const int row = walk.list.column(at.entry, threadIdx.x / GRANULE) + threadIdx.x % GRANULE;
+                const long long term = at.head * params.lse_head + row;
+                const int src_bytes = row < num_other ? sizeof(float) : 0;
+                cp_async_4(smem_address(&smem.lse[stage][threadIdx.x]), g_lse + term, src_bytes);
+                cp_async_4(smem_address(&smem.delta[stage][threadIdx.x]), g_delta + term, src_bytes);
+            }
+            return;
+        } else {
+            const int first_row = at.tile_idx * BLOCK_OTHER;
+            const int num_rows = num_other - first_row;
+            load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM, NUM_THREADS>(
+                smem.other_qk[stage][0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head + first_row * qk.seq, qk.seq, num_rows,
+                params.head_dim);
+            load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM_V, NUM_THREADS>(
+                smem.other_v[stage][0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head + first_row * v.seq, v.seq, num_rows,
+                params.head_dim_v);
+            const int row = threadIdx.x;
+            if (OWN_KEYS && row < BLOCK_OTHER) {
+                const long long term = at.head * params.lse_head + first_row + row;
+                const int src_bytes = row < num_rows ? sizeof(float) : 0;
+                cp_async_4(smem_address(&smem.lse[stage][row]), g_lse + term, src_bytes);
+                cp_async_4(smem_address(&smem.delta[stage][row]), g_delta + term, src_bytes);
+            }
         }
     };
 
-    const int warp_row = block.first_row + warp_idx * WARP_ROWS;
     const auto warp_bounds = band.rows(warp_row, min(warp_row + WARP_ROWS - 1, last_row));
     const bool has_rows = warp_row <= last_row;
+    auto concerns = [&](const auto& at) {
+        if constexpr (LISTED) {
+            return walk.concerns(warp_bounds, at.entry);
+        } else {
+            return warp_bounds.meet(at.tile_idx * BLOCK_OTHER, BLOCK_OTHER);
+        }
+    };
     const unsigned s_own_qk = smem_address(smem.own_qk) + lane_offset_a<HEAD_DIM>(warp_idx * WARP_ROWS, lane_idx);
     const unsigned s_own_v = smem_address(smem.own_v) + lane_offset_a<HEAD_DIM_V>(warp_idx * WARP_ROWS, lane_idx);
 
@@ -205,9 +243,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     clear(acc_v);
 
     // `loading` runs NUM_STAGES - 1 tiles ahead of `at`.
-    WalkPosition at{0, tiles.begin - 1};
+    auto at = before_first();
     advance(at);
-    WalkPosition loading = at;
+    auto loading = at;
     if (at.head < num_heads) load_own();
 #pragma unroll
     for (int stage = 0; stage < NUM_STAGES - 1; stage++) {
@@ -228,13 +266,17 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
             advance(loading);
         }
         cp_async_commit();  // an empty group at the end keeps the count that cp_async_wait relies on
-        const int first_column = at.tile_idx * BLOCK_OTHER;
-        const int head_idx = first_head + at.head;
-        const bool in_full = own_whole && tiles.in_full(at.tile_idx);
-        const bool mixed = TILE_CLASSES && tile_class(at) == TILE_MIXED;
+        const auto tile = at;
+        const int first_column = first_column_of(tile);
+        const int head_idx = first_head + tile.head;
+        bool in_full = false, mixed = false;
+        if constexpr (!LISTED) {
+            in_full = own_whole && tiles.in_full(tile.tile_idx);
+            mixed = TILE_CLASSES && tile_class(tile) == TILE_MIXED;
+        }
         advance(at);
         // Anything that this warp's rows have to do with?
-        const bool active = has_rows && warp_bounds.meet(first_column, BLOCK_OTHER);
+        const bool active = has_rows && concerns(tile);
         if (ADD_DQ && !active) smem.clear(warp_idx, lane_idx);
         if (active) {
             const Position lane{warp_row + frag_acc_row(lane_idx), first_column + frag_acc_col(lane_idx)};
@@ -248,7 +290,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
             if (NATURAL_LOGITS || TILE_CLASSES) {
                 const ScoreOptions<float> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
                                                   head_idx, 0);
-                if (NATURAL_LOGITS) {
+                if constexpr (LISTED) {
+                    walk.logits(probabilities, slopes, params, options, walk.place(tile, lane), num_other);
+                } else if (NATURAL_LOGITS) {
                     const AlibiRows alibi_rows(lane, block.diagonal_offset, options.slope);
                     natural_logits<Layout>(probabilities, slopes, params, params.scale, alibi_rows);
                 }
@@ -258,9 +302,18 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
             probabilities_from_logits(probabilities, lse, large, params.scale, params.scale_log2);
             // Keys that do not exist are rows of zeros, whose probabilities e^(0 - lse) have no bound. (A query that
             // does not exist has lse +inf.)
-            if (!in_full) hide_by_position<Layout>(probabilities, 0.0f, band, lane, num_own);
+            if constexpr (LISTED) {
+                walk.hide(probabilities, 0.0f, walk.place(tile, lane));
+            } else if (!in_full) {
+                hide_by_position<Layout>(probabilities, 0.0f, band, lane, num_own);
+            }
             if (DROPOUT && params.use_dropout) {
-                mark_dropped(probabilities, params.dropout, block.batch_idx * params.num_heads + head_idx, lane);
+                const unsigned head = block.batch_idx * params.num_heads + head_idx;
+                if constexpr (LISTED) {
+                    mark_dropped(probabilities, params.dropout, head, walk.place(tile, lane));
+                } else {
+                    mark_dropped(probabilities, params.dropout, head, lane);
+                }
             }
             if (GRAD_V) {
                 Tile kept;
@@ -311,4 +364,31 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
                                    params.keep_scale * INVERSE_P_FACTOR, num_own - warp_row, params.head_dim_v,
                                    lane_idx);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_backward(
+    const Element* __restrict__ g_dout,  // [batch, seqlen_q, num_heads, head_dim_v], last axis contiguous
+    const Element* __restrict__ g_q,     // [batch, seqlen_q, num_heads, head_dim]
+    const Element* __restrict__ g_k,     // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Element* __restrict__ g_v,     // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    const float* __restrict__ g_lse,     // [batch, num_heads, seqlen_q], contiguous; ready: attention_backward_rows.cu
+    const float* __restrict__ g_delta,   // likewise
+    // From here on, null is what a call does not use.
+    GradientOfQ* __restrict__ g_dq,                  // like q; with ADD_DQ sums: dq_sums.cuh
+    Element* __restrict__ g_dk,                      // like k
+    Element* __restrict__ g_dv,                      // like v
+    const BiasElement* __restrict__ g_bias,          // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
+    const unsigned char* __restrict__ g_mask,        // likewise; 0 hides a key
+    const unsigned char* __restrict__ g_tile_class,  // of the bias and the mask, broadcast likewise: score_options.cuh
+    const float* __restrict__ g_alibi_slopes,        // [batch or 1, num_heads]
+    const int* __restrict__ g_diagonal_offsets,      // [batch]
+    const int* __restrict__ g_cu_seqlens_q,          // [batch + 1]: q, dout, dq are packed, [tokens, num_heads, ...],
+    const int* __restrict__ g_cu_seqlens_k,          // lse [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
+    const int* __restrict__ g_work,                  // [num_work, 2]: query_block.cuh; given with the two before
+    const Params params,
+    const int* __restrict__ g_tile_list)             // attention/tile_list.cuh; with TILE_LIST
+{
+    attention_backward<TILE_LIST>(g_dout, g_q, g_k, g_v, g_lse, g_delta, g_dq, g_dk, g_dv, g_bias, g_mask,
+                                  g_tile_class, g_alibi_slopes, g_diagonal_offsets, g_cu_seqlens_q, g_cu_seqlens_k,
+                                  g_work, g_tile_list, params);
 }

@@ -22,7 +22,8 @@
 // BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller),
 // NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v, dout: multiples of 16 bytes); the options that are
 // compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT
-// (philox.cuh). GRAD_QK is always true, GRAD_V is OWN_KEYS.
+// (philox.cuh). GRAD_QK is always true, GRAD_V is OWN_KEYS. TILE_LIST: the tiles of the walk are those of a list, and what
+// they do not show is hidden (attention/tile_list.cuh).
 #include "backward/attention_backward_params.cuh"
 #include "attention/query_block.cuh"
 
@@ -34,6 +35,7 @@ constexpr int LANE_N = BLOCK_OTHER / 16;  // columns of the scores
 constexpr int BLOCK_QUERIES = OWN_KEYS ? BLOCK_OTHER : BLOCK_OWN;
 
 #include "backward/lane_tile.cuh"
+#include "backward/listed_walk.cuh"
 
 // Shared memory of a CTA. `qk` is the operand of q k^T, `v` that of dout v^T: q and dout of queries, k and v of keys.
 struct Smem {
@@ -73,6 +75,21 @@ __device__ __forceinline__ void load_terms(Element* s_terms, const Element* g_te
     }
 }
 
+// The same for the queries of a listed tile, of which num_queries exist.
+template <int COUNT>
+__device__ __forceinline__ void load_terms(Element* s_terms, const Element* g_terms, int num_queries,
+                                           const TileList<COUNT>& list, const ListedTile& tile) {
+    const int idx = threadIdx.x;
+    if (idx >= COUNT) return;
+    const int query = list.column(tile, idx / GRANULE) + idx % GRANULE;
+    const int src_bytes = query < num_queries ? sizeof(Element) : 0;
+    if constexpr (sizeof(Element) == 4) {
+        cp_async_4(smem_address(s_terms + idx), g_terms + query, src_bytes);
+    } else {
+        cp_async_8(smem_address(s_terms + idx), g_terms + query, src_bytes);
+    }
+}
+
 // Writes this lane's part of its rows of a gradient, where g_rows is the first of them and num_rows exist.
 template <int WIDTH>
 __device__ __forceinline__ void store_gradient(Element* g_rows, long long g_stride, const RowParts<WIDTH>& acc,
@@ -84,26 +101,17 @@ __device__ __forceinline__ void store_gradient(Element* g_rows, long long g_stri
     }
 }
 
-extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_backward_fma(
-    const Element* __restrict__ g_dout,   // [batch, seqlen_q, num_heads, head_dim_v], last axis contiguous
-    const Element* __restrict__ g_q,      // [batch, seqlen_q, num_heads, head_dim]
-    const Element* __restrict__ g_k,      // [batch, seqlen_k, num_kv_heads, head_dim]
-    const Element* __restrict__ g_v,      // [batch, seqlen_k, num_kv_heads, head_dim_v]
-    const Element* __restrict__ g_lse,    // [batch, num_heads, seqlen_q], contiguous; ready: attention_backward_rows.cu
-    const Element* __restrict__ g_delta,  // likewise
-    // From here on, null is what a call does not use.
-    Element* __restrict__ g_dq,                      // like q
-    Element* __restrict__ g_dk,                      // like k
-    Element* __restrict__ g_dv,                      // like v
-    const BiasElement* __restrict__ g_bias,          // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
-    const unsigned char* __restrict__ g_mask,        // likewise; 0 hides a key
-    const unsigned char* __restrict__ g_tile_class,  // of the bias and the mask, broadcast likewise: score_options.cuh
-    const Element* __restrict__ g_alibi_slopes,      // [batch or 1, num_heads]
-    const int* __restrict__ g_diagonal_offsets,      // [batch]
-    const int* __restrict__ g_cu_seqlens_q,          // [batch + 1]: q, dout, dq are packed, [tokens, num_heads, ...],
-    const int* __restrict__ g_cu_seqlens_k,          // lse [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
-    const int* __restrict__ g_work,                  // [num_work, 2]: query_block.cuh; given with the two before
-    const Params params)
+// LISTED: as TILE_LIST says; the parameters are those of the kernel.
+template <bool LISTED>
+__device__ __forceinline__ void attention_backward(
+    const Element* __restrict__ g_dout, const Element* __restrict__ g_q, const Element* __restrict__ g_k,
+    const Element* __restrict__ g_v, const Element* __restrict__ g_lse, const Element* __restrict__ g_delta,
+    Element* __restrict__ g_dq, Element* __restrict__ g_dk, Element* __restrict__ g_dv,
+    const BiasElement* __restrict__ g_bias, const unsigned char* __restrict__ g_mask,
+    const unsigned char* __restrict__ g_tile_class, const Element* __restrict__ g_alibi_slopes,
+    const int* __restrict__ g_diagonal_offsets, const int* __restrict__ g_cu_seqlens_q,
+    const int* __restrict__ g_cu_seqlens_k, const int* __restrict__ g_work, const int* __restrict__ g_tile_list,
+    const Params& params)
 {
     extern __shared__ __align__(16) unsigned char s_bytes[];
     Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
@@ -139,12 +147,32 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         return tile_class_at(params, g_tile_class, block.batch_idx, first_head + at.head,
                              OWN_KEYS ? at.tile_idx : own_tile, OWN_KEYS ? own_tile : at.tile_idx);
     };
+    const auto walk = owned_walk<LISTED, LaneLayout>(block, band, tiles, g_tile_list, first_head, num_heads, last_row,
+                                                     num_own, block.first_row + lane_row);
+    auto before_first = [&] {
+        if constexpr (LISTED) {
+            return walk.before_first();
+        } else {
+            return WalkPosition{0, tiles.begin - 1};
+        }
+    };
     // To the next tile that is not hidden; head == num_heads when there is none.
-    auto advance = [&](WalkPosition& at) {
-        for (at.tile_idx++; at.head < num_heads; at.head++, at.tile_idx = tiles.begin) {
-            for (; at.tile_idx < tiles.end; at.tile_idx++) {
-                if (!TILE_CLASSES || tile_class(at) != TILE_HIDDEN) return;
+    auto advance = [&](auto& at) {
+        if constexpr (LISTED) {
+            walk.advance(at);
+        } else {
+            for (at.tile_idx++; at.head < num_heads; at.head++, at.tile_idx = tiles.begin) {
+                for (; at.tile_idx < tiles.end; at.tile_idx++) {
+                    if (!TILE_CLASSES || tile_class(at) != TILE_HIDDEN) return;
+                }
             }
+        }
+    };
+    auto first_column_of = [&](const auto& at) {
+        if constexpr (LISTED) {
+            return at.entry.first();
+        } else {
+            return at.tile_idx * BLOCK_OTHER;
         }
     };
     auto load_own = [&] {
@@ -161,32 +189,56 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         }
     };
     // The operand of q k^T, and the terms of queries where these are the other side.
-    auto load_qk = [&](WalkPosition at) {
+    auto load_qk = [&](auto at) {
         const RowStrides& qk = OWN_KEYS ? params.q : params.k;
-        const int first_row = at.tile_idx * BLOCK_OTHER;
-        const int num_rows = num_other - first_row;
-        load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM, NUM_THREADS>(
-            smem.other_qk[0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head + first_row * qk.seq, qk.seq, num_rows,
-            params.head_dim);
-        if (OWN_KEYS) {
-            const long long first_term = at.head * params.lse_head + first_row;
-            load_terms<BLOCK_OTHER>(smem.lse, g_lse + first_term, num_rows);
-            load_terms<BLOCK_OTHER>(smem.delta, g_delta + first_term, num_rows);
+        if constexpr (LISTED) {
+            load_listed_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM, NUM_THREADS>(
+                smem.other_qk[0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head, qk.seq, num_other, params.head_dim,
+                walk.list, at.entry);
+            if (OWN_KEYS) {
+                const long long first_term = at.head * params.lse_head;
+                load_terms(smem.lse, g_lse + first_term, num_other, walk.list, at.entry);
+                load_terms(smem.delta, g_delta + first_term, num_other, walk.list, at.entry);
+            }
+        } else {
+            const int first_row = at.tile_idx * BLOCK_OTHER;
+            const int num_rows = num_other - first_row;
+            load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM, NUM_THREADS>(
+                smem.other_qk[0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head + first_row * qk.seq, qk.seq, num_rows,
+                params.head_dim);
+            if (OWN_KEYS) {
+                const long long first_term = at.head * params.lse_head + first_row;
+                load_terms<BLOCK_OTHER>(smem.lse, g_lse + first_term, num_rows);
+                load_terms<BLOCK_OTHER>(smem.delta, g_delta + first_term, num_rows);
+            }
         }
         cp_async_commit();
     };
-    auto load_v = [&](WalkPosition at) {
+    auto load_v = [&](auto at) {
         const RowStrides& v = OWN_KEYS ? params.dout : params.v;
-        const int first_row = at.tile_idx * BLOCK_OTHER;
-        load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM_V, NUM_THREADS>(
-            smem.other_v[0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head + first_row * v.seq, v.seq,
-            num_other - first_row, params.head_dim_v);
+        if constexpr (LISTED) {
+            load_listed_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM_V, NUM_THREADS>(
+                smem.other_v[0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head, v.seq, num_other, params.head_dim_v,
+                walk.list, at.entry);
+        } else {
+            const int first_row = at.tile_idx * BLOCK_OTHER;
+            load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM_V, NUM_THREADS>(
+                smem.other_v[0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head + first_row * v.seq, v.seq,
+                num_other - first_row, params.head_dim_v);
+        }
         cp_async_commit();
     };
 
     const int warp_row = block.first_row + threadIdx.x / WARP_SIZE * WARP_ROWS;
     const auto warp_bounds = band.rows(warp_row, min(warp_row + WARP_ROWS - 1, last_row));
     const bool has_rows = warp_row <= last_row;
+    auto concerns = [&](const auto& at) {
+        if constexpr (LISTED) {
+            return walk.concerns(warp_bounds, at.entry);
+        } else {
+            return warp_bounds.meet(at.tile_idx * BLOCK_OTHER, BLOCK_OTHER);
+        }
+    };
     Element* s_weights = smem.weights[lane_row];
     const int lane_query = OWN_KEYS ? lane_col : lane_row;
 
@@ -195,16 +247,16 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     clear<HEAD_DIM>(acc_qk);
     clear<HEAD_DIM_V>(acc_v);
 
-    WalkPosition at{0, tiles.begin - 1};
+    auto at = before_first();
     advance(at);
     if (at.head < num_heads) {
         load_own();
         load_v(at);
     }
     while (at.head < num_heads) {
-        const int first_column = at.tile_idx * BLOCK_OTHER;
+        const int first_column = first_column_of(at);
         // Anything that this warp's rows have to do with?
-        const bool active = has_rows && warp_bounds.meet(first_column, BLOCK_OTHER);
+        const bool active = has_rows && concerns(at);
         Weights scores, dp;
 
         cp_async_wait<0>();
@@ -225,16 +277,24 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
             const ScoreOptions<Element> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
                                                 head_idx, 0);
             Weights slopes;
-            const AlibiRows alibi_rows(lane, block.diagonal_offset, options.slope);
-            natural_logits<LaneLayout>(scores, slopes, params, params.scale, alibi_rows);
-            if (TILE_CLASSES && tile_class(at) == TILE_MIXED) {
-                add_bias_and_mask<LaneLayout>(scores, params, options, lane, num_own, num_other);
+            if constexpr (LISTED) {
+                const auto place = walk.place(at, lane);
+                walk.logits(scores, slopes, params, options, place, num_other);
+                walk.hide(scores, negative_infinity<Element>(), place);
+                differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query,
+                              block.batch_idx * params.num_heads + head_idx, place);
+            } else {
+                const AlibiRows alibi_rows(lane, block.diagonal_offset, options.slope);
+                natural_logits<LaneLayout>(scores, slopes, params, params.scale, alibi_rows);
+                if (TILE_CLASSES && tile_class(at) == TILE_MIXED) {
+                    add_bias_and_mask<LaneLayout>(scores, params, options, lane, num_own, num_other);
+                }
+                if (!tiles.in_full(at.tile_idx)) {
+                    hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
+                }
+                differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query,
+                              block.batch_idx * params.num_heads + head_idx, lane);
             }
-            if (!tiles.in_full(at.tile_idx)) {
-                hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
-            }
-            differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query,
-                          block.batch_idx * params.num_heads + head_idx, lane);
             multiply_by_slopes<LaneLayout>(dp, slopes);
             if (GRAD_V) {
                 store_weights(scores, s_weights + lane_col);
@@ -268,4 +328,31 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
                            array_row * params.dv.seq,
                        params.dv.seq, acc_v, params.keep_scale, v_col, params.head_dim_v, num_own - first_row);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_backward_fma(
+    const Element* __restrict__ g_dout,   // [batch, seqlen_q, num_heads, head_dim_v], last axis contiguous
+    const Element* __restrict__ g_q,      // [batch, seqlen_q, num_heads, head_dim]
+    const Element* __restrict__ g_k,      // [batch, seqlen_k, num_kv_heads, head_dim]
+    const Element* __restrict__ g_v,      // [batch, seqlen_k, num_kv_heads, head_dim_v]
+    const Element* __restrict__ g_lse,    // [batch, num_heads, seqlen_q], contiguous; ready: attention_backward_rows.cu
+    const Element* __restrict__ g_delta,  // likewise
+    // From here on, null is what a call does not use.
+    Element* __restrict__ g_dq,                      // like q
+    Element* __restrict__ g_dk,                      // like k
+    Element* __restrict__ g_dv,                      // like v
+    const BiasElement* __restrict__ g_bias,          // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
+    const unsigned char* __restrict__ g_mask,        // likewise; 0 hides a key
+    const unsigned char* __restrict__ g_tile_class,  // of the bias and the mask, broadcast likewise: score_options.cuh
+    const Element* __restrict__ g_alibi_slopes,      // [batch or 1, num_heads]
+    const int* __restrict__ g_diagonal_offsets,      // [batch]
+    const int* __restrict__ g_cu_seqlens_q,          // [batch + 1]: q, dout, dq are packed, [tokens, num_heads, ...],
+    const int* __restrict__ g_cu_seqlens_k,          // lse [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
+    const int* __restrict__ g_work,                  // [num_work, 2]: query_block.cuh; given with the two before
+    const Params params,
+    const int* __restrict__ g_tile_list)             // attention/tile_list.cuh; with TILE_LIST
+{
+    attention_backward<TILE_LIST>(g_dout, g_q, g_k, g_v, g_lse, g_delta, g_dq, g_dk, g_dv, g_bias, g_mask,
+                                  g_tile_class, g_alibi_slopes, g_diagonal_offsets, g_cu_seqlens_q, g_cu_seqlens_k,
+                                  g_work, g_tile_list, params);
 }

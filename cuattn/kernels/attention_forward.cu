@@ -108,14 +108,25 @@ __device__ __forceinline__ void attention_forward(
     const unsigned s_q = smem_address(smem.q) + lane_offset_a<HEAD_DIM>(warp_idx * WARP_M, lane_idx);
     const unsigned k_offset = lane_offset_bt<HEAD_DIM>(lane_idx), v_offset = lane_offset_b<HEAD_DIM_V>(lane_idx);
     const int warp_query = first_query + warp_idx * WARP_M;
-    // Whether this warp's queries may see any key of a tile.
-    auto sees = [&](int first_key, int num_keys) {
-        const int last_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
-        return warp_query < block.seqlen_q && band.rows(warp_query, last_query).meet(first_key, num_keys);
-    };
-
     const auto walk = key_walk<LISTED, Layout>(params, options, block, band, tiles, g_tile_list, num_queries,
                                                warp_query + frag_acc_row(lane_idx));
+    // Whether this warp's queries may see any key of a tile.
+    auto sees = [&](const auto& tile) {
+        const int last_query = min(warp_query + WARP_M, block.seqlen_q) - 1;
+        if constexpr (LISTED) {
+            return warp_query < block.seqlen_q && walk.sees(band.rows(warp_query, last_query), tile);
+        } else {
+            return warp_query < block.seqlen_q && band.rows(warp_query, last_query).meet(tile * BLOCK_N, BLOCK_N);
+        }
+    };
+    auto first_key_of = [&](const auto& tile) {
+        if constexpr (LISTED) {
+            return tile.entry.first();
+        } else {
+            return tile * BLOCK_N;
+        }
+    };
+
     // Tiles are taken from the last to the first, so that the masked ones come first; hidden ones are passed over.
     auto before = [&](const auto& tile) {
         if constexpr (LISTED) {
@@ -145,14 +156,6 @@ __device__ __forceinline__ void attention_forward(
             load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v[stage][0], g_v + first_key * params.v.seq,
                                                                  params.v.seq, num_keys, columns.count);
         }
-    };
-    // Logits become probabilities, and what these make of the values is added to the output.
-    auto weigh_values = [&](Scores& scores, auto lane, int stage) {
-        softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
-        if (DROPOUT && params.use_dropout) {
-            drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
-        }
-        multiply_add(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + v_offset);
     };
     // `loading` runs NUM_STAGES - 1 tiles ahead of `next`.
     auto next = before(walk.end);
@@ -184,35 +187,40 @@ __device__ __forceinline__ void attention_forward(
             // SYNC: every thread's part of this tile (and of q) has landed: there was no room to load it ahead.
             __syncthreads();
         }
-        if constexpr (LISTED) {
-            const ListedTile tile = next.entry;
-            next = before(next);
-            if (!sees(tile.first(), walk.list.reach(tile)) || !walk.list.any_visible(tile, walk.words)) continue;
+        const auto tile = next;
+        const int first_key = first_key_of(tile);
+        bool in_full = false, mixed = false;
+        if constexpr (!LISTED) {
+            in_full = tiles.in_full(tile);
+            mixed = TILE_CLASSES && options.tile_class(params, tile) == TILE_MIXED;
+        }
+        next = before(tile);
+        if (!sees(tile)) continue;
 
-            const ListedPosition<false, BLOCK_N> lane{walk.list, tile, warp_query + frag_acc_row(lane_idx),
-                                                      frag_acc_col(lane_idx)};
-            Scores scores;
-            multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
-            walk.logits(scores, lane, [&](auto layout, auto& part, const auto& alibi_rows) {
+        const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
+        Scores scores;
+        multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
+        if constexpr (LISTED) {
+            walk.logits(scores, walk.place(tile, lane), [&](auto layout, auto& part, const auto& alibi_rows) {
                 softmax_logits<decltype(layout)>(part, params, scale, scale_log2, alibi_rows);
             });
-            weigh_values(scores, lane, stage);
         } else {
-            const int first_key = next * BLOCK_N;
-            const bool in_full = tiles.in_full(next);
-            const bool mixed = TILE_CLASSES && options.tile_class(params, next) == TILE_MIXED;
-            next = before(next);
-            if (!sees(first_key, BLOCK_N)) continue;
-
-            const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
-            Scores scores;
-            multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage]) + k_offset);
             const TileRows<Layout, false, float> alibi_rows(lane, block.diagonal_offset, options.slope);
             softmax_logits<Layout>(scores, params, scale, scale_log2, alibi_rows);
             if (mixed) add_bias_and_mask<Layout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
             if (!in_full) hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
-            weigh_values(scores, lane, stage);
         }
+        softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
+        if (DROPOUT && params.use_dropout) {
+            if constexpr (LISTED) {
+                drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
+                                   walk.place(tile, lane));
+            } else {
+                drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
+                                   lane);
+            }
+        }
+        multiply_add(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + v_offset);
     }
 
     // SYNC: every warp is done with q, k and v, whose place the output tile takes.

@@ -147,23 +147,20 @@ __device__ __forceinline__ void attention_forward(
         }
         cp_async_commit();
     };
+    auto first_key_of = [&](const auto& tile) {
+        if constexpr (LISTED) {
+            return tile.entry.first();
+        } else {
+            return tile * BLOCK_N;
+        }
+    };
     // Whether this warp's queries may see any key of a tile.
     auto sees = [&](const auto& tile) {
         if constexpr (LISTED) {
-            return warp_keys.meet(tile.entry.first(), walk.list.reach(tile.entry)) &&
-                   walk.list.any_visible(tile.entry, walk.words);
+            return walk.sees(warp_keys, tile);
         } else {
-            const int first_key = tile * BLOCK_N;
-            return warp_keys.meet(first_key, BLOCK_N);
+            return warp_keys.meet(tile * BLOCK_N, BLOCK_N);
         }
-    };
-    // Logits become probabilities, those of which dropout takes away are 0, and the tile of weights gets them.
-    auto weigh = [&](Weights& scores, const auto& lane) {
-        softmax_step(state, scores);
-        if (DROPOUT && params.use_dropout) {
-            drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx, lane);
-        }
-        store_weights(scores, smem.p[lane_row] + lane_col);
     };
 
     auto tile = before(walk.end);
@@ -176,19 +173,19 @@ __device__ __forceinline__ void attention_forward(
         // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
         __syncthreads();
         if (!ONE_PLACE) load_v(tile);  // on its way during the first product
+        const int first_key = first_key_of(tile);
+        // Anything that this warp's queries may see?
         const bool active = sees(tile);
         if (active) {
+            const LanePosition lane{first_query + lane_row, first_key + lane_col};
             Weights scores;
             multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k() + lane_col * TILE_STRIDE<HEAD_DIM>,
                                    params.head_dim);
             if constexpr (LISTED) {
-                const ListedPosition<false, BLOCK_N> lane{walk.list, tile.entry, first_query + lane_row, lane_col};
-                walk.logits(scores, lane, [&](auto layout, auto& part, const auto& alibi_rows) {
+                walk.logits(scores, walk.place(tile, lane), [&](auto layout, auto& part, const auto& alibi_rows) {
                     natural_logits<decltype(layout)>(part, params, params.scale, alibi_rows);
                 });
-                weigh(scores, lane);
             } else {
-                const LanePosition lane{first_query + lane_row, tile * BLOCK_N + lane_col};
                 const TileRows<LaneLayout, false, Element> alibi_rows(lane, block.diagonal_offset, options.slope);
                 natural_logits<LaneLayout>(scores, params, params.scale, alibi_rows);
                 if (TILE_CLASSES && options.tile_class(params, tile) == TILE_MIXED) {
@@ -197,8 +194,18 @@ __device__ __forceinline__ void attention_forward(
                 if (!tiles.in_full(tile)) {
                     hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
                 }
-                weigh(scores, lane);
             }
+            softmax_step(state, scores);
+            if (DROPOUT && params.use_dropout) {
+                if constexpr (LISTED) {
+                    drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
+                                       walk.place(tile, lane));
+                } else {
+                    drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
+                                       lane);
+                }
+            }
+            store_weights(scores, smem.p[lane_row] + lane_col);
         }
         const auto this_tile = tile;
         tile = before(tile);

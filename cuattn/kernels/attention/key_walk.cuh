@@ -52,6 +52,15 @@ struct ListWalk {
     }
     __device__ __forceinline__ bool has(const Cursor& at) const { return at.at >= begin; }
 
+    // Whether the rows of the warp, which see keys of `bounds`, see any of a tile.
+    __device__ __forceinline__ bool sees(const KeyBand::RowBounds& bounds, const Cursor& at) const {
+        return bounds.meet(at.entry.first(), list.reach(at.entry)) && list.any_visible(at.entry, words);
+    }
+    // Where the lane's part of a tile is; `lane` as if its columns followed each other.
+    __device__ __forceinline__ Position place(const Cursor& at, const TilePosition<false>& lane) const {
+        return {list, at.entry, lane.own, lane.other - at.entry.first()};
+    }
+
     // Scores become logits. score(layout, part, rows): what happens to them before bias and masks.
     template <typename Score>
     __device__ __forceinline__ void logits(typename Layout::Tile& scores, const Position& lane,

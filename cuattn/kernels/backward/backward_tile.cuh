@@ -15,6 +15,7 @@
 #include "attention/logits.cuh"
 #include "attention/philox.cuh"
 #include "attention/query_block.cuh"
+#include "attention/tile_list.cuh"
 #include "backward/ready_lse.cuh"
 #include "attention/warp_products.cuh"
 
@@ -119,6 +120,36 @@ __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutP
                     const int row_half = OWN_KEYS ? w % 2 : w / 2, column_tile = OWN_KEYS ? w / 2 : w % 2;
                     float& p = probabilities[t][n + column_tile][2 * row_half + i];
                     if (words.word[w] >= dropout.threshold) p = -p;
+                }
+            }
+        }
+    }
+}
+
+// The same for a listed tile. Granules side by side in the tile share a call where they do in the logits.
+__device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
+                                             const ListedPosition<OWN_KEYS, BLOCK_OTHER>& lane) {
+#pragma unroll
+    for (int t = 0; t < ROW_TILES; t++) {
+        const int row = lane.own + t * MMA_M;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            PhiloxWords words{};
+            int last_column = -1;
+#pragma unroll
+            for (int n = 0; n < COL_TILES; n++) {
+                const int column = lane.other(n * MMA_N) + i;
+                if (n == 0 || column / 16 != last_column / 16) {
+                    words = dropout_words(dropout, head, OWN_KEYS ? column : row, OWN_KEYS ? row : column);
+                }
+                last_column = column;
+                const bool second = column / 8 % 2;
+#pragma unroll
+                for (int half = 0; half < 2; half++) {  // word w is of query + 8 (w / 2), key + 8 (w % 2)
+                    const unsigned word = second ? words.word[OWN_KEYS ? 2 + half : 2 * half + 1]
+                                                 : words.word[OWN_KEYS ? half : 2 * half];
+                    float& p = probabilities[t][n][2 * half + i];
+                    if (word >= dropout.threshold) p = -p;
                 }
             }
         }

@@ -6,8 +6,9 @@ block of the mask, where blocks are small: more would visit keys that few of the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from cuattn.errors import LaunchError
 from cuattn.ops.attention.forward.config import FlashFwdConfig, products_of
 from cuattn.ops.attention.variants import ForwardOptions
 
-__all__ = ["LISTED_FWD_CONFIGS", "divides", "select"]
+__all__ = ["LISTED_FWD_CONFIGS", "divides", "preferred", "select"]
+
+Row = TypeVar("Row")
 
 # In order of preference; those of the fewest queries serve any block size.
 LISTED_FWD_CONFIGS = (
@@ -53,6 +56,11 @@ def divides(rows: int, block: int) -> bool:
     return block % rows == 0 or block >= 4 * rows
 
 
+def preferred(rows: Sequence[Row], size: Callable[[Row], int], block: int) -> Row:
+    """Return the first whose CTAs lie in blocks of so many rows; the one with the smallest where there is none."""
+    return next((row for row in rows if divides(size(row), block)), min(rows, key=size))
+
+
 @cache
 def select(
     dtype: np.dtype[Any],
@@ -83,5 +91,4 @@ def select(
             f"block-sparse attention with head dims up to {head_dim} and {head_dim_v} columns of v needs more shared "
             f"memory than the {smem_limit_bytes} bytes that a CTA may use"
         )
-    fitting = [row for row in rows if divides(row.block_m, block)]
-    return fitting[0] if fitting else min(rows, key=lambda row: row.block_m)
+    return preferred(rows, lambda row: row.block_m, block)

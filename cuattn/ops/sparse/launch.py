@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.backward.config import SIDES
+from cuattn.ops.attention.backward.problem import ListedGradients
 from cuattn.ops.attention.forward.config import FlashFwdConfig
 from cuattn.ops.attention.listed import ListedTiles, listed_options
 from cuattn.ops.sparse.block_mask import BlockMask
+from cuattn.ops.sparse import backward_config
 from cuattn.ops.sparse.config import select
 from cuattn.ops.sparse.tile_list import Side, tile_lists
 from cuattn.runtime.executor import Executor, host_executor
 
-__all__ = ["forward_row", "forward_tiles", "lists_of"]
+__all__ = ["backward_tiles", "forward_row", "forward_tiles", "lists_of"]
 
 
 def forward_row(problem: Problem, block: int, smem_limit_bytes: int) -> FlashFwdConfig:
@@ -40,6 +43,26 @@ def forward_tiles(problem: Problem, mask: BlockMask) -> ListedTiles:
     row = forward_row(problem, mask.block_size[0], executor.smem_limit_bytes)
     array, work = lists_of(executor, mask, Side(False, row.block_m, row.block_n), problem.extents.batch)
     return ListedTiles(row, listed_options(problem.options.variant), array, work)
+
+
+def backward_tiles(problem: Problem, mask: BlockMask) -> ListedGradients:
+    """Return the tiles of the queries and those of the keys of a call, likewise."""
+    executor, extents, options = problem.executor, problem.extents, listed_options(problem.options.variant)
+    configs = tuple(
+        backward_config.select(
+            problem.dtype,
+            BUCKETS[extents.head_dim],
+            BUCKETS[extents.head_dim_v],
+            own=own,
+            block=mask.block_size[own == "keys"],
+            smem_limit_bytes=executor.smem_limit_bytes,
+            options=options,
+            tf32=problem.options.tf32,
+        )
+        for own in SIDES
+    )
+    sides = (Side(row.own == "keys", row.block_own, row.block_other) for row in configs)
+    return ListedGradients(configs, options, tuple(lists_of(executor, mask, side, extents.batch) for side in sides))
 
 
 def lists_of(executor: Executor, mask: BlockMask, side: Side, batch: int) -> tuple[Any, Any]:

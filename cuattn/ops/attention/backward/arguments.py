@@ -32,9 +32,11 @@ PACKED = Operation("attention_varlen_backward", "gradients")
 _GRADIENTS = "dq", "dk", "dv"
 
 
-def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
+def check(
+    dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, operation: Operation = DENSE, **options: Any
+) -> BackwardProblem:
     """Make every check of a call. Raises as documented at `cuattn.attention_backward`."""
-    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, operation=DENSE, **options)
+    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, operation=operation, **options)
 
 
 def check_packed(

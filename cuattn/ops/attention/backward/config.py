@@ -144,14 +144,18 @@ class FlashBwdConfig:
         *,
         launch: Launch | None = None,
         aligned: bool = True,
+        listed: bool = False,
     ) -> dict[str, Any]:
-        """The compile-time constants of one of the launches. Head dims are buckets, the dtype is that of q."""
+        """The compile-time constants of one of the launches. Head dims are buckets, the dtype is that of q; with
+        ``listed`` the tiles are those of a list.
+        """
         if launch is None:
             launch = self.launches()[0]
         constants: dict[str, Any] = {
             **kernel_types(dtype_name, self.products),
             **options.constants(),
             "ALIGNED": aligned,
+            "TILE_LIST": listed,
             "OWN_KEYS": self.own == "keys",
             "GRAD_QK": launch.grad_qk,
             "GRAD_V": launch.grad_v,

@@ -78,7 +78,7 @@ def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | No
     workspace = allocate(problem, configs)
     prepared = _prepare(problem, workspace)
     classes = {}
-    if options.bias is not None or options.mask is not None:
+    if problem.listed is None and (options.bias is not None or options.mask is not None):
         classes = {
             tile: tile_classes.find(executor, options, *tile, workspace[name])
             for tile in {config.tile for config in configs}
@@ -107,7 +107,7 @@ def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
     num_rows = problem.lse.size
     if num_rows:
         on_tensor_cores = forward.dtype.itemsize == 2 or forward.options.tf32
-        base_2 = on_tensor_cores and not forward.options.kernel_options.natural_logits
+        base_2 = on_tensor_cores and not problem.kernel_options.natural_logits
         args = {
             "g_dout": dout.array,
             "g_out": out.array,
@@ -153,13 +153,16 @@ def _launch_side(
     if of_keys:
         seqlen, num_heads = extents.seqlen_k, extents.num_kv_heads
     packed = problem.packed
-    work = None if packed is None else packed.work(executor, seqlen, config.block_own, options, of_keys=of_keys)
+    tile_list = None
+    if problem.listed is not None:
+        tile_list, work = problem.listed.tiles[problem.listed.configs.index(config)]
+    else:
+        work = None if packed is None else packed.work(executor, seqlen, config.block_own, options, of_keys=of_keys)
     num_blocks = extents.batch * -(-seqlen // config.block_own) if work is None else work.shape[0]
     buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
     add_dq = sums is not None
-    kernels = _kernels(
-        executor, config, problem.forward.dtype, *buckets, options.kernel_options, prepared.aligned, add_dq
-    )
+    of_call = problem.kernel_options, prepared.aligned, add_dq, problem.listed is not None
+    kernels = _kernels(executor, config, problem.forward.dtype, *buckets, *of_call)
     for launch, kernel, smem_bytes in kernels:
         dq: Operand | DqSums | None = sums if launch.add_dq else None if of_keys else targets["dq"]
         dk = targets["dk"] if of_keys and launch.grad_qk else None
@@ -180,6 +183,7 @@ def _launch_side(
             "g_cu_seqlens_k": None if packed is None else packed.cu_seqlens_k,
             "g_work": work,
             "params": prepared.params(dq, dk, dv, classes),
+            "g_tile_list": tile_list,
         }
         executor.launch(kernel, (num_heads * num_blocks,), (config.num_threads,), args, smem_bytes)
 
@@ -194,11 +198,13 @@ def _kernels(
     options: ForwardOptions,
     aligned: bool,
     add_dq: bool,
+    listed: bool,
 ) -> list[tuple[Launch, Kernel, int]]:
     """Return the launches of a side in their order, the kernel of each, and its shared memory in bytes."""
     found = []
     for launch in config.launches(add_dq=add_dq):
-        constants = config.constants(dtype.name, head_dim, head_dim_v, options, launch=launch, aligned=aligned)
+        of_call: dict[str, Any] = {"launch": launch, "aligned": aligned, "listed": listed}
+        constants = config.constants(dtype.name, head_dim, head_dim_v, options, **of_call)
         kernel = executor.kernel(config.source, constants, config.entry)
         found.append((launch, kernel, config.smem_bytes(head_dim, head_dim_v, add_dq=launch.add_dq)))
     return found

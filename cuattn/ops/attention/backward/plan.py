@@ -19,12 +19,16 @@ __all__ = ["order_free", "select_configs"]
 def order_free(problem: BackwardProblem) -> bool:
     """Whether dq is summed in no order, by the CTAs that own keys: the caller allows it, and there is such a kernel."""
     dtype = problem.forward.dtype
+    if problem.listed is not None:  # gathered queries have no sums side by side
+        return False
     return not problem.deterministic and can_add_dq(*products_of(dtype, problem.forward.options.tf32))
 
 
 def select_configs(problem: BackwardProblem) -> tuple[FlashBwdConfig, ...]:
     """Select the rows for queries and for keys; for keys alone where dq is summed in no order."""
     forward = problem.forward
+    if problem.listed is not None:
+        return problem.listed.configs
     return _select_configs(
         forward.dtype,
         *(BUCKETS[forward.extents.head_dim], BUCKETS[forward.extents.head_dim_v]),

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple
 
 from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.backward.config import FlashBwdConfig
 from cuattn.ops.attention.sequences import PackedSequences
+from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.operand import Operand, deliver, target
 from cuattn.runtime.executor import Executor
 from cuattn.typing import ArrayT
 
-__all__ = ["AttentionGrads", "BackwardProblem"]
+__all__ = ["AttentionGrads", "BackwardProblem", "ListedGradients"]
 
 
 class AttentionGrads(NamedTuple, Generic[ArrayT]):
@@ -32,6 +34,18 @@ class AttentionGrads(NamedTuple, Generic[ArrayT]):
     dsinks: ArrayT | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ListedGradients:
+    """The tiles that the kernels visit where a mask of blocks says which: as `ListedTiles`, for either side.
+
+    ``tiles`` has, for each row of ``configs``, the list and the order of the blocks of rows.
+    """
+
+    configs: tuple[FlashBwdConfig, ...]
+    options: ForwardOptions
+    tiles: tuple[tuple[Any, Any], ...]
+
+
 @dataclass(slots=True)
 class BackwardProblem:
     """A call whose arguments have passed every check."""
@@ -49,6 +63,12 @@ class BackwardProblem:
     deterministic: bool
     workspace: Any  # as the caller gave it, or None
     packed: PackedSequences | None
+    listed: ListedGradients | None = None
+
+    @property
+    def kernel_options(self) -> ForwardOptions:
+        """The options that the kernels are compiled with."""
+        return self.forward.options.kernel_options if self.listed is None else self.listed.options
 
     @property
     def executor(self) -> Executor:

@@ -59,7 +59,7 @@ def _parts(problem: BackwardProblem, configs: Sequence[FlashBwdConfig]) -> Itera
     if order_free(problem):
         yield "dq", DqSums.shape(extents), np.float32
     options = problem.forward.options
-    if options.bias is not None or options.mask is not None:
+    if problem.listed is None and (options.bias is not None or options.mask is not None):
         for tile in dict.fromkeys(config.tile for config in configs):
             shape = tile_classes.shape(options, *tile)
             if shape is not None:
