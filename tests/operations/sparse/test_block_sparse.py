@@ -126,11 +126,9 @@ def test_nothing_to_do(executor, seqlens):
 
 
 def test_keys_that_no_query_sees_are_never_felt(executor):
-    """NaN in blocks that nobody keeps, and behind the last key."""
+    """NaN in blocks of keys that nobody keeps."""
     rng = np.random.default_rng(2)
     problem = make(rng, F16, seqlens=(128, 192), block_size=(16, 16))
-    seen = problem.visible.any(axis=0)
-    assert 0 < seen.sum() < seen.size or problem.visible.all(axis=0).any()
     mask = problem.mask & BlockMask.from_blocks(np.arange(12) % 3 == np.zeros((8, 1)), 128, 192, 16)
     hidden = np.arange(192) // 16 % 3 != 0
     k, v = problem.k.copy(), problem.v.copy()
