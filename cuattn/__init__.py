@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         vertical_slash_mask,
     )
     from cuattn.ops.sparse.strided import strided_attention, strided_attention_backward
+    from cuattn.ops.sparse.varlen import block_sparse_attention_varlen, block_sparse_attention_varlen_backward
     from cuattn.runtime.tensor_map import tensor_map
 
 __all__ = [
@@ -93,6 +94,8 @@ __all__ = [
     "bigbird_mask",
     "block_sparse_attention",
     "block_sparse_attention_backward",
+    "block_sparse_attention_varlen",
+    "block_sparse_attention_varlen_backward",
     "block_tables_from_csr",
     "cascade_attention",
     "compat",
@@ -160,6 +163,8 @@ _HOMES = {
     "bigbird_mask": "cuattn.ops.sparse.patterns",
     "block_sparse_attention": "cuattn.ops.sparse.dense",
     "block_sparse_attention_backward": "cuattn.ops.sparse.backward",
+    "block_sparse_attention_varlen": "cuattn.ops.sparse.varlen",
+    "block_sparse_attention_varlen_backward": "cuattn.ops.sparse.varlen",
     "block_tables_from_csr": "cuattn.ops.decode.csr",
     "cascade_attention": "cuattn.ops.decode.cascade",
     "copy_pages": "cuattn.kv.copy",

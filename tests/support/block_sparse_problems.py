@@ -1,4 +1,4 @@
-"""Block-sparse problems: drawn masks and options, calls with NumPy arrays on any executor, and whether they are right."""
+"""Block-sparse problems: drawn masks and options, calls with NumPy arrays on any executor, what is right."""
 
 from __future__ import annotations
 

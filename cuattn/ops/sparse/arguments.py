@@ -1,4 +1,4 @@
-"""What the block-sparse functions accept: a mask that fits the arrays, beside the checks of attention."""
+"""What the block-sparse functions accept: masks that fit the arrays, beside the checks of attention."""
 
 from __future__ import annotations
 
@@ -9,29 +9,12 @@ import numpy as np
 from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.messages import shown
-from cuattn.ops.attention import arguments
-from cuattn.ops.attention.arguments import Extents, Problem
-from cuattn.ops.attention.operation import Operation
+from cuattn.ops.attention.arguments import Extents
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.sparse.block_mask import BlockMask
+from cuattn.ops.sparse.launch import Masks
 
-__all__ = ["DENSE", "check", "check_dtypes", "check_mask"]
-
-DENSE = Operation("block_sparse_attention", "gradients")
-
-
-def check(q: Any, k: Any, v: Any, block_mask: Any, *, out: Any = None, **options: Any) -> Problem:
-    """Make every check of a call. Raises as documented at `cuattn.block_sparse_attention`."""
-    check_mask_type("block_mask", block_mask)
-    check_dtypes(q=q, k=k, v=v)
-    problem = arguments.check(q, k, v, out=out, operation=DENSE, **options)
-    check_mask(block_mask, problem.extents)
-    return problem
-
-
-def check_mask_type(name: str, x: Any) -> None:
-    """Raise `ArgumentError` for anything but a `BlockMask`."""
-    if not isinstance(x, BlockMask):
-        raise ArgumentError(f"{name} is {shown(x)}; a cuattn.BlockMask is needed")
+__all__ = ["check_dtypes", "check_mask", "check_masks", "mask_of", "masks_of"]
 
 
 def check_dtypes(**arrays: Any) -> None:
@@ -44,22 +27,86 @@ def check_dtypes(**arrays: Any) -> None:
             )
 
 
-def check_mask(mask: BlockMask, extents: Extents) -> None:
+def mask_of(x: Any, name: str = "block_mask") -> BlockMask:
+    """Return a `BlockMask`; raises `ArgumentError` for anything else."""
+    if not isinstance(x, BlockMask):
+        raise ArgumentError(f"{name} is {shown(x)}; a cuattn.BlockMask is needed")
+    return x
+
+
+def check_mask(mask: BlockMask, extents: Extents) -> Masks:
     """Raise `ShapeError` unless a mask is of these queries, keys, heads and batch entries."""
-    for axis, of_mask, of_arrays, array in (
-        ("queries", mask.seqlen_q, extents.seqlen_q, "q"),
-        ("keys", mask.seqlen_k, extents.seqlen_k, "k"),
-    ):
+    _check_lengths("block_mask", mask, extents.seqlen_q, extents.seqlen_k)
+    _check_axis("block_mask", "batch entries", mask.batch, extents.batch)
+    _check_axis("block_mask", "heads", mask.num_heads, extents.num_heads)
+    return Masks([mask], packed=False)
+
+
+def masks_of(x: Any, block_size: Any, cu_seqlens: tuple[Any, Any]) -> list[BlockMask]:
+    """Return the masks of packed sequences: of a list of them, or of compressed rows with the first of each sequence.
+
+    Raises `ArgumentError` or `ShapeError` where they are none, and whatever `BlockMask.from_csr` does.
+    """
+    if not isinstance(x, list | tuple):
+        raise ArgumentError(f"block_masks is {shown(x)}; a list of masks or (indptr, indices, row_offsets) is needed")
+    if not x or any(isinstance(mask, BlockMask) for mask in x) or len(x) != 3:
+        return [mask_of(mask, f"block_masks[{index}]") for index, mask in enumerate(x)]
+    return _from_rows(*x, block_size, cu_seqlens)
+
+
+def _from_rows(
+    indptr: Any, indices: Any, row_offsets: Any, block_size: Any, cu_seqlens: tuple[Any, Any]
+) -> list[BlockMask]:
+    """Make a mask of the rows of each sequence, whose lengths the host has to know."""
+    lengths = []
+    for name, x in zip(("cu_seqlens_q", "cu_seqlens_k"), cu_seqlens, strict=True):
+        if not isinstance(x, np.ndarray | list | tuple):
+            raise ArgumentError(
+                f"{name} is on a GPU; lengths on the CPU are needed with block_masks of compressed rows"
+            )
+        lengths.append(np.diff(np.asarray(x)))
+    starts, offsets = np.asarray(indptr), np.asarray(row_offsets)
+    if starts.ndim != 1 or offsets.shape != (lengths[0].size + 1,) or not starts.size:
+        raise ShapeError(
+            f"block_masks has indptr {list(starts.shape)} and row_offsets {list(offsets.shape)}; [rows + 1] and "
+            f"[{lengths[0].size + 1}] are needed"
+        )
+    if starts.dtype.kind not in "iu" or offsets.dtype.kind not in "iu":
+        raise DTypeError("block_masks has indptr or row_offsets that are no integers")
+    if offsets[0] != 0 or offsets[-1] != starts.size - 1 or (np.diff(offsets) < 0).any() or (np.diff(starts) < 0).any():
+        raise ArgumentError(
+            f"block_masks has row_offsets from {offsets[0]} to {offsets[-1]}; they and indptr must ascend, and "
+            f"row_offsets from 0 to the {starts.size - 1} rows"
+        )
+    kept = np.asarray(indices)
+    return [
+        BlockMask.from_csr(
+            starts[first : last + 1] - starts[first], kept[starts[first] : starts[last]], int(n), int(m), block_size
+        )
+        for first, last, n, m in zip(offsets[:-1], offsets[1:], *lengths, strict=True)
+    ]
+
+
+def check_masks(masks: list[BlockMask], packed: PackedSequences, num_heads: int) -> Masks:
+    """Raise `ShapeError` unless there is a mask for each of packed sequences, of its lengths and heads."""
+    if len(masks) != packed.batch:
+        raise ShapeError(f"block_masks has {len(masks)} masks; one for each of the {packed.batch} sequences is needed")
+    for index, mask in enumerate(masks):
+        name = f"block_masks[{index}]"
+        if packed.host is not None:
+            seqlens = (int(starts[index + 1] - starts[index]) for starts in packed.host)
+            _check_lengths(name, mask, *seqlens)
+        _check_axis(name, "batch entries", mask.batch, 1)
+        _check_axis(name, "heads", mask.num_heads, num_heads)
+    return Masks(masks, packed=True)
+
+
+def _check_lengths(name: str, mask: BlockMask, seqlen_q: int, seqlen_k: int) -> None:
+    for axis, of_mask, of_arrays in (("queries", mask.seqlen_q, seqlen_q), ("keys", mask.seqlen_k, seqlen_k)):
         if of_mask != of_arrays:
-            raise ShapeError(f"block_mask is of {of_mask} {axis} and {array} has {of_arrays}; they must be the same")
-    check_leading(mask, extents)
+            raise ShapeError(f"{name} is of {of_mask} {axis}, and there are {of_arrays}; they must be the same")
 
 
-def check_leading(mask: BlockMask, extents: Extents) -> None:
-    """Raise `ShapeError` unless the heads and batch entries of a mask are 1 or those of the arrays."""
-    for axis, of_mask, of_arrays in (
-        ("heads", mask.num_heads, extents.num_heads),
-        ("batch entries", mask.batch, extents.batch),
-    ):
-        if of_mask not in (1, of_arrays):
-            raise ShapeError(f"block_mask has {of_mask} {axis}; 1 or the {of_arrays} of q are needed")
+def _check_axis(name: str, axis: str, of_mask: int, of_arrays: int) -> None:
+    if of_mask not in (1, of_arrays):
+        raise ShapeError(f"{name} has {of_mask} {axis}; 1 or {of_arrays} are needed")

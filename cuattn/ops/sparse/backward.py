@@ -16,7 +16,7 @@ from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
-from cuattn.ops.sparse.arguments import check_dtypes, check_mask, check_mask_type
+from cuattn.ops.sparse.arguments import check_dtypes, check_mask, mask_of
 from cuattn.ops.sparse.block_mask import BlockMask
 from cuattn.ops.sparse.launch import backward_tiles
 from cuattn.typing import ArrayT
@@ -97,11 +97,11 @@ def block_sparse_attention_backward(
     array([0.5, 0.5, 1. , 1. ], dtype=float32)
     """
     _OPERATION.refuse_unknown(options)
-    check_mask_type("block_mask", block_mask)
+    mask = mask_of(block_mask)
     check_dtypes(q=q, k=k, v=v)
     of_call: dict[str, Any] = {"dlse": dlse, "dq": dq, "dk": dk, "dv": dv, **options}
     problem = arguments.check(dout, q, k, v, out, lse, operation=_OPERATION, **of_call)
-    check_mask(block_mask, problem.forward.extents)
-    warn_if_slow(problem.forward, work=BACKWARD_FLOPS * block_mask.density)
-    problem.listed = backward_tiles(problem.forward, block_mask)
+    masks = check_mask(mask, problem.forward.extents)
+    warn_if_slow(problem.forward, work=BACKWARD_FLOPS * mask.density)
+    problem.listed = backward_tiles(problem.forward, masks)
     return backward(problem)

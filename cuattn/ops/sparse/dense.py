@@ -11,17 +11,22 @@ from __future__ import annotations
 
 from typing import Any, Literal, Unpack, overload
 
+from cuattn.ops.attention import arguments
+from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.launch import forward
+from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
-from cuattn.ops.sparse.arguments import DENSE, check
+from cuattn.ops.sparse.arguments import check_dtypes, check_mask, mask_of
 from cuattn.ops.sparse.block_mask import BlockMask
-from cuattn.ops.sparse.launch import forward_tiles
+from cuattn.ops.sparse.launch import Masks, forward_tiles
 from cuattn.runtime.small_arrays import check_flag
 from cuattn.typing import ArrayT
 
 __all__ = ["block_sparse_attention"]
+
+_OPERATION = Operation("block_sparse_attention", "gradients")
 
 
 @overload
@@ -57,7 +62,7 @@ def block_sparse_attention(
     return_lse: bool,
     **options: Unpack[GradientOptions],
 ) -> ArrayT | tuple[ArrayT, ArrayT]: ...
-@takes_options(DENSE, before="out")
+@takes_options(_OPERATION, before="out")
 def block_sparse_attention(
     q: Any,
     k: Any,
@@ -124,8 +129,16 @@ def block_sparse_attention(
     >>> cuattn.block_sparse_attention(q, q, v, mask)[0, :, 0, 0]
     array([ 2.,  2., 15., 15.], dtype=float32)
     """
-    DENSE.refuse_unknown(options)
+    _OPERATION.refuse_unknown(options)
     check_flag("return_lse", return_lse)
-    problem = check(q, k, v, block_mask, out=out, **options)
+    problem, masks = check(q, k, v, block_mask, out=out, **options)
     warn_if_slow(problem, work=block_mask.density)
-    return forward(problem, return_lse=return_lse, listed=forward_tiles(problem, block_mask))
+    return forward(problem, return_lse=return_lse, listed=forward_tiles(problem, masks))
+
+
+def check(q: Any, k: Any, v: Any, block_mask: Any, **options: Any) -> tuple[Problem, Masks]:
+    """Make every check of a call. Raises as documented at `block_sparse_attention`."""
+    mask = mask_of(block_mask)
+    check_dtypes(q=q, k=k, v=v)
+    problem = arguments.check(q, k, v, operation=_OPERATION, **options)
+    return problem, check_mask(mask, problem.extents)

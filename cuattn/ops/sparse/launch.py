@@ -1,8 +1,10 @@
-"""The way from a checked block-sparse problem to its lists of tiles, and to the launch of the forward."""
+"""The way from a checked block-sparse problem to its lists of tiles."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,51 +12,75 @@ from numpy.typing import NDArray
 
 from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.backward import listed_config as backward_rows
 from cuattn.ops.attention.backward.config import SIDES
 from cuattn.ops.attention.backward.problem import ListedGradients
+from cuattn.ops.attention.forward import listed_config as forward_rows
 from cuattn.ops.attention.forward.config import FlashFwdConfig
 from cuattn.ops.attention.listed import ListedTiles, listed_options
 from cuattn.ops.sparse.block_mask import BlockMask
-from cuattn.ops.sparse import backward_config
-from cuattn.ops.sparse.config import select
 from cuattn.ops.sparse.tile_list import Side, tile_lists
 from cuattn.runtime.executor import Executor, host_executor
 
-__all__ = ["backward_tiles", "forward_row", "forward_tiles", "lists_of"]
+__all__ = ["Masks", "backward_tiles", "forward_row", "forward_tiles"]
 
 
-def forward_row(problem: Problem, block: int, smem_limit_bytes: int) -> FlashFwdConfig:
-    """Select the shape in which a call with blocks of so many queries is computed."""
+class Masks:
+    """The masks of a call: one for a batch, or one for each of packed sequences. Known by which masks they are."""
+
+    def __init__(self, masks: Sequence[BlockMask], *, packed: bool) -> None:
+        self.masks, self.packed = tuple(masks), packed
+        self._key = packed, *map(id, self.masks)  # they live as long as this does
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Masks) and self._key == other._key
+
+    def block(self, axis: int) -> int:
+        """Return the queries (axis 0) or the keys of a block: of all blocks, where masks differ."""
+        return math.gcd(*(mask.block_size[axis] for mask in self.masks)) or 1
+
+    def lists(self, executor: Executor, side: Side, batch: int) -> tuple[Any, Any]:
+        """Return the list of tiles of a side, and the order of its blocks of rows, where kernels read them."""
+        if self.packed:
+            return _packed_lists(executor, self, side)
+        return _lists(executor, self.masks[0], side, batch)
+
+
+def forward_row(problem: Problem, masks: Masks, smem_limit_bytes: int) -> FlashFwdConfig:
+    """Select the shape in which a call is computed."""
     extents, options = problem.extents, problem.options
-    return select(
+    return forward_rows.select(
         problem.dtype,
         BUCKETS[extents.head_dim],
         COLUMNS[extents.head_dim_v][0],
-        block=block,
+        block=masks.block(0),
         smem_limit_bytes=smem_limit_bytes,
         options=listed_options(options.variant),
         tf32=options.tf32,
     )
 
 
-def forward_tiles(problem: Problem, mask: BlockMask) -> ListedTiles:
-    """Return the tiles of the queries of a call, made when the mask is first used with tiles of this shape."""
+def forward_tiles(problem: Problem, masks: Masks) -> ListedTiles:
+    """Return the tiles of the queries of a call, made when the masks are first used with tiles of this shape."""
     executor = problem.executor
-    row = forward_row(problem, mask.block_size[0], executor.smem_limit_bytes)
-    array, work = lists_of(executor, mask, Side(False, row.block_m, row.block_n), problem.extents.batch)
-    return ListedTiles(row, listed_options(problem.options.variant), array, work)
+    row = forward_row(problem, masks, executor.smem_limit_bytes)
+    lists = masks.lists(executor, Side(False, row.block_m, row.block_n), problem.extents.batch)
+    return ListedTiles(row, listed_options(problem.options.variant), *lists)
 
 
-def backward_tiles(problem: Problem, mask: BlockMask) -> ListedGradients:
+def backward_tiles(problem: Problem, masks: Masks) -> ListedGradients:
     """Return the tiles of the queries and those of the keys of a call, likewise."""
     executor, extents, options = problem.executor, problem.extents, listed_options(problem.options.variant)
     configs = tuple(
-        backward_config.select(
+        backward_rows.select(
             problem.dtype,
             BUCKETS[extents.head_dim],
             BUCKETS[extents.head_dim_v],
             own=own,
-            block=mask.block_size[own == "keys"],
+            block=masks.block(own == "keys"),
             smem_limit_bytes=executor.smem_limit_bytes,
             options=options,
             tf32=problem.options.tf32,
@@ -62,11 +88,11 @@ def backward_tiles(problem: Problem, mask: BlockMask) -> ListedGradients:
         for own in SIDES
     )
     sides = (Side(row.own == "keys", row.block_own, row.block_other) for row in configs)
-    return ListedGradients(configs, options, tuple(lists_of(executor, mask, side, extents.batch) for side in sides))
+    return ListedGradients(configs, options, tuple(masks.lists(executor, side, extents.batch) for side in sides))
 
 
-def lists_of(executor: Executor, mask: BlockMask, side: Side, batch: int) -> tuple[Any, Any]:
-    """Return the list of a mask for one side, and its blocks of rows as (batch entry, block), where kernels read them."""
+def _lists(executor: Executor, mask: BlockMask, side: Side, batch: int) -> tuple[Any, Any]:
+    """Return the list of one mask, and (batch entry, block) in the order of the work, which the mask keeps."""
     key = "tiles", side
 
     def make() -> Sequence[NDArray[Any]]:
@@ -77,6 +103,13 @@ def lists_of(executor: Executor, mask: BlockMask, side: Side, batch: int) -> tup
         return [ordered(np.broadcast_to(tiles, (batch, tiles.shape[1])))]
 
     return mask.derived(executor, key, make)[0], mask.derived(executor, ("work", side, batch), make_work)[0]
+
+
+@lru_cache(maxsize=64)
+def _packed_lists(executor: Executor, masks: Masks, side: Side) -> tuple[Any, Any]:
+    """Return the same of a mask a sequence, for the last few batches of masks."""
+    array, work = tile_lists(masks.masks, side)
+    return executor.put(array, np.int32), executor.put(ordered(work), np.int32)
 
 
 def ordered(tiles: NDArray[np.int64]) -> NDArray[np.int32]:

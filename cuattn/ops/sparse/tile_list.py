@@ -64,7 +64,8 @@ def tile_lists(masks: Sequence[BlockMask], side: Side) -> TileLists:
     tiles_at = begins_at + counts.size + 1
     tiles_at += tiles_at % 2  # a tile is read as a pair
     details_at = tiles_at + 2 * int(counts.sum())
-    total = details_at + sum(part.details.size for part in parts)
+    # Behind the last words: what lengths on a device that are not those of the masks may lead to.
+    total = details_at + sum(part.details.size for part in parts) + side.rows * max(side.columns // 32, 1)
     if total > MAX_EXTENT:
         raise ShapeError(f"the lists of the mask have {total} entries; at most {MAX_EXTENT} are allowed")
     array = np.zeros(total, np.int32)
@@ -199,7 +200,7 @@ def _pieces(mask: BlockMask, rows: int, num_blocks: int) -> _Pieces:
 
 
 def _element_bits(elements: NDArray[np.bool_], block: Integers, row: Integers, first: Integers) -> NDArray[np.uint8]:
-    """Return the bits of eight columns from ``first`` on, of a row of a block; what lies outside of it does not count."""
+    """Return the bits of eight columns from ``first`` on, of a row of a block; those outside of it mean nothing."""
     columns = np.clip(first[:, None] + np.arange(GRANULE), 0, elements.shape[2] - 1)
     return np.packbits(elements[block[:, None], row[:, None], columns], axis=1, bitorder="little")[:, 0]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import cuattn
 from cuattn import BlockMask
-from cuattn.testing.arrays import Layout, place
 from cuattn.dtypes import BFLOAT16
+from cuattn.testing.arrays import Layout, place
 from cuattn.testing.strategies import examples
 
 F16, F32, F64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)

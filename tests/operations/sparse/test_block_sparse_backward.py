@@ -56,7 +56,9 @@ def test_other_dtypes(executor, dtype, precision, data):
     sizes = (64, 64), (32, 96), (64, 32)
     if precision is not None:
         sizes = (64, 64), (128, 64)
-    problem = data.draw(problems(dtype, block_sizes=sizes, options=OPTIONS, most=4, precision=precision, max_seqlen=100))
+    problem = data.draw(
+        problems(dtype, block_sizes=sizes, options=OPTIONS, most=4, precision=precision, max_seqlen=100)
+    )
     problem.options.setdefault("softcap", 20.0)
     if problem.options.get("bias") is not None:
         problem.options["bias"] = problem.options["bias"].astype(np.float32)

@@ -40,11 +40,21 @@ def check(
 
 
 def check_packed(
-    dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    operation: Operation = PACKED,
+    **options: Any,
 ) -> BackwardProblem:
     """Make every check of a call. Raises as documented at `cuattn.attention_varlen_backward`."""
     saved, cu_seqlens = {"dout": dout, "out": out, "lse": lse}, (cu_seqlens_q, cu_seqlens_k)
-    return _check(q, k, v, saved, cu_seqlens, operation=PACKED, **options)
+    return _check(q, k, v, saved, cu_seqlens, operation=operation, **options)
 
 
 def check_sizes(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any) -> BackwardProblem:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cuattn import compile
 from cuattn.ops.attention.backward.bias_config import BIAS_BWD_CONFIGS
 from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, FlashBwdConfig, Launch
+from cuattn.ops.attention.backward.listed_config import LISTED_BWD_CONFIGS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW, largest_head_dim, nvrtc_ms, products_mark
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 from cuattn.ops.registry import ARCHS, EXTREME_LOGITS, TYPICAL_DTYPE, KernelGroup, Variant
@@ -23,6 +24,10 @@ def _variants() -> Iterator[Variant]:
         for launch in launches_of(row):
             yield from (variant_of(row, launch, options) for options in (PLAIN, CAUSAL, most))
             yield variant_of(row, launch, most, aligned=False)
+    for row in LISTED_BWD_CONFIGS:
+        for launch in row.launches():
+            for options in (PLAIN, WINDOW, *(EVERYTHING,) * row.score_options):
+                yield variant_of(row, launch, options, listed=True)
     yield Variant("attention_backward_dq", "default", {"Element": "__half", "NUM_WARPS": 4})
     rows = {"Element": "__half", "Accumulator": "float", "NUM_WARPS": 4}
     yield Variant("attention_backward_rows", "default", rows)
@@ -37,7 +42,9 @@ def launches_of(row: FlashBwdConfig) -> list[Launch]:
     return launches
 
 
-def variant_of(row: FlashBwdConfig, launch: Launch, options: ForwardOptions, *, aligned: bool = True) -> Variant:
+def variant_of(
+    row: FlashBwdConfig, launch: Launch, options: ForwardOptions, *, aligned: bool = True, listed: bool = False
+) -> Variant:
     """Return one launch of a row compiled with some options, for the largest head dim that the row is legal for."""
     dtype, head_dim = TYPICAL_DTYPE[row.itemsize], largest_head_dim(row)
     keys = "dk" * launch.grad_qk + "dv" * launch.grad_v + "_addsdq" * launch.add_dq
@@ -45,8 +52,8 @@ def variant_of(row: FlashBwdConfig, launch: Launch, options: ForwardOptions, *, 
         row.source,
         f"{'dq' if row.own == 'queries' else keys}_{dtype}{products_mark(row)}_d{head_dim}"
         f"_{row.block_own}x{row.block_other}_w{row.num_warps}_s{row.num_stages}_{options.label}"
-        f"{'' if aligned else '_unaligned'}",
-        row.constants(dtype, head_dim, head_dim, options, launch=launch, aligned=aligned),
+        f"{'' if aligned else '_unaligned'}{'_listed' * listed}",
+        row.constants(dtype, head_dim, head_dim, options, launch=launch, aligned=aligned, listed=listed),
         num_threads=row.num_threads,
         smem_bytes=row.smem_bytes(head_dim, head_dim, add_dq=launch.add_dq),
         nvrtc_ms=nvrtc_ms(head_dim, options),
@@ -78,7 +85,7 @@ GROUPS = (
             *("attention_backward_dq", "attention_backward_rows"),
         ),
         variants=_variants,
-        tests=("operations/backward", EXTREME_LOGITS),
+        tests=("operations/backward", "operations/sparse/test_block_sparse_backward.py", EXTREME_LOGITS),
         page="attention_backward.md",
     ),
     KernelGroup(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from cuattn.head_dims import COLUMNS
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfig, PlainFwdConfig
 from cuattn.ops.attention.forward.hopper_config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
+from cuattn.ops.attention.forward.listed_config import LISTED_FWD_CONFIGS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW, largest_head_dim, nvrtc_ms, products_mark
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, KernelGroup, Variant
@@ -37,13 +38,18 @@ def _variants() -> Iterator[Variant]:
         yield variant_of(row, dtype, most, aligned=False)
         if row.itemsize == 2:
             yield variant_of(row, "float8_e4m3fn", most)
+    for row in LISTED_FWD_CONFIGS:
+        for options in (PLAIN, WINDOW, *(EVERYTHING,) * row.score_options):
+            yield variant_of(row, TYPICAL_DTYPE[row.itemsize], options, listed=True)
     yield Variant("attention_plain", "default", PlainFwdConfig().constants("float16", 0, 0))
     yield Variant("attention_schedule", "default", {"BLOCK_M": 128, "NUM_THREADS": 1024})
     flags = dict.fromkeys(("SOFTCAP", "ALIBI", "BIAS", "MASK"), True)
     yield Variant("attention_mask_tiles", "default", {**flags, "BiasElement": "__half", "NUM_WARPS": 4})
 
 
-def variant_of(row: FlashFwdConfig, dtype: str, options: ForwardOptions, *, aligned: bool = True) -> Variant:
+def variant_of(
+    row: FlashFwdConfig, dtype: str, options: ForwardOptions, *, aligned: bool = True, listed: bool = False
+) -> Variant:
     """Return a row compiled with some options, for the largest head dim that it is legal for."""
     head_dim = largest_head_dim(row)
     columns, blocks = COLUMNS[head_dim]
@@ -51,8 +57,8 @@ def variant_of(row: FlashFwdConfig, dtype: str, options: ForwardOptions, *, alig
     return Variant(
         row.source,
         f"{dtype}{products_mark(row)}_d{head_dim}_{row.block_m}x{row.block_n}_w{row.num_warps}_s{row.num_stages}"
-        f"{few}_{options.label}{'' if aligned else '_unaligned'}",
-        row.constants(dtype, head_dim, columns, options, aligned=aligned, column_blocks=blocks),
+        f"{few}_{options.label}{'' if aligned else '_unaligned'}{'_listed' * listed}",
+        row.constants(dtype, head_dim, columns, options, aligned=aligned, column_blocks=blocks, listed=listed),
         num_threads=row.num_threads,
         smem_bytes=row.smem_bytes(head_dim, columns),
         nvrtc_ms=nvrtc_ms(head_dim, options),
@@ -81,6 +87,7 @@ GROUPS = (
         variants=_variants,
         tests=(
             *("operations/attention", "operations/compat", "operations/test_known_defects.py"),
+            "operations/sparse/test_block_sparse*.py",
             *(ODD_STRIDES, EXTREME_LOGITS),
         ),
         page="attention_forward.md",

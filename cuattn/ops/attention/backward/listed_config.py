@@ -1,4 +1,4 @@
-"""Which shapes of the backward kernels walk over lists of tiles: rows as those of `FLASH_BWD_CONFIGS`, by block size."""
+"""Which shapes of the backward kernels walk over lists of tiles: as `FLASH_BWD_CONFIGS`, and by block size."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from cuattn.errors import LaunchError
 from cuattn.ops.attention.backward.config import FlashBwdConfig, Side
 from cuattn.ops.attention.forward.config import products_of
+from cuattn.ops.attention.forward.listed_config import preferred
 from cuattn.ops.attention.variants import ForwardOptions
-from cuattn.ops.sparse.config import preferred
 
 __all__ = ["LISTED_BWD_CONFIGS", "select"]
 
