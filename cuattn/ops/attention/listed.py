@@ -1,18 +1,48 @@
 """What a forward launch needs to walk over a list of tiles instead of all of them: kernels/attention/tile_list.cuh.
 
-Who makes such lists is above the kernels: block masks do (`cuattn.ops.sparse`).
+Who makes such lists is above the kernels: masks of blocks do (`cuattn.ops.sparse`), of which no more is known here than
+their sizes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+
+from cuattn.dtypes import DTYPES, ELEMENTS
+from cuattn.errors import DTypeError, ShapeError
+from cuattn.head_dims import BUCKETS, COLUMNS
+from cuattn.ops.attention.arguments import Extents, Problem
+from cuattn.ops.attention.forward import listed_config
 from cuattn.ops.attention.forward.config import FlashFwdConfig
 from cuattn.ops.attention.variants import EVERYTHING, ForwardOptions
 
-__all__ = ["ListedTiles", "listed_options"]
+__all__ = [
+    "ListedTiles",
+    "MaskSizes",
+    "check_axis",
+    "check_lengths",
+    "check_listed_dtypes",
+    "check_mask",
+    "listed_options",
+    "listed_row",
+]
+
+
+class MaskSizes(Protocol):
+    """What a mask of blocks is for."""
+
+    @property
+    def seqlen_q(self) -> int: ...
+    @property
+    def seqlen_k(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +77,47 @@ def listed_options(variant: ForwardOptions) -> ForwardOptions:
         return replace(EVERYTHING, bias_dtype=variant.bias_dtype)
     bounded = variant.bound_left or variant.bound_right
     return replace(variant, bound_left=bounded, bound_right=bounded)
+
+
+def listed_row(problem: Problem, block: int, smem_limit_bytes: int) -> FlashFwdConfig:
+    """Select the shape in which a call is computed whose mask has blocks of so many queries."""
+    extents, options = problem.extents, problem.options
+    return listed_config.select(
+        problem.dtype,
+        BUCKETS[extents.head_dim],
+        COLUMNS[extents.head_dim_v][0],
+        block=block,
+        smem_limit_bytes=smem_limit_bytes,
+        options=listed_options(options.variant),
+        tf32=options.tf32,
+    )
+
+
+def check_listed_dtypes(**arrays: Any) -> None:
+    """Raise `DTypeError` for 8-bit floats, which no kernel with a list of tiles reads."""
+    for name, x in arrays.items():
+        dtype = getattr(x, "dtype", None)
+        if isinstance(dtype, np.dtype) and dtype not in DTYPES:
+            raise DTypeError(
+                f"{name} has dtype {dtype} ({dtype.str}); block-sparse attention is for {', '.join(ELEMENTS)} (native)"
+            )
+
+
+def check_mask(mask: MaskSizes, extents: Extents) -> None:
+    """Raise `ShapeError` unless a mask is of these queries, keys, heads and batch entries."""
+    check_lengths("block_mask", mask, extents.seqlen_q, extents.seqlen_k)
+    check_axis("block_mask", "batch entries", mask.batch, extents.batch)
+    check_axis("block_mask", "heads", mask.num_heads, extents.num_heads)
+
+
+def check_lengths(name: str, mask: MaskSizes, seqlen_q: int, seqlen_k: int) -> None:
+    """Raise `ShapeError` unless a mask is of so many queries and keys."""
+    for axis, of_mask, of_arrays in (("queries", mask.seqlen_q, seqlen_q), ("keys", mask.seqlen_k, seqlen_k)):
+        if of_mask != of_arrays:
+            raise ShapeError(f"{name} is of {of_mask} {axis}, and there are {of_arrays}; they must be the same")
+
+
+def check_axis(name: str, axis: str, of_mask: int, of_arrays: int) -> None:
+    """Raise `ShapeError` unless an axis of a mask is 1 or as long as that of the arrays."""
+    if of_mask not in (1, of_arrays):
+        raise ShapeError(f"{name} has {of_mask} {axis}; 1 or {of_arrays} are needed")

@@ -6,25 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.messages import shown
-from cuattn.ops.attention.arguments import Extents
+from cuattn.ops.attention.listed import check_axis, check_lengths
 from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.sparse.block_mask import BlockMask
 from cuattn.ops.sparse.launch import Masks
 
-__all__ = ["check_dtypes", "check_mask", "check_masks", "mask_of", "masks_of"]
-
-
-def check_dtypes(**arrays: Any) -> None:
-    """Raise `DTypeError` for 8-bit floats, which no kernel with a list of tiles reads."""
-    for name, x in arrays.items():
-        dtype = getattr(x, "dtype", None)
-        if isinstance(dtype, np.dtype) and dtype not in DTYPES:
-            raise DTypeError(
-                f"{name} has dtype {dtype} ({dtype.str}); block-sparse attention is for {', '.join(ELEMENTS)} (native)"
-            )
+__all__ = ["check_masks", "mask_of", "masks_of"]
 
 
 def mask_of(x: Any, name: str = "block_mask") -> BlockMask:
@@ -32,14 +21,6 @@ def mask_of(x: Any, name: str = "block_mask") -> BlockMask:
     if not isinstance(x, BlockMask):
         raise ArgumentError(f"{name} is {shown(x)}; a cuattn.BlockMask is needed")
     return x
-
-
-def check_mask(mask: BlockMask, extents: Extents) -> Masks:
-    """Raise `ShapeError` unless a mask is of these queries, keys, heads and batch entries."""
-    _check_lengths("block_mask", mask, extents.seqlen_q, extents.seqlen_k)
-    _check_axis("block_mask", "batch entries", mask.batch, extents.batch)
-    _check_axis("block_mask", "heads", mask.num_heads, extents.num_heads)
-    return Masks([mask], packed=False)
 
 
 def masks_of(x: Any, block_size: Any, cu_seqlens: tuple[Any, Any]) -> list[BlockMask]:
@@ -95,18 +76,7 @@ def check_masks(masks: list[BlockMask], packed: PackedSequences, num_heads: int)
         name = f"block_masks[{index}]"
         if packed.host is not None:
             seqlens = (int(starts[index + 1] - starts[index]) for starts in packed.host)
-            _check_lengths(name, mask, *seqlens)
-        _check_axis(name, "batch entries", mask.batch, 1)
-        _check_axis(name, "heads", mask.num_heads, num_heads)
+            check_lengths(name, mask, *seqlens)
+        check_axis(name, "batch entries", mask.batch, 1)
+        check_axis(name, "heads", mask.num_heads, num_heads)
     return Masks(masks, packed=True)
-
-
-def _check_lengths(name: str, mask: BlockMask, seqlen_q: int, seqlen_k: int) -> None:
-    for axis, of_mask, of_arrays in (("queries", mask.seqlen_q, seqlen_q), ("keys", mask.seqlen_k, seqlen_k)):
-        if of_mask != of_arrays:
-            raise ShapeError(f"{name} is of {of_mask} {axis}, and there are {of_arrays}; they must be the same")
-
-
-def _check_axis(name: str, axis: str, of_mask: int, of_arrays: int) -> None:
-    if of_mask not in (1, of_arrays):
-        raise ShapeError(f"{name} has {of_mask} {axis}; 1 or {of_arrays} are needed")

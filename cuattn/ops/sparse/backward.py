@@ -12,13 +12,14 @@ from typing import Any, Unpack
 from cuattn.ops.attention.backward import arguments
 from cuattn.ops.attention.backward.launch import backward
 from cuattn.ops.attention.backward.problem import AttentionGrads
+from cuattn.ops.attention.listed import check_listed_dtypes, check_mask
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
-from cuattn.ops.sparse.arguments import check_dtypes, check_mask, mask_of
+from cuattn.ops.sparse.arguments import mask_of
 from cuattn.ops.sparse.block_mask import BlockMask
-from cuattn.ops.sparse.launch import backward_tiles
+from cuattn.ops.sparse.launch import Masks, backward_tiles
 from cuattn.typing import ArrayT
 
 __all__ = ["block_sparse_attention_backward"]
@@ -98,10 +99,10 @@ def block_sparse_attention_backward(
     """
     _OPERATION.refuse_unknown(options)
     mask = mask_of(block_mask)
-    check_dtypes(q=q, k=k, v=v)
+    check_listed_dtypes(q=q, k=k, v=v)
     of_call: dict[str, Any] = {"dlse": dlse, "dq": dq, "dk": dk, "dv": dv, **options}
     problem = arguments.check(dout, q, k, v, out, lse, operation=_OPERATION, **of_call)
-    masks = check_mask(mask, problem.forward.extents)
+    check_mask(mask, problem.forward.extents)
     warn_if_slow(problem.forward, work=BACKWARD_FLOPS * mask.density)
-    problem.listed = backward_tiles(problem.forward, masks)
+    problem.listed = backward_tiles(problem.forward, Masks([mask], packed=False))
     return backward(problem)

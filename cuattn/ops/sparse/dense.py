@@ -14,11 +14,12 @@ from typing import Any, Literal, Unpack, overload
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward.launch import forward
+from cuattn.ops.attention.listed import check_listed_dtypes, check_mask
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import warn_if_slow
-from cuattn.ops.sparse.arguments import check_dtypes, check_mask, mask_of
+from cuattn.ops.sparse.arguments import mask_of
 from cuattn.ops.sparse.block_mask import BlockMask
 from cuattn.ops.sparse.launch import Masks, forward_tiles
 from cuattn.runtime.small_arrays import check_flag
@@ -139,6 +140,7 @@ def block_sparse_attention(
 def check(q: Any, k: Any, v: Any, block_mask: Any, **options: Any) -> tuple[Problem, Masks]:
     """Make every check of a call. Raises as documented at `block_sparse_attention`."""
     mask = mask_of(block_mask)
-    check_dtypes(q=q, k=k, v=v)
+    check_listed_dtypes(q=q, k=k, v=v)
     problem = arguments.check(q, k, v, operation=_OPERATION, **options)
-    return problem, check_mask(mask, problem.extents)
+    check_mask(mask, problem.extents)
+    return problem, Masks([mask], packed=False)

@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cuattn.head_dims import BUCKETS, COLUMNS
+from cuattn.head_dims import BUCKETS
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.backward import listed_config as backward_rows
 from cuattn.ops.attention.backward.config import SIDES
 from cuattn.ops.attention.backward.problem import ListedGradients
-from cuattn.ops.attention.forward import listed_config as forward_rows
-from cuattn.ops.attention.forward.config import FlashFwdConfig
-from cuattn.ops.attention.listed import ListedTiles, listed_options
+from cuattn.ops.attention.listed import ListedTiles, listed_options, listed_row
 from cuattn.ops.sparse.block_mask import BlockMask
 from cuattn.ops.sparse.tile_list import Side, tile_lists
 from cuattn.runtime.executor import Executor, host_executor
 
-__all__ = ["Masks", "backward_tiles", "forward_row", "forward_tiles"]
+__all__ = ["Masks", "backward_tiles", "forward_tiles"]
 
 
 class Masks:
@@ -49,24 +47,10 @@ class Masks:
         return _lists(executor, self.masks[0], side, batch)
 
 
-def forward_row(problem: Problem, masks: Masks, smem_limit_bytes: int) -> FlashFwdConfig:
-    """Select the shape in which a call is computed."""
-    extents, options = problem.extents, problem.options
-    return forward_rows.select(
-        problem.dtype,
-        BUCKETS[extents.head_dim],
-        COLUMNS[extents.head_dim_v][0],
-        block=masks.block(0),
-        smem_limit_bytes=smem_limit_bytes,
-        options=listed_options(options.variant),
-        tf32=options.tf32,
-    )
-
-
 def forward_tiles(problem: Problem, masks: Masks) -> ListedTiles:
     """Return the tiles of the queries of a call, made when the masks are first used with tiles of this shape."""
     executor = problem.executor
-    row = forward_row(problem, masks, executor.smem_limit_bytes)
+    row = listed_row(problem, masks.block(0), executor.smem_limit_bytes)
     lists = masks.lists(executor, Side(False, row.block_m, row.block_n), problem.extents.batch)
     return ListedTiles(row, listed_options(problem.options.variant), *lists)
 
@@ -109,7 +93,11 @@ def _lists(executor: Executor, mask: BlockMask, side: Side, batch: int) -> tuple
 def _packed_lists(executor: Executor, masks: Masks, side: Side) -> tuple[Any, Any]:
     """Return the same of a mask a sequence, for the last few batches of masks."""
     array, work = tile_lists(masks.masks, side)
-    return executor.put(array, np.int32), executor.put(ordered(work), np.int32)
+    copies = executor.put(array, np.int32), executor.put(ordered(work), np.int32)
+    if executor.name == "cuda":  # once: later calls on other streams find them there
+        with executor.on_device():
+            executor.xp.cuda.get_current_stream().synchronize()
+    return copies
 
 
 def ordered(tiles: NDArray[np.int64]) -> NDArray[np.int32]:

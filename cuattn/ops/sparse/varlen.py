@@ -15,11 +15,12 @@ from cuattn.ops.attention.backward import arguments as backward_arguments
 from cuattn.ops.attention.backward.launch import backward
 from cuattn.ops.attention.backward.problem import AttentionGrads
 from cuattn.ops.attention.forward.launch import forward
+from cuattn.ops.attention.listed import check_listed_dtypes
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
-from cuattn.ops.sparse.arguments import check_dtypes, check_masks, masks_of
+from cuattn.ops.sparse.arguments import check_masks, masks_of
 from cuattn.ops.sparse.block_mask import BlockMask
 from cuattn.ops.sparse.launch import Masks, backward_tiles, forward_tiles
 from cuattn.runtime.small_arrays import check_flag
@@ -157,7 +158,7 @@ def block_sparse_attention_varlen(
     _FORWARD.refuse_unknown(options)
     check_flag("return_lse", return_lse)
     given = masks_of(block_masks, block_size, (cu_seqlens_q, cu_seqlens_k))
-    check_dtypes(q=q, k=k, v=v)
+    check_listed_dtypes(q=q, k=k, v=v)
     of_call: dict[str, Any] = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "out": out, **options}
     problem, packed = varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, operation=_FORWARD, **of_call)
     masks = check_masks(given, packed, problem.extents.num_heads)
@@ -232,7 +233,7 @@ def block_sparse_attention_varlen_backward(
     """
     _BACKWARD.refuse_unknown(options)
     given = masks_of(block_masks, block_size, (cu_seqlens_q, cu_seqlens_k))
-    check_dtypes(q=q, k=k, v=v)
+    check_listed_dtypes(q=q, k=k, v=v)
     of_call: dict[str, Any] = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, **options}
     of_call |= {"dlse": dlse, "dq": dq, "dk": dk, "dv": dv}
     saved = dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k

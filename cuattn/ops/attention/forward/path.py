@@ -8,12 +8,14 @@ from typing import Any
 from cuattn import compile
 from cuattn.errors import ArgumentError
 from cuattn.head_dims import BUCKETS, COLUMNS
+from cuattn.messages import shown
 from cuattn.ops.attention import arguments, varlen
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.forward import hopper_select as hopper
 from cuattn.ops.attention.forward.config import FlashFwdConfig, select
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.tuned_rows import Row, tuned_row
+from cuattn.ops.attention.listed import check_listed_dtypes, check_mask, listed_options, listed_row
 from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
 
@@ -62,6 +64,7 @@ def forward_path(
     cu_seqlens_k: Any = None,
     *,
     arch: str | None = None,
+    block_mask: Any = None,
     **options: Any,
 ) -> ForwardPath:
     """Say which kernel `cuattn.attention` or `cuattn.attention_varlen` takes for arguments, and why; nothing runs.
@@ -69,8 +72,8 @@ def forward_path(
     On compute capability 9.0, calls take the Hopper kernel unless one of these holds: the dtype is neither float16 nor
     bfloat16, nor float8_e4m3fn with ``precision="fp8"``; a head dim is more than 256; there is a bias, a mask or
     dropout; the base or a stride of q, k or v is no multiple of 16 bytes, or a stride of an axis longer than 1 is not
-    positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``. Those, and calls on other
-    architectures, take the portable kernels.
+    positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``; it is a call of
+    `cuattn.block_sparse_attention`. Those, and calls on other architectures, take the portable kernels.
     The result is right either way.
 
     Parameters
@@ -82,6 +85,8 @@ def forward_path(
     arch : str, optional
         Ask for another architecture, such as "sm_90a", instead of that of the device of ``q`` (for NumPy arrays
         ``CUATTN_HOST_ARCH``). What `cuattn.tune` has measured counts only without it.
+    block_mask : BlockMask, optional
+        Ask for `cuattn.block_sparse_attention` with this mask.
     **options
         Keywords of those functions but ``return_lse``, which decides nothing.
 
@@ -92,7 +97,8 @@ def forward_path(
     Raises
     ------
     ArgumentError
-        Only one of ``cu_seqlens_q`` and ``cu_seqlens_k`` is given, or ``arch`` is not known.
+        Only one of ``cu_seqlens_q`` and ``cu_seqlens_k`` is given, ``arch`` is not known, or there are lengths beside a
+        ``block_mask``, or it is none.
     NotSupportedError
         ``arch`` is older than sm_80.
     ArrayTypeError, DTypeError, ShapeError, NonFiniteError, OverlapError
@@ -110,6 +116,8 @@ def forward_path(
     ('attention_forward', 'not the Hopper kernel: the call has dropout')
     """
     problem, packed = check_call(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+    if block_mask is not None:
+        return _listed_path(problem, packed, block_mask, arch)
     if arch is None:
         tuned = tuned_row(problem, packed)
         return _path(problem, packed, problem.executor.arch, problem.executor.smem_limit_bytes, tuned)
@@ -134,6 +142,21 @@ def _path(
         options = problem.options.kernel_options
         reason = "it was the fastest" if why_not is None else f"not the Hopper kernel: {why_not}"
     return ForwardPath(row.source, row, options, arch, reason, tuned is not None)
+
+
+def _listed_path(problem: Problem, packed: PackedSequences | None, block_mask: Any, arch: str | None) -> ForwardPath:
+    """Say the same of a call with a mask of blocks."""
+    block_size = getattr(block_mask, "block_size", None)
+    if packed is not None or not isinstance(block_size, tuple):
+        wrong = "beside cu_seqlens_q" if packed is not None else shown(block_mask)
+        raise ArgumentError(f"block_mask is {wrong}; a cuattn.BlockMask for sequences of one length is allowed")
+    check_listed_dtypes(q=problem.q, k=problem.k, v=problem.v)
+    check_mask(block_mask, problem.extents)
+    arch = problem.executor.arch if arch is None else str(arch)
+    row = listed_row(problem, block_size[0], compile.smem_limit_bytes(arch))
+    options = listed_options(problem.options.variant)
+    reason = "not the Hopper kernel: the call has a mask of blocks, and only the portable kernels walk over its tiles"
+    return ForwardPath(row.source, row, options, arch, reason, tuned=False)
 
 
 def _portable_row(problem: Problem, packed: PackedSequences | None, smem_limit_bytes: int) -> FlashFwdConfig:
