@@ -254,6 +254,17 @@ def sparse_calls() -> Iterator[Call]:
     yield "streaming_mask", lambda: cuattn.streaming_mask(9, 11, 1, 3)
     yield "vertical_slash_mask", lambda: cuattn.vertical_slash_mask(70, 50, 16, [3, 30], [[0], [25]])
     yield "bigbird_mask", lambda: cuattn.bigbird_mask(9, 11, seed=5)
+    for size, (name, chosen) in itertools.product((16, 24, 64), options(37, 70, 4).items()):
+        mask = cuattn.BlockMask.from_blocks(
+            np.add.outer(np.arange(-(-37 // size)), np.arange(-(-70 // size))) % 3 != 1, 37, 70, size
+        )
+        a = qkv(HALF if name != "everything" else SINGLE)
+
+        def blocks(a: Any = a, mask: Any = mask, o: Any = chosen) -> Any:
+            out, lse = cuattn.block_sparse_attention(*a, mask, return_lse=True, **o)
+            return out, lse, *cuattn.block_sparse_attention_backward(out, *a, out, lse, mask, **o)[:3]
+
+        yield f"block_sparse_attention {size} {name}", blocks
     for stride, local, causal in ((3, None, True), (5, 9, True), (4, 6, False)):
         for dtype in REALS:
             q, k, v = (random(2, 40, heads, 32, dtype=dtype, seed=heads) for heads in (4, 2, 2))

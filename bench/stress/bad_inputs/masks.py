@@ -83,7 +83,49 @@ def strided_attention_backward() -> Call:
     return Call(cuattn.strided_attention_backward, strided_attention().given | saved, STRIDED | results)
 
 
+BLOCKS = {"scale": 0.3, "causal": True, "window": (3, 0), "chunk": 4, "softcap": 2.0, "precision": "ieee"}
+BLOCKS |= {"sinks": np.zeros(4, np.float32), "dropout_p": 0.25, "dropout_seed": 5, "dropout_offset": 1}
+OF_ONE = {"bias": _normal(5, 7), "mask": np.tri(5, 7, 2, dtype=bool), "diagonal_offset": 1}
+OF_ONE |= {"alibi_slopes": np.array([0.5, 1.0, 2.0, 4.0], np.float32)}
+
+
+def _block_mask(seqlen_q: int, seqlen_k: int) -> Any:
+    return cuattn.BlockMask.from_dense(np.tri(seqlen_q, seqlen_k, 1, dtype=bool), (2, 3))
+
+
+def block_sparse_attention() -> Call:
+    given = {"q": _normal(2, 5, 4, 32), "k": _normal(2, 7, 2, 32), "v": _normal(2, 7, 2, 32)}
+    results = {"out": np.zeros((2, 5, 4, 32), np.float32), "return_lse": True}
+    return Call(cuattn.block_sparse_attention, given | {"block_mask": _block_mask(5, 7)}, BLOCKS | OF_ONE | results)
+
+
+def block_sparse_attention_backward() -> Call:
+    saved = {"out": _normal(2, 5, 4, 32), "lse": np.full((2, 4, 5), 3.0, np.float32)}
+    saved["dout"] = _normal(2, 5, 4, 32, seed=1)
+    results = {"dq": np.zeros((2, 5, 4, 32), np.float32), "dlse": np.zeros((2, 4, 5), np.float32)}
+    results |= {"deterministic": True, "workspace": np.zeros(2**12, np.uint8)}
+    given = block_sparse_attention().given | saved
+    return Call(cuattn.block_sparse_attention_backward, given, BLOCKS | OF_ONE | results)
+
+
+def block_sparse_attention_varlen() -> Call:
+    given = {"q": _normal(7, 4, 32), "k": _normal(11, 2, 32), "v": _normal(11, 2, 32)}
+    given |= {"cu_seqlens_q": np.array([0, 2, 7], np.int32), "cu_seqlens_k": np.array([0, 4, 11], np.int32)}
+    given["block_masks"] = [_block_mask(2, 4), _block_mask(5, 7)]
+    results = {"out": np.zeros((7, 4, 32), np.float32), "return_lse": True, "max_seqlen_q": 5, "max_seqlen_k": 9}
+    return Call(cuattn.block_sparse_attention_varlen, given, BLOCKS | results | {"block_size": 16})
+
+
+def block_sparse_attention_varlen_backward() -> Call:
+    saved = {"out": _normal(7, 4, 32), "lse": np.full((4, 7), 3.0, np.float32), "dout": _normal(7, 4, 32, seed=1)}
+    results = {"dk": np.zeros((11, 2, 32), np.float32), "dlse": np.zeros((4, 7), np.float32)}
+    given = block_sparse_attention_varlen().given | saved
+    return Call(cuattn.block_sparse_attention_varlen_backward, given, BLOCKS | results)
+
+
 _OWN = (
+    *(block_sparse_attention, block_sparse_attention_backward, block_sparse_attention_varlen),
+    block_sparse_attention_varlen_backward,
     *(from_blocks, from_dense, from_csr, local_mask, strided_mask, global_mask, streaming_mask),
     *(vertical_slash_mask, bigbird_mask, strided_attention, strided_attention_backward),
 )

@@ -38,9 +38,11 @@ def block_sparse_attention_backward(
     block_mask: BlockMask,
     *,
     dlse: Any = None,
+    deterministic: bool = True,
     dq: ArrayT | None = None,
     dk: ArrayT | None = None,
     dv: ArrayT | None = None,
+    workspace: Any = None,
     **options: Unpack[GradientOptions],
 ) -> AttentionGrads[ArrayT]:
     """`cuattn.attention_backward` for `cuattn.block_sparse_attention`; the work is that of the kept blocks.
@@ -66,8 +68,12 @@ def block_sparse_attention_backward(
         As for `cuattn.attention`.
     dlse : array [batch, heads, seqlen_q], float32 (float64 for float64), optional
         Gradient of ``lse``; 0 by default.
+    deterministic : bool
+        As for `cuattn.attention_backward`; gradients are summed in a fixed order either way.
     dq, dk, dv : array, shape and dtype of ``q``, ``k`` and ``v``, optional
         Where to write the gradients, as for `cuattn.attention_backward`.
+    workspace : uint8 array of one axis, optional
+        As for `cuattn.attention_backward`: `cuattn.attention_backward_workspace_size` of the other arguments is enough.
 
     Returns
     -------
@@ -100,7 +106,8 @@ def block_sparse_attention_backward(
     _OPERATION.refuse_unknown(options)
     mask = mask_of(block_mask)
     check_listed_dtypes(q=q, k=k, v=v)
-    of_call: dict[str, Any] = {"dlse": dlse, "dq": dq, "dk": dk, "dv": dv, **options}
+    of_call: dict[str, Any] = {"dlse": dlse, "deterministic": deterministic, "workspace": workspace, **options}
+    of_call |= {"dq": dq, "dk": dk, "dv": dv}
     problem = arguments.check(dout, q, k, v, out, lse, operation=_OPERATION, **of_call)
     check_mask(mask, problem.forward.extents)
     warn_if_slow(problem.forward, work=BACKWARD_FLOPS * mask.density)

@@ -20,7 +20,7 @@ from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
-from cuattn.ops.sparse.arguments import check_masks, masks_of
+from cuattn.ops.sparse.arguments import masks_of
 from cuattn.ops.sparse.block_mask import BlockMask
 from cuattn.ops.sparse.launch import Masks, backward_tiles, forward_tiles
 from cuattn.runtime.small_arrays import check_flag
@@ -157,11 +157,10 @@ def block_sparse_attention_varlen(
     """
     _FORWARD.refuse_unknown(options)
     check_flag("return_lse", return_lse)
-    given = masks_of(block_masks, block_size, (cu_seqlens_q, cu_seqlens_k))
     check_listed_dtypes(q=q, k=k, v=v)
     of_call: dict[str, Any] = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "out": out, **options}
     problem, packed = varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, operation=_FORWARD, **of_call)
-    masks = check_masks(given, packed, problem.extents.num_heads)
+    masks = masks_of(block_masks, block_size, packed, problem.extents.num_heads)
     warn_if_slow(problem, packed, pairs=_num_pairs(masks))
     return forward(problem, return_lse=return_lse, packed=packed, listed=forward_tiles(problem, masks))
 
@@ -182,9 +181,11 @@ def block_sparse_attention_varlen_backward(
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     dlse: Any = None,
+    deterministic: bool = True,
     dq: ArrayT | None = None,
     dk: ArrayT | None = None,
     dv: ArrayT | None = None,
+    workspace: Any = None,
     **options: Unpack[GradientOptions],
 ) -> AttentionGrads[ArrayT]:
     """Gradients of `cuattn.block_sparse_attention_varlen`: see `cuattn.block_sparse_attention_backward`.
@@ -203,8 +204,8 @@ def block_sparse_attention_varlen_backward(
     **options
         As for `cuattn.attention`.
     dlse : array [heads, tokens_q], float32 (float64 for float64), optional
-    dq, dk, dv : array, shape and dtype of ``q``, ``k`` and ``v``, optional
-        Where to write the gradients.
+    deterministic, dq, dk, dv, workspace
+        As for `cuattn.block_sparse_attention_backward`.
 
     Returns
     -------
@@ -232,14 +233,14 @@ def block_sparse_attention_varlen_backward(
     array([1., 1., 1., 1., 1.], dtype=float32)
     """
     _BACKWARD.refuse_unknown(options)
-    given = masks_of(block_masks, block_size, (cu_seqlens_q, cu_seqlens_k))
     check_listed_dtypes(q=q, k=k, v=v)
     of_call: dict[str, Any] = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, **options}
-    of_call |= {"dlse": dlse, "dq": dq, "dk": dk, "dv": dv}
+    of_call |= {"dlse": dlse, "deterministic": deterministic, "workspace": workspace}
+    of_call |= {"dq": dq, "dk": dk, "dv": dv}
     saved = dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k
     problem = backward_arguments.check_packed(*saved, operation=_BACKWARD, **of_call)
     assert problem.packed is not None
-    masks = check_masks(given, problem.packed, problem.forward.extents.num_heads)
+    masks = masks_of(block_masks, block_size, problem.packed, problem.forward.extents.num_heads)
     warn_if_slow(problem.forward, problem.packed, work=BACKWARD_FLOPS, pairs=_num_pairs(masks))
     problem.listed = backward_tiles(problem.forward, masks)
     return backward(problem)

@@ -32,7 +32,8 @@ LISTED_BWD_CONFIGS = (
     FlashBwdConfig("mma", "keys", 2, 256, 16, 16, num_warps=1, num_stages=2, split_grads=True),
     # float32 in tf32
     FlashBwdConfig("mma", "queries", 4, 64, 64, 32, num_warps=4, num_stages=2),
-    FlashBwdConfig("mma", "queries", 4, 256, 16, 16, num_warps=1, num_stages=2),
+    FlashBwdConfig("mma", "queries", 4, 192, 16, 16, num_warps=1, num_stages=2),
+    FlashBwdConfig("mma", "queries", 4, 256, 16, 16, num_warps=1, num_stages=2, score_options=False),
     FlashBwdConfig("mma", "keys", 4, 64, 64, 32, num_warps=4, num_stages=2),
     FlashBwdConfig("mma", "keys", 4, 128, 16, 16, num_warps=1, num_stages=2),
     FlashBwdConfig("mma", "keys", 4, 256, 16, 16, num_warps=1, num_stages=2, split_grads=True),
@@ -71,14 +72,16 @@ def select(
         No row fits into the shared memory.
     """
     products, _ = products_of(dtype, tf32)
-    rows = [
+    fitting = [
         row
         for row in LISTED_BWD_CONFIGS
-        if (row.products, row.own, row.itemsize) == (products, own, dtype.itemsize)
+        if (row.own, row.itemsize) == (own, dtype.itemsize)
         and max(head_dim, head_dim_v) <= row.max_head_dim
         and row.score_options >= options.on_scores
         and row.is_legal(head_dim, head_dim_v, smem_limit_bytes)
     ]
+    # Where tensor cores have no registers for what tf32 may do faster, it is done without them.
+    rows = [row for row in fitting if row.products == products] or fitting
     if not rows:
         raise LaunchError(
             f"block-sparse attention backward with head dims up to {head_dim} and {head_dim_v} needs more shared "
