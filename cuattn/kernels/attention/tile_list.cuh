@@ -182,9 +182,8 @@ __device__ __forceinline__ void load_listed_tile(Element* s_tile, const Element*
                                                  const ListedTile& tile) {
     if (tile.is_gathered()) {
         const int* g_granules = list.g_list + tile.details;
-        gather_tile<ALIGNED, ROWS, COLS, NUM_THREADS>(
-            s_tile, g_rows, g_stride, num_rows, num_cols,
-            [&](int row) { return g_granules[row / GRANULE] * GRANULE + row % GRANULE; });
+        gather_tile<ALIGNED, GRANULE, ROWS, COLS, NUM_THREADS>(s_tile, g_rows, g_stride, num_rows, num_cols,
+                                                               [&](int slot) { return g_granules[slot]; });
     } else {
         load_tile<ALIGNED, ROWS, COLS, NUM_THREADS>(s_tile, g_rows + tile.first() * g_stride, g_stride,
                                                     num_rows - tile.first(), num_cols);

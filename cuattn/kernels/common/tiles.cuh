@@ -120,31 +120,41 @@ __device__ __forceinline__ void load_tile(Element* s_tile, const Storage* g_tile
     }
 }
 
-// The same with rows that do not follow each other: row r comes from row_of(r) of g_rows, and becomes zero where that is
-// num_rows or more.
-template <bool ALIGNED, int ROWS, int COLS, int NUM_THREADS, typename Element, typename RowOf>
+// The same with rows that do not follow each other but in groups of GROUP: row r is row r % GROUP of group
+// group_of(r / GROUP), counted in groups of g_rows, and becomes zero where that is row num_rows or behind.
+template <bool ALIGNED, int GROUP, int ROWS, int COLS, int NUM_THREADS, typename Element, typename GroupOf>
 __device__ __forceinline__ void gather_tile(Element* s_tile, const Element* g_rows, long long g_stride, int num_rows,
-                                            int num_cols, const RowOf& row_of) {
+                                            int num_cols, const GroupOf& group_of) {
     using Share = TileShare<Element, ROWS, COLS, NUM_THREADS>;
     constexpr int S_STRIDE = COLS + ROW_PADDING<Element>;
     constexpr int COL_PASSES = COLS / Share::COLS_PER_PASS;
+    constexpr bool IN_ONE_GROUP = GROUP % Share::ROWS_PER_PASS == 0;  // the rows of a pass
     const int col = Share::col();
+    int col_valid[COL_PASSES];  // as in load_tile
+#pragma unroll
+    for (int i = 0; i < COL_PASSES; i++) {
+        col_valid[i] = min(Share::CHUNK, max(0, num_cols - col - i * Share::COLS_PER_PASS));
+        if (ALIGNED) col_valid[i] *= sizeof(Element);
+    }
     Element* s_row = s_tile + Share::row() * S_STRIDE + col;
-#pragma unroll(ALIGNED ? 4 : 1)
+    const unsigned s_address = smem_address(s_row);
+    // A thread's row within its group is the same in every pass, or GROUP / ROWS_PER_PASS passes take turns.
+    const int lane_row = IN_ONE_GROUP ? Share::row() : Share::row() % GROUP;
+    const Element* g_lane = g_rows + lane_row * g_stride + col;
+#pragma unroll(ALIGNED ? ROWS : 1)
     for (int first_row = 0; first_row < ROWS; first_row += Share::ROWS_PER_PASS) {
-        const int row = first_row + Share::row();
-        if (ROWS % Share::ROWS_PER_PASS != 0 && row >= ROWS) break;
-        const int g_idx = row_of(row);
-        const Element* g_row = g_rows + g_idx * g_stride + col;
+        if (ROWS % Share::ROWS_PER_PASS != 0 && first_row + Share::row() >= ROWS) break;
+        const int group = group_of(IN_ONE_GROUP ? first_row / GROUP : (first_row + Share::row()) / GROUP);
+        const int group_row = group * GROUP + (IN_ONE_GROUP ? first_row % GROUP : 0);
+        const Element* g_row = g_lane + group_row * g_stride;
 #pragma unroll
         for (int i = 0; i < COL_PASSES; i++) {
-            const int offset = i * Share::COLS_PER_PASS;
-            const int num_valid = g_idx < num_rows ? min(Share::CHUNK, max(0, num_cols - col - offset)) : 0;
-            Element* s_chunk = s_row + first_row * S_STRIDE + offset;
+            const int offset = first_row * S_STRIDE + i * Share::COLS_PER_PASS;
+            const int num_valid = group_row + lane_row < num_rows ? col_valid[i] : 0;
             if constexpr (ALIGNED) {
-                cp_async_16(smem_address(s_chunk), g_row + offset, num_valid * static_cast<int>(sizeof(Element)));
+                cp_async_16(s_address + offset * sizeof(Element), g_row + i * Share::COLS_PER_PASS, num_valid);
             } else {
-                load_chunk_elementwise(s_chunk, g_row + offset, num_valid);
+                load_chunk_elementwise(s_row + offset, g_row + i * Share::COLS_PER_PASS, num_valid);
             }
         }
     }

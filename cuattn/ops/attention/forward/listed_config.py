@@ -28,6 +28,7 @@ LISTED_FWD_CONFIGS = (
     FlashFwdConfig("mma", 2, 64, block_m=64, block_n=64, num_warps=2, num_stages=2, score_options=False),
     FlashFwdConfig("mma", 2, 128, block_m=64, block_n=64, num_warps=4, num_stages=2),
     FlashFwdConfig("mma", 2, 512, block_m=64, block_n=32, num_warps=4, num_stages=2),
+    FlashFwdConfig("mma", 2, 64, block_m=32, block_n=64, num_warps=1, num_stages=2, score_options=False),
     FlashFwdConfig("mma", 2, 256, block_m=16, block_n=32, num_warps=1, num_stages=2),
     FlashFwdConfig("mma", 2, 512, block_m=16, block_n=16, num_warps=1, num_stages=2),
     # float32 in tf32
