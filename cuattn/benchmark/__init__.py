@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cuattn.benchmark import decode, gradients, host_figures, operations, option_costs, seed, start, variants
+from cuattn.benchmark import decode, gradients, host_figures, operations, option_costs, seed, sparse, start, variants
 from cuattn.benchmark.results import BenchmarkError, Record, Report, from_json
 from cuattn.benchmark.suite import Options, Progress, Step, Suite, run_steps
 from cuattn.errors import ArgumentError
@@ -41,6 +41,7 @@ _ALL = (
     ),
     Suite("decode", "decoding over caches, plans, and whole generations, contiguous and paged", decode.decode_steps),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
+    Suite("sparse", "block-sparse attention by density and block size, beside dense attention", sparse.sparse_steps),
     Suite("gradients", "instructions and workspace of the backward beside its forward", gradients.gradient_steps),
     Suite("seed", "time and peak memory, fused beside unfused, on problems with published figures", seed.seed_steps),
     Suite("compile", "NVRTC time, registers, spills, shared memory and occupancy of kernels", variants.compile_steps),
