@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from cuattn.ops.decode.dense import decode_attention
     from cuattn.ops.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.ops.decode.plan import DecodePlan, plan_decode
+    from cuattn.ops.dual_chunk.decode import dual_chunk_decode
+    from cuattn.ops.dual_chunk.dense import dual_chunk_attention
+    from cuattn.ops.dual_chunk.positions import dual_chunk_logit_factor, dual_chunk_positions
     from cuattn.ops.linear.dense import linear_attention, linear_attention_summary
     from cuattn.ops.linear.state import LinearState
     from cuattn.ops.linear.varlen import linear_attention_varlen
@@ -104,6 +107,10 @@ __all__ = [
     "csr_from_block_tables",
     "decode_attention",
     "dropout_mask",
+    "dual_chunk_attention",
+    "dual_chunk_decode",
+    "dual_chunk_logit_factor",
+    "dual_chunk_positions",
     "errors",
     "forward_path",
     "global_mask",
@@ -171,6 +178,10 @@ _HOMES = {
     "csr_from_block_tables": "cuattn.ops.decode.csr",
     "decode_attention": "cuattn.ops.decode.dense",
     "dropout_mask": "cuattn.ops.attention.dropout",
+    "dual_chunk_attention": "cuattn.ops.dual_chunk.dense",
+    "dual_chunk_decode": "cuattn.ops.dual_chunk.decode",
+    "dual_chunk_logit_factor": "cuattn.ops.dual_chunk.positions",
+    "dual_chunk_positions": "cuattn.ops.dual_chunk.positions",
     "forward_path": "cuattn.ops.attention.forward.path",
     "global_mask": "cuattn.ops.sparse.patterns",
     "linear_attention": "cuattn.ops.linear.dense",

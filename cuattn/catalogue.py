@@ -9,6 +9,7 @@ from cuattn.ops.attention import kernels as attention
 from cuattn.ops.attention.backward import kernels as backward
 from cuattn.ops.attention.forward import kernels as forward
 from cuattn.ops.decode import kernels as decode
+from cuattn.ops.dual_chunk import kernels as dual_chunk
 from cuattn.ops.linear import kernels as linear
 from cuattn.ops.merge import kernels as merge
 from cuattn.ops.padding import kernels as padding
@@ -18,7 +19,8 @@ from cuattn.ops.softmax import kernels as softmax
 
 __all__ = ["groups"]
 
-FAMILIES = (forward, backward, decode, attention, kv, linear, merge, padding, rotary, softmax)
+FAMILIES = (forward, backward, decode, attention, dual_chunk, kv, linear, merge, padding, rotary, softmax)
+FAMILIES = (forward, backward, decode, attention, dual_chunk, kv, merge, padding, rotary, softmax)
 
 
 @cache

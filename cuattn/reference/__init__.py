@@ -24,6 +24,13 @@ from cuattn.reference.backward import (
     attention_varlen_backward,
 )
 from cuattn.reference.decode import decode_attention, gather_pages, paged_attention, paged_attention_varlen
+from cuattn.reference.dual_chunk import (
+    dual_chunk_attention,
+    dual_chunk_attention_backward,
+    dual_chunk_attention_varlen,
+    dual_chunk_logit_factor,
+    dual_chunk_positions,
+)
 from cuattn.reference.kv_formats import Quantized, dequantize, encode, quantize
 from cuattn.reference.linear import (
     LinearGradients,
@@ -75,6 +82,11 @@ __all__ = [
     "decode_attention",
     "dequantize",
     "diagonal",
+    "dual_chunk_attention",
+    "dual_chunk_attention_backward",
+    "dual_chunk_attention_varlen",
+    "dual_chunk_logit_factor",
+    "dual_chunk_positions",
     "encode",
     "expand_blocks",
     "gather_pages",

@@ -13,7 +13,7 @@ from cuattn.reference.logits import heads_first, logits, per_head
 from cuattn.reference.narrow import decode, output_dtype, probability_dtype, round_probabilities, round_to_tf32
 from cuattn.reference.softmax import Array, logsumexp, softmax
 
-__all__ = ["attention", "attention_naive", "probabilities"]
+__all__ = ["attention", "attention_naive", "attention_of_logits", "probabilities"]
 
 
 def _softmax_with_sink(s: Array, sinks: ArrayLike | None) -> tuple[Array, Array]:
@@ -24,6 +24,14 @@ def _softmax_with_sink(s: Array, sinks: ArrayLike | None) -> tuple[Array, Array]
         s = np.concatenate([s, np.broadcast_to(sink, (*s.shape[:3], 1))], axis=3)
     p = softmax(s, dtype=s.dtype)
     return p[..., :num_keys], logsumexp(s, dtype=s.dtype)
+
+
+def attention_of_logits(s: Array, v: ArrayLike) -> tuple[Array, Array]:
+    """Return ``softmax(s) v``, out [B, N, H, E], and the log-sum-exp of the logits `s` [B, H, N, M], in their dtype."""
+    p, lse = _softmax_with_sink(s, None)
+    with np.errstate(invalid="ignore", over="ignore"):
+        out = p @ heads_first(v, s.shape[1], s.dtype)
+    return out.transpose(0, 2, 1, 3), lse
 
 
 def dropped_out(

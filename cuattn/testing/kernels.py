@@ -32,6 +32,8 @@ from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.decode import arguments as decode_arguments
 from cuattn.ops.decode.config import FlashDecodeConfig
 from cuattn.ops.decode.launch import decode
+from cuattn.ops.dual_chunk import arguments as dual_chunk_arguments
+from cuattn.ops.dual_chunk.launch import forward as dual_chunk_forward
 from cuattn.ops.rotary import rope_arguments, split_arguments
 from cuattn.ops.rotary.arguments import Rotary
 from cuattn.ops.rotary.rope_launch import rotate
@@ -47,6 +49,7 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "decode_attention",
+    "dual_chunk_attention",
     "log_softmax",
     "logsumexp",
     "paged_attention",
@@ -78,6 +81,20 @@ def attention_varlen(
     if schedule_on_device:
         packed.host = None
     return forward(problem, return_lse=return_lse, config=config, packed=packed)
+
+
+def dual_chunk_attention(
+    *arrays: Any,
+    config: FlashFwdConfig | None = None,
+    schedule_on_device: bool = False,
+    return_lse: bool = False,
+    **options: Any,
+) -> Any:
+    """Call `cuattn.dual_chunk_attention` with a row of one's own, or as if only the device knew the lengths."""
+    problem = dual_chunk_arguments.check(*arrays, **{**dual_chunk_arguments.DEFAULTS, **options})
+    if schedule_on_device and problem.packed is not None:
+        problem.packed.host = None
+    return dual_chunk_forward(problem, return_lse=return_lse, config=config)
 
 
 def attention_backward(*arrays: Any, configs: Any = None, **options: Any) -> AttentionGrads:

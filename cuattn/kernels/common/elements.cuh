@@ -3,6 +3,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "common/ptx.cuh"
+
 // float for the 16-bit types and float, double for double.
 template <typename Element>
 struct RealOf {
@@ -80,4 +82,15 @@ struct Run {
 
     __device__ __forceinline__ Real get(int i) const { return to_real(element[i]); }
     __device__ __forceinline__ void set(int i, Real x) { from_real(x, element[i]); }
+    // All elements; 16-bit ones are rounded two at a time where the run is long enough.
+    __device__ __forceinline__ void set_all(const Real (&x)[COUNT]) {
+        if constexpr (BYTES == 16 && sizeof(Element) == 2) {
+            const Element tag = {};
+            word[0] = make_uint4(pack_pair(tag, x[0], x[1]), pack_pair(tag, x[2], x[3]), pack_pair(tag, x[4], x[5]),
+                                 pack_pair(tag, x[6], x[7]));
+        } else {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) set(i, x[i]);
+        }
+    }
 };

@@ -21,6 +21,8 @@ struct Rotation {
         y = fma(y, cos, x * sin);
         x = turned;
     }
+    // This rotation, and the other one behind it.
+    __device__ __forceinline__ void turn_by(const Rotation& other) { other.turn(cos, sin); }
 };
 
 // What no rotation is: every element that it turns becomes NaN.
@@ -85,15 +87,17 @@ __device__ __forceinline__ double radians(long long quarter, double) {
 // roundings of a number below pi/4, the series and the final sum less than one more.
 template <typename Real>
 __device__ __forceinline__ Rotation<Real> rotation_by(unsigned long long turns) {
-    const unsigned quadrant = static_cast<unsigned>((turns + (1ull << 61)) >> 62);  // the nearest of 0, 1, 2, 3 (mod 4)
+    // The two highest bits: the nearest quadrant of 0, 1, 2, 3 (mod 4).
+    const int quadrant = static_cast<int>(static_cast<unsigned>(turns >> 32) + (1u << 29));
     const Real y = radians(static_cast<long long>(turns << 2), Real());
     const Real z = y * y;
     const Real sin = fma(y, z * alternating_series<3, Series<Real>::SIN_TERMS>(z), y);
     const Real cos = fma(z, alternating_series<2, Series<Real>::COS_TERMS>(z), Real(1));
-    const bool swap = quadrant & 1;
+    const bool swap = quadrant & (1 << 30);
     const Real cos_of_turn = swap ? sin : cos;
     const Real sin_of_turn = swap ? cos : sin;
-    return {(quadrant + 1) & 2 ? -cos_of_turn : cos_of_turn, quadrant & 2 ? -sin_of_turn : sin_of_turn};
+    const bool second_or_third = static_cast<int>(static_cast<unsigned>(quadrant) + (1u << 30)) < 0;
+    return {second_or_third ? -cos_of_turn : cos_of_turn, quadrant < 0 ? -sin_of_turn : sin_of_turn};
 }
 
 // --- where rotations come from ---------------------------------------------------------------------------------------

@@ -48,12 +48,14 @@ struct RotaryUnit {
     __device__ __forceinline__ void store(Element* g_head) const {
         Run<Element, PACK> run;
         if constexpr (ONE_RUN) {
+            Real elements[PACK];
 #pragma unroll
-            for (int i = 0; i < NUM_PAIRS; ++i) run.set(2 * i, x[i]), run.set(2 * i + 1, y[i]);
+            for (int i = 0; i < NUM_PAIRS; ++i) elements[2 * i] = x[i], elements[2 * i + 1] = y[i];
+            run.set_all(elements);
         } else {
             Run<Element, PACK> other;
-#pragma unroll
-            for (int i = 0; i < NUM_PAIRS; ++i) run.set(i, x[i]), other.set(i, y[i]);
+            run.set_all(x);
+            other.set_all(y);
             other.store(g_head + second);
         }
         run.store(g_head + first);

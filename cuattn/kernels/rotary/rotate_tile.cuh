@@ -5,7 +5,8 @@
 #include "rotary/rotary_units.cuh"
 #include "common/tiles.cuh"
 
-using TileRotations = Rotations<TABLES, float, Table>;
+using TileReal = RealOf<Element>::type;
+using TileRotations = Rotations<TABLES, TileReal, Table>;
 
 template <bool VECTORS, int COLS, int NUM_THREADS, typename PositionOf>
 __device__ __forceinline__ void rotate_units(Element* s_tile, int num_rows, const TileRotations& rotations,
@@ -16,7 +17,7 @@ __device__ __forceinline__ void rotate_units(Element* s_tile, int num_rows, cons
         const int row = i / units_per_row;
         Element* s_row = s_tile + row * (COLS + ROW_PADDING<Element>);
         Unit unit(i - row * units_per_row, num_pairs);
-        Rotation<float> turns[Unit::NUM_PAIRS];
+        Rotation<TileReal> turns[Unit::NUM_PAIRS];
         rotations.at(turns, position_of(row), unit.first_pair);
         unit.load(s_row);
         unit.rotate(turns);

@@ -22,9 +22,17 @@ from cuattn.ops.attention.params import UNBOUNDED
 from cuattn.runtime.executor import Executor, Kernel
 from cuattn.scalars import integer
 
-__all__ = ["PackedSequences", "check_cu_seqlens", "check_max_seqlen", "check_packed", "device_work_list", "work_list"]
+__all__ = [
+    "SCHEDULE_THREADS",
+    "PackedSequences",
+    "check_cu_seqlens",
+    "check_max_seqlen",
+    "check_packed",
+    "device_work_list",
+    "work_list",
+]
 
-_SCHEDULE_THREADS = 1024
+SCHEDULE_THREADS = 1024
 
 
 @dataclass(slots=True)
@@ -72,14 +80,14 @@ def device_work_list(executor: Executor, cu_seqlens: Any, total: int, block: int
         "max_seqlen": np.int32(limit),
         "capacity": np.int32(capacity),
     }
-    executor.launch(_schedule_kernel(executor, block), (1,), (_SCHEDULE_THREADS,), args)
+    executor.launch(_schedule_kernel(executor, block), (1,), (SCHEDULE_THREADS,), args)
     executor.finish(first_work, work)
     return work
 
 
 @cache
 def _schedule_kernel(executor: Executor, block_m: int) -> Kernel:
-    constants = {"BLOCK_M": block_m, "NUM_THREADS": _SCHEDULE_THREADS}
+    constants = {"BLOCK_M": block_m, "NUM_THREADS": SCHEDULE_THREADS}
     return executor.kernel("attention_schedule", constants, "cuattn_attention_schedule")
 
 

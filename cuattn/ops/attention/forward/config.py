@@ -87,15 +87,15 @@ class FlashFwdConfig:
             and self.score_options >= on_scores
         )
 
-    def smem_bytes(self, head_dim: int, head_dim_v: int) -> int:
+    def smem_bytes(self, head_dim: int, head_dim_v: int, beside_tiles: int = 0) -> int:
         """Shared memory of a CTA for the bucket ``head_dim`` and ``head_dim_v`` columns (`cuattn.head_dims`).
 
-        It is ``sizeof(Smem)`` of the kernel.
+        It is ``sizeof(Smem)`` of the kernel; ``beside_tiles``: bytes that another kernel of the row's shape has more.
         """
         qk_row = head_dim * self.itemsize + ROW_PADDING_BYTES
         v_row = head_dim_v * self.itemsize + ROW_PADDING_BYTES
         keys_and_values = self.num_stages * (qk_row + v_row) if self.num_stages else max(qk_row, v_row)
-        tiles = self.block_m * qk_row + self.block_n * keys_and_values
+        tiles = self.block_m * qk_row + self.block_n * keys_and_values + beside_tiles
         if self.products == "mma":  # the output tile takes the place of the others
             return max(tiles, self.block_m * v_row)
         return tiles + self.block_m * (self.block_n * self.itemsize + ROW_PADDING_BYTES)  # the probabilities
