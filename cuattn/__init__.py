@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cuattn.ops.decode.dense import decode_attention
     from cuattn.ops.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.ops.decode.plan import DecodePlan, plan_decode
+    from cuattn.ops.dual_chunk.backward import DualChunkGrads, dual_chunk_attention_backward
     from cuattn.ops.dual_chunk.decode import dual_chunk_decode
     from cuattn.ops.dual_chunk.dense import dual_chunk_attention
     from cuattn.ops.dual_chunk.positions import dual_chunk_logit_factor, dual_chunk_positions
@@ -77,6 +78,7 @@ __all__ = [
     "AttentionGrads",
     "BlockMask",
     "DecodePlan",
+    "DualChunkGrads",
     "ForwardPath",
     "KVCache",
     "LinearState",
@@ -108,6 +110,7 @@ __all__ = [
     "decode_attention",
     "dropout_mask",
     "dual_chunk_attention",
+    "dual_chunk_attention_backward",
     "dual_chunk_decode",
     "dual_chunk_logit_factor",
     "dual_chunk_positions",
@@ -150,6 +153,7 @@ _HOMES = {
     "AttentionGrads": "cuattn.ops.attention.backward.dense",
     "BlockMask": "cuattn.ops.sparse.block_mask",
     "DecodePlan": "cuattn.ops.decode.plan",
+    "DualChunkGrads": "cuattn.ops.dual_chunk.backward",
     "ForwardPath": "cuattn.ops.attention.forward.path",
     "KVCache": "cuattn.kv.caches.contiguous",
     "LinearState": "cuattn.ops.linear.state",
@@ -179,6 +183,7 @@ _HOMES = {
     "decode_attention": "cuattn.ops.decode.dense",
     "dropout_mask": "cuattn.ops.attention.dropout",
     "dual_chunk_attention": "cuattn.ops.dual_chunk.dense",
+    "dual_chunk_attention_backward": "cuattn.ops.dual_chunk.backward",
     "dual_chunk_decode": "cuattn.ops.dual_chunk.decode",
     "dual_chunk_logit_factor": "cuattn.ops.dual_chunk.positions",
     "dual_chunk_positions": "cuattn.ops.dual_chunk.positions",

@@ -20,7 +20,6 @@ from cuattn.ops.softmax import kernels as softmax
 __all__ = ["groups"]
 
 FAMILIES = (forward, backward, decode, attention, dual_chunk, kv, linear, merge, padding, rotary, softmax)
-FAMILIES = (forward, backward, decode, attention, dual_chunk, kv, merge, padding, rotary, softmax)
 
 
 @cache

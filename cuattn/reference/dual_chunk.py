@@ -174,51 +174,54 @@ def dual_chunk_attention_backward(
     k: ArrayLike,
     v: ArrayLike,
     *,
-    chunk_size: int,
-    local_size: int,
-    rope: Any = None,
-    keys_rotated: bool = False,
     scale: float | None = None,
     logit_factor: ArrayLike = 1.0,
     softcap: float | None = None,
+    operand: Callable[[Array], Array] = np.asarray,
     dtype: DTypeLike = np.float64,
+    **options: Any,
 ) -> tuple[Array, Array, Array]:
-    """Return dq, dk and dv of ``(out * dout).sum()``; with `keys_rotated`, dk is of the keys as they are given."""
-    queries, keys = np.asarray(q), np.asarray(k)
-    batch, seqlen_q, num_heads, head_dim = queries.shape
-    seqlen_k, num_kv_heads = keys.shape[1:3]
-    options = dict(chunk_size=chunk_size, local_size=local_size, rope=rope, keys_rotated=keys_rotated, scale=scale)
-    logits = dual_chunk_logits(q, k, **options, logit_factor=logit_factor, softcap=softcap, dtype=dtype)
+    """Return dq, dk and dv of ``(out * dout).sum()``; with `keys_rotated`, dk is of the keys as they are given.
+
+    Options as for :func:`dual_chunk_logits`; `operand` is also applied to P, dS and out, which kernels round.
+    """
+    batch, seqlen_q, num_heads, head_dim = np.shape(q)
+    seqlen_k, num_kv_heads = np.shape(k)[1:3]
+    factors: dict[str, Any] = {"scale": scale, "logit_factor": logit_factor, "softcap": softcap}
+    logits = dual_chunk_logits(q, k, operand=operand, dtype=dtype, **factors, **options)
     out, lse = attention_of_logits(logits, v)
     with np.errstate(invalid="ignore"):
         p = np.where(np.isneginf(lse)[..., None], 0, np.exp(logits - lse[..., None]))
     gradient = np.asarray(dout).astype(dtype)
-    values = heads_first(v, num_heads, dtype)
     rows = gradient.transpose(0, 2, 1, 3)
-    ds = p * (rows @ values.swapaxes(-1, -2) - (gradient * out).sum(-1).swapaxes(1, 2)[..., None])
+    delta = (gradient * operand(out)).sum(-1).swapaxes(1, 2)[..., None]
+    ds = p * (rows @ heads_first(v, num_heads, dtype).swapaxes(-1, -2) - delta)
     if softcap:
         with np.errstate(invalid="ignore"):
             ds = np.where(np.isneginf(logits), 0, ds * (1 - (logits / softcap) ** 2))
-    factor = np.asarray(logit_factor, dtype).reshape(-1, 1, 1, 1)
-    ds = ds * (factor * (1 / math.sqrt(head_dim) if scale is None else scale))
+    factor = np.asarray(logit_factor, dtype).reshape(-1, 1, 1, 1) * (
+        1 / math.sqrt(head_dim) if scale is None else scale
+    )
+    ds = operand(ds) * factor
 
-    ahead = chunks_ahead(seqlen_q, seqlen_k, chunk_size - local_size)
-    key_places = dual_chunk_positions(np.arange(seqlen_k), chunk_size, local_size)
-    columns = heads_first(keys if keys_rotated else _turned(keys, key_places, rope, dtype), num_heads, dtype)
-    places = np.maximum(np.arange(seqlen_q) + seqlen_k - seqlen_q, 0)
-    dq = np.zeros(queries.shape, dtype)
+    rope, keys_rotated = options.get("rope"), options.get("keys_rotated", False)
+    chunking = options["chunk_size"], options["local_size"]
+    places = query_positions(np.maximum(np.arange(seqlen_q) + seqlen_k - seqlen_q, 0), *chunking)
+    ahead = chunks_ahead(seqlen_q, seqlen_k, chunking[0] - chunking[1])
+    dq = np.zeros(np.shape(q), dtype)
     dk_heads = np.zeros((batch, num_heads, seqlen_k, head_dim), dtype)
-    for part, positions in enumerate(query_positions(places, chunk_size, local_size)):
-        own = np.where(ahead == part, ds, 0)
-        dq += _turned((own @ columns).transpose(0, 2, 1, 3), positions, rope, dtype, inverse=True)
-        turned = heads_first(_turned(queries, positions, rope, dtype), num_heads, dtype)
-        dk_heads += own.swapaxes(-1, -2) @ turned
+    for pairs, queries, keys in turned_parts(q, k, operand=operand, dtype=dtype, **options):
+        own = np.where(pairs, ds, 0)
+        positions = places[ahead[pairs][0]]
+        of_turned = (own @ heads_first(keys, num_heads, dtype)).transpose(0, 2, 1, 3)
+        dq += _turned(of_turned, positions, rope, dtype, inverse=True)
+        dk_heads += own.swapaxes(-1, -2) @ heads_first(queries, num_heads, dtype)
 
     def summed(of_heads: Array) -> Array:
-        groups = of_heads.reshape(batch, num_kv_heads, num_heads // max(num_kv_heads, 1), seqlen_k, -1)
+        groups = of_heads.reshape(batch, num_kv_heads, num_heads // max(num_kv_heads, 1), *of_heads.shape[2:])
         return np.asarray(groups.sum(2).transpose(0, 2, 1, 3))
 
     dk = summed(dk_heads)
     if not keys_rotated:
-        dk = _turned(dk, key_places, rope, dtype, inverse=True)
-    return dq, dk, summed(p.swapaxes(-1, -2) @ rows)
+        dk = _turned(dk, dual_chunk_positions(np.arange(seqlen_k), *chunking), rope, dtype, inverse=True)
+    return dq, dk, summed(operand(p).swapaxes(-1, -2) @ rows)

@@ -23,7 +23,7 @@ from cuattn.ops.rotary.rope_launch import rotate
 from cuattn.runtime.executor import Executor, Kernel
 from cuattn.runtime.structs import struct_layout
 
-__all__ = ["forward", "key_positions", "turned"]
+__all__ = ["forward", "key_positions", "query_positions", "sequences_of", "turned"]
 
 
 def forward(problem: DualChunkProblem, *, return_lse: bool, config: FlashFwdConfig | None = None) -> Any:
@@ -46,12 +46,32 @@ def key_positions(problem: DualChunkProblem) -> Any:
     """Return where the keys stand, int64 [seqlen_k] or [tokens_k], where kernels read it."""
     executor, packed = problem.executor, problem.packed
     with executor.on_device():
-        xp = executor.xp
-        positions = xp.arange(problem.attention.extents.seqlen_k, dtype=np.int64)
+        positions = executor.xp.arange(problem.attention.extents.seqlen_k, dtype=np.int64)
         if packed is not None:
-            starts = packed.cu_seqlens_k
-            positions -= starts[xp.searchsorted(starts, positions, side="right") - 1]
+            positions -= packed.cu_seqlens_k[sequences_of(executor, packed.cu_seqlens_k, positions)]
         return dual_chunk_positions(positions, *problem.chunking)
+
+
+def query_positions(problem: DualChunkProblem) -> tuple[Any, Any, Any]:
+    """Return where the queries stand to their own chunk, to the one before and to older ones, likewise."""
+    executor, packed, chunking = problem.executor, problem.packed, problem.chunking
+    extents = problem.attention.extents
+    with executor.on_device():
+        xp = executor.xp
+        places = xp.arange(extents.seqlen_q, dtype=np.int64)
+        if packed is None:
+            places += extents.seqlen_k - extents.seqlen_q
+        else:
+            sequences = sequences_of(executor, packed.cu_seqlens_q, places)
+            places += xp.diff(packed.cu_seqlens_k)[sequences] - packed.cu_seqlens_q[sequences + 1]
+        own = xp.maximum(places, 0) % chunking.length
+        return own, xp.minimum(own + chunking.length, chunking.chunk_size), xp.full_like(own, chunking.far_position)
+
+
+def sequences_of(executor: Executor, starts: Any, tokens: Any) -> Any:
+    """Return the sequence of each token; of those that are in none, any."""
+    found = executor.xp.searchsorted(starts, tokens, side="right") - 1
+    return executor.xp.clip(found, 0, starts.shape[0] - 2)
 
 
 def turned(problem: DualChunkProblem, x: Any, positions: Any, *, inverse: bool = False) -> Any:
