@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from cuattn.ops.sparse.backward import block_sparse_attention_backward
     from cuattn.ops.sparse.block_mask import BlockMask
     from cuattn.ops.sparse.dense import block_sparse_attention
+    from cuattn.ops.sparse.front import sparse_attention
     from cuattn.ops.sparse.patterns import (
         bigbird_mask,
         global_mask,
@@ -136,6 +137,7 @@ __all__ = [
     "rope_frequencies",
     "slot_mapping",
     "softmax",
+    "sparse_attention",
     "split_qkv",
     "standard_attention",
     "streaming_mask",
@@ -206,6 +208,7 @@ _HOMES = {
     "rope_frequencies": "cuattn.ops.rotary.frequencies",
     "slot_mapping": "cuattn.kv.slots",
     "softmax": "cuattn.ops.softmax.softmax",
+    "sparse_attention": "cuattn.ops.sparse.front",
     "split_qkv": "cuattn.ops.rotary.split_qkv",
     "standard_attention": "cuattn.ops.attention.unfused",
     "streaming_mask": "cuattn.ops.sparse.patterns",

@@ -123,10 +123,18 @@ def block_sparse_attention_varlen_backward() -> Call:
     return Call(cuattn.block_sparse_attention_varlen_backward, given, BLOCKS | results)
 
 
+def sparse_attention() -> Call:
+    given = strided_attention().given
+    of_attention = {name: given[name] for name in ("q", "k", "v")}
+    options = {"causal": True, "scale": 0.3, "softcap": 2.0, "precision": "ieee", "return_lse": True}
+    return Call(cuattn.sparse_attention, of_attention | {"pattern": ("strided", 3, 2)}, options)
+
+
 _OWN = (
     *(block_sparse_attention, block_sparse_attention_backward, block_sparse_attention_varlen),
     block_sparse_attention_varlen_backward,
     *(from_blocks, from_dense, from_csr, local_mask, strided_mask, global_mask, streaming_mask),
     *(vertical_slash_mask, bigbird_mask, strided_attention, strided_attention_backward),
+    sparse_attention,
 )
 MASK_TARGETS: dict[str, Callable[[], Call]] = {function.__name__: function for function in _OWN}

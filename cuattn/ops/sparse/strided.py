@@ -234,7 +234,7 @@ def strided_attention_backward(
     array([1.5, 1.5, 0.5, 0.5], dtype=float32)
     """
     shared: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision}
-    targets = {"dq": dq, "dk": dk, "dv": dv}
+    targets: dict[str, Any] = {"dq": dq, "dk": dk, "dv": dv}
     problem = backward_arguments.check(
         dout, q, k, v, out, lse, causal=causal, dlse=dlse, deterministic=deterministic, **shared, **targets
     )
