@@ -77,7 +77,8 @@ class SparseCase:
         return [normal(rng, shape, self.dtype) for _ in range(3)]
 
     def run(self, arrays: list[Any], mask: BlockMask | None) -> Any:
-        return cuattn.attention(*arrays) if mask is None else cuattn.block_sparse_attention(*arrays, mask)
+        q, k, v = arrays
+        return cuattn.attention(q, k, v) if mask is None else cuattn.block_sparse_attention(q, k, v, mask)
 
 
 def cases(executor: str) -> list[SparseCase]:

@@ -32,7 +32,8 @@ def masks_of(x: Any, block_size: Any, packed: PackedSequences, num_heads: int) -
     if not isinstance(x, list | tuple):
         raise ArgumentError(f"block_masks is {shown(x)}; a list of masks or (indptr, indices, row_offsets) is needed")
     if len(x) == 3 and not any(isinstance(mask, BlockMask) for mask in x):
-        return Masks(_from_rows(*x, size, packed), packed=True)
+        indptr, indices, row_offsets = x
+        return Masks(_from_rows(indptr, indices, row_offsets, size, packed), packed=True)
     masks = [mask_of(mask, f"block_masks[{index}]") for index, mask in enumerate(x)]
     if len(masks) != packed.batch:
         raise ShapeError(f"block_masks has {len(masks)} masks; one for each of the {packed.batch} sequences is needed")
@@ -69,6 +70,6 @@ def _from_rows(
     masks = []
     for b in range(packed.batch):
         own = starts[offsets[b] : offsets[b + 1] + 1]
-        seqlens = (int(lengths[b + 1] - lengths[b]) for lengths in packed.host)
-        masks.append(BlockMask.from_csr(own - own[0], kept[own[0] : own[-1]], *seqlens, block_size))
+        seqlen_q, seqlen_k = (int(lengths[b + 1] - lengths[b]) for lengths in packed.host)
+        masks.append(BlockMask.from_csr(own - own[0], kept[own[0] : own[-1]], seqlen_q, seqlen_k, block_size))
     return masks

@@ -118,11 +118,12 @@ def sparse_attention(
         options["causal"] = causal
     if isinstance(pattern, BlockMask):
         return block_sparse_attention(q, k, v, pattern, **options)
-    kind, *numbers = pattern if isinstance(pattern, tuple | list) and pattern else [None]
+    given: list[Any] = list(pattern) if isinstance(pattern, tuple | list) else []
+    kind, *numbers = given or [None]
     if not isinstance(kind, str) or len(numbers) not in _NUMBERS.get(kind, ()):
         allowed = "('window', left, right), ('strided', stride, local) and a BlockMask are allowed"
         raise ArgumentError(f"pattern is {shown(pattern)}; {allowed}")
     if kind == "window":
-        return attention(q, k, v, window=tuple(numbers), **options)
+        return attention(q, k, v, window=(numbers[0], numbers[1]), **options)
     stride, *local = numbers
     return strided_attention(q, k, v, stride, local=local[0] if local else None, **options)
