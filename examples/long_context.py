@@ -6,7 +6,8 @@ attention has found a needle if the largest element of its result is the needle'
 
 "turned" kinds turn queries and keys by their positions (RoPE). Questions and answers are about the elements that turn
 slowest: up to some 5,000 tokens apart they still point the same way, and a model that was trained on 4,096 tokens would
-have seen no more. Farther away the question is turned against its answer, and far enough away back again.
+have seen no more. Farther away the question is turned against its answer, and far enough away back again; dual-chunk
+attention turns by distances up to 4,096 only.
 
     python examples/long_context.py [--plot FILE] [--tokens N]
 
@@ -35,6 +36,8 @@ NOISE = 0.3  # how much of what is drawn is left in the elements that questions 
 WINDOW = 2048  # keys that a query of window attention sees
 STRIDE, NEAR = 64, 128
 BLOCK = 64
+COLUMNS, LATEST = 32, 16  # keys that block-sparse attention keeps for all queries, by what so many of them look at
+CHUNK, LOCAL = 4096, 1024  # of dual-chunk attention
 
 
 class Task(NamedTuple):
@@ -86,16 +89,37 @@ def strided(q: Any, k: Any, v: Any) -> Any:
     return cuattn.strided_attention(q, k, v, STRIDE, local=NEAR)
 
 
+def block_sparse(q: Any, k: Any, v: Any) -> Any:
+    """Keep the keys that the latest queries look at most, and what is near: MInference in short (Jiang et al., 2024)."""
+    tokens = q.shape[1]
+    scores = q[0, -LATEST:, 0].astype(np.float32) @ k[0, :, 0].astype(np.float32).T / np.sqrt(HEAD_DIM)
+    columns = np.argsort(cuattn.softmax(scores).sum(axis=0))[-COLUMNS:]
+    blocks = cuattn.vertical_slash_mask(tokens, tokens, BLOCK, vertical=columns, slash=[0, BLOCK])
+    mask = cuattn.BlockMask.from_blocks(blocks, tokens, tokens, BLOCK)
+    return cuattn.block_sparse_attention(q, k, v, mask, causal=True)
+
+
+def linear(q: Any, k: Any, v: Any) -> Any:
+    return cuattn.linear_attention(q, k, v)
+
+
 def turned(q: Any, k: Any, v: Any) -> Any:
     positions = np.arange(q.shape[1])
     return cuattn.attention(cuattn.rope(q, positions), cuattn.rope(k, positions), v, causal=True)
+
+
+def dual_chunk(q: Any, k: Any, v: Any) -> Any:
+    return cuattn.dual_chunk_attention(q, k, v, chunk_size=CHUNK, local_size=LOCAL)
 
 
 KINDS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "full": full,
     f"window {WINDOW}": windowed,
     f"strided {STRIDE}": strided,
+    "block-sparse": block_sparse,
+    "linear": linear,
     "full, turned": turned,
+    "dual-chunk, turned": dual_chunk,
 }
 
 

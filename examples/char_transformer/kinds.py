@@ -7,6 +7,7 @@ gradients straight into views of another.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any
 
 import cuattn
@@ -14,6 +15,8 @@ import cuattn
 from .layers import Array, Saved
 
 WINDOW = 16  # characters that a query of window attention sees, itself included
+
+BLOCK = 8  # characters of a block of block-sparse attention
 
 QKV = tuple[Array, Array, Array]
 
@@ -80,4 +83,36 @@ class SoftmaxAttention(Kind):
         return (grads.dq, grads.dk, grads.dv), None
 
 
-KINDS: dict[str, Kind] = {"softmax": SoftmaxAttention(), "window": SoftmaxAttention(WINDOW)}
+class BlockSparseAttention(Kind):
+    """`cuattn.block_sparse_attention`: the first block of characters, and the latest two."""
+
+    @staticmethod
+    @cache
+    def mask(seqlen: int) -> cuattn.BlockMask:
+        blocks = -(-seqlen // BLOCK)
+        return cuattn.BlockMask.from_blocks(cuattn.streaming_mask(blocks, blocks, 1, 2), seqlen, seqlen, BLOCK)
+
+    def forward(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        mask = self.mask(qkv[0].shape[1])
+        out, lse = cuattn.block_sparse_attention(*qkv, mask, causal=True, return_lse=True)
+        return out, (out, lse, mask)
+
+    def backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved, grads: QKV) -> Array:
+        dq, dk, dv = grads
+        cuattn.block_sparse_attention_backward(dout, *qkv, *saved, causal=True, dq=dq, dk=dk, dv=dv)
+
+    def reference(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        mask = self.mask(qkv[0].shape[1]).todense()
+        out, lse = cuattn.reference.block_sparse_attention(*qkv, mask, causal=True)
+        return out, (out, lse, mask)
+
+    def reference_backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved) -> tuple[QKV, Array]:
+        grads = cuattn.reference.block_sparse_attention_backward(dout, *qkv, *saved, causal=True)
+        return (grads.dq, grads.dk, grads.dv), None
+
+
+KINDS: dict[str, Kind] = {
+    "softmax": SoftmaxAttention(),
+    "window": SoftmaxAttention(WINDOW),
+    "block": BlockSparseAttention(),
+}
