@@ -1,7 +1,7 @@
-"""Block-sparse attention by density and block size: instructions on the host executor; time, FLOPs and bytes on a GPU.
+"""Sparse attention by density and block size, or stride: instructions on the host executor; time and bytes on a GPU.
 
-Beside each stands dense attention of the same arrays, and on a GPU torch's flex_attention with the same mask, where
-torch can be imported. Blocks are drawn, so many in each row.
+Beside each stands dense attention of the same arrays, and, of blocks on a GPU, torch's flex_attention with the same
+mask, where torch can be imported. Blocks are drawn, so many in each row.
 """
 
 from __future__ import annotations
@@ -33,28 +33,33 @@ _PEER = "torch flex_attention"
 
 @dataclass(frozen=True, slots=True)
 class SparseCase:
-    """A call with N = M, and a mask that keeps ``kept`` of the blocks in each row of blocks; None: dense attention."""
+    """A call with N = M: of ``kept`` of the blocks in each row of blocks, of every ``stride``-th key, or dense."""
 
     seqlen: int
     num_heads: int
     head_dim: int
     block: int = 64
     kept: int | None = None
+    stride: int | None = None
     dtype: str = "float16"
 
     @property
     def name(self) -> str:
+        if self.stride is not None:
+            return f"stride {self.stride}"
         if self.kept is None:
             return f"dense n{self.seqlen} h{self.num_heads} d{self.head_dim}"
         return f"blocks of {self.block}, {self.kept} of {-(-self.seqlen // self.block)}"
 
     @property
     def density(self) -> float:
+        if self.stride is not None:
+            return 1 / self.stride
         return 1.0 if self.kept is None else self.kept / -(-self.seqlen // self.block)
 
     @property
     def flops(self) -> int:
-        """Of the two products over the kept blocks."""
+        """Of the two products over what is kept."""
         return int(self.density * 4 * self.num_heads * self.seqlen**2 * self.head_dim)
 
     @property
@@ -78,6 +83,8 @@ class SparseCase:
 
     def run(self, arrays: list[Any], mask: BlockMask | None) -> Any:
         q, k, v = arrays
+        if self.stride is not None:
+            return cuattn.strided_attention(q, k, v, self.stride, causal=False)
         return cuattn.attention(q, k, v) if mask is None else cuattn.block_sparse_attention(q, k, v, mask)
 
 
@@ -88,7 +95,7 @@ def cases(executor: str) -> list[SparseCase]:
     else:
         shape, kept = (16384, 16, 128), {128: (6, 32), 64: (13, 64), 32: (26,), 16: (51,)}
     sparse = [SparseCase(*shape, block, number) for block, numbers in kept.items() for number in numbers]
-    return [SparseCase(*shape), *sparse]
+    return [SparseCase(*shape), *sparse, SparseCase(*shape, stride=8)]
 
 
 def sparse_steps(options: Options) -> list[Step]:
@@ -158,7 +165,9 @@ def _require(case: SparseCase, arrays: list[Any], mask: BlockMask | None, out: A
     """Raise unless the first and the last queries of a head are right."""
     rows = np.unique(np.r_[: min(_CHECKED_ROWS, case.seqlen), max(0, case.seqlen - _CHECKED_ROWS) : case.seqlen])
     visible = None
-    if mask is not None:
+    if case.stride is not None:
+        visible = (rows[:, None] - np.arange(case.seqlen)) % case.stride == 0
+    elif mask is not None:
         visible = mask.blocks[rows // case.block][:, np.arange(case.seqlen) // case.block]
     q, k, v = (x[:, :, -1:].astype(np.float64) for x in arrays)
     expected, _ = reference.attention(q[:, rows], k, v, mask=visible)

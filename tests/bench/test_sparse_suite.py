@@ -37,6 +37,12 @@ def test_a_case_on_the_host() -> None:
     assert second.metrics["mma"] * 2 == first.metrics["mma"]  # type: ignore[operator]
 
 
+def test_strides_on_the_host() -> None:
+    (record,) = sparse.host_records({"count": 1.0}, HOST, SparseCase(256, 1, 64, stride=4))
+    assert record.metrics["density"] == 0.25
+    assert record.metrics["mma"] == 4 * 256  # four sequences of 64 tokens, a tile each
+
+
 def test_a_wrong_result_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SparseCase, "run", lambda case, arrays, mask: np.zeros_like(arrays[0]))
     with pytest.raises(WrongResultError):
