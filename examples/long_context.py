@@ -90,7 +90,7 @@ def strided(q: Any, k: Any, v: Any) -> Any:
 
 
 def block_sparse(q: Any, k: Any, v: Any) -> Any:
-    """Keep the keys that the latest queries look at most, and what is near: MInference in short (Jiang et al., 2024)."""
+    """Keep the keys that the latest queries look at most, and those near by: MInference (Jiang et al., 2024)."""
     tokens = q.shape[1]
     scores = q[0, -LATEST:, 0].astype(np.float32) @ k[0, :, 0].astype(np.float32).T / np.sqrt(HEAD_DIM)
     columns = np.argsort(cuattn.softmax(scores).sum(axis=0))[-COLUMNS:]
