@@ -24,8 +24,8 @@
 // GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V
 // (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases
 // and strides of q, k, v, dout: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh). TILE_LIST: the tiles of the walk are those of
-// a list, and what they do not show is hidden (attention/tile_list.cuh).
+// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh). TILE_LIST: the tiles of the walk are those
+// of a list, and what they do not show is hidden (attention/tile_list.cuh).
 #include "backward/attention_backward_params.cuh"
 #include "common/mma.cuh"
 
@@ -140,8 +140,8 @@ __device__ __forceinline__ void attention_backward(
                              OWN_KEYS ? at.tile_idx : own_tile, OWN_KEYS ? own_tile : at.tile_idx);
     };
     const int warp_row = block.first_row + warp_idx * WARP_ROWS;
-    const auto walk = owned_walk<LISTED, Layout>(block, band, tiles, g_tile_list, first_head, num_heads, last_row, num_own,
-                                                 warp_row + frag_acc_row(lane_idx));
+    const auto walk = owned_walk<LISTED, Layout>(block, band, tiles, g_tile_list, first_head, num_heads, last_row,
+                                                 num_own, warp_row + frag_acc_row(lane_idx));
     // To the next tile that is not hidden; head == num_heads when there is none.
     auto advance = [&](auto& at) {
         if constexpr (LISTED) {
@@ -200,11 +200,11 @@ __device__ __forceinline__ void attention_backward(
             const int first_row = at.tile_idx * BLOCK_OTHER;
             const int num_rows = num_other - first_row;
             load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM, NUM_THREADS>(
-                smem.other_qk[stage][0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head + first_row * qk.seq, qk.seq, num_rows,
-                params.head_dim);
+                smem.other_qk[stage][0], (OWN_KEYS ? g_q : g_k) + at.head * qk.head + first_row * qk.seq, qk.seq,
+                num_rows, params.head_dim);
             load_tile<ALIGNED, BLOCK_OTHER, HEAD_DIM_V, NUM_THREADS>(
-                smem.other_v[stage][0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head + first_row * v.seq, v.seq, num_rows,
-                params.head_dim_v);
+                smem.other_v[stage][0], (OWN_KEYS ? g_dout : g_v) + at.head * v.head + first_row * v.seq, v.seq,
+                num_rows, params.head_dim_v);
             const int row = threadIdx.x;
             if (OWN_KEYS && row < BLOCK_OTHER) {
                 const long long term = at.head * params.lse_head + first_row + row;

@@ -22,8 +22,8 @@
 // BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller),
 // NUM_WARPS, SMEM_BYTES; ALIGNED (bases and strides of q, k, v, dout: multiples of 16 bytes); the options that are
 // compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT
-// (philox.cuh). GRAD_QK is always true, GRAD_V is OWN_KEYS. TILE_LIST: the tiles of the walk are those of a list, and what
-// they do not show is hidden (attention/tile_list.cuh).
+// (philox.cuh). GRAD_QK is always true, GRAD_V is OWN_KEYS. TILE_LIST: the tiles of the walk are those of a list, and
+// what they do not show is hidden (attention/tile_list.cuh).
 #include "backward/attention_backward_params.cuh"
 #include "attention/query_block.cuh"
 

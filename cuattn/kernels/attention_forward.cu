@@ -16,8 +16,8 @@
 // and HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller), COLUMN_BLOCKS, NUM_WARPS,
 // NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v: multiples of 16 bytes); the options that are compiled
 // in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh).
-// Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there. TILE_LIST: the
-// tiles of keys are those of a list, and what they do not show is hidden (tile_list.cuh).
+// Sinks, packed sequences and offsets of the diagonal cost a few instructions a CTA and are always there. TILE_LIST:
+// the tiles of keys are those of a list, and what they do not show is hidden (tile_list.cuh).
 #include "attention/column_block.cuh"
 #include "attention/key_walk.cuh"
 #include "attention/philox.cuh"

@@ -109,7 +109,8 @@ __device__ __forceinline__ void attention_forward(
     for (int i = 0; i < LANE_M; i++) state.rows[i].reset();
 
     const auto walk =
-        key_walk<LISTED, LaneLayout>(params, options, block, band, tiles, g_tile_list, num_queries, first_query + lane_row);
+        key_walk<LISTED, LaneLayout>(params, options, block, band, tiles, g_tile_list, num_queries,
+                                     first_query + lane_row);
     // Tiles are taken from the last to the first, as in attention_forward.cu; hidden tiles are passed over.
     auto before = [&](const auto& tile) {
         if constexpr (LISTED) {

@@ -8,7 +8,7 @@
 
 template <typename Layout, typename Real>
 struct ListWalk {
-    static constexpr bool BOUNDED = BOUND_LEFT || BOUND_RIGHT;
+    static constexpr bool BOUNDED = KeyBand::HAS_BEGIN || KeyBand::HAS_END;
 
     const AttentionParams<Real>& params;
     const ScoreOptions<Real>& options;

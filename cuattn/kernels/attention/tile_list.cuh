@@ -3,7 +3,7 @@
 //
 // A tile has the rows of the CTA and BLOCK_OTHER columns, in granules of eight. The granules of a tile ascend, but need
 // not follow each other: blocks that are smaller than a tile, or that lie apart, are gathered into whole tiles, so that
-// the work is that of what is kept. A granule begins at a multiple of eight, as the column tiles of the tensor cores do.
+// the work is that of what is kept. A granule begins at a multiple of eight, as a column tile of the tensor cores does.
 //
 // Rows of one block see the same, so that bits for the columns say it for all of them: a word (two, where a tile has 64
 // columns) for each block of rows that a CTA has a part of, or for each row where a mask shows elements of its blocks.

@@ -46,7 +46,9 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
 #pragma unroll
             for (int n = 0; n < BLOCK_N / MMA_N; n++) {
                 const int key = lane.other(n * MMA_N) + i;
-                if (key / 16 != last_key / 16 || n == 0) words = dropout_words(dropout, head, lane.own + t * MMA_M, key);
+                if (n == 0 || key / 16 != last_key / 16) {
+                    words = dropout_words(dropout, head, lane.own + t * MMA_M, key);
+                }
                 last_key = key;
                 const int half = key / 8 % 2;
 #pragma unroll

@@ -8,7 +8,7 @@
 
 template <typename Layout, typename Band>
 struct OwnedListWalk {
-    static constexpr bool BOUNDED = BOUND_LEFT || BOUND_RIGHT;
+    static constexpr bool BOUNDED = Band::HAS_BEGIN || Band::HAS_END;
     using Position = ListedPosition<OWN_KEYS, BLOCK_OTHER>;
     using Place = TilePosition<OWN_KEYS>;
     using Slice = typename Layout::Slice;
@@ -109,7 +109,8 @@ __device__ __forceinline__ auto owned_walk(const OwnedBlock& block, const Band& 
                                            const int* g_tile_list, int first_head, int num_heads, int last_row,
                                            int num_own, int lane_row) {
     if constexpr (LISTED) {
-        return OwnedListWalk<Layout, Band>(block, band, g_tile_list, first_head, num_heads, last_row, num_own, lane_row);
+        return OwnedListWalk<Layout, Band>(block, band, g_tile_list, first_head, num_heads, last_row, num_own,
+                                           lane_row);
     } else {
         return tiles;
     }

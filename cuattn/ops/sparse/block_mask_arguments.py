@@ -47,7 +47,10 @@ def boolean(name: str, x: Any, ranks: range, axes: str) -> NDArray[np.bool_]:
         raise DTypeError(f"{name} has dtype {x.dtype}; bool and integer types are allowed")
     if x.ndim not in ranks:
         raise ShapeError(f"{name} has shape {list(x.shape)}, rank {x.ndim}; needed is {axes}")
-    return np.asarray(x != 0) if x.dtype.kind != "b" else x
+    if x.dtype.kind == "b":
+        return x
+    with allocating(f"{name} of shape {list(x.shape)}", x.size):
+        return np.asarray(x != 0)
 
 
 def integers(name: str, x: Any, ranks: range, axes: str) -> NDArray[np.int64]:

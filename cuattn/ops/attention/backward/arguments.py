@@ -32,11 +32,12 @@ PACKED = Operation("attention_varlen_backward", "gradients")
 _GRADIENTS = "dq", "dk", "dv"
 
 
-def check(
-    dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, operation: Operation = DENSE, **options: Any
-) -> BackwardProblem:
-    """Make every check of a call. Raises as documented at `cuattn.attention_backward`."""
-    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, operation=operation, **options)
+def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
+    """Make every check of a call, of the `Operation` ``operation`` if it is another than `DENSE`.
+
+    Raises as documented at `cuattn.attention_backward`.
+    """
+    return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, **{"operation": DENSE, **options})
 
 
 def check_packed(
@@ -48,13 +49,11 @@ def check_packed(
     lse: Any,
     cu_seqlens_q: Any,
     cu_seqlens_k: Any,
-    *,
-    operation: Operation = PACKED,
     **options: Any,
 ) -> BackwardProblem:
-    """Make every check of a call. Raises as documented at `cuattn.attention_varlen_backward`."""
+    """Make every check of a call, likewise. Raises as documented at `cuattn.attention_varlen_backward`."""
     saved, cu_seqlens = {"dout": dout, "out": out, "lse": lse}, (cu_seqlens_q, cu_seqlens_k)
-    return _check(q, k, v, saved, cu_seqlens, operation=operation, **options)
+    return _check(q, k, v, saved, cu_seqlens, **{"operation": PACKED, **options})
 
 
 def check_sizes(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any) -> BackwardProblem:
