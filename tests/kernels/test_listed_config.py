@@ -68,6 +68,18 @@ def test_every_row_is_selected_somewhere():
     assert [row for row in rows if row not in found] == []
 
 
+@pytest.mark.parametrize(("same", "rows"), [(1.0, 128), (0.9, 64), (0.0, 16)])
+def test_ctas_are_large_where_neighbours_see_the_same(same, rows):
+    """``same``: the share of its keys that a block of 16 queries has in common with the one before."""
+
+    def num_tiles(queries, columns):
+        return 1000 // queries * (1 + (1 - same) * (queries / 16 - 1)) * 4096 // columns
+
+    of_call = {"smem_limit_bytes": LIMITS[1], "options": PLAIN, "tf32": False, "num_tiles": num_tiles}
+    row = forward_rows.select(np.dtype(np.float16), 64, 64, block=16, **of_call)
+    assert row.block_m == rows
+
+
 def test_ctas_lie_in_blocks():
     """Wherever there is a choice; and where there is none, the fewest rows."""
     for block, rows in ((16, 16), (24, 16), (32, 32), (64, 64), (128, 128), (96, 32), (300, 64)):

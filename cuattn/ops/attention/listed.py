@@ -6,6 +6,7 @@ their sizes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ class MaskSizes(Protocol):
     def num_heads(self) -> int: ...
     @property
     def batch(self) -> int: ...
+    def num_tiles(self, of_keys: bool, rows: int, columns: int) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,10 @@ def listed_options(variant: ForwardOptions) -> ForwardOptions:
     return replace(variant, bound_left=bounded, bound_right=bounded)
 
 
-def listed_row(problem: Problem, block: int, smem_limit_bytes: int) -> FlashFwdConfig:
-    """Select the shape in which a call is computed whose mask has blocks of so many queries."""
+def listed_row(
+    problem: Problem, block: int, smem_limit_bytes: int, num_tiles: Callable[[int, int], int]
+) -> FlashFwdConfig:
+    """Select the shape in which a call is computed whose mask has blocks of so many queries, and such tiles."""
     extents, options = problem.extents, problem.options
     return listed_config.select(
         problem.dtype,
@@ -90,6 +94,7 @@ def listed_row(problem: Problem, block: int, smem_limit_bytes: int) -> FlashFwdC
         smem_limit_bytes=smem_limit_bytes,
         options=listed_options(options.variant),
         tf32=options.tf32,
+        num_tiles=num_tiles,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,10 @@ class Masks:
         """Return the queries (axis 0) or the keys of a block: of all blocks, where masks differ."""
         return math.gcd(*(mask.block_size[axis] for mask in self.masks)) or 1
 
+    def num_tiles(self, of_keys: bool, rows: int, columns: int) -> int:
+        """Return the tiles of all masks together, if a CTA has so many rows of a side."""
+        return sum(mask.num_tiles(of_keys, rows, columns) for mask in self.masks)
+
     def lists(self, executor: Executor, side: Side, batch: int) -> tuple[Any, Any]:
         """Return the list of tiles of a side, and the order of its blocks of rows, where kernels read them."""
         if self.packed:
@@ -50,7 +54,7 @@ class Masks:
 def forward_tiles(problem: Problem, masks: Masks) -> ListedTiles:
     """Return the tiles of the queries of a call, made when the masks are first used with tiles of this shape."""
     executor = problem.executor
-    row = listed_row(problem, masks.block(0), executor.smem_limit_bytes)
+    row = listed_row(problem, masks.block(0), executor.smem_limit_bytes, partial(masks.num_tiles, False))
     lists = masks.lists(executor, Side(False, row.block_m, row.block_n), problem.extents.batch)
     return ListedTiles(row, listed_options(problem.options.variant), *lists)
 
@@ -68,6 +72,7 @@ def backward_tiles(problem: Problem, masks: Masks) -> ListedGradients:
             smem_limit_bytes=executor.smem_limit_bytes,
             options=options,
             tf32=problem.options.tf32,
+            num_tiles=partial(masks.num_tiles, own == "keys"),
         )
         for own in SIDES
     )

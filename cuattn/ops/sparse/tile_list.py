@@ -18,9 +18,9 @@ from cuattn.errors import ShapeError
 from cuattn.scalars import MAX_EXTENT
 
 if TYPE_CHECKING:
-    from cuattn.ops.sparse.block_mask import BlockMask
+    from cuattn.ops.sparse.compressed import CompressedMask
 
-__all__ = ["GRANULE", "Side", "TileLists", "tile_lists"]
+__all__ = ["GRANULE", "Side", "TileLists", "num_tiles", "tile_lists"]
 
 GRANULE = 8  # columns
 _FULL = 255  # the bits of a granule of which everything is visible
@@ -49,7 +49,7 @@ class TileLists(NamedTuple):
     work: NDArray[np.int64]
 
 
-def tile_lists(masks: Sequence[BlockMask], side: Side) -> TileLists:
+def tile_lists(masks: Sequence[CompressedMask], side: Side) -> TileLists:
     """List the tiles of one mask, whose batch axis says how many lists there are, or of one mask a sequence."""
     parts = [_tiles(mask, side) for mask in masks]
     entries, first = [], 0
@@ -88,6 +88,16 @@ def tile_lists(masks: Sequence[BlockMask], side: Side) -> TileLists:
     return TileLists(array, work)
 
 
+def num_tiles(mask: CompressedMask, side: Side) -> int:
+    """Return how many tiles the list of a mask has, without making it."""
+    if side.of_keys:
+        mask = mask.T
+    num_blocks, num_granules = -(-mask.seqlen_q // side.rows), -(-mask.seqlen_k // GRANULE)
+    pieces = _pieces(mask, side.rows, num_blocks)
+    owner = np.unique(pieces.owner * num_granules + pieces.granule) // max(num_granules, 1)
+    return int(np.sum(-(-np.bincount(owner) // (side.columns // GRANULE))))
+
+
 class _Tiles(NamedTuple):
     """The tiles of one mask: how many each block of rows has, and what the list says of each."""
 
@@ -107,7 +117,7 @@ class _Pieces(NamedTuple):
     bits: NDArray[np.uint8]  # which of the columns are visible
 
 
-def _tiles(mask: BlockMask, side: Side) -> _Tiles:
+def _tiles(mask: CompressedMask, side: Side) -> _Tiles:
     if side.of_keys:
         mask = mask.T
     num_rows, num_columns = mask.seqlen_q, mask.seqlen_k
@@ -160,7 +170,7 @@ def _tiles(mask: BlockMask, side: Side) -> _Tiles:
     return _Tiles(counts.reshape(shape), place, offsets, details, rows_per_word)
 
 
-def _pieces(mask: BlockMask, rows: int, num_blocks: int) -> _Pieces:
+def _pieces(mask: CompressedMask, rows: int, num_blocks: int) -> _Pieces:
     """Cut the kept blocks at the rows of CTAs, and into granules."""
     bq, bk = mask.block_size
     nq, num_rows, num_columns = mask.grid[0], mask.seqlen_q, mask.seqlen_k

@@ -69,6 +69,18 @@ def test_small_blocks_multiply_little_more_than_they_keep(kept):
     assert work[1] <= 1.6 * density * dense[1]
 
 
+def test_neighbours_that_see_the_same_share_a_cta():
+    """A band of small blocks is read once for 64 queries; drawn ones are not worth it."""
+    band = np.abs(np.subtract.outer(np.arange(32), np.arange(32))) < 8
+    q = queries(N)
+    for blocks, rows in ((band, 64), (np.random.default_rng(0).random((32, 32)) < 0.1, 16)):
+        mask = BlockMask.from_blocks(blocks, N, N, 16)
+        assert cuattn.forward_path(q, q, q, block_mask=mask, arch="sm_80").row.block_m == rows
+        dense = count(lambda: cuattn.attention(q, q, q))
+        work = count(lambda mask=mask: cuattn.block_sparse_attention(q, q, q, mask))
+        assert work[1] <= 1.5 * mask.density * dense[1]
+
+
 def test_blocks_of_eight_keys_are_gathered():
     """The work follows the kept keys, down to blocks of eight: tiles are made of those that are kept."""
     q = queries(N)

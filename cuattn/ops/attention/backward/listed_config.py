@@ -10,7 +10,7 @@ import numpy as np
 from cuattn.errors import LaunchError
 from cuattn.ops.attention.backward.config import FlashBwdConfig, Side
 from cuattn.ops.attention.forward.config import products_of
-from cuattn.ops.attention.forward.listed_config import preferred
+from cuattn.ops.attention.forward.listed_config import NumTiles, preferred
 from cuattn.ops.attention.variants import ForwardOptions
 
 __all__ = ["LISTED_BWD_CONFIGS", "select"]
@@ -53,7 +53,6 @@ LISTED_BWD_CONFIGS = (
 )
 
 
-@cache
 def select(
     dtype: np.dtype[Any],
     head_dim: int,
@@ -64,8 +63,11 @@ def select(
     smem_limit_bytes: int,
     options: ForwardOptions,
     tf32: bool,
+    num_tiles: NumTiles | None = None,
 ) -> FlashBwdConfig:
     """Select the row for a side whose blocks have so many rows; the other arguments are those of the dense `select`.
+
+    ``num_tiles``: of the mask, where it may be asked.
 
     Raises
     ------
@@ -73,19 +75,26 @@ def select(
         No row fits into the shared memory.
     """
     products, _ = products_of(dtype, tf32)
-    fitting = [
-        row
-        for row in LISTED_BWD_CONFIGS
-        if (row.own, row.itemsize) == (own, dtype.itemsize)
-        and max(head_dim, head_dim_v) <= row.max_head_dim
-        and row.score_options >= options.on_scores
-        and row.is_legal(head_dim, head_dim_v, smem_limit_bytes)
-    ]
-    # Where tensor cores have no registers for what tf32 may do faster, it is done without them.
-    rows = [row for row in fitting if row.products == products] or fitting
+    rows = _rows(products, own, dtype.itemsize, head_dim, head_dim_v, options.on_scores, smem_limit_bytes)
     if not rows:
         raise LaunchError(
             f"block-sparse attention backward with head dims up to {head_dim} and {head_dim_v} needs more shared "
             f"memory than the {smem_limit_bytes} bytes that a CTA may use"
         )
-    return preferred(rows, lambda row: row.block_own, block)
+    return preferred(rows, lambda row: (row.block_own, row.block_other), block, num_tiles)
+
+
+@cache
+def _rows(
+    products: str, own: Side, itemsize: int, head_dim: int, head_dim_v: int, on_scores: bool, smem_limit_bytes: int
+) -> list[FlashBwdConfig]:
+    fitting = [
+        row
+        for row in LISTED_BWD_CONFIGS
+        if (row.own, row.itemsize) == (own, itemsize)
+        and max(head_dim, head_dim_v) <= row.max_head_dim
+        and row.score_options >= on_scores
+        and row.is_legal(head_dim, head_dim_v, smem_limit_bytes)
+    ]
+    # Where tensor cores have no registers for what tf32 may do faster, it is done without them.
+    return [row for row in fitting if row.products == products] or fitting

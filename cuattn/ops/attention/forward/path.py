@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cuattn import compile
@@ -153,7 +154,8 @@ def _listed_path(problem: Problem, packed: PackedSequences | None, block_mask: A
     check_listed_dtypes(q=problem.q, k=problem.k, v=problem.v)
     check_mask(block_mask, problem.extents)
     arch = problem.executor.arch if arch is None else str(arch)
-    row = listed_row(problem, block_size[0], compile.smem_limit_bytes(arch))
+    num_tiles = partial(block_mask.num_tiles, False)
+    row = listed_row(problem, block_size[0], compile.smem_limit_bytes(arch), num_tiles)
     options = listed_options(problem.options.variant)
     reason = "not the Hopper kernel: the call has a mask of blocks, and only the portable kernels walk over its tiles"
     return ForwardPath(row.source, row, options, arch, reason, tuned=False)
