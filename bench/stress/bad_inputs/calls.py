@@ -13,7 +13,6 @@ import numpy as np
 
 import cuattn
 from bench.stress.bad_inputs.call import Call
-from bench.stress.bad_inputs.linear_calls import LINEAR
 from cuattn import host
 
 __all__ = ["OWN_TARGETS", "heads", "normal", "packed"]
@@ -374,6 +373,5 @@ _OWN = (
     *(online_softmax_probabilities, merge_states, merge_stacked_states),
     *(padding_plan, remove_padding, restore_padding, made_plan, rope, rope_tables, rotary, rope_frequencies),
     *(rope_frequencies_yarn, split_qkv, split_qkv_rotated, dropout_mask, tensor_map, host_empty, host_module),
-    *LINEAR,
 )
 OWN_TARGETS: dict[str, Callable[[], Call]] = {function.__name__: function for function in _OWN}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 import cuattn
 from bench.stress.bad_inputs.call import Call
 
-__all__ = ["LINEAR"]
+__all__ = ["LINEAR_TARGETS"]
 
 B, N, H, G, D, E = 2, 5, 4, 2, 32, 16
 
@@ -50,5 +51,5 @@ def linear_attention_summary() -> Call:
     return Call(cuattn.linear_attention_summary, given, options)
 
 
-#: The functions above.
-LINEAR = (linear_attention, linear_attention_varlen, linear_attention_summary)
+_LINEAR = (linear_attention, linear_attention_varlen, linear_attention_summary)
+LINEAR_TARGETS: dict[str, Callable[[], Call]] = {function.__name__: function for function in _LINEAR}

@@ -175,7 +175,7 @@ def check_qkv(q: Any, k: Any, v: Any, *, batch: int | None = None) -> LinearExte
 @lru_cache(maxsize=1024)
 def _extents(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], batch: int | None) -> LinearExtents:
     packed = batch is not None
-    for name, shape in (("q", q), ("k", k), ("v", v)):
+    for name, shape in (("k", k), ("v", v), ("q", q)):  # k first: without queries, it is q as well
         if len(shape) != 4 - packed:
             layout = "[tokens, heads, head_dim]" if packed else "[batch, seqlen, heads, head_dim]"
             raise ShapeError(f"{name} has shape {shape}, rank {len(shape)}; {layout} is needed")
@@ -186,7 +186,7 @@ def _extents(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], batch: 
         raise ShapeError(f"q has shape {q} and k has shape {k}; they must have the same batch")
     if q[-1] != k[-1]:
         raise ShapeError(f"k has head dim {k[-1]} and q has head dim {q[-1]}; they must be the same")
-    for name, extent in (("q", q[-1]), ("v", v[-1])):
+    for name, extent in (("k", k[-1]), ("v", v[-1])):
         if not 1 <= extent <= MAX_HEAD_DIM:
             raise ShapeError(f"{name} has head dim {extent}; allowed are 1 to {MAX_HEAD_DIM}")
     found = LinearExtents(q[0] if batch is None else batch, q[-3], k[-3], q[-2], k[-2], v[-2], q[-1], v[-1], packed)
