@@ -71,7 +71,8 @@ def forward(
         count = segments.count_segments(problem, row, max_seqlen if extents.packed else extents.seqlen_k)
         if count > 1:
             _prepare_segments(problem, row, keys, count, cu_seqlens)
-        _launch(problem, row, keys, cu_seqlens)
+        if count == 1 or keys.q is not None:
+            _launch(problem, row, keys, cu_seqlens)
         if separate and out is not None and out.array.size:
             longest = max_seqlen if extents.packed else extents.seqlen_q
             blocks = 1 if longest is None else max(1, -(-longest // READ_SEGMENT))
@@ -83,12 +84,16 @@ def forward(
 
 
 def _prepare_segments(problem: LinearProblem, row: Row, whole: Pass, count: int, cu_seqlens: Any) -> None:
-    """Divide a pass into segments, having computed the state that each of them begins with."""
+    """Divide a pass into segments, having computed the state that each of them begins with.
+
+    A pass without queries is done then: the state after the last segment is written as well.
+    """
     made, kept = segments.workspace(problem, count)
-    but_last = Pass(k=whole.k, v=whole.v, state_out=made, kept=kept, states_out=count, num_segments=count - 1)
-    but_last.segment_len = segments.SEGMENT
-    _launch(problem, row, but_last, cu_seqlens)
-    segments.scan(problem, whole.state_in, made, kept, count)
+    last = whole.state_out if whole.q is None else _NO_STATE
+    first_ones = Pass(k=whole.k, v=whole.v, state_out=made, kept=kept, states_out=count)
+    first_ones.num_segments, first_ones.segment_len = count - (whole.q is not None), segments.SEGMENT
+    _launch(problem, row, first_ones, cu_seqlens)
+    segments.scan(problem, whole.state_in, made, last, kept)
     whole.state_in, whole.states_in = made, count
     whole.num_segments, whole.segment_len = count, segments.SEGMENT
 

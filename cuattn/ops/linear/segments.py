@@ -30,7 +30,7 @@ SCAN_SOURCE = "linear_attention_scan"
 def count_segments(problem: LinearProblem, row: Row, longest: int | None) -> int:
     """Return how many segments each sequence is computed in; 1 for as a whole. ``longest``: None if nobody knows."""
     extents = problem.extents
-    if not isinstance(row, MmaRow) or not problem.options.causal or problem.q is None or longest is None:
+    if not isinstance(row, MmaRow) or longest is None:
         return 1
     num_segments = -(-longest // SEGMENT)
     ctas = extents.batch * extents.num_states * -(-extents.head_dim_v // row.slice_cols)
@@ -46,8 +46,12 @@ def workspace(problem: LinearProblem, num_segments: int) -> tuple[LinearState, A
     return LinearState(empty((*rows, shape[1]), dtype), z), empty(rows, dtype)
 
 
-def scan(problem: LinearProblem, initial: LinearState, made: LinearState, kept: Any, num_segments: int) -> None:
-    """Replace what segments ``made`` by the states that they begin with, the first with ``initial``."""
+def scan(problem: LinearProblem, initial: LinearState, made: LinearState, last: LinearState, kept: Any) -> None:
+    """Replace what segments ``made`` by the states that they begin with, the first with ``initial``.
+
+    ``last``: where the state after the last segment goes, if there are arrays in it. Otherwise the last segment need
+    not have made anything yet.
+    """
     extents, executor = problem.extents, problem.executor
     numbers = extents.head_dim * (extents.head_dim_v + problem.options.normalize)
     blocks = -(-numbers // SCAN_THREADS)
@@ -57,8 +61,10 @@ def scan(problem: LinearProblem, initial: LinearState, made: LinearState, kept: 
         "g_kept": kept,
         "g_s": made.s,
         "g_z": made.z,
+        "g_s_last": last.s,
+        "g_z_last": last.z,
         "params": struct_layout(SCAN_SOURCE, "ScanParams").pack(
-            num_segments=num_segments, head_dim=extents.head_dim, head_dim_v=extents.head_dim_v, blocks=blocks
+            num_segments=made.s.shape[2], head_dim=extents.head_dim, head_dim_v=extents.head_dim_v, blocks=blocks
         ),
     }
     grid = math.prod((extents.batch, extents.num_states, blocks))

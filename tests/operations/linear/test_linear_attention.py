@@ -160,12 +160,12 @@ def test_large_sums_in_float16(executor):
         np.testing.assert_allclose(out, expected, rtol=0, atol=4e-3 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
-def test_same_bits(executor, dtype):
+@pytest.mark.parametrize(("dtype", "kind"), ((F16, "token"), (F16, "channel"), (F32, "token")), ids=str)
+def test_same_bits(executor, dtype, kind):
     """Again, with random moments of asynchronous copies and orders of warps, and with other chunks asked for."""
     rng = np.random.default_rng(11)
     q, k, v = qkv(rng, dtype, 100, (2, 1, 1), (32, 32), batch=1)
-    decay = decay_like(rng, k, v, "token")
+    decay = decay_like(rng, k, v, kind)
     arrays = [on(executor, x) for x in (q, k, v, decay)]
     first = executor.numpy(cuattn.linear_attention(*arrays[:3], decay=arrays[3]))
     for asynchrony, seed in (("eager", 0), ("random", 1), ("random", 2)):

@@ -74,10 +74,32 @@ def test_when(dtype, seqlen, heads, expected):
     assert segments.count_segments(problem, row, None) == 1
 
 
+@pytest.mark.usefixtures("short_segments")
+@pytest.mark.parametrize("kind", (None, "token", "channel"))
+def test_states_alone(executor, kind):
+    """Without causal, and of summaries: two launches make the state, in place or not."""
+    rng = np.random.default_rng(2)
+    q, k, v = qkv(rng, F16, 20, (2, 1, 1), (32, 32), seqlen_k=300)
+    first = state_like(rng, k, v)
+    if kind is None:
+        options = {"causal": False, "initial_state": first}
+        assert_linear_close(*run(executor, q, k, v, **options), q, k, v, **options)
+        state = on(executor, cuattn.LinearState(*(x.copy() for x in first)))
+        arrays = (on(executor, x) for x in (q, k, v))
+        out = cuattn.linear_attention(*arrays, causal=False, initial_state=state, state_out=state)
+        after = cuattn.LinearState(*(executor.numpy(x) for x in state))
+        assert_linear_close(executor.numpy(out), after, q, k, v, **options)
+    decay = decay_like(rng, k, v, kind, 0.02)
+    given = None if decay is None else on(executor, decay)
+    _, state = cuattn.linear_attention_summary(on(executor, k), on(executor, v), decay=given)
+    after = cuattn.LinearState(*(executor.numpy(x) for x in state))
+    assert_linear_close(None, after, k, k, v, decay=decay)
+
+
 def test_launches():
     """The segments, the scan, and the outputs."""
     x = np.ones((1, 7 * 1024 + 1, 1, 32), F16)
-    for causal, expected in ((True, 3), (False, 2)):
+    for causal, expected in ((True, 3), (False, 3)):
         with host.check(), host.profile() as profile:
             cuattn.linear_attention(x, x, x, causal=causal)
         assert profile.launches == expected
