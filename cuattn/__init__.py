@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cuattn.ops.dual_chunk.decode import dual_chunk_decode
     from cuattn.ops.dual_chunk.dense import dual_chunk_attention
     from cuattn.ops.dual_chunk.positions import dual_chunk_logit_factor, dual_chunk_positions
+    from cuattn.ops.linear.backward import LinearGrads, linear_attention_backward
     from cuattn.ops.linear.dense import linear_attention, linear_attention_summary
     from cuattn.ops.linear.state import LinearState
     from cuattn.ops.linear.varlen import linear_attention_varlen
@@ -82,6 +83,7 @@ __all__ = [
     "DualChunkGrads",
     "ForwardPath",
     "KVCache",
+    "LinearGrads",
     "LinearState",
     "OnlineSoftmax",
     "PaddingPlan",
@@ -120,6 +122,7 @@ __all__ = [
     "global_mask",
     "host",
     "linear_attention",
+    "linear_attention_backward",
     "linear_attention_summary",
     "linear_attention_varlen",
     "local_mask",
@@ -158,6 +161,7 @@ _HOMES = {
     "DualChunkGrads": "cuattn.ops.dual_chunk.backward",
     "ForwardPath": "cuattn.ops.attention.forward.path",
     "KVCache": "cuattn.kv.caches.contiguous",
+    "LinearGrads": "cuattn.ops.linear.backward",
     "LinearState": "cuattn.ops.linear.state",
     "OnlineSoftmax": "cuattn.ops.softmax.online",
     "PaddingPlan": "cuattn.ops.padding.plan",
@@ -192,6 +196,7 @@ _HOMES = {
     "forward_path": "cuattn.ops.attention.forward.path",
     "global_mask": "cuattn.ops.sparse.patterns",
     "linear_attention": "cuattn.ops.linear.dense",
+    "linear_attention_backward": "cuattn.ops.linear.backward",
     "linear_attention_summary": "cuattn.ops.linear.dense",
     "linear_attention_varlen": "cuattn.ops.linear.varlen",
     "local_mask": "cuattn.ops.sparse.patterns",

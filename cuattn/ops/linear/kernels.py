@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from cuattn.ops.linear import config, segments
-from cuattn.ops.registry import KernelGroup, Variant
+from cuattn.ops.linear import backward_config, config, segments
+from cuattn.ops.registry import TYPICAL_DTYPE, KernelGroup, Variant
 
 __all__ = ["GROUPS"]
 
@@ -25,6 +26,19 @@ def _variants() -> Iterator[Variant]:
     yield Variant(segments.SCAN_SOURCE, "default", segments.scan_constants(), num_threads=segments.SCAN_THREADS)
 
 
+def _backward_variants() -> Iterator[Variant]:
+    for itemsize, channels, aligned in itertools.product((2, 4, 8), (False, True), (True, False)):
+        dtype_name = TYPICAL_DTYPE[itemsize]
+        words = [dtype_name, "channels" if channels else "heads", "elementwise"]
+        yield Variant(
+            "linear_attention_backward",
+            "_".join(words[: 3 - aligned]),
+            backward_config.constants(dtype_name, itemsize, channels=channels, aligned=aligned),
+            num_threads=backward_config.shape_of(itemsize).num_threads,
+            smem_bytes=max(backward_config.smem_bytes(itemsize, channels=channels).values()),
+        )
+
+
 GROUPS = (
     KernelGroup(
         "linear_attention",
@@ -32,5 +46,12 @@ GROUPS = (
         variants=_variants,
         tests=("operations/linear",),
         page="linear_attention.md",
+    ),
+    KernelGroup(
+        "linear_attention_backward",
+        kernels=("linear_attention_backward",),
+        variants=_backward_variants,
+        tests=("operations/linear",),
+        page="linear_attention_backward.md",
     ),
 )

@@ -1,0 +1,220 @@
+// Blocks of the operands of the backward of linear attention on their way into shared memory, and the numbers of the
+// outputs' rows: what all of its kernels share.
+//
+// With w the denominator of a query, the gradient of what a query reads is, for every key j <= i,
+//
+//     d(q_i . k_j) = r_i (dout_i . v_j - delta_i)       r = scale / w,  delta = dout . out
+//
+// and r = scale, delta = 0 without normalisation. A chunk takes its largest |r| out of the products (`unit`): r is as
+// small as the sum of keys is large, and would be lost in 16 bits.
+//
+// Constants used: Element, Real, BLOCK, NUM_WARPS, ALIGNED, CHANNELS of the including kernel.
+#pragma once
+#include "linear/block_products.cuh"
+#include "linear/decay_levels.cuh"
+#include "linear/feature_map.cuh"
+#include "linear/linear_backward_params.cuh"
+
+using Params = LinearBackwardParams<Real>;
+
+__device__ __forceinline__ int num_blocks(int extent) { return (extent + BLOCK - 1) / BLOCK; }
+
+// Starts loading a block of a [.., head_dim] array: tokens from g_rows on, columns from `column` of num_columns on.
+__device__ __forceinline__ void load_block(Element* s_block, const Element* g_rows, long long stride, int num_tokens,
+                                           int column, int num_columns) {
+    load_tile<ALIGNED, BLOCK, BLOCK, NUM_THREADS>(s_block, g_rows + column, stride, num_tokens, num_columns - column);
+}
+
+// Waits for what this CTA has begun to load.
+__device__ __forceinline__ void blocks_loaded() {
+    cp_async_commit();
+    cp_async_wait<0>();
+    // SYNC: every thread's part of the blocks has landed.
+    __syncthreads();
+}
+
+// Maps a block of q or k in place and multiplies it with factor(row, column): 0 for what does not exist. The caller
+// puts barriers before and behind.
+template <typename Factor>
+__device__ __forceinline__ void map_block(Element* s_block, int num_tokens, int num_columns, int feature_map,
+                                          Factor factor) {
+    with_feature_map<Real>(feature_map, [&](auto map) {
+#pragma unroll 2
+        for (int i = threadIdx.x; i < BLOCK * BLOCK; i += NUM_THREADS) {
+            const int row = i / BLOCK, column = i % BLOCK;
+            Element& x = s_block[row * STRIDE + column];
+            const bool exists = row < num_tokens && column < num_columns;
+            from_real(exists ? map(to_real(x)) * factor(row, column) : Real(0), x);
+        }
+    });
+}
+__device__ __forceinline__ void map_block(Element* s_block, int num_tokens, int num_columns, int feature_map) {
+    map_block(s_block, num_tokens, num_columns, feature_map, [](int, int) { return Real(1); });
+}
+
+// One number through a feature map, and the map's derivative there.
+__device__ __forceinline__ Real mapped(Real x, int feature_map) {
+    Real y = x;
+    with_feature_map<Real>(feature_map, [&](auto map) { y = map(x); });
+    return y;
+}
+__device__ __forceinline__ Real map_derivative(Real x, int feature_map) {
+    if (feature_map == MAP_ELU1) return x > 0 ? Real(1) : exp(x);
+    return feature_map == MAP_SQUARE ? 2 * x : feature_map == MAP_RELU && !(x > 0) ? Real(0) : Real(1);
+}
+
+// The largest number of a CTA, in every thread; s_warps: NUM_WARPS numbers. NaN counts as none.
+__device__ __forceinline__ Real largest_of_cta(Real x, Real* s_warps) {
+#pragma unroll
+    for (int lanes = WARP_SIZE / 2; lanes > 0; lanes /= 2) x = fmax(x, __shfl_xor_sync(0xffffffff, x, lanes));
+    // SYNC: nobody reads the numbers of the call before.
+    __syncthreads();
+    if (lane_index() == 0) s_warps[threadIdx.x / WARP_SIZE] = x;
+    // SYNC: each warp's number is there.
+    __syncthreads();
+    for (int warp = 0; warp < NUM_WARPS; warp++) x = fmax(x, s_warps[warp]);
+    return x;
+}
+
+// What states are divided by before they are rounded to elements, so that no 16-bit type is too narrow for them: the
+// largest of `count` peaks, the largest magnitudes of their blocks. 1 for elements that are as wide as sums.
+__device__ __forceinline__ Real state_unit(const Real* g_peaks, long long stride, int count) {
+    Real largest = 0;
+    if (TENSOR) {
+        for (int i = 0; i < count; i++) largest = fmax(largest, g_peaks[i * stride]);
+    }
+    return largest > Real(1e-30) ? largest : Real(1);
+}
+
+// Loads a block of a state, [channels][values], divided by its unit; g_state: its first number.
+__device__ __forceinline__ void load_state(Element* s_block, const Real* g_state, long long stride, int num_channels,
+                                           int num_values, Real unit) {
+    const Real inverse = 1 / unit;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < BLOCK * BLOCK; i += NUM_THREADS) {
+        const int row = i / BLOCK, column = i % BLOCK;
+        const Real x = row < num_channels && column < num_values ? g_state[row * stride + column] : Real(0);
+        from_real(x * inverse, s_block[row * STRIDE + column]);
+    }
+}
+
+// r and delta of the queries of a chunk.
+struct SharedTerms {
+    Real r[BLOCK], delta[BLOCK];  // r divided by unit
+    Real warps[NUM_WARPS];
+
+    // For the whole CTA. Returns the unit, which the products are to be multiplied with. g_r: null without
+    // normalisation, when all are the scale.
+    __device__ __forceinline__ Real load(const Real* g_r, const Real* g_delta, Real scale, int num_tokens) {
+        const int i = threadIdx.x;
+        Real mine = 0, of_mine = 0;
+        if (i < num_tokens && i < BLOCK) {
+            mine = g_r == nullptr ? scale : g_r[i];
+            of_mine = g_r == nullptr ? Real(0) : g_delta[i];
+        }
+        const Real largest = largest_of_cta(fabs(mine), warps);
+        const Real unit = largest > Real(1e-30) ? largest : Real(1);
+        if (i < BLOCK) {
+            r[i] = mine / unit;
+            delta[i] = of_mine;
+        }
+        // SYNC: the terms are there for all.
+        __syncthreads();
+        return unit;
+    }
+};
+
+// Which heads of the inputs an output head, or a state, reads.
+struct Heads {
+    int output, state, q, k, v;
+};
+__device__ __forceinline__ Heads heads_of_state(const Params& params, int state) {
+    return {0, state, 0, state / params.states_per_k_head, state / params.states_per_v_head};
+}
+__device__ __forceinline__ Heads heads_of_output(const Params& params, int output) {
+    Heads heads = heads_of_state(params, output / (params.num_outputs / params.num_states));
+    heads.output = output;
+    heads.q = output / params.outputs_per_q_head;
+    return heads;
+}
+
+// A chunk: its first token, and how many there are.
+struct Chunk {
+    int index, first, num_tokens;
+
+    __device__ __forceinline__ Chunk(int index, int seqlen)
+        : index(index), first(index * BLOCK), num_tokens(min(BLOCK, seqlen - index * BLOCK)) {}
+};
+
+// The place of a kept state: that before a chunk, or the gradient of that behind it.
+__device__ __forceinline__ long long kept_state(const Params& params, int batch_idx, int state, int chunk) {
+    const long long head = static_cast<long long>(batch_idx) * params.num_states + state;
+    return head * params.num_kept + (params.causal ? chunk : 0);
+}
+
+// The decay of a state at a chunk: null where there is none.
+__device__ __forceinline__ const Real* decay_of(const Params& params, const Real* g_decay, int batch_idx, int state,
+                                                const Chunk& chunk) {
+    if (g_decay == nullptr) return nullptr;
+    return g_decay + batch_idx * params.decay.batch + chunk.first * params.decay.seq + state * params.decay.head;
+}
+__device__ __forceinline__ ChannelDecay channel_decay(const Params& params, const Real* g_decay, int batch_idx,
+                                                      int state, const Chunk& chunk, int first_channel) {
+    const int channel = first_channel + ChannelDecay::column();
+    const Real* g_chunk = decay_of(params, g_decay, batch_idx, state, chunk);
+    return {channel < params.head_dim ? g_chunk + channel : nullptr, params.decay.seq, chunk.num_tokens};
+}
+
+// acc += the products q_i . k_j of a block of channels, each decayed channel by channel from j to i, for j <= i. Rows
+// of acc are queries, or keys (ROWS_ARE_KEYS). s_q, s_k: mapped; s_scaled_q, s_scaled_k: room for scaled ones. Begins
+// and ends with a barrier's worth of room: the caller puts one before and behind.
+template <bool ROWS_ARE_KEYS>
+__device__ __forceinline__ void multiply_decayed(Block& acc, const Element* s_q, const Element* s_k,
+                                                 Element* s_scaled_q, Element* s_scaled_k, const ChannelDecay& decay) {
+    const int column = ChannelDecay::column();
+    Block part;
+#pragma unroll 1
+    for (int level = -1; level < LEVELS; level++) {  // -1: i == j, where nothing decays
+        if (level >= 0) {
+            // SYNC: every warp is done with the scaled blocks of the level before.
+            __syncthreads();
+            decay.at(
+                level,
+                [&](int i, Real factor) {
+                    const int at = i * STRIDE + column;
+                    from_real(to_real(s_q[at]) * factor, s_scaled_q[at]);
+                    from_real(Real(0), s_scaled_k[at]);
+                },
+                [&](int j, Real factor) {
+                    const int at = j * STRIDE + column;
+                    from_real(to_real(s_k[at]) * factor, s_scaled_k[at]);
+                    from_real(Real(0), s_scaled_q[at]);
+                });
+            // SYNC: the scaled blocks are there for all.
+            __syncthreads();
+        }
+        const Element* s_queries = level < 0 ? s_q : s_scaled_q;
+        const Element* s_keys = level < 0 ? s_k : s_scaled_k;
+        part.clear();
+        multiply<false, true>(part, ROWS_ARE_KEYS ? s_keys : s_queries, ROWS_ARE_KEYS ? s_queries : s_keys,
+                              window_of<ROWS_ARE_KEYS>(level));
+        acc.each([&](int r, int c, Real& x) {
+            const int row = Block::row(r), col = Block::column(c);
+            const int i = ROWS_ARE_KEYS ? col : row, j = ROWS_ARE_KEYS ? row : col;
+            if (level < 0 ? i == j : at_level(i, j, level)) x += part.at(r, c);
+        });
+    }
+}
+
+// Writes this lane's elements of a block of a gradient times the derivative of the feature map at the inputs; both from
+// the first row and column of the block on.
+__device__ __forceinline__ void store_gradient(Element* g_out, long long out_stride, const Element* g_in,
+                                               long long in_stride, Block& acc, int num_tokens, int num_columns,
+                                               int feature_map) {
+    acc.each([&](int r, int c, Real& x) {
+        const int row = Block::row(r), column = Block::column(c);
+        if (row >= num_tokens || column >= num_columns) return;
+        const Real slope = map_derivative(to_real(g_in[row * in_stride + column]), feature_map);
+        from_real(x * slope, g_out[row * out_stride + column]);
+    });
+}

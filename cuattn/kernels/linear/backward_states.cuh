@@ -1,0 +1,232 @@
+// The walks over the chunks of a head: states before each chunk, and, backwards, the gradients of those behind each.
+//
+//     S <- e^(all of the chunk) S + sum over j of e^(j + 1 .. last) k_j (x) v_j
+//     dS <- e^(all of the chunk) dS + sum over i of e^(first .. i) q_i (x) r_i dout_i
+//     dz <- e^(all of the chunk) dz - sum over i of e^(first .. i) q_i r_i delta_i
+//
+// Gradients take the place of states, chunk by chunk: there is never more than one for each chunk. The state is used
+// once more as it goes: what the decay of the whole chunk gets, a channel, is
+//
+//     through = e^(all of the chunk) (rowsum(dS S) + dz z)
+//
+// A CTA has a block of a state, [channels][values], in registers, and the first of a row of blocks z besides.
+// Without an order of tokens (causal = 0) there is one state, that behind all, and one gradient.
+//
+// Grid: x = ((batch_idx * num_states + state) * blocks of channels + block) * blocks of values + block.
+#pragma once
+#include "linear/backward_blocks.cuh"
+
+struct WalkSmem {
+    SharedBlock keys[2], values[2];  // backwards: q and dout; the next ones load while these are used
+    SharedDecay decay;
+    SharedTerms terms;
+    Real whole[BLOCK];         // e^(all of the chunk), a channel
+    Real of_z[BLOCK];          // the part of z in what goes through
+};
+
+struct WalkArrays {
+    const Element* rows;    // k, or backwards q
+    const Element* columns; // v, or backwards dout
+    const Real* decay;
+    const Real *r, *delta;  // backwards: [batch, num_outputs, seqlen_q], null without normalisation
+    const Real *first_s, *first_z;  // where the walk begins: null for zeros
+    Real *last_s, *last_z;          // where it ends: null if nobody asks
+    Real *s, *z, *peaks;    // kept: [kept, head_dim, head_dim_v], [kept, head_dim], [kept, blocks, blocks]
+    Real* through;          // backwards: [kept, blocks of values, head_dim]; null without decay
+};
+
+template <bool BACKWARDS>
+__device__ __forceinline__ void walk_states(const WalkArrays& arrays, const Params& params, WalkSmem& smem) {
+    const int blocks = num_blocks(params.head_dim), blocks_v = num_blocks(params.head_dim_v);
+    unsigned rest = blockIdx.x;
+    const int block_v = rest % blocks_v;
+    rest /= blocks_v;
+    const int block = rest % blocks;
+    rest /= blocks;
+    const int state = rest % params.num_states, batch_idx = rest / params.num_states;
+    const int channel = block * BLOCK, value = block_v * BLOCK;
+    const int num_channels = params.head_dim - channel, num_values = params.head_dim_v - value;
+    const Heads heads = heads_of_state(params, state);
+    const int outputs_per_state = BACKWARDS ? params.num_outputs / params.num_states : 1;
+
+    const int seqlen = BACKWARDS ? params.seqlen_q : params.seqlen_k;
+    const int num_chunks = num_blocks(seqlen);
+    const long long state_size = static_cast<long long>(params.head_dim) * params.head_dim_v;
+    const long long head = static_cast<long long>(batch_idx) * params.num_states + state;
+    const long long place = static_cast<long long>(channel) * params.head_dim_v + value;  // of the block in a state
+    // The channel of z that this thread has, if it has one.
+    const int z_channel = channel + threadIdx.x;
+    const bool has_z = params.normalize && block_v == 0 && threadIdx.x < BLOCK && z_channel < params.head_dim;
+
+    Block acc;
+    Real z = has_z && arrays.first_z != nullptr ? arrays.first_z[head * params.head_dim + z_channel] : Real(0);
+    acc.each([&](int r, int c, Real& x) {
+        const int row = Block::row(r), column = Block::column(c);
+        const bool exists = arrays.first_s != nullptr && row < num_channels && column < num_values;
+        x = exists ? arrays.first_s[head * state_size + place + static_cast<long long>(row) * params.head_dim_v + column]
+                   : Real(0);
+    });
+
+    auto keep = [&](long long kept) {
+        Real* g_s = arrays.s + kept * state_size + place;
+        Real largest = 0;
+        acc.each([&](int r, int c, Real& x) {
+            const int row = Block::row(r), column = Block::column(c);
+            if (row >= num_channels || column >= num_values) return;
+            g_s[static_cast<long long>(row) * params.head_dim_v + column] = x;
+            largest = fmax(largest, fabs(x));
+        });
+        if (has_z) arrays.z[kept * params.head_dim + z_channel] = z;
+        if (TENSOR) {
+            largest = largest_of_cta(largest, smem.terms.warps);
+            if (threadIdx.x == 0) arrays.peaks[(kept * blocks + block) * blocks_v + block_v] = largest;
+        }
+    };
+    auto go_through = [&](long long kept) {
+        const Real* g_s = arrays.s + kept * state_size + place;
+        if (threadIdx.x < BLOCK) {
+            const Real whole = smem.whole[threadIdx.x];
+            const bool some = has_z && whole != 0;
+            smem.of_z[threadIdx.x] = some ? whole * z * arrays.z[kept * params.head_dim + z_channel] : Real(0);
+        }
+        // SYNC: the parts of z are there for all.
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            const int row = Block::row(r);
+            const Real whole = smem.whole[row];
+            Real sum = 0;
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) {
+                const int column = Block::column(c);
+                if (whole != 0 && row < num_channels && column < num_values) {
+                    sum = fma(acc.at(r, c) * whole, g_s[static_cast<long long>(row) * params.head_dim_v + column], sum);
+                }
+            }
+            sum = row_sum(sum) + smem.of_z[row];
+            if (first_of_row() && row < num_channels) {
+                arrays.through[(kept * blocks_v + block_v) * params.head_dim + channel + row] = sum;
+            }
+        }
+    };
+
+    // One output of a chunk after the other, or just one chunk after the other.
+    const int num_steps = num_chunks * outputs_per_state;
+    auto chunk_of = [&](int step) {
+        const int at = step / outputs_per_state;
+        return Chunk(BACKWARDS ? num_chunks - 1 - at : at, seqlen);
+    };
+    auto output_of = [&](int step) { return state * outputs_per_state + step % outputs_per_state; };
+    auto load = [&](int step) {
+        if (step < num_steps) {
+            const Chunk chunk = chunk_of(step);
+            const int output = output_of(step);
+            const RowStrides& rows = BACKWARDS ? params.q : params.k;
+            const RowStrides& columns = BACKWARDS ? params.dout : params.v;
+            const int row_head = BACKWARDS ? output / params.outputs_per_q_head : heads.k;
+            const int column_head = BACKWARDS ? output : heads.v;
+            load_block(smem.keys[step % 2],
+                       arrays.rows + batch_idx * rows.batch + chunk.first * rows.seq + row_head * rows.head, rows.seq,
+                       chunk.num_tokens, channel, params.head_dim);
+            load_block(smem.values[step % 2],
+                       arrays.columns + batch_idx * columns.batch + chunk.first * columns.seq +
+                           column_head * columns.head,
+                       columns.seq, chunk.num_tokens, value, params.head_dim_v);
+        }
+        cp_async_commit();
+    };
+
+    load(0);
+#pragma unroll 1
+    for (int step = 0; step < num_steps; step++) {
+        const Chunk chunk = chunk_of(step);
+        Element *s_keys = smem.keys[step % 2], *s_values = smem.values[step % 2];
+        const ChannelDecay channels = channel_decay(params, arrays.decay, batch_idx, state, chunk, channel);
+        // SYNC: every warp is done with the blocks and the decays of the step before.
+        __syncthreads();
+        load(step + 1);
+        if (step % outputs_per_state == 0) {
+            if (CHANNELS) {
+                if (ChannelDecay::part() == 0) {
+                    Real sum = 0;
+                    for (int i = 0; i < BLOCK; i++) sum += channels.log(i);
+                    smem.whole[threadIdx.x] = exp(sum);
+                }
+            } else {
+                smem.decay.load(decay_of(params, arrays.decay, batch_idx, state, chunk), params.decay.seq,
+                                chunk.num_tokens);
+                // SYNC: the decay of the whole chunk is there.
+                __syncthreads();
+                if (threadIdx.x < BLOCK) smem.whole[threadIdx.x] = smem.decay.whole;
+            }
+            // SYNC: what each channel decays by is there for all.
+            __syncthreads();
+            if (params.causal) {
+                const long long kept = kept_state(params, batch_idx, state, chunk.index);
+                if (BACKWARDS && arrays.through != nullptr) go_through(kept);
+                keep(kept);
+            }
+            acc.each([&](int r, int c, Real& x) {
+                const Real whole = smem.whole[Block::row(r)];
+                x = whole == 0 ? Real(0) : x * whole;
+            });
+            if (has_z) z = smem.whole[threadIdx.x] == 0 ? Real(0) : z * smem.whole[threadIdx.x];
+        }
+        Real unit = 1;
+        if (BACKWARDS) {
+            const long long term =
+                (static_cast<long long>(batch_idx) * params.num_outputs + output_of(step)) * seqlen + chunk.first;
+            unit = smem.terms.load(arrays.r == nullptr ? nullptr : arrays.r + term, arrays.delta + term, params.scale,
+                                   chunk.num_tokens);
+        }
+        cp_async_wait<1>();
+        // SYNC: every thread's part of the blocks of this step has landed.
+        __syncthreads();
+        map_block(s_keys, chunk.num_tokens, num_channels, params.feature_map, [&](int t, int) {
+            const Real of_decay = CHANNELS ? Real(1) : BACKWARDS ? smem.decay.before[t] : smem.decay.after[t];
+            return BACKWARDS ? of_decay * smem.terms.r[t] : of_decay;
+        });
+        // SYNC: the mapped block is there for all.
+        __syncthreads();
+        if (CHANNELS) {
+            if (ChannelDecay::part() == 0) {
+                auto scale = [&](int t, Real x) {
+                    Element& element = s_keys[t * STRIDE + threadIdx.x];
+                    from_real(to_real(element) * x, element);
+                };
+                if (BACKWARDS) {
+                    channels.upwards(0, BLOCK, scale);
+                } else {
+                    channels.downwards(0, BLOCK, scale);
+                }
+            }
+            // SYNC: the scaled block is there for all.
+            __syncthreads();
+        }
+        if (BACKWARDS) {
+            Block part;
+            part.clear();
+            multiply<true, false>(part, s_keys, s_values);
+            acc.each([&](int r, int c, Real& x) { x = fma(unit, part.at(r, c), x); });
+        } else {
+            multiply<true, false>(acc, s_keys, s_values);
+        }
+        if (has_z) {
+            Real sum = 0;
+            for (int t = 0; t < chunk.num_tokens; t++) {
+                const Real x = to_real(s_keys[t * STRIDE + threadIdx.x]);
+                sum += BACKWARDS ? -x * smem.terms.delta[t] : x;
+            }
+            z = fma(unit, sum, z);
+        }
+    }
+    if (!params.causal) keep(head);
+    if (arrays.last_s != nullptr) {
+        acc.each([&](int r, int c, Real& x) {
+            const int row = Block::row(r), column = Block::column(c);
+            if (row >= num_channels || column >= num_values) return;
+            arrays.last_s[head * state_size + place + static_cast<long long>(row) * params.head_dim_v + column] = x;
+        });
+        if (has_z) arrays.last_z[head * params.head_dim + z_channel] = z;
+    }
+}
