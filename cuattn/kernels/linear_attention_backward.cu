@@ -1,6 +1,7 @@
 // Gradients of linear attention, chunk by chunk. With S the state before a chunk and dS the gradient of the one behind
-// it, all of a chunk depends on nothing else: six kernels, of which only the walks go through chunks one by one.
+// it, all of a chunk depends on nothing else: kernels of which only the walks go through chunks one by one.
 //
+//     cuattn_linear_map             q and k through the feature map, once
 //     cuattn_linear_states          S before each chunk                              (backward_states.cuh)
 //     cuattn_linear_rows            denominators and the like; decays from queries   (backward_rows.cuh)
 //     cuattn_linear_dq              dq                                               (backward_queries.cuh)
@@ -33,9 +34,30 @@ __device__ __forceinline__ Smem& shared_memory() {
 }
 
 // The arrays that entries share: dout [batch, seqlen_q, num_outputs, head_dim_v], q [batch, seqlen_q, num_heads,
-// head_dim], k [batch, seqlen_k, num_k_heads, head_dim], v [batch, seqlen_k, num_v_heads, head_dim_v]; decay null, or
+// head_dim] and k [batch, seqlen_k, num_k_heads, head_dim], mapped, v [batch, seqlen_k, num_v_heads, head_dim_v]; decay null, or
 // [batch, seqlen_k, num_states] with any strides, then with CHANNELS [.., head_dim]; kept states s, z, peaks as
 // backward_states.cuh says; r and delta [batch, num_outputs, seqlen_q], null without normalisation.
+
+extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_map(
+    const Element* __restrict__ g_x,  // [batch, seqlen, num_heads, head_dim], last axis contiguous
+    Element* __restrict__ g_mapped,   // the same, contiguous
+    const RowStrides x,
+    const long long num_elements,
+    const int seqlen,
+    const int num_heads,
+    const int head_dim,
+    const int feature_map)
+{
+    with_feature_map<Real>(feature_map, [&](auto map) {
+        const long long step = static_cast<long long>(gridDim.x) * NUM_THREADS;
+        for (long long i = static_cast<long long>(blockIdx.x) * NUM_THREADS + threadIdx.x; i < num_elements; i += step) {
+            const int channel = i % head_dim;
+            const long long row = i / head_dim, token = row / num_heads;
+            const Element* g_row = g_x + token / seqlen * x.batch + token % seqlen * x.seq + row % num_heads * x.head;
+            from_real(map(to_real(g_row[channel])), g_mapped[i]);
+        }
+    });
+}
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_states(
     const Element* __restrict__ g_k,
@@ -103,11 +125,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dq(
     const Real* __restrict__ g_peaks,
     const Real* __restrict__ g_r,
     const Real* __restrict__ g_delta,
+    const Element* __restrict__ g_raw_q,
     Element* __restrict__ g_dq,
     Real* __restrict__ g_of_queries,  // [batch, num_outputs, seqlen_q, head_dim]; null unless channels decay
     const Params params)
 {
-    const QueriesArrays arrays{g_dout, g_q, g_k, g_v, g_decay, g_s, g_z, g_peaks, g_r, g_delta, g_dq, g_of_queries};
+    const QueriesArrays arrays{g_dout, g_q, g_k, g_v, g_raw_q, g_decay, g_s, g_z, g_peaks, g_r, g_delta, g_dq,
+                               g_of_queries};
     gradient_of_queries(arrays, params, shared_memory<QueriesSmem>());
 }
 
@@ -124,13 +148,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dk(
     const Real* __restrict__ g_delta,
     const Real* __restrict__ g_through,
     const Real* __restrict__ g_of_queries,
+    const Element* __restrict__ g_raw_k,
     Element* __restrict__ g_dk,
     Real* __restrict__ g_of_keys,  // [blocks of channels, batch, num_states, seqlen_k]; null unless whole states decay
     Real* __restrict__ g_ddecay,   // [batch, seqlen_k, num_states, head_dim]; null unless channels decay
     const int batch,
     const Params params)
 {
-    const KeysArrays arrays{g_dout, g_q, g_k, g_v, g_decay, g_s, g_z, g_peaks, g_r, g_delta, g_through, g_of_queries,
+    const KeysArrays arrays{g_dout, g_q, g_k, g_v, g_raw_k, g_decay, g_s, g_z, g_peaks, g_r, g_delta, g_through, g_of_queries,
                             g_dk, g_of_keys, g_ddecay};
     gradient_of_keys(arrays, params, batch, shared_memory<KeysSmem>());
 }

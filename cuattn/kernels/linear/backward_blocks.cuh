@@ -8,6 +8,8 @@
 // and r = scale, delta = 0 without normalisation. A chunk takes its largest |r| out of the products (`unit`): r is as
 // small as the sum of keys is large, and would be lost in 16 bits.
 //
+// Queries and keys have gone through the feature map before: a CTA would do it as often as it loads them.
+//
 // Constants used: Element, Real, BLOCK, NUM_WARPS, ALIGNED, CHANNELS of the including kernel.
 #pragma once
 #include "linear/block_products.cuh"
@@ -19,7 +21,8 @@ using Params = LinearBackwardParams<Real>;
 
 __device__ __forceinline__ int num_blocks(int extent) { return (extent + BLOCK - 1) / BLOCK; }
 
-// Starts loading a block of a [.., head_dim] array: tokens from g_rows on, columns from `column` of num_columns on.
+// Starts loading a block of a [.., head_dim] array: tokens from g_rows on, columns from `column` of num_columns on. What
+// does not exist becomes 0.
 __device__ __forceinline__ void load_block(Element* s_block, const Element* g_rows, long long stride, int num_tokens,
                                            int column, int num_columns) {
     load_tile<ALIGNED, BLOCK, BLOCK, NUM_THREADS>(s_block, g_rows + column, stride, num_tokens, num_columns - column);
@@ -33,31 +36,23 @@ __device__ __forceinline__ void blocks_loaded() {
     __syncthreads();
 }
 
-// Maps a block of q or k in place and multiplies it with factor(row, column): 0 for what does not exist. The caller
-// puts barriers before and behind.
+// Multiplies each row of a block with factor(row), in place. The caller puts barriers before and behind.
 template <typename Factor>
-__device__ __forceinline__ void map_block(Element* s_block, int num_tokens, int num_columns, int feature_map,
-                                          Factor factor) {
-    with_feature_map<Real>(feature_map, [&](auto map) {
+__device__ __forceinline__ void scale_rows(Element* s_block, Factor factor) {
+    constexpr int VECTOR = 16 / sizeof(Element);
 #pragma unroll 2
-        for (int i = threadIdx.x; i < BLOCK * BLOCK; i += NUM_THREADS) {
-            const int row = i / BLOCK, column = i % BLOCK;
-            Element& x = s_block[row * STRIDE + column];
-            const bool exists = row < num_tokens && column < num_columns;
-            from_real(exists ? map(to_real(x)) * factor(row, column) : Real(0), x);
-        }
-    });
-}
-__device__ __forceinline__ void map_block(Element* s_block, int num_tokens, int num_columns, int feature_map) {
-    map_block(s_block, num_tokens, num_columns, feature_map, [](int, int) { return Real(1); });
+    for (int i = threadIdx.x; i < BLOCK * BLOCK / VECTOR; i += NUM_THREADS) {
+        const int row = i / (BLOCK / VECTOR), column = i % (BLOCK / VECTOR) * VECTOR;
+        const Real of_row = factor(row);
+        Run<Element, VECTOR> run;
+        run.load(s_block + row * STRIDE + column);
+#pragma unroll
+        for (int e = 0; e < VECTOR; e++) run.set(e, run.get(e) * of_row);
+        run.store(s_block + row * STRIDE + column);
+    }
 }
 
-// One number through a feature map, and the map's derivative there.
-__device__ __forceinline__ Real mapped(Real x, int feature_map) {
-    Real y = x;
-    with_feature_map<Real>(feature_map, [&](auto map) { y = map(x); });
-    return y;
-}
+// The derivative of a feature map; that of relu is 0 at 0.
 __device__ __forceinline__ Real map_derivative(Real x, int feature_map) {
     if (feature_map == MAP_ELU1) return x > 0 ? Real(1) : exp(x);
     return feature_map == MAP_SQUARE ? 2 * x : feature_map == MAP_RELU && !(x > 0) ? Real(0) : Real(1);
@@ -87,14 +82,29 @@ __device__ __forceinline__ Real state_unit(const Real* g_peaks, long long stride
 }
 
 // Loads a block of a state, [channels][values], divided by its unit; g_state: its first number.
-__device__ __forceinline__ void load_state(Element* s_block, const Real* g_state, long long stride, int num_channels,
+__device__ __forceinline__ void load_state(Element* s_block, const Real* g_state, int stride, int num_channels,
                                            int num_values, Real unit) {
+    constexpr int VECTOR = 4;
     const Real inverse = 1 / unit;
+    const bool vectors = stride % VECTOR == 0;  // rows of kept states then begin at multiples of so many numbers
 #pragma unroll 4
-    for (int i = threadIdx.x; i < BLOCK * BLOCK; i += NUM_THREADS) {
-        const int row = i / BLOCK, column = i % BLOCK;
-        const Real x = row < num_channels && column < num_values ? g_state[row * stride + column] : Real(0);
-        from_real(x * inverse, s_block[row * STRIDE + column]);
+    for (int i = threadIdx.x; i < BLOCK * BLOCK / VECTOR; i += NUM_THREADS) {
+        const int row = i / (BLOCK / VECTOR), column = i % (BLOCK / VECTOR) * VECTOR;
+        const Real* g_run = g_state + static_cast<long long>(row) * stride + column;
+        Run<Real, VECTOR> run;
+        run.clear();
+        if (row < num_channels && vectors && column < num_values) {
+            run.load(g_run);
+        } else if (row < num_channels) {
+#pragma unroll
+            for (int e = 0; e < VECTOR; e++) {
+                if (column + e < num_values) run.element[e] = g_run[e];
+            }
+        }
+        Run<Element, VECTOR> rounded;
+#pragma unroll
+        for (int e = 0; e < VECTOR; e++) rounded.set(e, run.get(e) * inverse);
+        rounded.store(s_block + row * STRIDE + column);
     }
 }
 
@@ -166,7 +176,7 @@ __device__ __forceinline__ ChannelDecay channel_decay(const Params& params, cons
 }
 
 // acc += the products q_i . k_j of a block of channels, each decayed channel by channel from j to i, for j <= i. Rows
-// of acc are queries, or keys (ROWS_ARE_KEYS). s_q, s_k: mapped; s_scaled_q, s_scaled_k: room for scaled ones. Begins
+// of acc are queries, or keys (ROWS_ARE_KEYS). s_scaled_q, s_scaled_k: room for scaled ones. Begins
 // and ends with a barrier's worth of room: the caller puts one before and behind.
 template <bool ROWS_ARE_KEYS>
 __device__ __forceinline__ void multiply_decayed(Block& acc, const Element* s_q, const Element* s_k,

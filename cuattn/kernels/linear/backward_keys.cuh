@@ -26,6 +26,7 @@ struct KeysSmem {
 
 struct KeysArrays {
     const Element *dout, *q, *k, *v;
+    const Element* raw_k;  // before the feature map
     const Real* decay;
     const Real *s, *z, *peaks;  // gradients of states by now
     const Real *r, *delta;
@@ -55,7 +56,7 @@ __device__ __forceinline__ void gradient_of_keys(const KeysArrays& arrays, const
     const int column = ChannelDecay::column();
     auto key = [&](int j) {  // of this thread's channel
         const bool exists = j < chunk.num_tokens && column < num_channels;
-        return exists ? mapped(to_real(g_k[j * params.k.seq + column]), params.feature_map) : Real(0);
+        return exists ? to_real(g_k[j * params.k.seq + column]) : Real(0);
     };
 
     Block acc;
@@ -112,9 +113,6 @@ __device__ __forceinline__ void gradient_of_keys(const KeysArrays& arrays, const
                 __syncthreads();
                 load_block(smem.left, g_k, params.k.seq, chunk.num_tokens, 0, num_channels);
                 blocks_loaded();
-                map_block(smem.left, chunk.num_tokens, num_channels, params.feature_map);
-                // SYNC: the mapped keys are there for all.
-                __syncthreads();
 #pragma unroll
                 for (int r = 0; r < ROWS; r++) {
                     Real sum = 0;
@@ -176,17 +174,13 @@ __device__ __forceinline__ void gradient_of_keys(const KeysArrays& arrays, const
             products.each([&](int r, int c, Real& x) {
                 const int key = Block::row(r), query = Block::column(c);
                 x = (x - smem.terms.delta[query]) * smem.terms.r[query];
-                if constexpr (!CHANNELS) {
-                    x = query < key ? Real(0) : x * smem.decay.between(query, key);
-                } else if (query == key) {
-                    smem.of_key[key] = x * unit;
-                }
+                if (CHANNELS && query == key) smem.of_key[key] = x * unit;
             });
-            if constexpr (!CHANNELS) products.store(smem.third);
+            if constexpr (!CHANNELS) {
+                smem.decay.apply<true>(products);
+                products.store(smem.third);
+            }
             blocks_loaded();
-            map_block(smem.left, chunk.num_tokens, num_channels, params.feature_map);
-            // SYNC: the mapped queries are there for all.
-            __syncthreads();
             if constexpr (!CHANNELS) {
                 inter.clear();
                 multiply<false, false>(inter, smem.third, smem.left, WHOLE, causal_window<true>());
@@ -256,5 +250,8 @@ __device__ __forceinline__ void gradient_of_keys(const KeysArrays& arrays, const
         }
     }
     store_gradient(arrays.dk + batch_idx * params.dk.batch + first * params.dk.seq + k_head * params.dk.head + channel,
-                   params.dk.seq, g_k, params.k.seq, acc, chunk.num_tokens, num_channels, params.feature_map);
+                   params.dk.seq,
+                   arrays.raw_k + batch_idx * params.raw_k.batch + first * params.raw_k.seq +
+                       k_head * params.raw_k.head + channel,
+                   params.raw_k.seq, acc, chunk.num_tokens, num_channels, params.feature_map);
 }

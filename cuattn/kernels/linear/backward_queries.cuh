@@ -24,6 +24,7 @@ struct QueriesSmem {
 
 struct QueriesArrays {
     const Element *dout, *q, *k, *v;
+    const Element* raw_q;  // before the feature map
     const Real* decay;
     const Real *s, *z, *peaks;
     const Real *r, *delta;
@@ -49,7 +50,7 @@ __device__ __forceinline__ void gradient_of_queries(const QueriesArrays& arrays,
     const int column = ChannelDecay::column();
     auto query = [&](int i) {  // of this thread's channel
         const bool exists = i < chunk.num_tokens && column < num_channels;
-        return exists ? mapped(to_real(g_q[i * params.q.seq + column]), params.feature_map) : Real(0);
+        return exists ? to_real(g_q[i * params.q.seq + column]) : Real(0);
     };
 
     Block acc;
@@ -101,7 +102,6 @@ __device__ __forceinline__ void gradient_of_queries(const QueriesArrays& arrays,
             }
         }
         blocks_loaded();
-        if (params.causal) map_block(smem.left, chunk.num_tokens, num_channels, params.feature_map);
         Real factor[ROWS], delta[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -125,13 +125,9 @@ __device__ __forceinline__ void gradient_of_queries(const QueriesArrays& arrays,
             if constexpr (CHANNELS) smem.moved[row * BLOCK + col] = x;
         });
         if (!params.causal) continue;
-        // SYNC: the mapped keys are there for all; and what queries get from the state.
-        __syncthreads();
         if constexpr (!CHANNELS) {
-            products.each([&](int r, int c, Real& x) {
-                const int row = Block::row(r), col = Block::column(c);
-                x = col > row ? Real(0) : (x - delta[r]) * smem.decay.between(row, col);
-            });
+            products.each([&](int r, int, Real& x) { x -= delta[r]; });
+            smem.decay.apply<false>(products);
             products.store(smem.third);
             // SYNC: a warp reads the rows that it has written.
             __syncwarp();
@@ -139,6 +135,8 @@ __device__ __forceinline__ void gradient_of_queries(const QueriesArrays& arrays,
             multiply<false, false>(inter, smem.third, smem.left, WHOLE, causal_window<false>());
             acc.each([&](int r, int c, Real& x) { x = fma(factor[r], inter.at(r, c), x); });
         } else {
+            // SYNC: what queries get from the state is there for all.
+            __syncthreads();
             if (ChannelDecay::part() == 0) {
                 Real sum = 0;
                 for (int i = BLOCK - 1; i >= 0; i--) {
@@ -207,5 +205,8 @@ __device__ __forceinline__ void gradient_of_queries(const QueriesArrays& arrays,
         }
     }
     store_gradient(arrays.dq + batch_idx * params.dq.batch + first * params.dq.seq + q_head * params.dq.head + channel,
-                   params.dq.seq, g_q, params.q.seq, acc, chunk.num_tokens, num_channels, params.feature_map);
+                   params.dq.seq,
+                   arrays.raw_q + batch_idx * params.raw_q.batch + first * params.raw_q.seq +
+                       q_head * params.raw_q.head + channel,
+                   params.raw_q.seq, acc, chunk.num_tokens, num_channels, params.feature_map);
 }

@@ -95,10 +95,6 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
             channels.upwards(0, BLOCK, [&](int i, Real factor) { smem.before[i * BLOCK + threadIdx.x] = factor; });
         }
         blocks_loaded();
-        map_block(smem.q, chunk.num_tokens, num_channels, params.feature_map);
-        if (params.causal) map_block(smem.k, chunk.num_tokens, num_channels, params.feature_map);
-        // SYNC: the mapped blocks are there for all.
-        __syncthreads();
         inter.each([&](int r, int c, Real& x) {
             const int row = Block::row(r), column = Block::column(c);
             const Real before = CHANNELS ? smem.before[row * BLOCK + column] : smem.decay.before[row];
@@ -119,17 +115,15 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
     __syncthreads();
     const long long term =
         (static_cast<long long>(batch_idx) * params.num_outputs + heads.output) * params.seqlen_q + chunk.first;
+    if (!CHANNELS) smem.decay.apply<false>(scores);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const int row = Block::row(r);
         Real below = 0, above = 0;
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
-            const int column = Block::column(c);
-            Real& score = scores.at(r, c);
-            score = column > row ? Real(0) : CHANNELS ? score : score * smem.decay.between(row, column);
-            below += score;
-            above = fma(score, products.at(r, c), above);
+            below += scores.at(r, c);
+            above = fma(scores.at(r, c), products.at(r, c), above);
         }
         const Real x = row_sum(of_state[r]), of_keys = row_sum(of_z[r]);
         below = row_sum(below) + of_keys;

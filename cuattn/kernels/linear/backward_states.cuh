@@ -67,15 +67,32 @@ __device__ __forceinline__ void walk_states(const WalkArrays& arrays, const Para
                    : Real(0);
     });
 
+    auto store_state = [&](Real* g_s) {  // from the first number of the block on
+        const bool pairs = TENSOR && params.head_dim_v % 2 == 0;
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            const int row = Block::row(r);
+            if (row >= num_channels) continue;
+            Real* g_row = g_s + static_cast<long long>(row) * params.head_dim_v;
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c += 2) {
+                if (pairs) {
+                    const int column = Block::column(c);
+                    if (column < num_values) {
+                        *reinterpret_cast<float2*>(g_row + column) = make_float2(acc.at(r, c), acc.at(r, c + 1));
+                    }
+                } else {
+                    if (Block::column(c) < num_values) g_row[Block::column(c)] = acc.at(r, c);
+                    if (Block::column(c + 1) < num_values) g_row[Block::column(c + 1)] = acc.at(r, c + 1);
+                }
+            }
+        }
+    };
     auto keep = [&](long long kept) {
         Real* g_s = arrays.s + kept * state_size + place;
         Real largest = 0;
-        acc.each([&](int r, int c, Real& x) {
-            const int row = Block::row(r), column = Block::column(c);
-            if (row >= num_channels || column >= num_values) return;
-            g_s[static_cast<long long>(row) * params.head_dim_v + column] = x;
-            largest = fmax(largest, fabs(x));
-        });
+        store_state(g_s);
+        acc.each([&](int, int, Real& x) { largest = fmax(largest, fabs(x)); });  // 0 where there is no element
         if (has_z) arrays.z[kept * params.head_dim + z_channel] = z;
         if (TENSOR) {
             largest = largest_of_cta(largest, smem.terms.warps);
@@ -182,12 +199,14 @@ __device__ __forceinline__ void walk_states(const WalkArrays& arrays, const Para
         cp_async_wait<1>();
         // SYNC: every thread's part of the blocks of this step has landed.
         __syncthreads();
-        map_block(s_keys, chunk.num_tokens, num_channels, params.feature_map, [&](int t, int) {
-            const Real of_decay = CHANNELS ? Real(1) : BACKWARDS ? smem.decay.before[t] : smem.decay.after[t];
-            return BACKWARDS ? of_decay * smem.terms.r[t] : of_decay;
-        });
-        // SYNC: the mapped block is there for all.
-        __syncthreads();
+        if (!CHANNELS && arrays.decay != nullptr || BACKWARDS && arrays.r != nullptr) {
+            scale_rows(s_keys, [&](int t) {
+                const Real of_decay = CHANNELS ? Real(1) : BACKWARDS ? smem.decay.before[t] : smem.decay.after[t];
+                return BACKWARDS ? of_decay * smem.terms.r[t] : of_decay;
+            });
+            // SYNC: the scaled block is there for all.
+            __syncthreads();
+        }
         if (CHANNELS) {
             if (ChannelDecay::part() == 0) {
                 auto scale = [&](int t, Real x) {
@@ -222,11 +241,7 @@ __device__ __forceinline__ void walk_states(const WalkArrays& arrays, const Para
     }
     if (!params.causal) keep(head);
     if (arrays.last_s != nullptr) {
-        acc.each([&](int r, int c, Real& x) {
-            const int row = Block::row(r), column = Block::column(c);
-            if (row >= num_channels || column >= num_values) return;
-            arrays.last_s[head * state_size + place + static_cast<long long>(row) * params.head_dim_v + column] = x;
-        });
+        store_state(arrays.last_s + head * state_size + place);
         if (has_z) arrays.last_z[head * params.head_dim + z_channel] = z;
     }
 }

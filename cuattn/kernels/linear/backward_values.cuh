@@ -64,10 +64,6 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
             load_state(smem.third, arrays.s + kept * state_size + static_cast<long long>(channel) * params.head_dim_v +
                        value, params.head_dim_v, num_channels, num_values, state_units);
             blocks_loaded();
-            map_block(smem.keys, chunk.num_tokens, num_channels, params.feature_map,
-                      [&](int t, int) { return CHANNELS ? Real(1) : smem.decay.after[t]; });
-            // SYNC: the mapped keys are there for all.
-            __syncthreads();
             if (CHANNELS) {
                 const ChannelDecay channels = channel_decay(params, arrays.decay, batch_idx, state, chunk, channel);
                 if (ChannelDecay::part() == 0) {
@@ -81,7 +77,10 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
             }
             multiply<false, false>(inter, smem.keys, smem.third);
         }
-        acc.each([&](int r, int c, Real& x) { x = fma(state_units, inter.at(r, c), x); });
+        acc.each([&](int r, int c, Real& x) {
+            const Real of_decay = CHANNELS ? Real(1) : smem.decay.after[Block::row(r)];
+            x = of_decay == 0 ? x : fma(state_units * of_decay, inter.at(r, c), x);
+        });
         if (!params.causal) continue;
 #pragma unroll 1
         for (int o = 0; o < outputs_per_state; o++) {
@@ -101,10 +100,6 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
                 load_block(smem.keys, g_k, params.k.seq, chunk.num_tokens, channel, params.head_dim);
                 load_block(smem.third, g_q, params.q.seq, chunk.num_tokens, channel, params.head_dim);
                 blocks_loaded();
-                map_block(smem.keys, chunk.num_tokens, num_channels, params.feature_map);
-                map_block(smem.third, chunk.num_tokens, num_channels, params.feature_map);
-                // SYNC: the mapped blocks are there for all.
-                __syncthreads();
                 if (CHANNELS) {
                     multiply_decayed<true>(
                         scores, smem.third, smem.keys, smem.scaled_q, smem.scaled_k,
@@ -117,11 +112,8 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
             const Real unit = smem.terms.load(params.normalize ? arrays.r + term : nullptr, arrays.delta + term,
                                               params.scale, chunk.num_tokens);
             load_block(smem.scaled_k, g_dout, params.dout.seq, chunk.num_tokens, value, params.head_dim_v);
-            scores.each([&](int r, int c, Real& x) {
-                const int key = Block::row(r), query = Block::column(c);
-                const Real decay = CHANNELS ? Real(1) : query < key ? Real(0) : smem.decay.between(query, key);
-                x = query < key ? Real(0) : x * decay * smem.terms.r[query];
-            });
+            scores.each([&](int, int c, Real& x) { x *= smem.terms.r[Block::column(c)]; });
+            if (!CHANNELS) smem.decay.apply<true>(scores);
             scores.store(smem.third);
             blocks_loaded();
             inter.clear();

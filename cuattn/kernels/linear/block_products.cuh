@@ -52,7 +52,17 @@ struct Block {
     }
     // Rounds this lane's elements and stores them as a block.
     __device__ __forceinline__ void store(Element* s_block) {
-        each([&](int r, int c, Real& x) { from_real(x, s_block[row(r) * STRIDE + column(c)]); });
+        if constexpr (TENSOR) {
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+                for (int c = 0; c < COLUMNS; c += 2) {
+                    store_pair(s_block + row(r) * STRIDE + column(c), at(r, c), at(r, c + 1));
+                }
+            }
+        } else {
+            each([&](int r, int c, Real& x) { from_real(x, s_block[row(r) * STRIDE + column(c)]); });
+        }
     }
 };
 

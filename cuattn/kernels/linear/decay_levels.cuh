@@ -79,6 +79,45 @@ struct SharedDecay {
         const int level = level_of(i, j);
         return upper[level][i] * lower[level][j];
     }
+
+    // Multiplies all elements with what key j decays by on its way to query i; 0 where j > i. Rows of the block are
+    // queries, or keys.
+    template <bool ROWS_ARE_KEYS>
+    __device__ __forceinline__ void apply(Block& block) const {
+        if constexpr (TENSOR) {
+            // Two tiles of 8 tokens that are not the same have one level.
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const int row = Block::row(r), row_tile = warp_row() / MMA_N + r;
+#pragma unroll
+                for (int n = 0; n < BLOCK / MMA_N; n++) {
+                    Real &left = block.at(r, 2 * n), &right = block.at(r, 2 * n + 1);
+                    const int column = Block::column(2 * n);
+                    if (n == row_tile) {
+                        left = factor_of<ROWS_ARE_KEYS>(row, column) * left;
+                        right = factor_of<ROWS_ARE_KEYS>(row, column + 1) * right;
+                    } else if (ROWS_ARE_KEYS ? n > row_tile : n < row_tile) {
+                        const int level = 3 + level_of(n, row_tile);
+                        const Real of_row = ROWS_ARE_KEYS ? lower[level][row] : upper[level][row];
+                        const Real* of_columns = (ROWS_ARE_KEYS ? upper[level] : lower[level]) + column;
+                        left *= of_row * of_columns[0];
+                        right *= of_row * of_columns[1];
+                    } else {
+                        left = right = 0;
+                    }
+                }
+            }
+        } else {
+            block.each([&](int r, int c, Real& x) { x *= factor_of<ROWS_ARE_KEYS>(Block::row(r), Block::column(c)); });
+        }
+    }
+
+private:
+    template <bool ROWS_ARE_KEYS>
+    __device__ __forceinline__ Real factor_of(int row, int column) const {
+        const int i = ROWS_ARE_KEYS ? column : row, j = ROWS_ARE_KEYS ? row : column;
+        return j > i ? Real(0) : between(i, j);
+    }
 };
 
 // A decay for each channel: a thread walks down or up a column.

@@ -5,7 +5,8 @@
 
 template <typename Real>
 struct LinearBackwardParams {
-    RowStrides dout, q, k, v;      // last axes contiguous
+    RowStrides dout, q, k, v;      // last axes contiguous; q and k mapped
+    RowStrides raw_q, raw_k;       // as they were
     RowStrides dq, dk, dv;         // likewise
     RowStrides decay;              // 0 along an axis that the decay does not have
     int num_states, num_outputs;   // heads: G and O

@@ -22,6 +22,7 @@ from cuattn.typing import ArrayT
 __all__ = ["BackwardProblem", "LinearGrads", "backward"]
 
 SOURCE = "linear_attention_backward"
+MAX_MAP_CTAS = 132 * 16  # a thread then takes several elements
 
 
 class LinearGrads(NamedTuple, Generic[ArrayT]):
@@ -117,6 +118,10 @@ class _Launches:
             name: operand(self.executor, x)
             for name, x in (("dout", problem.dout), ("q", forward.q), ("k", forward.k), ("v", forward.v))
         }
+        self.raw = {name: self.operands[name] for name in ("q", "k")}
+        if self.options.feature_map is not None:
+            for name, x in self.raw.items():
+                self.operands[name] = Operand.of_new(self.executor.empty(x.array.shape, forward.dtype))
         aligned = all(x.aligned for x in self.operands.values())
         self.constants = constants(forward.dtype.name, forward.dtype.itemsize, channels=self.channels, aligned=aligned)
         self.smem = smem_bytes(forward.dtype.itemsize, channels=self.channels)
@@ -147,6 +152,9 @@ class _Launches:
             once = self.ddecay.ndim == 1
             of_tokens = self._new((batch, extents.seqlen_k, states)) if once else self.ddecay
 
+        if options.feature_map is not None:
+            for name, x in self.raw.items():
+                self._map(x, self.operands[name])
         state_blocks = batch * states * self.blocks * self.blocks_v
         forward, dstate = self.problem.forward, self.problem.dstate
         given = _state_arrays(self.executor, forward.initial_state)
@@ -169,6 +177,7 @@ class _Launches:
             batch * extents.num_heads * self.chunks(extents.seqlen_q) * self.blocks,
             "DQ",
             **common,
+            g_raw_q=self.raw["q"].array,
             g_dq=self.grads["dq"].array,
             g_of_queries=of_queries if self.channels else None,
         )
@@ -192,6 +201,7 @@ class _Launches:
             **common,
             g_through=through,
             g_of_queries=of_queries if self.channels else None,
+            g_raw_k=self.raw["k"].array,
             g_dk=self.grads["dk"].array,
             g_of_keys=of_keys,
             g_ddecay=self.ddecay if self.channels else None,
@@ -256,6 +266,7 @@ class _Launches:
         layout = struct_layout(SOURCE, "LinearBackwardParams", REALS[self.problem.forward.accumulator.type])
         return layout.pack(
             **{name: x.strides for name, x in (self.operands | self.grads).items()},
+            **{f"raw_{name}": x.strides for name, x in self.raw.items()},
             decay=(0, 0, 0) if decay is None else decay.strides,
             num_states=extents.num_states,
             num_outputs=extents.num_outputs,
@@ -272,6 +283,23 @@ class _Launches:
             normalize=options.normalize,
             scale=options.scale,
             eps=options.eps,
+        )
+
+    def _map(self, x: Operand, mapped: Operand) -> None:
+        """Take q or k through the feature map."""
+        _, seqlen, num_heads, head_dim = x.array.shape
+        self._launch(
+            "map",
+            min(-(-x.array.size // self.shape.num_threads), MAX_MAP_CTAS),
+            with_params=False,
+            g_x=x.array,
+            g_mapped=mapped.array,
+            x=struct_layout(SOURCE, "RowStrides").pack(batch=x.strides[0], seq=x.strides[1], head=x.strides[2]),
+            num_elements=np.int64(x.array.size),
+            seqlen=np.int32(seqlen),
+            num_heads=np.int32(num_heads),
+            head_dim=np.int32(head_dim),
+            feature_map=np.int32(FEATURE_MAPS.index(self.options.feature_map)),
         )
 
     def _launch(
