@@ -61,7 +61,8 @@ def run(
     """Run suites (by default the one-minute `smoke`), print tables, write JSON. `cuattn-bench list suites` names them.
 
     The options --dtype, --seqlen and --head-dim may be repeated; they choose the problems of the suites attention,
-    backward, softmax, layout and decode. The exit code is 1 if a measurement of cuattn failed or a goal was missed.
+    backward, softmax, layout, decode and linear. The exit code is 1 if a measurement of cuattn failed or a goal was
+    missed.
 
     \b
     Examples:

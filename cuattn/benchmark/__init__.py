@@ -12,7 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cuattn.benchmark import decode, gradients, host_figures, operations, option_costs, seed, sparse, start, variants
+from cuattn.benchmark import (
+    decode,
+    gradients,
+    host_figures,
+    linear,
+    operations,
+    option_costs,
+    seed,
+    sparse,
+    start,
+    variants,
+)
 from cuattn.benchmark.results import BenchmarkError, Record, Report, from_json
 from cuattn.benchmark.suite import Options, Progress, Step, Suite, run_steps
 from cuattn.errors import ArgumentError
@@ -40,6 +51,7 @@ _ALL = (
         operations.layout_steps,
     ),
     Suite("decode", "decoding over caches, plans, and whole generations, contiguous and paged", decode.decode_steps),
+    Suite("linear", "linear attention and its gradients, with bytes and operations beside", linear.linear_steps),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
     Suite("sparse", "block-sparse attention by density and block size, beside dense attention", sparse.sparse_steps),
     Suite("gradients", "instructions and workspace of the backward beside its forward", gradients.gradient_steps),

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 import cuattn
-from cuattn.benchmark import ceilings, inputs, memory, peers, verify
+from cuattn.benchmark import ceilings, inputs, linear_peers, memory, peers, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step, failure
 from cuattn.runtime.timer import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase, gradients
 from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
+from cuattn.testing.linear_cases import LinearCase
 from cuattn.testing.padding_cases import MergeCase, PaddingCase, PaddingPlanCase
 from cuattn.testing.rotary_cases import RopeCase, SplitQKVCase
 
@@ -152,11 +153,13 @@ def _host_estimate(case: Case) -> float:
 def rates(case: Case, timing: Timing, executor: str) -> dict[str, Value]:
     """What a time means for a case: in the units of a GPU or of the host executor."""
     seconds = timing.median_us / 1e6
-    if not isinstance(case, COMPUTING):
-        return {"bandwidth_gb_per_s": significant(case.num_bytes / seconds / 1e9)}
+    moved: dict[str, Value] = {"bandwidth_gb_per_s": significant(case.num_bytes / seconds / 1e9)}
+    computed: dict[str, Value] = {"gflop_per_s": significant(case.flops / seconds / 1e9)}
     if executor == "cuda":
-        return {"tflop_per_s": significant(case.flops / seconds / 1e12)}
-    return {"gflop_per_s": significant(case.flops / seconds / 1e9)}
+        computed = {"tflop_per_s": significant(case.flops / seconds / 1e12)}
+    if isinstance(case, LinearCase):
+        return {**moved, **computed, "num_bytes": case.num_bytes, "flops": case.flops}
+    return computed if isinstance(case, COMPUTING) else moved
 
 
 def check(case: Case, arrays: dict[str, Any], result: Any) -> dict[str, Value]:
@@ -280,6 +283,8 @@ class CudaBench:
             others = peers.attention_peers()
         elif isinstance(case, BackwardCase) and case.deterministic and verify.is_plain(case.forward):
             others = peers.backward_peers()
+        elif isinstance(case, LinearCase):
+            others = linear_peers.linear_peers()
         return own + [(peer.name, peer.prepare) for peer in others]
 
     def _rates(self, case: Case, timing: Timing) -> dict[str, Value]:
