@@ -137,6 +137,15 @@ def backward_calls() -> Iterator[Call]:
             return cuattn.attention_varlen_backward(out, *a, out, lse, cu_q, cu_k, **o)
 
         yield f"attention_varlen_backward {sorted(chosen)}", varlen
+    shapes = {"none": None, "head": (2,), "token": (1, 70, 2), "channel": (1, 70, 2, 32)}
+    for dtype, (kind, shape) in itertools.product((HALF, SINGLE), shapes.items()):
+        b = tuple(random(1, 70, heads, 32, dtype=dtype, seed=heads) for heads in (4, 2, 2))
+        decay = None if shape is None else -0.1 * random(*shape, dtype=SINGLE) ** 2
+
+        def linear(b: Any = b, decay: Any = decay) -> Any:
+            return cuattn.linear_attention_backward(b[0], *b, decay=decay)
+
+        yield f"linear_attention_backward {dtype} {kind}", linear
 
 
 def gradients(q: Any, k: Any, v: Any, **chosen: Any) -> Any:

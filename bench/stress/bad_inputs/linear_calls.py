@@ -51,5 +51,13 @@ def linear_attention_summary() -> Call:
     return Call(cuattn.linear_attention_summary, given, options)
 
 
-_LINEAR = (linear_attention, linear_attention_varlen, linear_attention_summary)
+def linear_attention_backward() -> Call:
+    given = {"q": _normal(B, N, H, D), "k": _normal(B, N, G, D), "v": _normal(B, N, G, E)}
+    given["dout"] = _normal(B, N, H, E)
+    arrays = {"decay": -np.abs(_normal(B, N, G, D)), "initial_state": _state(B), "dstate": _state(B)}
+    options = {name: x for name, x in OPTIONS.items() if name != "return_state"}
+    return Call(cuattn.linear_attention_backward, given, options | arrays | {"causal": True})
+
+
+_LINEAR = (linear_attention, linear_attention_backward, linear_attention_varlen, linear_attention_summary)
 LINEAR_TARGETS: dict[str, Callable[[], Call]] = {function.__name__: function for function in _LINEAR}

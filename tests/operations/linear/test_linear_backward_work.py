@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from idle_executor import install
 from linear_calls import BF16, F32, F64, decay_like, qkv
 from resource_cases import left_out
 
 import cuattn
 from cuattn import compile as kernel_compiler
 from cuattn import host
-from cuattn.ops.linear import backward_config, backward_launch
+from cuattn.ops.linear import backward_config
 from cuattn.ops.linear.kernels import GROUPS
-from cuattn.runtime.executor import HostExecutor
 
 VARIANTS = next(group for group in GROUPS if group.name == "linear_attention_backward").variants
 
@@ -43,17 +43,9 @@ def test_twice_the_tokens_are_twice_the_work(kind):
 def test_one_state_a_chunk_is_all_that_is_kept(monkeypatch, dtype, chunk, kind):
     """Nothing grows with N x M; the numbers of tokens are few, and those of channels no more than q has, or k."""
     seqlen, dims, heads = 1000, (40, 72), (2, 1, 1)
-    sizes = []
-
-    def watched(self, shape, of):
-        sizes.append(int(np.prod(shape)))
-        return np.zeros(shape, of)
-
-    monkeypatch.setattr(HostExecutor, "empty", watched)
-    monkeypatch.setattr(HostExecutor, "finish", lambda self, *arrays: None)
-    monkeypatch.setattr(HostExecutor, "launch", lambda *_, **__: None)
-    monkeypatch.setattr(backward_launch, "_kernel", lambda *_: None)
+    idle = install(monkeypatch)
     call(dtype, seqlen, kind, heads, dims)
+    sizes = [x.size for x in idle.allocated]
     chunks = -(-seqlen // chunk)
     results = seqlen * (2 * (2 * dims[0] + dims[0]) + dims[1])  # and q and k, mapped
     states = chunks * dims[0] * dims[1]
