@@ -1,7 +1,7 @@
 // Gradients of linear attention, chunk by chunk. With S the state before a chunk and dS the gradient of the one behind
 // it, all of a chunk depends on nothing else: kernels of which only the walks go through chunks one by one.
 //
-//     cuattn_linear_map             q and k through the feature map, once
+//     cuattn_linear_map             q and k through the feature map, once            (backward_map.cuh)
 //     cuattn_linear_states          S before each chunk                              (backward_states.cuh)
 //     cuattn_linear_rows            denominators and the like; decays from queries   (backward_rows.cuh)
 //     cuattn_linear_dq              dq                                               (backward_queries.cuh)
@@ -17,6 +17,7 @@
 // each channel of a key), and the bytes of the shared-memory plans.
 #include "linear/backward_decay.cuh"
 #include "linear/backward_keys.cuh"
+#include "linear/backward_map.cuh"
 #include "linear/backward_queries.cuh"
 #include "linear/backward_rows.cuh"
 #include "linear/backward_states.cuh"
@@ -42,21 +43,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_map(
     const Element* __restrict__ g_x,  // [batch, seqlen, num_heads, head_dim], last axis contiguous
     Element* __restrict__ g_mapped,   // the same, contiguous
     const RowStrides x,
-    const long long num_elements,
+    const long long num_rows,  // of a token and a head: grid: x = rows / MAP_ROWS, rounded up
     const int seqlen,
     const int num_heads,
     const int head_dim,
+    const int vectors,  // whether all rows, of both, lie at multiples of 16 bytes
     const int feature_map)
 {
-    with_feature_map<Real>(feature_map, [&](auto map) {
-        const long long step = static_cast<long long>(gridDim.x) * NUM_THREADS;
-        for (long long i = static_cast<long long>(blockIdx.x) * NUM_THREADS + threadIdx.x; i < num_elements; i += step) {
-            const int channel = i % head_dim;
-            const long long row = i / head_dim, token = row / num_heads;
-            const Element* g_row = g_x + token / seqlen * x.batch + token % seqlen * x.seq + row % num_heads * x.head;
-            from_real(map(to_real(g_row[channel])), g_mapped[i]);
-        }
-    });
+    map_rows(g_x, g_mapped, x, num_rows, seqlen, num_heads, head_dim, vectors, feature_map);
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_states(

@@ -206,9 +206,10 @@ __device__ __forceinline__ void multiply_decayed(Block& acc, const Element* s_q,
         const Element* s_queries = level < 0 ? s_q : s_scaled_q;
         const Element* s_keys = level < 0 ? s_k : s_scaled_k;
         part.clear();
+        const Window window = window_of<ROWS_ARE_KEYS>(level);
         multiply<false, true>(part, ROWS_ARE_KEYS ? s_keys : s_queries, ROWS_ARE_KEYS ? s_queries : s_keys,
-                              window_of<ROWS_ARE_KEYS>(level));
-        acc.each([&](int r, int c, Real& x) {
+                              window);
+        each_in(acc, window, [&](int r, int c, Real& x) {
             const int row = Block::row(r), col = Block::column(c);
             const int i = ROWS_ARE_KEYS ? col : row, j = ROWS_ARE_KEYS ? row : col;
             if (level < 0 ? i == j : at_level(i, j, level)) x += part.at(r, c);

@@ -209,14 +209,15 @@ __device__ __forceinline__ void gradient_of_keys(const KeysArrays& arrays, const
                             smem.moved[j * BLOCK + column] = x;
                             from_real(Real(0), smem.right[j * STRIDE + column]);
                         });
-                    products.each([&](int r, int c, Real& x) {
+                    const Window window = window_of<true>(level);
+                    each_in(products, window, [&](int r, int c, Real& x) {  // no other terms are multiplied
                         const int key = Block::row(r), query = Block::column(c);
                         from_real(at_level(query, key, level) ? x : Real(0), smem.third[key * STRIDE + query]);
                     });
                     // SYNC: the scaled queries and T are there for all.
                     __syncthreads();
                     inter.clear();
-                    multiply<false, false>(inter, smem.third, smem.right, WHOLE, window_of<true>(level));
+                    multiply<false, false>(inter, smem.third, smem.right, WHOLE, window);
                     inter.each([&](int r, int c, Real& x) {
                         const int row = Block::row(r);
                         if (row >> level & 1) return;

@@ -168,14 +168,15 @@ __device__ __forceinline__ void gradient_of_queries(const QueriesArrays& arrays,
                     [&](int j, Real x) {
                         from_real(to_real(smem.left[j * STRIDE + column]) * x, smem.right[j * STRIDE + column]);
                     });
-                products.each([&](int r, int c, Real& x) {
+                const Window window = window_of<false>(level);
+                each_in(products, window, [&](int r, int c, Real& x) {  // no other terms are multiplied
                     const int row = Block::row(r), col = Block::column(c);
                     from_real(at_level(row, col, level) ? x : Real(0), smem.third[row * STRIDE + col]);
                 });
                 // SYNC: the scaled keys and T are there for all.
                 __syncthreads();
                 inter.clear();
-                multiply<false, false>(inter, smem.third, smem.right, WHOLE, window_of<false>(level));
+                multiply<false, false>(inter, smem.third, smem.right, WHOLE, window);
                 inter.each([&](int r, int c, Real& x) {
                     const int row = Block::row(r);
                     if (!(row >> level & 1)) return;

@@ -9,8 +9,8 @@
 #include "linear/backward_blocks.cuh"
 
 struct ValuesSmem {
-    SharedBlock keys, third;  // k; dS or q, then A
-    SharedBlock scaled_q, scaled_k;  // the latter: dout too
+    SharedBlock keys, third;         // k; dS or q, then A
+    SharedBlock scaled_q, scaled_k;  // without channels dS in place of the first; dout in that of the second
     SharedDecay decay;
     SharedTerms terms;
 };
@@ -55,32 +55,41 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
         Block inter;
         inter.clear();
         const Real state_units = state_unit(arrays.peaks + kept * blocks * blocks_v + block_v, blocks_v, blocks);
+        // From behind the chunk: for channels a walk of its own, as its keys are scaled; else beside the first output.
+        auto load_gradient = [&](Element* s_block, int channel) {
+            load_state(s_block, arrays.s + kept * state_size + static_cast<long long>(channel) * params.head_dim_v +
+                       value, params.head_dim_v, params.head_dim - channel, num_values, state_units);
+        };
+        auto from_behind = [&] {
+            acc.each([&](int r, int c, Real& x) {
+                const Real of_decay = CHANNELS ? Real(1) : smem.decay.after[Block::row(r)];
+                x = of_decay == 0 ? x : fma(state_units * of_decay, inter.at(r, c), x);
+            });
+        };
+        if (CHANNELS || !params.causal) {
 #pragma unroll 1
-        for (int block = 0; block < blocks; block++) {
-            const int channel = block * BLOCK, num_channels = params.head_dim - channel;
-            // SYNC: every warp is done with the blocks before; and the decays are there for all.
-            __syncthreads();
-            load_block(smem.keys, g_k, params.k.seq, chunk.num_tokens, channel, params.head_dim);
-            load_state(smem.third, arrays.s + kept * state_size + static_cast<long long>(channel) * params.head_dim_v +
-                       value, params.head_dim_v, num_channels, num_values, state_units);
-            blocks_loaded();
-            if (CHANNELS) {
-                const ChannelDecay channels = channel_decay(params, arrays.decay, batch_idx, state, chunk, channel);
-                if (ChannelDecay::part() == 0) {
-                    channels.downwards(0, BLOCK, [&](int t, Real x) {
-                        Element& element = smem.keys[t * STRIDE + threadIdx.x];
-                        from_real(to_real(element) * x, element);
-                    });
-                }
-                // SYNC: the scaled keys are there for all.
+            for (int block = 0; block < blocks; block++) {
+                const int channel = block * BLOCK;
+                // SYNC: every warp is done with the blocks before; and the decays are there for all.
                 __syncthreads();
+                load_block(smem.keys, g_k, params.k.seq, chunk.num_tokens, channel, params.head_dim);
+                load_gradient(smem.third, channel);
+                blocks_loaded();
+                if (CHANNELS) {
+                    const ChannelDecay channels = channel_decay(params, arrays.decay, batch_idx, state, chunk, channel);
+                    if (ChannelDecay::part() == 0) {
+                        channels.downwards(0, BLOCK, [&](int t, Real x) {
+                            Element& element = smem.keys[t * STRIDE + threadIdx.x];
+                            from_real(to_real(element) * x, element);
+                        });
+                    }
+                    // SYNC: the scaled keys are there for all.
+                    __syncthreads();
+                }
+                multiply<false, false>(inter, smem.keys, smem.third);
             }
-            multiply<false, false>(inter, smem.keys, smem.third);
+            from_behind();
         }
-        acc.each([&](int r, int c, Real& x) {
-            const Real of_decay = CHANNELS ? Real(1) : smem.decay.after[Block::row(r)];
-            x = of_decay == 0 ? x : fma(state_units * of_decay, inter.at(r, c), x);
-        });
         if (!params.causal) continue;
 #pragma unroll 1
         for (int o = 0; o < outputs_per_state; o++) {
@@ -90,15 +99,17 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
             const Element* g_q = arrays.q + batch_idx * params.q.batch + first * params.q.seq + heads.q * params.q.head;
             const Element* g_dout =
                 arrays.dout + batch_idx * params.dout.batch + first * params.dout.seq + heads.output * params.dout.head;
+            const bool with_state = !CHANNELS && o == 0;
             Block scores;  // rows are keys
             scores.clear();
 #pragma unroll 1
             for (int block = 0; block < blocks; block++) {
-                const int channel = block * BLOCK, num_channels = params.head_dim - channel;
-                // SYNC: every warp is done with the blocks before.
+                const int channel = block * BLOCK;
+                // SYNC: every warp is done with the blocks before; and the decays are there for all.
                 __syncthreads();
                 load_block(smem.keys, g_k, params.k.seq, chunk.num_tokens, channel, params.head_dim);
                 load_block(smem.third, g_q, params.q.seq, chunk.num_tokens, channel, params.head_dim);
+                if (with_state) load_gradient(smem.scaled_q, channel);
                 blocks_loaded();
                 if (CHANNELS) {
                     multiply_decayed<true>(
@@ -106,8 +117,10 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
                         channel_decay(params, arrays.decay, batch_idx, state, chunk, channel));
                 } else {
                     multiply<false, true>(scores, smem.keys, smem.third, causal_window<true>());
+                    if (with_state) multiply<false, false>(inter, smem.keys, smem.scaled_q);
                 }
             }
+            if (with_state) from_behind();
             // SYNC (in load): every warp is done with the blocks whose place A and dout take.
             const Real unit = smem.terms.load(params.normalize ? arrays.r + term : nullptr, arrays.delta + term,
                                               params.scale, chunk.num_tokens);

@@ -82,6 +82,14 @@ struct Window {
 };
 constexpr Window WHOLE = {0, BLOCK};
 
+// Calls f(r, c, element) for those elements of this lane whose columns are in a window, and perhaps for more.
+template <typename F>
+__device__ __forceinline__ void each_in(Block& block, Window columns, F f) {
+    block.each([&](int r, int c, Real& x) {
+        if (!TENSOR || columns.has(c / 4 * 16)) f(r, c, x);
+    });
+}
+
 // acc += op(a) op(b), where op transposes a block that lies the other way: s_a is [rows][terms], with A_TRANSPOSED
 // [terms][rows]; s_b is [terms][columns], with B_TRANSPOSED [columns][terms]. Windows are those of this warp.
 template <bool A_TRANSPOSED, bool B_TRANSPOSED, typename Acc>

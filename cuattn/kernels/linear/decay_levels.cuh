@@ -39,38 +39,43 @@ __device__ __forceinline__ Window causal_window() {
     return {ROWS_ARE_KEYS ? first : 0, ROWS_ARE_KEYS ? BLOCK : first + 16};
 }
 
-// A decay that a state has for all its channels: [tokens] of a chunk, from the first on, and those that do not exist 0.
-struct SharedDecay {
-    Real log[BLOCK];
+// A decay that a state has for all its channels, at the tokens of a chunk; those that do not exist decay nothing.
+struct alignas(16) SharedDecay {
     Real upper[LEVELS][BLOCK], lower[LEVELS][BLOCK];
     Real before[BLOCK];  // e^(sum of all up to i): what the state before the chunk decays by on its way to query i
     Real after[BLOCK];   // e^(sum of all behind j): what key j gives to the state behind the chunk decays by
     Real whole;          // e^(sum of all)
+    Real totals[2];      // of the tokens of a warp
 
-    // For the whole CTA. Null: there is no decay.
+    // For the whole CTA, which finds it complete behind its next barrier. Null: there is no decay.
     __device__ __forceinline__ void load(const Real* g_decay, long long stride, int num_tokens) {
-        const int i = threadIdx.x;
-        if (i < BLOCK) log[i] = g_decay != nullptr && i < num_tokens ? g_decay[i * stride] : Real(0);
-        // SYNC: the decays are there for all.
-        __syncthreads();
-        if (i >= BLOCK) return;
-        Real down = 0, up = 0;  // sums of first .. i and of i + 1 .. last
-        int first = i + 1, last = i;
-#pragma unroll 1
+        const int i = threadIdx.x, lane = lane_index();
+        const bool decays = g_decay != nullptr;
+        // Sums from the beginning of a token's block of 2^level tokens to itself, and from behind it to the end: blocks
+        // of twice the size add the total of the other half, which the last token of that half has.
+        Real down = decays && i < num_tokens && i < BLOCK ? g_decay[i * stride] : Real(0), up = 0;
+#pragma unroll
         for (int level = 0; level < LEVELS; level++) {
-            if (i >> level & 1) {
-                for (const int begin = i >> level << level; first > begin;) down += log[--first];
-                upper[level][i] = exp(down);
+            const int half = 1 << level;
+            const bool in_upper = i & half;
+            Real other;
+            if (half < WARP_SIZE) {
+                const int last = lane | (half - 1);
+                other = __shfl_sync(0xffffffff, down, in_upper ? last - half : last + half);
             } else {
-                for (const int end = i | ((1 << level) - 1); last < end;) up += log[++last];
-                lower[level][i] = exp(up);
+                if (lane == WARP_SIZE - 1 && i < BLOCK) totals[i / WARP_SIZE] = down;
+                // SYNC: the totals of both warps are there.
+                __syncthreads();
+                other = totals[1 - i / WARP_SIZE % 2];
             }
+            if (i < BLOCK) (in_upper ? upper : lower)[level][i] = decays ? exp(in_upper ? down : up) : Real(1);
+            (in_upper ? down : up) += other;
         }
-        while (first > 0) down += log[--first];
-        while (last < BLOCK - 1) up += log[++last];
-        before[i] = exp(down);
-        after[i] = exp(up);
-        if (i == BLOCK - 1) whole = exp(down);
+        if (i < BLOCK) {
+            before[i] = decays ? exp(down) : Real(1);
+            after[i] = decays ? exp(up) : Real(1);
+        }
+        if (i == BLOCK - 1) whole = before[i];
     }
 
     // What key j <= i decays by on its way to query i.

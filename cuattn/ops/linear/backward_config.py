@@ -38,17 +38,18 @@ def smem_bytes(itemsize: int, *, channels: bool) -> dict[str, int]:
     real = max(4, itemsize)
     operand = block * (block + PACK_BYTES // itemsize) * itemsize
     levels = block.bit_length() - 1
-    decay = (block * (3 + 2 * levels) + 1) * real
+    decay = (block * (2 + 2 * levels) + 4) * real
     terms = (2 * block + num_warps) * real
     numbers = block * real
     tables = (block * block if channels else 1) * real
-    return {
+    plans = {
         "WALK_SMEM_BYTES": 4 * operand + decay + terms + 2 * numbers,
         "ROWS_SMEM_BYTES": max(4 * operand, block * (block + 1) * real) + max(decay, tables) + numbers,
         "DQ_SMEM_BYTES": 3 * operand + decay + numbers + 2 * tables,
         "DK_SMEM_BYTES": 3 * operand + decay + terms + numbers + 2 * tables,
         "DV_SMEM_BYTES": 4 * operand + decay + terms,
     }
+    return {name: -(-size // PACK_BYTES) * PACK_BYTES for name, size in plans.items()}
 
 
 def constants(dtype_name: str, itemsize: int, *, channels: bool, aligned: bool = True) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
+from cuattn.dtypes import PACK_BYTES
 from cuattn.ops.attention.params import REALS
 from cuattn.ops.linear.arguments import LinearProblem
 from cuattn.ops.linear.backward_config import constants, shape_of, smem_bytes
@@ -22,7 +23,7 @@ from cuattn.typing import ArrayT
 __all__ = ["BackwardProblem", "LinearGrads", "backward"]
 
 SOURCE = "linear_attention_backward"
-MAX_MAP_CTAS = 132 * 16  # a thread then takes several elements
+MAP_LANES = 16  # of linear/backward_map.cuh
 
 
 class LinearGrads(NamedTuple, Generic[ArrayT]):
@@ -287,18 +288,20 @@ class _Launches:
 
     def _map(self, x: Operand, mapped: Operand) -> None:
         """Take q or k through the feature map."""
-        _, seqlen, num_heads, head_dim = x.array.shape
+        batch, seqlen, num_heads, head_dim = x.array.shape
+        num_rows = batch * seqlen * num_heads
         self._launch(
             "map",
-            min(-(-x.array.size // self.shape.num_threads), MAX_MAP_CTAS),
+            -(-num_rows // (self.shape.num_threads // MAP_LANES)),
             with_params=False,
             g_x=x.array,
             g_mapped=mapped.array,
             x=struct_layout(SOURCE, "RowStrides").pack(batch=x.strides[0], seq=x.strides[1], head=x.strides[2]),
-            num_elements=np.int64(x.array.size),
+            num_rows=np.int64(num_rows),
             seqlen=np.int32(seqlen),
             num_heads=np.int32(num_heads),
             head_dim=np.int32(head_dim),
+            vectors=np.int32(x.aligned and mapped.aligned and head_dim * x.array.dtype.itemsize % PACK_BYTES == 0),
             feature_map=np.int32(FEATURE_MAPS.index(self.options.feature_map)),
         )
 
