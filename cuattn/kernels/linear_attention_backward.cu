@@ -6,7 +6,8 @@
 //     cuattn_linear_rows            denominators and the like; decays from queries   (backward_rows.cuh)
 //     cuattn_linear_dq              dq                                               (backward_queries.cuh)
 //     cuattn_linear_state_gradients dS behind each chunk, in the place of S          (backward_states.cuh)
-//     cuattn_linear_dk, _dv         dk and dv                                        (backward_keys.cuh, _values.cuh)
+//     cuattn_linear_dk              dk; decays of channels                           (backward_keys.cuh)
+//     cuattn_linear_dv              dv                                               (backward_values.cuh)
 //     cuattn_linear_ddecay, _sum    decays of whole states                           (backward_decay.cuh)
 //
 // Products are of blocks of BLOCK x BLOCK elements, on tensor cores for 16-bit elements and by fused multiply-adds for
@@ -34,10 +35,10 @@ __device__ __forceinline__ Smem& shared_memory() {
     return *reinterpret_cast<Smem*>(s_bytes);
 }
 
-// The arrays that entries share: dout [batch, seqlen_q, num_outputs, head_dim_v], q [batch, seqlen_q, num_heads,
-// head_dim] and k [batch, seqlen_k, num_k_heads, head_dim], mapped, v [batch, seqlen_k, num_v_heads, head_dim_v]; decay null, or
-// [batch, seqlen_k, num_states] with any strides, then with CHANNELS [.., head_dim]; kept states s, z, peaks as
-// backward_states.cuh says; r and delta [batch, num_outputs, seqlen_q], null without normalisation.
+// The arrays that entries share: dout [batch, seqlen_q, num_outputs, head_dim_v]; q [batch, seqlen_q, num_heads, head_dim]
+// and k [batch, seqlen_k, num_k_heads, head_dim], mapped; v [batch, seqlen_k, num_v_heads, head_dim_v]; decay null, or
+// [batch, seqlen_k, num_states] with any strides, and with CHANNELS one more axis, head_dim, contiguous; kept states s, z
+// and peaks as backward_states.cuh says; r and delta [batch, num_outputs, seqlen_q], null without normalisation.
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_map(
     const Element* __restrict__ g_x,  // [batch, seqlen, num_heads, head_dim], last axis contiguous

@@ -153,8 +153,13 @@ def test_strides(executor, dtype, layout):
     dout, decay = dout_like(rng, q, k, v), decay_like(rng, k, v, "token").astype(np.float32)
     placed = [executor.array(place(x, layout)) for x in (dout, q, k, v)]
     turned = executor.array(place(decay, Layout(order=(2, 1, 0), pad=(0, 1, 1))))
-    grads = cuattn.linear_attention_backward(*placed, decay=turned)
-    assert_linear_gradients_close(grads, dout, q, k, v, decay=decay)
+    states = states_like(rng, k, v)
+    given = {
+        name: cuattn.LinearState(*(executor.array(place(x, Layout(pad=(1,) * x.ndim))) for x in state))
+        for name, state in states.items()
+    }
+    grads = cuattn.linear_attention_backward(*placed, decay=turned, **given)
+    assert_linear_gradients_close(grads, dout, q, k, v, decay=decay, **states)
 
 
 def test_decays_of_other_dtypes_and_places(executor):
