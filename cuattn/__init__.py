@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from cuattn.ops.linear.dense import linear_attention, linear_attention_summary
     from cuattn.ops.linear.state import LinearState
     from cuattn.ops.linear.varlen import linear_attention_varlen
+    from cuattn.ops.differential.dense import DifferentialState, differential_attention
+    from cuattn.ops.differential.weights import differential_lambda, lambda_init
     from cuattn.ops.merge.states import merge_states
     from cuattn.ops.padding.plan import PaddingPlan, padding_plan, remove_padding, restore_padding
     from cuattn.ops.rotary.frequencies import rope_frequencies
@@ -80,6 +82,7 @@ __all__ = [
     "AttentionGrads",
     "BlockMask",
     "DecodePlan",
+    "DifferentialState",
     "DualChunkGrads",
     "ForwardPath",
     "KVCache",
@@ -111,6 +114,8 @@ __all__ = [
     "copy_pages",
     "csr_from_block_tables",
     "decode_attention",
+    "differential_attention",
+    "differential_lambda",
     "dropout_mask",
     "dual_chunk_attention",
     "dual_chunk_attention_backward",
@@ -121,6 +126,7 @@ __all__ = [
     "forward_path",
     "global_mask",
     "host",
+    "lambda_init",
     "linear_attention",
     "linear_attention_backward",
     "linear_attention_summary",
@@ -158,6 +164,7 @@ _HOMES = {
     "AttentionGrads": "cuattn.ops.attention.backward.dense",
     "BlockMask": "cuattn.ops.sparse.block_mask",
     "DecodePlan": "cuattn.ops.decode.plan",
+    "DifferentialState": "cuattn.ops.differential.dense",
     "DualChunkGrads": "cuattn.ops.dual_chunk.backward",
     "ForwardPath": "cuattn.ops.attention.forward.path",
     "KVCache": "cuattn.kv.caches.contiguous",
@@ -187,6 +194,8 @@ _HOMES = {
     "copy_pages": "cuattn.kv.copy",
     "csr_from_block_tables": "cuattn.ops.decode.csr",
     "decode_attention": "cuattn.ops.decode.dense",
+    "differential_attention": "cuattn.ops.differential.dense",
+    "differential_lambda": "cuattn.ops.differential.weights",
     "dropout_mask": "cuattn.ops.attention.dropout",
     "dual_chunk_attention": "cuattn.ops.dual_chunk.dense",
     "dual_chunk_attention_backward": "cuattn.ops.dual_chunk.backward",
@@ -195,6 +204,7 @@ _HOMES = {
     "dual_chunk_positions": "cuattn.ops.dual_chunk.positions",
     "forward_path": "cuattn.ops.attention.forward.path",
     "global_mask": "cuattn.ops.sparse.patterns",
+    "lambda_init": "cuattn.ops.differential.weights",
     "linear_attention": "cuattn.ops.linear.dense",
     "linear_attention_backward": "cuattn.ops.linear.backward",
     "linear_attention_summary": "cuattn.ops.linear.dense",

@@ -11,6 +11,7 @@ from cuattn.ops.attention.forward import kernels as forward
 from cuattn.ops.decode import kernels as decode
 from cuattn.ops.dual_chunk import kernels as dual_chunk
 from cuattn.ops.linear import kernels as linear
+from cuattn.ops.differential import kernels as differential
 from cuattn.ops.merge import kernels as merge
 from cuattn.ops.padding import kernels as padding
 from cuattn.ops.registry import KernelGroup
@@ -19,7 +20,7 @@ from cuattn.ops.softmax import kernels as softmax
 
 __all__ = ["groups"]
 
-FAMILIES = (forward, backward, decode, attention, dual_chunk, kv, linear, merge, padding, rotary, softmax)
+FAMILIES = (forward, backward, decode, attention, differential, dual_chunk, kv, linear, merge, padding, rotary, softmax)
 
 
 @cache

@@ -24,6 +24,16 @@ from cuattn.reference.backward import (
     attention_varlen_backward,
 )
 from cuattn.reference.decode import decode_attention, gather_pages, paged_attention, paged_attention_varlen
+from cuattn.reference.differential import (
+    DifferentialGradients,
+    DifferentialResult,
+    differential_attention,
+    differential_attention_backward,
+    differential_combine,
+    differential_lambda,
+    differential_streams,
+    lambda_init,
+)
 from cuattn.reference.dual_chunk import (
     dual_chunk_attention,
     dual_chunk_attention_backward,
@@ -65,6 +75,8 @@ from cuattn.reference.varlen import attention_varlen
 from cuattn.reference.visibility import diagonal, visible
 
 __all__ = [
+    "DifferentialGradients",
+    "DifferentialResult",
     "Gradients",
     "LinearGradients",
     "LinearState",
@@ -82,6 +94,11 @@ __all__ = [
     "decode_attention",
     "dequantize",
     "diagonal",
+    "differential_attention",
+    "differential_attention_backward",
+    "differential_combine",
+    "differential_lambda",
+    "differential_streams",
     "dual_chunk_attention",
     "dual_chunk_attention_backward",
     "dual_chunk_attention_varlen",
@@ -91,6 +108,7 @@ __all__ = [
     "expand_blocks",
     "gather_pages",
     "global_mask",
+    "lambda_init",
     "linear_attention",
     "linear_attention_backward",
     "linear_attention_summary",

@@ -20,7 +20,7 @@ LAYERS = (
     ("cuattn.testing",),
     ("cuattn",),  # the public names
     ("cuattn.catalogue",),  # what every family says about itself
-    ("cuattn.kv",),
+    ("cuattn.kv", "cuattn.ops.differential"),
     ("cuattn.ops.dual_chunk",),
     ("cuattn.ops.decode", "cuattn.ops.linear", "cuattn.ops.sparse"),
     ("cuattn.ops.attention",),

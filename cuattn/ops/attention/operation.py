@@ -67,6 +67,7 @@ class Operation:
         logits_shape: tuple[int, int, int | None, int | None],
         num_kv_heads: int,
         dtype: np.dtype[Any],
+        streams: int = 1,
     ) -> Options:
         """Check the options of a call; the arguments are those of `Call`. Raises as documented at `cuattn.attention`.
 
@@ -90,11 +91,11 @@ class Operation:
             value = given[name]
             kind = type(value)
             if kind not in _PLAIN_TYPES and not (kind is tuple and _PLAIN_PAIRS.issuperset(map(type, value))):
-                return self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
+                return self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype, streams))
             key += name, kind, value
         options = self._known.get(tuple(key))
         if options is None:
-            options = self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype))
+            options = self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype, streams))
             if options.arrays:  # of a tuple of numbers, say: it lies where this executor's kernels read it
                 return options
             if len(self._known) >= _MAX_KNOWN:  # a seed of dropout differs from call to call

@@ -36,13 +36,15 @@ class Call:
     """What the check of an option has to know about its call.
 
     ``logits_shape`` is (batch, heads, seqlen_q, seqlen_k), what a bias and a mask broadcast to; packed sequences whose
-    lengths only the device knows have None for lengths that the caller has not said. ``dtype`` is that of q.
+    lengths only the device knows have None for lengths that the caller has not said. ``dtype`` is that of q. With two
+    ``streams``, neighbouring heads are a pair, and an option with an axis of heads may have one for each pair.
     """
 
     executor: Executor
     logits_shape: tuple[int, int, int | None, int | None]
     num_kv_heads: int
     dtype: np.dtype[Any]
+    streams: int = 1
 
     @property
     def accumulator(self) -> np.dtype[Any]:
@@ -51,10 +53,15 @@ class Call:
 
 @dataclass(slots=True)
 class LogitArray:
-    """A bias or a mask as a kernel sees it: element strides of the axes batch, head, query, key; 0 where broadcast."""
+    """A bias or a mask as a kernel sees it: element strides of the axes batch, head, query, key; 0 where broadcast.
+
+    Of a call with streams, ``array`` is [batch, pairs, streams, seqlen_q, seqlen_k], the head of ``strides`` is a pair,
+    and ``stream`` the stride from stream to stream.
+    """
 
     array: Any
     strides: tuple[int, int, int, int]
+    stream: int = 0
 
 
 def scale(options: Options, call: Call, value: Any) -> bool:
@@ -87,7 +94,9 @@ def _softcap_rule(accumulator: np.dtype[Any]) -> tuple[str, Callable[[float], bo
 
 def alibi_slopes(options: Options, call: Call, value: Any) -> bool:
     batch, num_heads = call.logits_shape[:2]
-    shapes = (num_heads,), (batch, num_heads)
+    shapes: tuple[tuple[int, ...], ...] = ((num_heads,), (batch, num_heads))
+    if call.streams > 1:
+        shapes += (num_heads // call.streams,), (batch, num_heads // call.streams)
     slopes = small_array(call.executor, "alibi_slopes", value, shapes, call.accumulator)
     options.alibi_slopes = slopes[None] if slopes.ndim == 1 else slopes
     return True
@@ -161,13 +170,23 @@ def _logit_array(call: Call, name: str, value: Any) -> LogitArray:
             x = x.copy(order="C")
     try:
         with executor.on_device():
-            view = executor.xp.broadcast_to(x, shape)
+            view = executor.xp.broadcast_to(*((x, shape) if call.streams == 1 else _in_pairs(x, call)))
     except ValueError as error:
+        pairs = " (or half as many heads)" if call.streams > 1 else ""
         raise ShapeError(
             f"{name} has shape {tuple(x.shape)}, which does not broadcast to [batch, heads, seqlen_q, seqlen_k] = "
-            f"{list(shape)}"
+            f"{list(shape)}{pairs}"
         ) from error
-    strides = tuple(
-        stride // itemsize if extent > 1 else 0 for stride, extent in zip(view.strides, view.shape, strict=True)
-    )
-    return LogitArray(view.view(np.uint8) if name == "mask" else view, strides)  # type: ignore[arg-type]
+    strides = [stride // itemsize if extent > 1 else 0 for stride, extent in zip(view.strides, view.shape, strict=True)]
+    stream = strides.pop(2) if call.streams > 1 else 0
+    return LogitArray(view.view(np.uint8) if name == "mask" else view, tuple(strides), stream)  # type: ignore[arg-type]
+
+
+def _in_pairs(x: Any, call: Call) -> tuple[Any, tuple[int | None, ...]]:
+    """Return an array with an axis of streams behind that of heads, and the shape that it is to be broadcast to."""
+    batch, heads, *seqlens = call.logits_shape
+    pairs = heads // call.streams
+    if x.ndim > 2:
+        own = (pairs, call.streams) if x.shape[-3] == heads else (x.shape[-3], 1)
+        x = x.reshape(*x.shape[:-3], *own, *x.shape[-2:])
+    return x, (batch, pairs, call.streams, *seqlens)

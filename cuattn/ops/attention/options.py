@@ -34,6 +34,7 @@ __all__ = [
     "AttentionOptions",
     "CascadeOptions",
     "DecodeOptions",
+    "DifferentialOptions",
     "GradientOptions",
     "Option",
     "Options",
@@ -79,6 +80,20 @@ class GradientOptions(DecodeOptions, total=False):
     precision: Precision | None
 
 
+class DifferentialOptions(PlanOptions, total=False):
+    """Keywords of differential attention and of its gradients."""
+
+    scale: float | None
+    softcap: float | None
+    bias: Any
+    mask: Any
+    alibi_slopes: Any
+    dropout_p: float
+    dropout_seed: int
+    dropout_offset: int
+    diagonal_offset: Any
+
+
 class AttentionOptions(GradientOptions, total=False):
     """Keywords of `cuattn.attention`, and of what computes the same."""
 
@@ -98,6 +113,7 @@ class AttentionKeywords(AttentionOptions, total=False):
 KEYWORDS: dict[str, Any] = {
     "attention": AttentionOptions,
     "gradients": GradientOptions,
+    "differential": DifferentialOptions,
     "decode": DecodeOptions,
     "cascade": CascadeOptions,
     "plan": PlanOptions,
@@ -237,8 +253,9 @@ class Option:
 
 
 _FORWARD = frozenset(("attention",))
-_DENSE = frozenset(("attention", "gradients"))
-_EVERY_KEY = frozenset((*_DENSE, "decode"))
+_TILED = frozenset(("attention", "gradients"))
+_DENSE = _TILED | {"differential"}
+_EVERY_KEY = _DENSE | {"decode"}
 _NO_STRIDES = 0, 0, 0, 0
 
 
@@ -318,7 +335,7 @@ OPTIONS = (
     Option(
         "sinks",
         {"sinks": None},
-        _EVERY_KEY | {"cascade"},
+        _TILED | {"decode", "cascade"},
         checks.sinks,
         pointer="g_sinks",
         array=lambda options: options.sinks,
@@ -341,7 +358,7 @@ OPTIONS = (
         pointer="g_diagonal_offsets",
         array=lambda options: options.diagonal_offsets,
     ),
-    Option("precision", {"precision": None}, _DENSE, checks.precision),
+    Option("precision", {"precision": None}, _TILED, checks.precision),
     *(
         Option(
             name,
