@@ -55,6 +55,16 @@ using LanePosition = TilePosition<false>;
 
 #include "attention/warp_state.cuh"
 
+// The step of the softmax in every row of a warp's tile. What has been accumulated is left alone where no maximum of
+// eight rows rises, which is most of the time once a few tiles are done.
+__device__ __forceinline__ void step(WarpState& state, Scores& scores, float scale_log2) {
+#pragma unroll
+    for (int i = 0; i < 2 * ROW_TILES; i++) {
+        const float correction = softmax_row(state.rows[i / 2][i % 2], scores[i / 2], i % 2, scale_log2);
+        if (__any_sync(0xffffffff, correction != 1.0f)) rescale_row(state.acc_out[i / 2], i % 2, correction);
+    }
+}
+
 // Divides by the row sums.
 __device__ __forceinline__ void finish_output(WarpState& state, float factor) {
 #pragma unroll
@@ -245,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
             add_bias_and_mask<Layout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
         }
         if (!in_full) hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
-        softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(params.scale_log2));
+        step(state, scores, positive_scale_log2(params.scale_log2));
         if (DROPOUT && params.use_dropout) {
             const unsigned head = block.batch_idx * 2 * params.num_heads + own.head(block.head_idx);
             drop_probabilities(scores, params.dropout, head, lane);

@@ -215,7 +215,8 @@ def differential_attention_backward(
             do = do * np.asarray(norm_weight).astype(dtype)
         do = r * (do - o * np.square(r) * np.mean(do * o, axis=-1, keepdims=True))
     of_rows = -(do * out2).sum(axis=-1)
-    dlam = {0: lambda x: x.sum(), 1: lambda x: x.sum(axis=(0, 1)), 3: np.asarray}[np.ndim(lambda_)](of_rows)
+    broadcast = {0: (0, 1, 2), 1: (0, 1), 3: ()}[np.ndim(lambda_)]
+    dlam = of_rows.sum(axis=broadcast)
 
     queries, keys = np.asarray(q), np.asarray(k)
     dq, dk = np.zeros(queries.shape, dtype), np.zeros(keys.shape, dtype)

@@ -50,7 +50,7 @@ def differential_bound(
         outs.append(out)
         bounds.append(np.maximum(bound - 2 * ulp(out, dtype), 0))
     of_norm: dict[str, Any] = {"norm": norm, "norm_weight": norm_weight, "eps": eps, "output_scale": output_scale}
-    expected = reference.differential_combine(*outs, lam, dtype=oracle, **of_norm)
+    expected = reference.differential_combine(outs[0], outs[1], lam, dtype=oracle, **of_norm)
     factor = np.abs(lam.astype(oracle))[..., None]
     bound = bounds[0] + factor * bounds[1] + 2 * u * (np.abs(outs[0]) + factor * np.abs(outs[1]))
     scale = abs(output_scale)
@@ -58,7 +58,9 @@ def differential_bound(
         o = outs[0] - lam.astype(oracle)[..., None] * outs[1]
         s = np.sqrt(np.mean(np.square(o), axis=-1, keepdims=True) + eps)
         moved = np.sqrt(np.mean(np.square(bound), axis=-1, keepdims=True))
-        moved = np.minimum(moved, (np.mean(np.abs(o) * bound, axis=-1, keepdims=True) + moved**2) / np.maximum(s, 1e-300))
+        moved = np.minimum(
+            moved, (np.mean(np.abs(o) * bound, axis=-1, keepdims=True) + moved**2) / np.maximum(s, 1e-300)
+        )
         least = np.maximum(s - moved, math.sqrt(eps))  # s is never below that
         with np.errstate(divide="ignore", invalid="ignore"):
             bound = np.where(moved > 0, bound / least + np.abs(o) / np.maximum(s, 1e-300) * moved / least, 0)
@@ -67,7 +69,9 @@ def differential_bound(
     return expected, np.where(bound == 0, 0.0, bound + 2 * ulp(expected, dtype))
 
 
-def assert_differential_close(out: Any, q: Any, k: Any, v: Any, lambda_: Any, *, state: Any = None, **options: Any) -> None:
+def assert_differential_close(
+    out: Any, q: Any, k: Any, v: Any, lambda_: Any, *, state: Any = None, **options: Any
+) -> None:
     """Assert that `out` (and `state`) is the differential attention of q, k, v under the rule at the top of this file.
 
     Args:
