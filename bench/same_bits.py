@@ -154,6 +154,18 @@ def gradients(q: Any, k: Any, v: Any, **chosen: Any) -> Any:
     return cuattn.attention_backward(dout, q, k, v, out, lse, return_dbias="bias" in chosen, **chosen)
 
 
+def differential_calls() -> Iterator[Call]:
+    given = options(37, 70, 4)
+    del given["sinks"], given["everything"]["sinks"]
+    for dtype, shared, name in itertools.product(REALS, (False, True), ("causal", "softcap", "everything")):
+        q, k, v = random(2, 37, 8, 40, dtype=dtype, seed=1), *qkv(dtype, group=2 if shared else 1, e=80)[1:]
+        a = q, k, v[:, :, :2], random(2, 37, 4, dtype=SINGLE, seed=7)
+        yield (
+            f"differential_attention {dtype} {'v2' if shared else 'v1'} {name}",
+            lambda a=a, o=given[name]: cuattn.differential_attention(*a, norm=True, return_state=True, **o),
+        )
+
+
 def decode_calls() -> Iterator[Call]:
     lengths = np.array([100, 33], np.int32)
     tables = np.array([[3, 1, 5, 0, 7, 6, 2], [4, 8, 9, -1, -1, -1, -1]], np.int32)
@@ -288,7 +300,17 @@ def sparse_calls() -> Iterator[Call]:
 
 
 def calls() -> Iterator[Call]:
-    for family in (softmax_calls, forward_calls, hopper_calls, backward_calls, decode_calls, sparse_calls, other_calls):
+    families = (
+        softmax_calls,
+        forward_calls,
+        hopper_calls,
+        backward_calls,
+        decode_calls,
+        sparse_calls,
+        differential_calls,
+        other_calls,
+    )
+    for family in families:
         yield from family()
 
 

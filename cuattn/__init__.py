@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from cuattn.ops.decode.dense import decode_attention
     from cuattn.ops.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.ops.decode.plan import DecodePlan, plan_decode
+    from cuattn.ops.differential.dense import DifferentialState, differential_attention
+    from cuattn.ops.differential.weights import differential_lambda, lambda_init
     from cuattn.ops.dual_chunk.backward import DualChunkGrads, dual_chunk_attention_backward
     from cuattn.ops.dual_chunk.decode import dual_chunk_decode
     from cuattn.ops.dual_chunk.dense import dual_chunk_attention
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
     from cuattn.ops.linear.dense import linear_attention, linear_attention_summary
     from cuattn.ops.linear.state import LinearState
     from cuattn.ops.linear.varlen import linear_attention_varlen
-    from cuattn.ops.differential.dense import DifferentialState, differential_attention
-    from cuattn.ops.differential.weights import differential_lambda, lambda_init
     from cuattn.ops.merge.states import merge_states
     from cuattn.ops.padding.plan import PaddingPlan, padding_plan, remove_padding, restore_padding
     from cuattn.ops.rotary.frequencies import rope_frequencies

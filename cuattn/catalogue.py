@@ -9,9 +9,9 @@ from cuattn.ops.attention import kernels as attention
 from cuattn.ops.attention.backward import kernels as backward
 from cuattn.ops.attention.forward import kernels as forward
 from cuattn.ops.decode import kernels as decode
+from cuattn.ops.differential import kernels as differential
 from cuattn.ops.dual_chunk import kernels as dual_chunk
 from cuattn.ops.linear import kernels as linear
-from cuattn.ops.differential import kernels as differential
 from cuattn.ops.merge import kernels as merge
 from cuattn.ops.padding import kernels as padding
 from cuattn.ops.registry import KernelGroup

@@ -16,6 +16,7 @@ from bench.stress.bad_inputs.caches import CACHE_TARGETS
 from bench.stress.bad_inputs.call import Call, parameters
 from bench.stress.bad_inputs.calls import OWN_TARGETS
 from bench.stress.bad_inputs.compat import COMPAT_TARGETS
+from bench.stress.bad_inputs.differential import DIFFERENTIAL_TARGETS
 from bench.stress.bad_inputs.linear_calls import LINEAR_TARGETS
 from bench.stress.bad_inputs.masks import MASK_TARGETS
 from bench.stress.bad_inputs.values import MISSING, Value, draw
@@ -23,7 +24,14 @@ from cuattn.errors import CompileError, CuattnError, CuattnWarning
 
 __all__ = ["TARGETS", "Verdict", "bounded_memory", "case"]
 
-TARGETS: dict[str, Callable[[], Call]] = OWN_TARGETS | COMPAT_TARGETS | CACHE_TARGETS | LINEAR_TARGETS | MASK_TARGETS
+TARGETS: dict[str, Callable[[], Call]] = {
+    **OWN_TARGETS,
+    **COMPAT_TARGETS,
+    **CACHE_TARGETS,
+    **DIFFERENTIAL_TARGETS,
+    **LINEAR_TARGETS,
+    **MASK_TARGETS,
+}
 _NAMES = tuple(TARGETS)
 SPARE_BYTES = 3 * 2**30  # of memory that a case may take
 WRITTEN = frozenset(("out", "workspace", "k_pages", "v_pages", "pages", "dq", "dk", "dv", "k_cache", "v_cache"))

@@ -43,7 +43,7 @@ def lambda_init(depth: float) -> float:
     --------
     >>> import cuattn
     >>> round(cuattn.lambda_init(0), 9), round(cuattn.lambda_init(11), 9)
-    (0.2, 0.777870...)
+    (0.2, 0.7778701)
     """
     number = real("depth", depth, "a finite number of at least 0 is needed", lambda value: value >= 0)
     return 0.8 - 0.6 * math.exp(-0.3 * number)

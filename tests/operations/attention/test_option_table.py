@@ -29,6 +29,7 @@ FUNCTIONS = {
     "attention_backward": "gradients",
     "attention_varlen_backward": "gradients",
     "attention_backward_workspace_size": "gradients",
+    "differential_attention": "differential",
     "decode_attention": "decode",
     "paged_attention": "decode",
     "paged_attention_varlen": "decode",
