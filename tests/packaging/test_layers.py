@@ -20,8 +20,8 @@ LAYERS = (
     ("cuattn.testing",),
     ("cuattn",),  # the public names
     ("cuattn.catalogue",),  # what every family says about itself
-    ("cuattn.ops.differential", "cuattn.ops.dual_chunk"),
-    ("cuattn.kv", "cuattn.ops.decode", "cuattn.ops.linear", "cuattn.ops.sparse"),
+    ("cuattn.kv", "cuattn.ops.differential", "cuattn.ops.dual_chunk"),
+    ("cuattn.ops.decode", "cuattn.ops.linear", "cuattn.ops.sparse"),
     ("cuattn.ops.attention",),
     ("cuattn.ops.rotary",),
     ("cuattn.ops.merge", "cuattn.ops.padding", "cuattn.ops.softmax"),
