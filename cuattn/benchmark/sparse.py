@@ -59,7 +59,7 @@ class SparseCase:
 
     @property
     def flops(self) -> int:
-        """Of the two products over what is kept."""
+        """The operations of the two products over what is kept."""
         return int(self.density * 4 * self.num_heads * self.seqlen**2 * self.head_dim)
 
     @property
