@@ -57,7 +57,18 @@ def make(rng, dtype, *, batch=1, seqlens=(100, 150), heads=(2, 1), head_dims=(64
 
 
 @st.composite
-def problems(draw, dtype, *, block_sizes, options=(), head_dims=((64, 64),), most=3, max_seqlen=150, **fixed):
+def problems(
+    draw,
+    dtype,
+    *,
+    block_sizes,
+    options=(),
+    head_dims=((64, 64),),
+    most=3,
+    max_seqlen=150,
+    densities=(0.4, 0.1, 0.9, 0.0, 1.0),
+    **fixed,
+):
     """Draw a problem with a mask of one of the block sizes, and at most so many of the options beside ``fixed``."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batch, g, group = draw(st.sampled_from([(1, 1, 1), (2, 1, 1), (1, 2, 3), (1, 1, 5), (2, 2, 2)]))
@@ -65,7 +76,7 @@ def problems(draw, dtype, *, block_sizes, options=(), head_dims=((64, 64),), mos
     lengths = st.one_of(st.sampled_from([1, block_size[0], 64, 65, 127, 128, 129]), st.integers(1, max_seqlen))
     seqlens = draw(st.tuples(lengths, lengths))
     leading = draw(st.sampled_from([(), (g * group,), (batch, 1), (batch, g * group)]))
-    density = draw(st.sampled_from([0.4, 0.1, 0.9, 0.0, 1.0]))
+    density = draw(st.sampled_from(densities))
     how = {"leading": leading, "density": density, "elements": draw(st.sampled_from([False, False, True]))}
     heads, dims = (g * group, g), draw(st.sampled_from(head_dims))
     of = {"batch": batch, "seqlens": seqlens, "heads": heads, "head_dims": dims, "block_size": block_size}

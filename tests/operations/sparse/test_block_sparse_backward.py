@@ -43,7 +43,8 @@ def test_options(executor, block_sizes, data):
 @examples(10)
 def test_bounds_by_position(executor, data):
     bounds = st.sampled_from([{"causal": True}, {"window": (40, 3)}, {"causal": "top_left", "chunk": 30}])
-    problem = data.draw(problems(F16, block_sizes=SMALL, options=BOUNDS, **data.draw(bounds)))
+    fixed = {"densities": (0.1, 0.3), **data.draw(bounds)}  # few enough that CTAs stay small
+    problem = data.draw(problems(F16, block_sizes=SMALL, options=BOUNDS, **fixed))
     assert_gradients_right(executor, problem)
 
 
@@ -53,9 +54,7 @@ def test_bounds_by_position(executor, data):
 @given(data=st.data())
 @examples(6)
 def test_other_dtypes(executor, dtype, precision, data):
-    sizes = (64, 64), (32, 96), (64, 32)
-    if precision is not None:
-        sizes = (64, 64), (128, 64)
+    sizes = (64, 64), (64, 192), (128, 64)
     problem = data.draw(
         problems(dtype, block_sizes=sizes, options=OPTIONS, most=4, precision=precision, max_seqlen=100)
     )
@@ -67,7 +66,7 @@ def test_other_dtypes(executor, dtype, precision, data):
 
 #: Each head dim with blocks of each size; the suite takes some, `make resources` all: public kernels have been wrong at
 #: one head dim and one block size.
-_TAKEN = {(32, 24), (64, 16), (64, 24), (64, 64), (64, 128), (128, 16), (192, 24), (256, 128)}
+_TAKEN = {(64, 16), (64, 24), (64, 64), (64, 128), (128, 16), (256, 128)}
 
 
 @pytest.mark.parametrize(

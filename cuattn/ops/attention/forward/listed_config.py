@@ -24,7 +24,7 @@ Row = TypeVar("Row")
 #: The number of tiles of so many rows and columns that a mask has.
 NumTiles = Callable[[int, int], int]
 
-_LARGE = 64  # rows of a CTA; with more, little is gained
+_LARGE = 64  # rows of a block or of a CTA; with more, little is gained
 _MORE_PAIRS = 1.5  # times the pairs of a query and a key that are multiplied at least
 _LOADING = (
     16  # what loading a column costs, in rows that it is multiplied with (docs/kernels/block_sparse_attention.md)
@@ -76,7 +76,7 @@ def preferred(
     the better one: where it multiplies little more. ``shape`` is the rows and columns of a tile.
     """
     first = next((row for row in rows if divides(shape(row)[0], block)), min(rows, key=lambda row: shape(row)[0]))
-    if num_tiles is None or shape(first)[0] >= _LARGE:
+    if num_tiles is None or max(block, shape(first)[0]) >= _LARGE:
         return first
     largest_first = {shape(row)[0]: row for row in reversed(rows)}  # of those with as many rows, the first
     pairs = {row: num_tiles(*shape(row)) * math.prod(shape(row)) for row in largest_first.values()}
