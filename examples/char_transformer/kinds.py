@@ -10,12 +10,15 @@ from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 import cuattn
 
 from .layers import Array, Saved
 
 WINDOW = 16  # characters that a query of window attention sees, itself included
 
+DECAY_ROOT = 16  # of the sigmoid that gated linear attention forgets by
 BLOCK = 8  # characters of a block of block-sparse attention
 
 QKV = tuple[Array, Array, Array]
@@ -111,8 +114,45 @@ class BlockSparseAttention(Kind):
         return (grads.dq, grads.dk, grads.dv), None
 
 
+class LinearAttention(Kind):
+    """`cuattn.linear_attention`, without decay, or `gated`: what is remembered fades by a factor a token and head.
+
+    The factor is the 16th root of a sigmoid (Yang et al., "Gated linear attention", 2023).
+    """
+
+    def __init__(self, *, gated: bool = False) -> None:
+        self.gated = gated
+
+    def num_gates(self, heads: int) -> int:
+        return heads if self.gated else 0
+
+    def decay(self, gates: Array) -> dict[str, Array]:
+        return {"decay": -np.logaddexp(0, -gates) / DECAY_ROOT} if self.gated else {}
+
+    def gate_gradient(self, gates: Array, ddecay: Array) -> Array:
+        return ddecay / (1 + np.exp(gates)) / DECAY_ROOT if self.gated else None
+
+    def forward(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        return cuattn.linear_attention(*qkv, **self.decay(gates)), ()
+
+    def backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved, grads: QKV) -> Array:
+        found = cuattn.linear_attention_backward(dout, *qkv, **self.decay(gates))
+        for target, gradient in zip(grads, found[:3], strict=True):
+            target[...] = gradient
+        return self.gate_gradient(gates, found.ddecay)
+
+    def reference(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        return cuattn.reference.linear_attention(*qkv, **self.decay(gates))[0], ()
+
+    def reference_backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved) -> tuple[QKV, Array]:
+        found = cuattn.reference.linear_attention_backward(dout, *qkv, **self.decay(gates))
+        return (found.dq, found.dk, found.dv), self.gate_gradient(gates, found.ddecay)
+
+
 KINDS: dict[str, Kind] = {
     "softmax": SoftmaxAttention(),
     "window": SoftmaxAttention(WINDOW),
     "block": BlockSparseAttention(),
+    "linear": LinearAttention(),
+    "gated": LinearAttention(gated=True),
 }

@@ -37,7 +37,7 @@ def reference_of(kind: str, positions: Positions) -> CharTransformer:
     return model_of(kind, positions, ReferenceAttention(KINDS[kind], rotate=positions == "rope"), np.float64)
 
 
-CASES = [*((kind, "learned") for kind in KINDS), ("softmax", "sincos"), *((kind, "rope") for kind in KINDS)]
+CASES = [*((kind, "learned") for kind in KINDS), ("softmax", "sincos"), ("softmax", "rope"), ("gated", "rope")]
 
 
 @pytest.mark.parametrize(("kind", "positions"), CASES)
@@ -59,8 +59,7 @@ def test_gradients_of_the_whole_model(kind: str, positions: Positions) -> None:
         assert float((grads[name] * direction).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
 
 
-@pytest.mark.parametrize("positions", ["learned", "rope"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "positions"), [*((kind, "learned") for kind in KINDS), ("softmax", "rope")])
 def test_gradients_with_kernels(executor: Any, kind: str, positions: Positions) -> None:
     """float32: unit roundoff times a few hundred, of the largest gradient of a weight."""
     tokens, targets = excerpt()
