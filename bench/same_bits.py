@@ -299,6 +299,31 @@ def sparse_calls() -> Iterator[Call]:
             yield f"strided_attention {dtype} {stride} {local} {causal}", strided
 
 
+def dual_chunk_calls() -> Iterator[Call]:
+    chunks = {"chunk_size": 45, "local_size": 8}
+    for dtype, n in itertools.product(REALS, (1, 37, 90)):
+        q, k, v = qkv(dtype, n=n, m=133, d=64, e=64)
+        for more in ({}, {"keys_rotated": True, "softcap": 3.0, "logit_factor": [1.0, 1.5]}):
+
+            def dense(q: Any = q, k: Any = k, v: Any = v, options: Any = {**chunks, **more}) -> Any:  # noqa: B006
+                out, lse = cuattn.dual_chunk_attention(q, k, v, return_lse=True, **options)
+                return out, lse, *cuattn.dual_chunk_attention_backward(out, q, k, v, out, lse, **options)
+
+            yield f"dual_chunk_attention {dtype} {n} {sorted(more)}", dense
+        if n == 1:
+            yield (
+                f"dual_chunk_decode {dtype}",
+                lambda a=(q, k, v): cuattn.dual_chunk_decode(*a, None, [133, 30], return_lse=True, **chunks),
+            )
+    packed, cu_q, cu_k = packed_arrays()
+    yield (
+        "dual_chunk_attention packed",
+        lambda: cuattn.dual_chunk_attention(*packed, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, **chunks),
+    )
+    yield "dual_chunk_positions", lambda: cuattn.dual_chunk_positions(np.arange(99), **chunks)
+    yield "dual_chunk_logit_factor", lambda: cuattn.dual_chunk_logit_factor(np.arange(99), 10, "qwen")
+
+
 def calls() -> Iterator[Call]:
     families = (
         softmax_calls,
@@ -308,6 +333,7 @@ def calls() -> Iterator[Call]:
         decode_calls,
         sparse_calls,
         differential_calls,
+        dual_chunk_calls,
         other_calls,
     )
     for family in families:

@@ -5,7 +5,7 @@ checked before it is timed, and says where it was measured: a time on the host e
 
 >>> from cuattn.benchmark import SUITES
 >>> sorted(SUITES)[:7]
-['attention', 'backward', 'compile', 'counters', 'decode', 'figures', 'gradients']
+['attention', 'backward', 'compile', 'counters', 'decode', 'dual_chunk', 'figures']
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from cuattn.benchmark import (
     decode,
+    dual_chunk,
     gradients,
     host_figures,
     linear,
@@ -51,6 +52,7 @@ _ALL = (
         operations.layout_steps,
     ),
     Suite("decode", "decoding over caches, plans, and whole generations, contiguous and paged", decode.decode_steps),
+    dual_chunk,
     Suite("linear", "linear attention and its gradients, with bytes and operations beside", linear.linear_steps),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
     Suite("sparse", "block-sparse attention by density and block size, beside dense attention", sparse.sparse_steps),

@@ -14,12 +14,13 @@ from cuattn.benchmark.suite import Options, Step, failure
 from cuattn.runtime.timer import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase, gradients
 from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
+from cuattn.testing.dual_chunk_cases import DualChunkCase
 from cuattn.testing.linear_cases import LinearCase
 from cuattn.testing.padding_cases import MergeCase, PaddingCase, PaddingPlanCase
 from cuattn.testing.rotary_cases import RopeCase, SplitQKVCase
 
 #: Problems whose figure is operations a second; of the others it is bytes a second.
-COMPUTING = (AttentionCase, VarlenCase, BackwardCase, VarlenBackwardCase)
+COMPUTING = (AttentionCase, VarlenCase, BackwardCase, VarlenBackwardCase, DualChunkCase)
 BACKWARD = (BackwardCase, VarlenBackwardCase)
 
 HIDDEN = 2048  # heads times head dim, and

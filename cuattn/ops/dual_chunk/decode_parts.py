@@ -148,6 +148,7 @@ def decode_parts(problem: DualChunkDecodeProblem, *, return_lse: bool) -> Any:
         if num_parts > 1:
             stacked = executor.xp.stack(lses)
             out, lse = merge_states(outs, stacked, out=(outs[0], stacked[0]))
+        executor.finish(outs)
         out = out.reshape(extents.out_shape)
         if whole.out is not None:
             assign(executor, whole.out, out)
@@ -172,7 +173,7 @@ def _turned(problem: DualChunkDecodeProblem, tokens: Tokens, num_parts: int) -> 
     turned = rotate(RopeProblem(executor, rows, places, problem.angles, False, None))
     if problem.logit_factors is None:
         return turned
-    with executor.on_device():
+    with executor.on_device(), np.errstate(all="ignore"):
         factors = xp.repeat(problem.logit_factors, extents.seqlen_q)
         return (turned * factors[:, None, None]).astype(whole.dtype)
 

@@ -7,12 +7,17 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cuattn.errors import ArgumentError, DTypeError
-from cuattn.scalars import as_integer, as_real, choice, integer, real
+from cuattn.allocation import allocating
+from cuattn.errors import DTypeError
+from cuattn.ops.rotary.arguments import on_device
+from cuattn.runtime.executor import Executor, executor_for, executor_of_module
+from cuattn.scalars import MAX_EXTENT, as_integer, choice, integer
 
 __all__ = ["Chunking", "LogitFactorKind", "check_chunking", "dual_chunk_logit_factor", "dual_chunk_positions"]
 
@@ -81,14 +86,16 @@ def dual_chunk_positions(positions: Any, chunk_size: int, local_size: int) -> An
     Returns
     -------
     int or array
-        Of the kind, shape and dtype of ``positions``.
+        Of the kind and shape of ``positions``, int64.
 
     Raises
     ------
     ArgumentError
         Not 0 < W < C <= 2**31.
-    DTypeError
+    ArrayTypeError, DTypeError
         ``positions`` are no integers.
+    OutOfMemoryError
+        The host has not got the memory for so many.
 
     Examples
     --------
@@ -100,13 +107,9 @@ def dual_chunk_positions(positions: Any, chunk_size: int, local_size: int) -> An
     number = as_integer(positions)
     if number is not None:
         return number % length
-    array = np.asarray(positions) if isinstance(positions, list | tuple) else positions
-    kind = getattr(getattr(array, "dtype", None), "kind", None)
-    if isinstance(array, np.ndarray) and array.size == 0 and kind == "f":  # a list without elements
-        return array.astype(np.int64)
-    if kind is None or kind not in "iu":
-        raise DTypeError(f"positions has dtype {getattr(array, 'dtype', type(array).__name__)}; integers are allowed")
-    return array % array.dtype.type(length) if length <= np.iinfo(array.dtype).max else array % length
+    executor, array = _integers("positions", positions)
+    with executor.on_device(), _allocating(executor, "where positions stand", 16 * array.size):
+        return array.astype(np.int64) % length
 
 
 def dual_chunk_logit_factor(seqlen: Any, trained: int, kind: LogitFactorKind) -> Any:
@@ -129,7 +132,11 @@ def dual_chunk_logit_factor(seqlen: Any, trained: int, kind: LogitFactorKind) ->
     Raises
     ------
     ArgumentError
-        ``trained`` below 1, an unknown ``kind``, or a ``seqlen`` that is no number.
+        ``trained`` below 1, a ``seqlen`` below 0, one of either above 2**31 - 1, or an unknown ``kind``.
+    ArrayTypeError, DTypeError
+        ``seqlen`` is no integer and no array of them.
+    OutOfMemoryError
+        The host has not got the memory for so many.
 
     Examples
     --------
@@ -138,13 +145,24 @@ def dual_chunk_logit_factor(seqlen: Any, trained: int, kind: LogitFactorKind) ->
     1.2857
     """
     weight = _WEIGHTS[choice("kind", kind, _WEIGHTS)]
-    trained_on = real("trained", trained, "a number of at least 1 is allowed", lambda number: number >= 1)
-    number = as_real(seqlen)
-    if number is not None:
-        seqlen = real("seqlen", seqlen)
-        return float((weight * np.log(max(1.0, seqlen / trained_on)) + 1) ** 2)
-    array = np.asarray(seqlen) if isinstance(seqlen, list | tuple) else seqlen
-    if getattr(getattr(array, "dtype", None), "kind", "O") not in "iuf":
-        raise ArgumentError(f"seqlen is of type {type(seqlen).__name__}; a number or an array of numbers is allowed")
-    stretched = (array / trained_on).clip(1.0, None)
-    return (weight * np.log(stretched) + 1) ** 2
+    trained_on = integer("trained", trained, 1, MAX_EXTENT)
+    if as_integer(seqlen) is not None:
+        number = integer("seqlen", seqlen, 0, MAX_EXTENT)
+        return float((weight * math.log(max(1.0, number / trained_on)) + 1) ** 2)
+    executor, array = _integers("seqlen", seqlen)
+    with executor.on_device(), _allocating(executor, "factors for seqlen", 24 * array.size):
+        stretched = executor.xp.maximum(array / trained_on, 1.0)
+        return (weight * executor.xp.log(stretched) + 1) ** 2
+
+
+def _allocating(executor: Executor, what: str, nbytes: int) -> AbstractContextManager[None]:
+    return allocating(what, nbytes if executor.name == "host" else 0)
+
+
+def _integers(name: str, x: Any) -> tuple[Executor, Any]:
+    """Return an array, or a list as one, and the executor that it belongs to. Raises `ArrayTypeError`, `DTypeError`."""
+    executor = executor_for(**{name: x}) if on_device(name, x) else executor_of_module(np)
+    array = executor.metadata(name, x)
+    if array.dtype.kind not in "iu" and (array.size or array.dtype != np.float64):  # that of a list without elements
+        raise DTypeError(f"{name} has dtype {array.dtype}; integers are allowed")
+    return executor, array

@@ -24,7 +24,8 @@ F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 #: queries, and of more.
 CHUNKINGS = ((2, 1), (8, 7), (20, 3), (45, 8), (72, 8), (64, 1), (65, 1), (90, 70))
 LONG_CHUNKINGS = ((66, 1), (140, 12), (230, 40), (400, 3))
-LENGTHS = ((70, 70), (1, 133), (65, 200), (40, 17), (129, 150), (3, 3), (16, 64), (5, 0), (200, 200), (96, 301))
+LENGTHS = ((70, 70), (1, 133), (65, 100), (40, 17), (66, 110), (3, 3), (16, 64), (5, 0), (90, 90))
+MORE_LENGTHS = ((129, 150), (65, 200), (200, 200), (96, 301))
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def problems(
     draw: st.DrawFn, dtype: np.dtype, *, aligned: bool = True, softcap: bool = False, long: bool = False
 ) -> Problem:
     batch = draw(st.sampled_from((1, 2)))
-    seqlen_q, seqlen_k = draw(st.sampled_from(LENGTHS))
+    seqlen_q, seqlen_k = draw(st.sampled_from(MORE_LENGTHS if long else LENGTHS))
     num_heads, num_kv_heads = draw(st.sampled_from(((1, 1), (3, 1), (5, 5), (4, 2))))
     head_dim, head_dim_v = draw(st.sampled_from(((64, 64), (40, 64), (48, 40)) if aligned else ((63, 48), (34, 61))))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
