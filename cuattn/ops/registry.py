@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ARCHS", "EXTREME_LOGITS", "ODD_STRIDES", "TYPICAL_DTYPE", "KernelGroup", "Variant", "named"]
+__all__ = ["ARCHS", "CHUNKED_KEYS", "EXTREME_LOGITS", "ODD_STRIDES", "TYPICAL_DTYPE", "KernelGroup", "Variant", "named"]
 
 #: The architectures that no row may spill on.
 ARCHS = ("sm_80", "sm_90a")
@@ -17,6 +17,7 @@ ARCHS = ("sm_80", "sm_90a")
 TYPICAL_DTYPE = {2: "float16", 4: "float32", 8: "float64"}
 #: Tests of many families.
 ODD_STRIDES, EXTREME_LOGITS = "operations/test_odd_strides.py", "operations/test_extreme_logits.py"
+CHUNKED_KEYS = "operations/test_chunk.py"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from cuattn.head_dims import COLUMNS
 from cuattn.ops.decode import reduce
 from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS, FlashDecodeConfig
 from cuattn.ops.decode.launch import score_constants
-from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, KernelGroup, Variant, named
+from cuattn.ops.registry import CHUNKED_KEYS, EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, KernelGroup, Variant, named
 
 __all__ = ["GROUPS"]
 
@@ -79,7 +79,7 @@ GROUPS = (
         "attention_decode",
         kernels=("attention_decode", "attention_decode_fma"),
         variants=_variants,
-        tests=("operations/decode", "kv/test_append_and_attend.py", ODD_STRIDES, EXTREME_LOGITS),
+        tests=("operations/decode", "kv/test_append_and_attend.py", ODD_STRIDES, EXTREME_LOGITS, CHUNKED_KEYS),
         page="attention_decode.md",
     ),
     KernelGroup(

@@ -10,7 +10,7 @@ from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS, FlashBwdConf
 from cuattn.ops.attention.backward.listed_config import LISTED_BWD_CONFIGS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW, largest_head_dim, nvrtc_ms, products_mark
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
-from cuattn.ops.registry import ARCHS, EXTREME_LOGITS, TYPICAL_DTYPE, KernelGroup, Variant
+from cuattn.ops.registry import ARCHS, CHUNKED_KEYS, EXTREME_LOGITS, TYPICAL_DTYPE, KernelGroup, Variant
 
 __all__ = ["GROUPS", "launches_of", "variant_of"]
 
@@ -85,7 +85,7 @@ GROUPS = (
             *("attention_backward_dq", "attention_backward_rows"),
         ),
         variants=_variants,
-        tests=("operations/backward", "operations/sparse/test_block_sparse_backward.py", EXTREME_LOGITS),
+        tests=("operations/backward", "operations/sparse/test_block_sparse_backward.py", EXTREME_LOGITS, CHUNKED_KEYS),
         page="attention_backward.md",
     ),
     KernelGroup(
@@ -95,7 +95,7 @@ GROUPS = (
             "attention_backward_sinks",
         ),
         variants=_bias_variants,
-        tests=("operations/backward", EXTREME_LOGITS),
+        tests=("operations/backward", EXTREME_LOGITS, CHUNKED_KEYS),
         page="attention_backward_bias.md",
     ),
 )

@@ -231,7 +231,5 @@ HOPPER_ALTERNATIVES = (
     _row(64, 64, 3, 112),
     _row(64, 64, 2, 176, ping_pong=True),
     _row(96, 96, 2, 176, ping_pong=True),
-    _row(96, 96, 3, 96, ping_pong=True, score_options=False, chunks=False),
     _row(128, 128, 2, 128, ping_pong=True),
-    _row(128, 128, 2, 176),
 )

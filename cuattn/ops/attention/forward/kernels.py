@@ -11,7 +11,7 @@ from cuattn.ops.attention.forward.hopper_config import ARCH, HOPPER_ALTERNATIVES
 from cuattn.ops.attention.forward.listed_config import LISTED_FWD_CONFIGS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW, largest_head_dim, nvrtc_ms, products_mark
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
-from cuattn.ops.registry import EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, KernelGroup, Variant
+from cuattn.ops.registry import CHUNKED_KEYS, EXTREME_LOGITS, ODD_STRIDES, TYPICAL_DTYPE, KernelGroup, Variant
 
 __all__ = ["GROUPS", "variant_of"]
 
@@ -88,7 +88,7 @@ GROUPS = (
         tests=(
             *("operations/attention", "operations/compat", "operations/test_known_defects.py"),
             "operations/sparse/test_block_sparse*.py",
-            *(ODD_STRIDES, EXTREME_LOGITS),
+            *(ODD_STRIDES, EXTREME_LOGITS, CHUNKED_KEYS),
         ),
         page="attention_forward.md",
     ),
