@@ -52,7 +52,7 @@ _ALL = (
         operations.layout_steps,
     ),
     Suite("decode", "decoding over caches, plans, and whole generations, contiguous and paged", decode.decode_steps),
-    dual_chunk,
+    Suite("dual_chunk", "dual-chunk attention and decoding, beside plain calls", dual_chunk.dual_chunk_steps),
     Suite("linear", "linear attention and its gradients, with bytes and operations beside", linear.linear_steps),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
     Suite("sparse", "block-sparse attention by density and block size, beside dense attention", sparse.sparse_steps),
