@@ -19,7 +19,8 @@
 // the state the rows and columns that linear_state.cuh gives it.
 //
 // Constants: Element; HEAD_DIM (a bucket), SLICE, CHUNK, NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (rows of q, k, v
-// begin at multiples of 16 bytes); DECAY (0: none, 1: one number a state and token, 2: one for each channel), NORMALIZE.
+// and of decays of channels begin at multiples of 16 bytes); DECAY (0: none, 1: one number a state and token, 2: one
+// for each channel), NORMALIZE.
 #include "common/elements.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * 32;
@@ -55,18 +56,26 @@ __device__ __forceinline__ void map_tile(Element* s_tile, int feature_map, int n
     constexpr int RUN = 8;
     constexpr int RUNS = HEAD_DIM / RUN;
     with_feature_map<float, true>(feature_map, [&](auto map) {
+#pragma unroll 2
         for (int i = threadIdx.x; i < ROWS * RUNS; i += NUM_THREADS) {
             const int row = i / RUNS;
             const int col = i % RUNS * RUN;
             if (row >= num_rows || col >= num_cols) continue;
-            Element* s_run = s_tile + row * TILE_STRIDE<HEAD_DIM> + col;
-            Run<Element, RUN> run;
-            run.load(s_run);
+            uint4& run = *reinterpret_cast<uint4*>(s_tile + row * TILE_STRIDE<HEAD_DIM> + col);
+            unsigned pairs[] = {run.x, run.y, run.z, run.w};
 #pragma unroll
-            for (int j = 0; j < RUN; j++) {
-                if (col + j < num_cols) run.set(j, map(run.get(j)));
+            for (int j = 0; j < RUN / 2; j++) {
+                const Element* elements = reinterpret_cast<const Element*>(&pairs[j]);
+                pairs[j] = pack_pair(Element(), map(to_real(elements[0])), map(to_real(elements[1])));
             }
-            run.store(s_run);
+            if (col + RUN > num_cols) {
+#pragma unroll
+                for (int j = 0; j < RUN / 2; j++) {
+                    const int left = num_cols - col - 2 * j;
+                    pairs[j] = left <= 0 ? 0 : left == 1 ? pairs[j] & 0xffff : pairs[j];
+                }
+            }
+            run = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
         }
     });
 }
@@ -81,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
     Element* __restrict__ g_out,          // [batch, seqlen_q, num_outputs, head_dim_v]
     float* g_s_out,                       // like g_s_in, states_out; or null. It may be g_s_in
     float* g_z_out,                       // like g_z_in
-    float* __restrict__ g_kept,           // [batch, num_states, states_out, head_dim]; or null: linear_attention_scan.cu
+    float* __restrict__ g_kept,           // [batch, num_states, states_out, head_dim]: what is left of the first state
     const int* __restrict__ g_cu_seqlens, // [batch + 1]: q, k, v, decay and out are packed, without a batch axis
     const Params params)
 {
@@ -241,11 +250,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_atten
                        min(OUT_COLS, num_cols - out_col), lane_idx);
         }
         if (has_keys && last_head) {
-            if (DECAY == 1) state.scale(smem.decay.total);
+            if (DECAY == 1) state.scale_rows(lane_idx, [&](int) { return smem.decay.total; });
             state.add<CHUNK>(DECAY == 2 ? smem.kept[0] : smem.k[kv_stage][0], smem.v[kv_stage][0],
                              DECAY == 1 ? smem.decay.to_end : nullptr, lane_idx, [&](int token) {
-                                 const int last = DECAY == 2 ? token + BLOCK - 1 : 0;
-                                 if (DECAY == 2) state.scale_rows(smem.sums[last], lane_idx);
+                                 if (DECAY != 2) return;
+                                 const float* s_block = smem.sums[DECAY == 2 ? token + BLOCK - 1 : 0];
+                                 state.scale_rows(lane_idx, [&](int row) { return exp2_approx(s_block[row]); });
                              });
             note_largest();
         }

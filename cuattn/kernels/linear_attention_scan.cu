@@ -15,8 +15,8 @@ struct ScanParams {
 
 // One number, of `width` for each of the head_dim rows. g_made [num_segments][head_dim][width], g_kept: of the first
 // segment. g_last [head_dim][width], or null: the state after the last segment.
-__device__ __forceinline__ void scan_number(float* g_made, float* g_last, const float* g_kept, float running, int number,
-                                            int width, const ScanParams& params) {
+__device__ __forceinline__ void scan_number(float* g_made, float* g_last, const float* g_kept, float running,
+                                            int number, int width, const ScanParams& params) {
     const float* g_row_kept = g_kept + number / width;
     float* g_number = g_made + number;
     for (int segment = 0; segment < params.num_segments; segment++) {

@@ -1,15 +1,16 @@
 // The decay within a chunk of tokens, of one number for each channel of a key.
 //
-// The chunk is blocks of 16 tokens, and c_i the sum of decays from the start of token i's block up to it. Between a query
-// i and a key j of an earlier block lie the rest of the key's block, the blocks between, and the query's block up to i:
+// The chunk is blocks of 16 tokens, and c_i the sum of decays from the start of token i's block up to it. Between a
+// query i and a key j of an earlier block lie the rest of the key's block, the blocks between, and the query's block up
+// to i:
 //
 //     sum of decays from j + 1 to i = (c_last - c_j) + (sums of the blocks between) + c_i
 //
-// The first part goes to the key (`kept`, once a chunk), the others to the query. Within a block, i and j part at one of
-// four levels: they lie in different halves of the smallest group of 16, 8, 4 or 2 tokens that holds both. With b the
-// last token of the first half, c_i - c_b goes to the query and c_b - c_j to the key. So every part is a sum of decays
-// from one token to a later one: no factor grows, and all products are those of tensor cores. From a decay below -90,
-// nothing is left in a float: it is taken for -90.
+// The first part goes to the key (`kept`, once a chunk), the others to the query. Within a block, i and j part at one
+// of four levels: they lie in different halves of the smallest group of 16, 8, 4 or 2 tokens that holds both. With b
+// the last token of the first half, c_i - c_b goes to the query and c_b - c_j to the key. So every part is a sum of
+// decays from one token to a later one: no factor grows, and all products are those of tensor cores. From a decay below
+// -90, nothing is left in a float: it is taken for -90.
 //
 // Constants used: Element, HEAD_DIM, CHUNK, NUM_THREADS of the including kernel.
 #pragma once
@@ -38,14 +39,16 @@ __device__ __forceinline__ void sum_blocks(float* s_decay, int head_dim) {
 
 // kept_j = k_j e^(c_last - c_j): what is left of a key at the end of its block. By all threads.
 __device__ __forceinline__ void keep_keys(Element* s_kept, const Element* s_k, const float* s_sums) {
-    for (int i = threadIdx.x; i < CHUNK * (HEAD_DIM / 2); i += NUM_THREADS) {
-        const int row = i / (HEAD_DIM / 2);
-        const int col = i % (HEAD_DIM / 2) * 2;
-        const float* s_last = s_sums + (row / BLOCK * BLOCK + BLOCK - 1) * SUM_STRIDE + col;
-        const float* s_own = s_sums + row * SUM_STRIDE + col;
-        const unsigned pair = *reinterpret_cast<const unsigned*>(s_k + row * TILE_STRIDE<HEAD_DIM> + col);
-        *reinterpret_cast<unsigned*>(s_kept + row * TILE_STRIDE<HEAD_DIM> + col) =
-            scaled_pair(pair, exp2_approx(s_last[0] - s_own[0]), exp2_approx(s_last[1] - s_own[1]));
+    for (int i = threadIdx.x; i < CHUNK * (HEAD_DIM / 4); i += NUM_THREADS) {
+        const int row = i / (HEAD_DIM / 4);
+        const int col = i % (HEAD_DIM / 4) * 4;
+        const int last = row / BLOCK * BLOCK + BLOCK - 1;
+        const float4 at_end = *reinterpret_cast<const float4*>(s_sums + last * SUM_STRIDE + col);
+        const float4 own = *reinterpret_cast<const float4*>(s_sums + row * SUM_STRIDE + col);
+        uint2 pairs = *reinterpret_cast<const uint2*>(s_k + row * TILE_STRIDE<HEAD_DIM> + col);
+        pairs.x = scaled_pair(pairs.x, exp2_approx(at_end.x - own.x), exp2_approx(at_end.y - own.y));
+        pairs.y = scaled_pair(pairs.y, exp2_approx(at_end.z - own.z), exp2_approx(at_end.w - own.w));
+        *reinterpret_cast<uint2*>(s_kept + row * TILE_STRIDE<HEAD_DIM> + col) = pairs;
     }
 }
 
@@ -56,19 +59,26 @@ struct FragmentSums {
     // s_upper, s_lower: the rows of the sums, from the lane's first channel on.
     __device__ __forceinline__ void load(const float* s_upper, const float* s_lower) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            x[0][i] = s_upper[i / 2 * 8 + i % 2];
-            x[1][i] = s_lower[i / 2 * 8 + i % 2];
+        for (int group = 0; group < 2; group++) {
+            const float2 upper = *reinterpret_cast<const float2*>(s_upper + group * 8);
+            const float2 lower = *reinterpret_cast<const float2*>(s_lower + group * 8);
+            x[0][2 * group] = upper.x;
+            x[0][2 * group + 1] = upper.y;
+            x[1][2 * group] = lower.x;
+            x[1][2 * group + 1] = lower.y;
         }
     }
 
     // Adds one row to both.
     __device__ __forceinline__ void add(const float* s_row) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float sum = s_row[i / 2 * 8 + i % 2];
-            x[0][i] += sum;
-            x[1][i] += sum;
+        for (int group = 0; group < 2; group++) {
+            const float2 sum = *reinterpret_cast<const float2*>(s_row + group * 8);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                x[half][2 * group] += sum.x;
+                x[half][2 * group + 1] += sum.y;
+            }
         }
     }
 
@@ -99,7 +109,7 @@ struct DiagonalWeights {
     template <int HALF>
     __device__ __forceinline__ void add_level(unsigned s_q, unsigned s_k, const float* s_sums, int lane_idx) {
         const int row = frag_acc_row(lane_idx);
-        // Whether the upper and the lower of a lane's rows lie in the second half of their groups, and where those part.
+        // Whether the upper and the lower of a lane's rows lie in the second half of their groups; where those part.
         const bool second[2] = {HALF != 8 && (row & HALF) != 0, HALF == 8 || (row & HALF) != 0};
         const int parting = HALF == 8 ? 7 : row / (2 * HALF + !HALF) * 2 * HALF + HALF - 1;
         const float* s_parting[2] = {s_sums + parting * SUM_STRIDE,

@@ -12,7 +12,10 @@ constexpr float LOG2_OF_E = 1.4426950408889634f;
 template <typename Real, bool APPROXIMATE = false, typename Body>
 __device__ __forceinline__ void with_feature_map(int feature_map, Body body) {
     if (feature_map == MAP_ELU1) {
-        body([](Real x) { return x > 0 ? x + 1 : APPROXIMATE ? Real(exp2_approx(x * LOG2_OF_E)) : exp(x); });
+        body([](Real x) {
+            const Real power = APPROXIMATE ? Real(exp2_approx(x * LOG2_OF_E)) : exp(x);
+            return x > 0 ? x + 1 : power;
+        });
     } else if (feature_map == MAP_RELU) {
         body([](Real x) { return x < 0 ? Real(0) : x; });  // NaN stays NaN
     } else if (feature_map == MAP_SQUARE) {

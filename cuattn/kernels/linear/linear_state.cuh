@@ -168,39 +168,37 @@ struct StateTiles {
         }
     }
 
-    // Multiplies all by `factor`; 0 clears whatever is there.
-    __device__ __forceinline__ void scale(float factor) {
-        auto scaled = [factor](float& x) { x = factor == 0.0f ? 0.0f : x * factor; };
+    // Multiplies the rows of this lane by its factors; 0 clears whatever is there.
+    __device__ __forceinline__ void scale(const float (&factors)[STATE_TILES][2], bool clears) {
 #pragma unroll
         for (int t = 0; t < STATE_TILES; t++) {
 #pragma unroll
-            for (float& x : z[t]) scaled(x);
-            kept[t][0] *= factor;
-            kept[t][1] *= factor;
+            for (int i = 0; i < 4; i++) {
+                const float factor = factors[t][i / 2];
+                if (i % 2 == 0) kept[t][i / 2] *= factor;
+                auto scaled = [&](float& x) { x = clears && factor == 0.0f ? 0.0f : x * factor; };
+                scaled(z[t][i]);
 #pragma unroll
-            for (int e = 0; e < STATE_COLS / MMA_N; e++) {
-#pragma unroll
-                for (float& x : s[t][e]) scaled(x);
+                for (int e = 0; e < STATE_COLS / MMA_N; e++) scaled(s[t][e][i]);
             }
         }
     }
 
-    // Multiplies each row by 2^s_exponents[row].
-    __device__ __forceinline__ void scale_rows(const float* s_exponents, int lane_idx) {
+    // By factors of the rows, factor(row). A product is enough where none of the warp's is 0.
+    template <typename Factor>
+    __device__ __forceinline__ void scale_rows(int lane_idx, Factor factor) {
+        float factors[STATE_TILES][2];
+        bool some_clear = false;
 #pragma unroll
-        for (int t = 0; t < STATE_TILES; t++) {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float factor = exp2_approx(s_exponents[first_row + t * MMA_M + half * 8 + frag_acc_row(lane_idx)]);
-                auto scaled = [factor](float& x) { x = factor == 0.0f ? 0.0f : x * factor; };
-                kept[t][half] *= factor;
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    scaled(z[t][i]);
-#pragma unroll
-                    for (int e = 0; e < STATE_COLS / MMA_N; e++) scaled(s[t][e][i]);
-                }
-            }
+        for (int i = 0; i < 2 * STATE_TILES; i++) {
+            const float of_row = factor(first_row + i / 2 * MMA_M + i % 2 * 8 + frag_acc_row(lane_idx));
+            factors[i / 2][i % 2] = of_row;
+            some_clear = some_clear || of_row == 0.0f;
+        }
+        if (__any_sync(0xffffffff, some_clear)) {
+            scale(factors, true);
+        } else {
+            scale(factors, false);
         }
     }
 

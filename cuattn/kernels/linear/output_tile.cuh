@@ -47,9 +47,9 @@ struct OutputTile {
         }
     }
 
-    // The same with a decay of each channel, which is in the weights then, and in what comes from the state. s_k: of the
-    // keys of this warp's own tokens; s_kept: of all, as they are at the end of their blocks. s_sums: of the decays, from
-    // this lane's first channel on.
+    // The same with a decay of each channel, which is in the weights then, and in what comes from the state. s_k: of
+    // the keys of this warp's own tokens; s_kept: of all, as they are at the end of their blocks. s_sums: of the
+    // decays, from this lane's first channel on.
     __device__ __forceinline__ void multiply_channels(unsigned s_q, unsigned s_k, unsigned s_kept, unsigned s_state,
                                                       unsigned s_z, const float* s_sums, int first_row, int lane_idx) {
         clear(weights);
@@ -87,7 +87,7 @@ struct OutputTile {
             sums.decay_a(decayed, frag_q);
             add_state(decayed, s_state + d * STATE_STRIDE * sizeof(Element), s_z + d * STATE_STRIDE * sizeof(Element));
         }
-        // A query behind a reset of all channels reads nothing, whatever the state holds: 0 times infinity would be NaN.
+        // A query behind a reset of all channels reads nothing, whatever the state holds: 0 times infinity is NaN.
         scale_rows(exp2_approx(quad_max(largest[0])) == 0.0f ? 0.0f : 1.0f,
                    exp2_approx(quad_max(largest[1])) == 0.0f ? 0.0f : 1.0f);
     }
@@ -187,9 +187,10 @@ struct OutputTile {
     }
 
     // Writes this warp's rows; g_rows at its first row and column.
-    __device__ __forceinline__ void store(Element* g_rows, const LinearParams<float>& params, float upper, float lower, int num_rows,
-                                          int num_cols, int lane_idx) {
-        const unsigned long long places = reinterpret_cast<unsigned long long>(g_rows) | params.out.seq * sizeof(Element);
+    __device__ __forceinline__ void store(Element* g_rows, const LinearParams<float>& params, float upper, float lower,
+                                          int num_rows, int num_cols, int lane_idx) {
+        const unsigned long long places =
+            reinterpret_cast<unsigned long long>(g_rows) | params.out.seq * sizeof(Element);
         const bool vectors = num_cols % 8 == 0 && places % 16 == 0;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
