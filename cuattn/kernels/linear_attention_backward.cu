@@ -35,10 +35,11 @@ __device__ __forceinline__ Smem& shared_memory() {
     return *reinterpret_cast<Smem*>(s_bytes);
 }
 
-// The arrays that entries share: dout [batch, seqlen_q, num_outputs, head_dim_v]; q [batch, seqlen_q, num_heads, head_dim]
-// and k [batch, seqlen_k, num_k_heads, head_dim], mapped; v [batch, seqlen_k, num_v_heads, head_dim_v]; decay null, or
-// [batch, seqlen_k, num_states] with any strides, and with CHANNELS one more axis, head_dim, contiguous; kept states s, z
-// and peaks as backward_states.cuh says; r and delta [batch, num_outputs, seqlen_q], null without normalisation.
+// The arrays that entries share: dout [batch, seqlen_q, num_outputs, head_dim_v]; q [batch, seqlen_q, num_heads,
+// head_dim] and k [batch, seqlen_k, num_k_heads, head_dim], mapped; v [batch, seqlen_k, num_v_heads, head_dim_v]; decay
+// null, or [batch, seqlen_k, num_states] with any strides, and with CHANNELS one more axis, head_dim, contiguous; kept
+// states s, z and peaks as backward_states.cuh says; r and delta [batch, num_outputs, seqlen_q], null without
+// normalisation.
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_map(
     const Element* __restrict__ g_x,  // [batch, seqlen, num_heads, head_dim], last axis contiguous
@@ -150,8 +151,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dk(
     const int batch,
     const Params params)
 {
-    const KeysArrays arrays{g_dout, g_q, g_k, g_v, g_raw_k, g_decay, g_s, g_z, g_peaks, g_r, g_delta, g_through, g_of_queries,
-                            g_dk, g_of_keys, g_ddecay};
+    const KeysArrays arrays{g_dout, g_q, g_k, g_v, g_raw_k, g_decay, g_s, g_z, g_peaks, g_r, g_delta, g_through,
+                            g_of_queries, g_dk, g_of_keys, g_ddecay};
     gradient_of_keys(arrays, params, batch, shared_memory<KeysSmem>());
 }
 

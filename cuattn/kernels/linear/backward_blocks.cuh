@@ -21,8 +21,8 @@ using Params = LinearBackwardParams<Real>;
 
 __device__ __forceinline__ int num_blocks(int extent) { return (extent + BLOCK - 1) / BLOCK; }
 
-// Starts loading a block of a [.., head_dim] array: tokens from g_rows on, columns from `column` of num_columns on. What
-// does not exist becomes 0.
+// Starts loading a block of a [.., head_dim] array: tokens from g_rows on, columns from `column` of num_columns on.
+// What does not exist becomes 0.
 __device__ __forceinline__ void load_block(Element* s_block, const Element* g_rows, long long stride, int num_tokens,
                                            int column, int num_columns) {
     load_tile<ALIGNED, BLOCK, BLOCK, NUM_THREADS>(s_block, g_rows + column, stride, num_tokens, num_columns - column);

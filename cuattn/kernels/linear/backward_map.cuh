@@ -29,7 +29,9 @@ __device__ __forceinline__ void map_rows(const Element* g_x, Element* g_mapped, 
                 run.store(g_to + i);
             }
         } else {
-            for (int i = threadIdx.x % MAP_LANES; i < head_dim; i += MAP_LANES) from_real(map(to_real(g_from[i])), g_to[i]);
+            for (int i = threadIdx.x % MAP_LANES; i < head_dim; i += MAP_LANES) {
+                from_real(map(to_real(g_from[i])), g_to[i]);
+            }
         }
     });
 }

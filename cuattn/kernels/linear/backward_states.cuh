@@ -63,8 +63,8 @@ __device__ __forceinline__ void walk_states(const WalkArrays& arrays, const Para
     acc.each([&](int r, int c, Real& x) {
         const int row = Block::row(r), column = Block::column(c);
         const bool exists = arrays.first_s != nullptr && row < num_channels && column < num_values;
-        x = exists ? arrays.first_s[head * state_size + place + static_cast<long long>(row) * params.head_dim_v + column]
-                   : Real(0);
+        const long long at = head * state_size + place + static_cast<long long>(row) * params.head_dim_v + column;
+        x = exists ? arrays.first_s[at] : Real(0);
     });
 
     auto store_state = [&](Real* g_s) {  // from the first number of the block on
