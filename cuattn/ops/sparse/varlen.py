@@ -106,8 +106,8 @@ def block_sparse_attention_varlen(
     k : array [tokens_k, kv_heads, head_dim], dtype of ``q``
     v : array [tokens_k, kv_heads, head_dim_v], dtype of ``q``
     cu_seqlens_q, cu_seqlens_k : int32 [batch + 1]
-        As for `cuattn.attention_varlen`. Lengths on a GPU are not waited for, and have to be those of the masks; what
-        they would lead to beyond is not read.
+        As for `cuattn.attention_varlen`. Lengths on a GPU are not waited for, and have to be those of the masks: what
+        lies beyond these is not read, and ``out`` keeps what it had for queries beyond.
     block_masks : sequence of BlockMask, or (indptr, indices, row_offsets)
         A mask for each sequence, of its queries and keys; with an axis of heads, of all query heads. Or compressed rows
         of all sequences one after another: block of queries r keeps indices[indptr[r]] to indices[indptr[r + 1] - 1],
