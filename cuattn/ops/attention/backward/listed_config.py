@@ -36,7 +36,6 @@ LISTED_BWD_CONFIGS = (
     FlashBwdConfig("mma", "queries", 4, 256, 16, 16, num_warps=1, num_stages=2, score_options=False),
     FlashBwdConfig("mma", "keys", 4, 64, 64, 32, num_warps=4, num_stages=2),
     FlashBwdConfig("mma", "keys", 4, 128, 16, 16, num_warps=1, num_stages=2),
-    FlashBwdConfig("mma", "keys", 4, 192, 16, 16, num_warps=1, num_stages=2, split_grads=True),
     FlashBwdConfig("mma", "keys", 4, 256, 16, 16, num_warps=1, num_stages=2, split_grads=True, score_options=False),
     # float32
     FlashBwdConfig("fma", "queries", 4, 64, 32, 64, num_warps=4, num_stages=1),
