@@ -27,6 +27,7 @@ from cuattn.ops.sparse.block_mask_arguments import (
 )
 from cuattn.ops.sparse.compressed import CompressedMask
 from cuattn.ops.sparse.picture import picture
+from cuattn.ops.sparse.tile_list import Side, num_tiles
 
 __all__ = ["BlockMask"]
 
@@ -215,6 +216,14 @@ class BlockMask(CompressedMask):
         elements = None if self.elements is None else self.elements[lists.order].swapaxes(1, 2).copy()
         shape = (*self.shape[:-2], self.seqlen_k, self.seqlen_q)
         return self._of(shape, self.block_size[::-1], BlockLists(lists.indptr.copy(), lists.indices.copy()), elements)
+
+    def num_tiles(self, of_keys: bool, rows: int, columns: int) -> int:
+        """Return how many tiles kernels visit if a CTA has so many rows: queries, or keys (`tile_list`)."""
+        key = "number of tiles", of_keys, rows, columns
+        with self._lock:
+            if key not in self._tile_lists:
+                self._tile_lists[key] = (num_tiles(self, Side(of_keys, rows, columns)),)
+            return int(self._tile_lists[key][0])
 
     def todense(self) -> NDArray[np.bool_]:
         """Return the mask by elements, a new array of ``shape``: the one method that needs memory for N x M."""

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from cuattn.ops.sparse import block_lists
 from cuattn.ops.sparse.block_lists import BlockLists, KeyLists, Places
 from cuattn.ops.sparse.block_mask_arguments import num_blocks
-from cuattn.ops.sparse.tile_list import Side, num_tiles
 
 if TYPE_CHECKING:
     from cuattn.runtime.executor import Executor
@@ -161,14 +160,6 @@ class CompressedMask:
                             sys.modules["cupy"].cuda.get_current_stream().synchronize()
                     self._tile_lists[executor, key] = copies
         return copies
-
-    def num_tiles(self, of_keys: bool, rows: int, columns: int) -> int:
-        """Return how many tiles kernels visit if a CTA has so many rows: queries, or keys (`tile_list`)."""
-        key = "number of tiles", of_keys, rows, columns
-        with self._lock:
-            if key not in self._tile_lists:
-                self._tile_lists[key] = (num_tiles(self, Side(of_keys, rows, columns)),)
-            return int(self._tile_lists[key][0])
 
     def query_lists(self, executor: Executor) -> BlockLists:
         """Return the lists of the blocks of queries where the executor's kernels read them."""

@@ -18,7 +18,7 @@ from cuattn.errors import ShapeError
 from cuattn.scalars import MAX_EXTENT
 
 if TYPE_CHECKING:
-    from cuattn.ops.sparse.compressed import CompressedMask
+    from cuattn.ops.sparse.block_mask import BlockMask
 
 __all__ = ["GRANULE", "Side", "TileLists", "num_tiles", "tile_lists"]
 
@@ -49,7 +49,7 @@ class TileLists(NamedTuple):
     work: NDArray[np.int64]
 
 
-def tile_lists(masks: Sequence[CompressedMask], side: Side) -> TileLists:
+def tile_lists(masks: Sequence[BlockMask], side: Side) -> TileLists:
     """List the tiles of one mask, whose batch axis says how many lists there are, or of one mask a sequence."""
     parts = [_tiles(mask, side) for mask in masks]
     entries, first = [], 0
@@ -88,7 +88,7 @@ def tile_lists(masks: Sequence[CompressedMask], side: Side) -> TileLists:
     return TileLists(array, work)
 
 
-def num_tiles(mask: CompressedMask, side: Side) -> int:
+def num_tiles(mask: BlockMask, side: Side) -> int:
     """Return how many tiles the list of a mask has, without making it."""
     if side.of_keys:
         mask = mask.T
@@ -117,7 +117,7 @@ class _Pieces(NamedTuple):
     bits: NDArray[np.uint8]  # which of the columns are visible
 
 
-def _tiles(mask: CompressedMask, side: Side) -> _Tiles:
+def _tiles(mask: BlockMask, side: Side) -> _Tiles:
     if side.of_keys:
         mask = mask.T
     num_rows, num_columns = mask.seqlen_q, mask.seqlen_k
@@ -170,7 +170,7 @@ def _tiles(mask: CompressedMask, side: Side) -> _Tiles:
     return _Tiles(counts.reshape(shape), place, offsets, details, rows_per_word)
 
 
-def _pieces(mask: CompressedMask, rows: int, num_blocks: int) -> _Pieces:
+def _pieces(mask: BlockMask, rows: int, num_blocks: int) -> _Pieces:
     """Cut the kept blocks at the rows of CTAs, and into granules."""
     bq, bk = mask.block_size
     nq, num_rows, num_columns = mask.grid[0], mask.seqlen_q, mask.seqlen_k
