@@ -147,10 +147,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_dual_chunk_a
 
     const TileRows<Layout, false, float> no_slopes({0, 0}, 0, 0.0f);
     int stage = 0;
-    bool all_at_last = false;  // the queries are turned to the last position
+    bool all_at_last = false;  // the queries are turned to the last position, where they are for older keys too
     while (stretch.exists()) {
-        const TurnPositions positions(params, block, stretch);
-        if (!(all_at_last && positions.all_at_last())) {
+        if (!all_at_last) {
+            const TurnPositions positions(params, block, stretch);
             // SYNC: every warp is done with the queries as they were turned before.
             __syncthreads();
             load_queries();
@@ -159,8 +159,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_dual_chunk_a
             // SYNC: every thread's part of q has landed, and the rotations that rows share are made.
             __syncthreads();
             turn_queries(smem, params, rotations, block, positions);
+            all_at_last = positions.all_at_last();
         }
-        all_at_last = positions.all_at_last();
         const bool own = stretch.end > own_key;
         for (int first_key = stretch.last_tile<BLOCK_N>(); first_key >= stretch.begin; first_key -= BLOCK_N) {
             cp_async_wait<0>();
