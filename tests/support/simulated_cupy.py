@@ -329,7 +329,7 @@ class ComputingCupy(SimulatedCupy):
 
     def __getattr__(self, name):
         computing = {"arange", "clip", "concatenate", "maximum", "minimum", "repeat", "searchsorted", "stack"}
-        if name in computing | {"take_along_axis", "where", "zeros_like"}:
+        if name in computing | {"log", "take_along_axis", "where", "zeros_like"}:
             return self.forward(getattr(np, name), None)
         return super().__getattr__(name)
 

@@ -140,9 +140,8 @@ def _diagonal(of_call: DualChunkProblem, lower: int) -> Any:
         seqlens_q, seqlens_k = map(np.diff, packed.host)
         return seqlens_k - seqlens_q - lower
     with of_call.executor.on_device():
-        xp = of_call.executor.xp
-        offsets = xp.diff(packed.cu_seqlens_k) - xp.diff(packed.cu_seqlens_q) - lower
-        return offsets.astype(np.int32)
+        starts = packed.cu_seqlens_k - packed.cu_seqlens_q
+        return (starts[1:] - starts[:-1] - lower).astype(np.int32)
 
 
 def _sum(total: Any, part: Any, real: np.dtype[Any]) -> Any:

@@ -101,7 +101,7 @@ def tokens_of(problem: DualChunkDecodeProblem) -> Tokens:
         last = xp.maximum(ends - 1, 0)
         chunk = last // chunking.length
         own = last - chunk * chunking.length
-        far = xp.full_like(own, chunking.far_position)
+        far = xp.zeros_like(own) + chunking.far_position
         of_parts = ends, chunk * chunking.length, xp.maximum(chunk - 1, 0) * chunking.length
         return Tokens(of_parts, (own, xp.minimum(own + chunking.length, chunking.chunk_size), far))
 
@@ -146,7 +146,7 @@ def decode_parts(problem: DualChunkDecodeProblem, *, return_lse: bool) -> Any:
     with executor.on_device():
         out, lse = outs[0], lses[0]
         if num_parts > 1:
-            stacked = executor.xp.stack(lses)
+            stacked = executor.xp.stack(tuple(lses))
             out, lse = merge_states(outs, stacked, out=(outs[0], stacked[0]))
         executor.finish(outs)
         out = out.reshape(extents.out_shape)
@@ -164,7 +164,7 @@ def _turned(problem: DualChunkDecodeProblem, tokens: Tokens, num_parts: int) -> 
     whole = problem.whole
     executor, extents, xp = whole.executor, whole.extents, whole.executor.xp
     with executor.on_device():
-        positions = executor.put(xp.stack([xp.asarray(x) for x in tokens.positions[:num_parts]]), np.int64)
+        positions = executor.put(xp.stack(tuple(xp.asarray(x) for x in tokens.positions[:num_parts])), np.int64)
         rows = whole.q.reshape(-1, extents.num_heads, extents.head_dim)
         if problem.logit_factors is not None:  # rounded once, turned and multiplied
             rows = rows.astype(whole.accumulator)

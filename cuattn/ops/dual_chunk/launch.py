@@ -48,7 +48,7 @@ def key_positions(problem: DualChunkProblem) -> Any:
     with executor.on_device():
         positions = executor.xp.arange(problem.attention.extents.seqlen_k, dtype=np.int64)
         if packed is not None:
-            positions -= packed.cu_seqlens_k[sequences_of(executor, packed.cu_seqlens_k, positions)]
+            positions = positions - packed.cu_seqlens_k[sequences_of(executor, packed.cu_seqlens_k, positions)]
         return dual_chunk_positions(positions, *problem.chunking)
 
 
@@ -60,12 +60,14 @@ def query_positions(problem: DualChunkProblem) -> tuple[Any, Any, Any]:
         xp = executor.xp
         places = xp.arange(extents.seqlen_q, dtype=np.int64)
         if packed is None:
-            places += extents.seqlen_k - extents.seqlen_q
+            places = places + (extents.seqlen_k - extents.seqlen_q)
         else:
             sequences = sequences_of(executor, packed.cu_seqlens_q, places)
-            places += xp.diff(packed.cu_seqlens_k)[sequences] - packed.cu_seqlens_q[sequences + 1]
+            lengths = packed.cu_seqlens_k[1:] - packed.cu_seqlens_k[:-1]
+            places = places + lengths[sequences] - packed.cu_seqlens_q[sequences + 1]
         own = xp.maximum(places, 0) % chunking.length
-        return own, xp.minimum(own + chunking.length, chunking.chunk_size), xp.full_like(own, chunking.far_position)
+        far = xp.zeros_like(own) + chunking.far_position
+        return own, xp.minimum(own + chunking.length, chunking.chunk_size), far
 
 
 def sequences_of(executor: Executor, starts: Any, tokens: Any) -> Any:
