@@ -64,17 +64,16 @@ def test_the_table_of_variants():
 
 
 def _resources():
-    """Those that use most registers and shared memory, the others where all are asked for."""
+    """The one that uses most registers; the others where all are asked for."""
     cases = [(arch, variant) for arch in ("sm_80", "sm_90a") for variant in VARIANTS()]
-    first = [("sm_90a", "float16_channels"), ("sm_80", "float16_heads")]
-    chosen = [case for case in cases if (case[0], case[1].row) in first]
+    chosen = [case for case in cases if (case[0], case[1].row) == ("sm_90a", "float16_channels")]
     return [*chosen, *left_out(case for case in cases if case not in chosen)]
 
 
 @pytest.mark.parametrize(("arch", "variant"), _resources(), ids=lambda x: getattr(x, "row", x))
 def test_nothing_spills(arch, variant):
     binary = kernel_compiler.build(variant.kernel, variant.constants, arch=arch, kind="cubin")
-    assert len(binary.resources) == 8
+    assert len(binary.resources) == 9
     for entry, of in binary.resources.items():
         assert (of.spill_stores, of.spill_loads, of.stack_bytes) == (0, 0, 0), entry
         assert of.registers * variant.num_threads <= 65536
