@@ -98,11 +98,10 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
         inter.each([&](int r, int c, Real& x) {
             const int row = Block::row(r), column = Block::column(c);
             const Real before = CHANNELS ? smem.before[row * BLOCK + column] : smem.decay.before[row];
-            const Real q = before == 0 ? Real(0) : to_real(smem.q[row * STRIDE + column]) * before;
+            if (before == 0 || column >= num_channels) return;  // nothing is left of the state, whatever it holds
+            const Real q = to_real(smem.q[row * STRIDE + column]) * before;
             of_state[r] = fma(q, x * unit, of_state[r]);
-            if (params.normalize && column < num_channels) {
-                of_z[r] = fma(q, arrays.z[kept * params.head_dim + channel + column], of_z[r]);
-            }
+            if (params.normalize) of_z[r] = fma(q, arrays.z[kept * params.head_dim + channel + column], of_z[r]);
         });
         if (!params.causal) continue;
         if (CHANNELS) {

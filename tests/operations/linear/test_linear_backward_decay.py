@@ -49,6 +49,22 @@ def test_resets(executor, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", DECAYED)
+@pytest.mark.parametrize("dtype", (BF16, F32), ids=str)
+def test_nothing_is_left_of_an_infinite_state(executor, dtype, kind):
+    """Behind a reset a state is not felt, whatever it holds."""
+    rng = np.random.default_rng(10)
+    q, k, v = qkv(rng, dtype, 70, (2, 1, 1), (32, 32), batch=1)
+    decay, dout = decay_like(rng, k, v, kind), dout_like(rng, q, k, v)
+    decay[:, 0] = -np.inf
+    state = cuattn.LinearState(*(np.full_like(x, np.inf) for x in state_like(rng, k, v)))
+    grads = gradients(executor, dout, q, k, v, decay=decay, initial_state=state)
+    plain = gradients(executor, dout, q, k, v, decay=decay)
+    for name in ("dq", "dk", "dv", "ddecay"):
+        np.testing.assert_array_equal(executor.numpy(getattr(grads, name)), executor.numpy(getattr(plain, name)), name)
+    assert not any(executor.numpy(x).any() for x in grads.dinitial_state)
+
+
+@pytest.mark.parametrize("kind", DECAYED)
 @pytest.mark.parametrize("dtype", (F16, F32), ids=str)
 def test_a_huge_decay_harms_nothing_beside_it(executor, dtype, kind):
     """After a token that decays by 1e6 or 1e30, mild decays are as exact as before: sums of both are never taken."""
