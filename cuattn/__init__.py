@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cuattn.ops.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.ops.decode.plan import DecodePlan, plan_decode
     from cuattn.ops.differential.dense import DifferentialState, differential_attention
+    from cuattn.ops.differential.gradients import DifferentialGrads, differential_attention_backward
     from cuattn.ops.differential.weights import differential_lambda, lambda_init
     from cuattn.ops.dual_chunk.backward import DualChunkGrads, dual_chunk_attention_backward
     from cuattn.ops.dual_chunk.decode import dual_chunk_decode
@@ -82,6 +83,7 @@ __all__ = [
     "AttentionGrads",
     "BlockMask",
     "DecodePlan",
+    "DifferentialGrads",
     "DifferentialState",
     "DualChunkGrads",
     "ForwardPath",
@@ -115,6 +117,7 @@ __all__ = [
     "csr_from_block_tables",
     "decode_attention",
     "differential_attention",
+    "differential_attention_backward",
     "differential_lambda",
     "dropout_mask",
     "dual_chunk_attention",
@@ -164,6 +167,7 @@ _HOMES = {
     "AttentionGrads": "cuattn.ops.attention.backward.dense",
     "BlockMask": "cuattn.ops.sparse.block_mask",
     "DecodePlan": "cuattn.ops.decode.plan",
+    "DifferentialGrads": "cuattn.ops.differential.gradients",
     "DifferentialState": "cuattn.ops.differential.dense",
     "DualChunkGrads": "cuattn.ops.dual_chunk.backward",
     "ForwardPath": "cuattn.ops.attention.forward.path",
@@ -194,6 +198,7 @@ _HOMES = {
     "copy_pages": "cuattn.kv.copy",
     "csr_from_block_tables": "cuattn.ops.decode.csr",
     "decode_attention": "cuattn.ops.decode.dense",
+    "differential_attention_backward": "cuattn.ops.differential.gradients",
     "differential_attention": "cuattn.ops.differential.dense",
     "differential_lambda": "cuattn.ops.differential.weights",
     "dropout_mask": "cuattn.ops.attention.dropout",

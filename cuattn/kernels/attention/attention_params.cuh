@@ -21,6 +21,8 @@ struct LogitStrides {
 struct DropoutParams {
     unsigned seed_low, seed_high, offset;
     unsigned threshold;  // a probability is kept when its random word is below
+    // Head x of the call is head x * head_step + first_head of the mask: 1 and 0 where the call has all heads.
+    unsigned head_step, first_head;
 };
 
 constexpr int UNBOUNDED = 0x7fffffff;  // a side of the window

@@ -32,8 +32,8 @@ __device__ __forceinline__ PhiloxWords philox4x32(unsigned key_low, unsigned key
 // The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8).
 // Element (i + 8 r, j + 8 c) has word 2 r + c.
 __device__ __forceinline__ PhiloxWords dropout_words(const DropoutParams& dropout, unsigned head, int i, int j) {
-    return philox4x32(dropout.seed_low, dropout.seed_high, j / 16 * 8 + j % 8, i / 16 * 8 + i % 8, head,
-                      dropout.offset);
+    return philox4x32(dropout.seed_low, dropout.seed_high, j / 16 * 8 + j % 8, i / 16 * 8 + i % 8,
+                      head * dropout.head_step + dropout.first_head, dropout.offset);
 }
 
 // Whether one element is kept; the four words of a call serve only one.

@@ -27,13 +27,15 @@ class Dropout(NamedTuple):
     seed_high: int
     offset: int
     rescale: float  #: 1 / (1 - p)
+    head_step: int = 1  #: head x of the call, batch included, is head x * head_step + first_head of the mask
+    first_head: int = 0
 
 
 def check_dropout(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> Dropout:
     """Return the three arguments in the form that kernels take; raises as documented at `dropout_mask`.
 
-    >>> check_dropout(0.25, 2**32 + 5, 7)
-    Dropout(threshold=3221225472, seed_low=5, seed_high=1, offset=7, rescale=1.3333333333333333)
+    >>> check_dropout(0.25, 2**32 + 5, 7)[:5]
+    (3221225472, 5, 1, 7, 1.3333333333333333)
     """
     p = real("dropout_p", dropout_p, "a finite number from 0 to below 1 is needed", lambda p: 0 <= p < 1)
     seed = integer("dropout_seed", dropout_seed, 0, 2**64 - 1)

@@ -267,9 +267,9 @@ def _bound_fields(options: Options) -> dict[str, Any]:
 
 def _dropout_fields(options: Options) -> dict[str, Any]:
     if options.dropout is None:
-        return {"use_dropout": False, "dropout": (0, 0, 0, 0), "keep_scale": 1.0}
-    threshold, low, high, offset, rescale = options.dropout
-    return {"use_dropout": True, "dropout": (low, high, offset, threshold), "keep_scale": rescale}
+        return {"use_dropout": False, "dropout": (0, 0, 0, 0, 1, 0), "keep_scale": 1.0}
+    threshold, low, high, offset, rescale, *heads = options.dropout
+    return {"use_dropout": True, "dropout": (low, high, offset, threshold, *heads), "keep_scale": rescale}
 
 
 def _alibi_fields(options: Options) -> dict[str, Any]:

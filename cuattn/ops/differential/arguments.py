@@ -96,7 +96,9 @@ class DifferentialProblem:
     def options_of_stream(self, stream: int) -> Options:
         """Return the options with the part of bias and mask that a stream has."""
         options = self.options
-        return replace(options, bias=_of_stream(options.bias, stream), mask=_of_stream(options.mask, stream))
+        return replace(
+            options, bias=_of_stream(options.bias, stream), mask=_of_stream(options.mask, stream), shared=False
+        )
 
 
 def _of_stream(x: LogitArray | None, stream: int) -> LogitArray | None:

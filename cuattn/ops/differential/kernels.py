@@ -8,8 +8,9 @@ from cuattn import compile
 from cuattn.head_dims import BUCKETS, HEAD_DIM_BUCKETS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
+from cuattn.ops.differential import rows
 from cuattn.ops.differential.config import DIFFERENTIAL_CONFIGS, DifferentialConfig
-from cuattn.ops.registry import ARCHS, TYPICAL_DTYPE, KernelGroup, Variant
+from cuattn.ops.registry import ARCHS, TYPICAL_DTYPE, KernelGroup, Variant, named
 
 __all__ = ["GROUPS", "largest_head_dims", "variant_of"]
 
@@ -52,12 +53,17 @@ def _variants() -> Iterator[Variant]:
         yield from (variant_of(row, options) for options in (PLAIN, CAUSAL, most))
         yield variant_of(row, CAUSAL, shared_keys=True)
         yield variant_of(row, most, aligned=False)
+    for kernel, constants in rows.variants():
+        yield from named(kernel, [constants])
 
 
 GROUPS = (
     KernelGroup(
         "differential_attention",
-        kernels=("differential_attention", "differential_attention_fma"),
+        kernels=(
+            *("differential_attention", "differential_attention_fma"),
+            *("differential_backward_rows", "differential_backward_sums"),
+        ),
         variants=_variants,
         tests=("operations/differential",),
         page="differential_attention.md",

@@ -69,14 +69,25 @@ class Prepared:
         return pack_params(layout, problem.forward, *operands, classes=classes, packed=problem.packed, more=gradients)
 
 
-def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | None = None) -> AttentionGrads:
-    """Launch the kernels of a problem. ``configs``: other rows for queries and keys than those of `select_configs`."""
+def backward(
+    problem: BackwardProblem,
+    *,
+    configs: Sequence[FlashBwdConfig] | None = None,
+    terms: tuple[Any, Any] | None = None,
+) -> AttentionGrads:
+    """Launch the kernels of a problem. ``configs``: other rows for queries and keys than those of `select_configs`.
+
+    ``terms``: lse and delta as attention_backward_rows.cu makes them, where they are known; out and lse of the problem
+    are not looked at then.
+    """
     if configs is None:
         configs = select_configs(problem)
     executor, extents, options = problem.executor, problem.forward.extents, problem.forward.options
     targets = {name: problem.target(name) for name in ("dq", "dk", "dv")}
     workspace = allocate(problem, configs)
-    prepared = _prepare(problem, workspace)
+    if terms is not None:
+        workspace["lse"], workspace["delta"] = terms
+    prepared = _prepare(problem, workspace, known=terms is not None)
     classes = {}
     if problem.listed is None and (options.bias is not None or options.mask is not None):
         classes = {
@@ -99,13 +110,13 @@ def backward(problem: BackwardProblem, *, configs: Sequence[FlashBwdConfig] | No
     return AttentionGrads(dq, dk, dv, dbias, dsinks)
 
 
-def _prepare(problem: BackwardProblem, workspace: dict[str, Any]) -> Prepared:
-    """Launch the kernel that looks at every query of every head."""
+def _prepare(problem: BackwardProblem, workspace: dict[str, Any], *, known: bool) -> Prepared:
+    """Launch the kernel that looks at every query of every head, unless what it finds out is ``known``."""
     executor, forward = problem.executor, problem.forward
     q, k, v, dout, out = (operand(executor, x) for x in (forward.q, forward.k, forward.v, problem.dout, problem.out))
     prepared = Prepared(problem, q, k, v, dout, out, workspace["lse"], workspace["delta"], workspace)
     num_rows = problem.lse.size
-    if num_rows:
+    if num_rows and not known:
         on_tensor_cores = forward.dtype.itemsize == 2 or forward.options.tf32
         base_2 = on_tensor_cores and not problem.kernel_options.natural_logits
         args = {
