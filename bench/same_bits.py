@@ -157,13 +157,19 @@ def gradients(q: Any, k: Any, v: Any, **chosen: Any) -> Any:
 def differential_calls() -> Iterator[Call]:
     given = options(37, 70, 4)
     del given["sinks"], given["everything"]["sinks"]
+    lengths = np.array([70, 33], np.int32)
     for dtype, shared, name in itertools.product(REALS, (False, True), ("causal", "softcap", "everything")):
         q, k, v = random(2, 37, 8, 40, dtype=dtype, seed=1), *qkv(dtype, group=2 if shared else 1, e=80)[1:]
         a = q, k, v[:, :, :2], random(2, 37, 4, dtype=SINGLE, seed=7)
-        yield (
-            f"differential_attention {dtype} {'v2' if shared else 'v1'} {name}",
-            lambda a=a, o=given[name]: cuattn.differential_attention(*a, norm=True, return_state=True, **o),
-        )
+
+        def forward_and_gradients(a: Any = a, o: dict[str, Any] = given[name]) -> Any:
+            out, state = cuattn.differential_attention(*a, norm=True, return_state=True, **o)
+            return out, state, cuattn.differential_attention_backward(out, *a, state, norm=True, **o)
+
+        yield f"differential_attention {dtype} {'v2' if shared else 'v1'} {name}", forward_and_gradients
+        if name == "causal":
+            label = f"differential_decode {dtype} {'v2' if shared else 'v1'}"
+            yield label, lambda a=a: cuattn.differential_decode(a[0][:, :3], *a[1:3], 0.5, lengths, num_splits=2)
 
 
 def decode_calls() -> Iterator[Call]:

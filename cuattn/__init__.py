@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cuattn.ops.decode.dense import decode_attention
     from cuattn.ops.decode.paged import paged_attention, paged_attention_varlen
     from cuattn.ops.decode.plan import DecodePlan, plan_decode
+    from cuattn.ops.differential.cached import differential_decode
     from cuattn.ops.differential.dense import DifferentialState, differential_attention
     from cuattn.ops.differential.gradients import DifferentialGrads, differential_attention_backward
     from cuattn.ops.differential.weights import differential_lambda, lambda_init
@@ -118,6 +119,7 @@ __all__ = [
     "decode_attention",
     "differential_attention",
     "differential_attention_backward",
+    "differential_decode",
     "differential_lambda",
     "dropout_mask",
     "dual_chunk_attention",
@@ -200,6 +202,7 @@ _HOMES = {
     "decode_attention": "cuattn.ops.decode.dense",
     "differential_attention_backward": "cuattn.ops.differential.gradients",
     "differential_attention": "cuattn.ops.differential.dense",
+    "differential_decode": "cuattn.ops.differential.cached",
     "differential_lambda": "cuattn.ops.differential.weights",
     "dropout_mask": "cuattn.ops.attention.dropout",
     "dual_chunk_attention": "cuattn.ops.dual_chunk.dense",

@@ -17,9 +17,7 @@
 #include "attention/attention_params.cuh"
 #include "common/elements.cuh"
 #include "differential/row_norm.cuh"
-
-constexpr int WARP_SIZE = 32;
-constexpr int COLUMNS = HEAD_DIM_V / WARP_SIZE;  // of a lane: l, l + 32, ...
+#include "differential/warp_row.cuh"
 
 // Passed by value.
 template <typename Real>
@@ -36,31 +34,6 @@ struct DifferentialRowsParams {
 };
 
 using Params = DifferentialRowsParams<Accumulator>;
-using Row = Accumulator[COLUMNS];
-
-__device__ __forceinline__ Accumulator warp_sum(Accumulator x) {
-#pragma unroll
-    for (int lane_mask = WARP_SIZE / 2; lane_mask > 0; lane_mask /= 2) x += __shfl_xor_sync(0xffffffff, x, lane_mask);
-    return x;
-}
-
-// f(i, column) for every column that a lane has.
-template <typename F>
-__device__ __forceinline__ void each_column(int lane_idx, int num_cols, const F& f) {
-#pragma unroll
-    for (int i = 0; i < COLUMNS; i++) {
-        if (lane_idx + i * WARP_SIZE < num_cols) f(i, lane_idx + i * WARP_SIZE);
-    }
-}
-
-// The sum over a row of f(i), for all lanes.
-template <typename F>
-__device__ __forceinline__ Accumulator row_sum(const F& f) {
-    Accumulator sum = 0;
-#pragma unroll
-    for (int i = 0; i < COLUMNS; i++) sum += f(i);
-    return warp_sum(sum);
-}
 
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_differential_backward_rows(
     const Element* __restrict__ g_dout,             // [batch, seqlen_q, num_heads, head_dim_v], last axis contiguous

@@ -27,6 +27,7 @@ from cuattn.reference.decode import decode_attention, gather_pages, paged_attent
 from cuattn.reference.differential import (
     DifferentialGradients,
     DifferentialResult,
+    Stream,
     differential_attention,
     differential_attention_backward,
     differential_combine,
@@ -82,6 +83,7 @@ __all__ = [
     "LinearState",
     "OnlineSoftmax",
     "Quantized",
+    "Stream",
     "attention",
     "attention_backward",
     "attention_backward_naive",

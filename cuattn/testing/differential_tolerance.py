@@ -23,7 +23,7 @@ from cuattn import reference
 from cuattn.testing.rounding import accumulation_dtype, to_numpy, ulp, unit_roundoff
 from cuattn.testing.tolerance import assert_lse_close, assert_within, attention_bound, oracle_dtype
 
-__all__ = ["assert_differential_close", "differential_bound"]
+__all__ = ["assert_decoded_close", "assert_differential_close", "differential_bound"]
 
 Array = NDArray[Any]
 
@@ -38,9 +38,13 @@ def differential_bound(
     norm_weight: Any = None,
     eps: float = 1e-5,
     output_scale: float = 1.0,
+    rounded: bool = False,
     **options: Any,
 ) -> tuple[Array, Array]:
-    """Return the reference [B, N, H, E] and what a result may be away from it; as `cuattn.differential_attention`."""
+    """Return the reference [B, N, H, E] and what a result may be away from it; as `cuattn.differential_attention`.
+
+    `rounded`: the two attentions are rounded before their difference is taken.
+    """
     dtype = to_numpy(q).dtype
     oracle, u = oracle_dtype(dtype), unit_roundoff(accumulation_dtype(dtype))
     lam = np.asarray(to_numpy(lambda_) if hasattr(lambda_, "shape") else lambda_).astype(accumulation_dtype(dtype))
@@ -48,7 +52,7 @@ def differential_bound(
     for stream in reference.differential_streams(*(to_numpy(x) for x in (q, k, v)), **options):
         out, bound, _, _ = attention_bound(stream.q, stream.k, stream.v, **stream.options)
         outs.append(out)
-        bounds.append(np.maximum(bound - 2 * ulp(out, dtype), 0))
+        bounds.append(bound if rounded else np.maximum(bound - 2 * ulp(out, dtype), 0))
     of_norm: dict[str, Any] = {"norm": norm, "norm_weight": norm_weight, "eps": eps, "output_scale": output_scale}
     expected = reference.differential_combine(outs[0], outs[1], lam, dtype=oracle, **of_norm)
     factor = np.abs(lam.astype(oracle))[..., None]
@@ -96,3 +100,28 @@ def assert_differential_close(
         assert_within(saved, out_of_stream, bound_of_stream, f"out{s + 1}")
         own = {name: x for name, x in stream.options.items() if not name.startswith("dropout_")}
         assert_lse_close(to_numpy(state.lse)[:, :, s], stream.q, stream.k, **own)
+
+
+def assert_decoded_close(
+    out: Any, q: Any, k_cache: Any, v_cache: Any, lambda_: Any, seqlens_k: Any, **options: Any
+) -> None:
+    """Assert that `out` is the differential attention of each sequence of a contiguous cache, under the same rule.
+
+    The two attentions are rounded before their difference is taken: they may be 2 ulp away more, each.
+
+    Args:
+        out: what the kernels returned, [B, N, H, E].
+        q, k_cache, v_cache, lambda_, seqlens_k: what they were given, exactly.
+        options: those of :func:`cuattn.differential_decode` but for splits and pages.
+
+    Raises:
+        ToleranceError: naming the worst element of a sequence, its values and bound.
+    """
+    queries, keys, values = (to_numpy(x) for x in (q, k_cache, v_cache))
+    options = {"causal": True, **options}
+    for b, length in enumerate(seqlens_k):
+        of_sequence = queries[b : b + 1], keys[b : b + 1, :length], values[b : b + 1, :length]
+        lam = np.asarray(lambda_)
+        lam = lam[b : b + 1] if lam.ndim == 3 else lam
+        expected, bound = differential_bound(*of_sequence, lam, rounded=True, **options)
+        assert_within(out[b : b + 1], expected, bound, f"out of sequence {b}")

@@ -9,7 +9,7 @@ import numpy as np
 
 import cuattn
 from bench.stress.bad_inputs.call import Call
-from bench.stress.bad_inputs.calls import normal
+from bench.stress.bad_inputs.calls import SEQLENS_K, TABLES, normal
 
 __all__ = ["DIFFERENTIAL_TARGETS"]
 
@@ -18,6 +18,8 @@ NORM = {"norm": True, "norm_weight": np.ones(E, np.float32), "eps": 0.1, "output
 SCORES = {"scale": 0.3, "causal": True, "window": (3, 0), "chunk": 4, "softcap": 2.0, "diagonal_offset": 1}
 ARRAYS = {"alibi_slopes": np.ones(2 * H, np.float32), "bias": normal(H, N, M), "mask": np.tri(N, M, 2, dtype=bool)}
 DROPOUT = {"dropout_p": 0.25, "dropout_seed": 5, "dropout_offset": 1}
+CACHED = {"scale": 0.3, "causal": True, "window": (3, 0), "chunk": 4, "softcap": 2.0, "num_splits": 2}
+CACHED |= {"alibi_slopes": np.ones(H, np.float32)}
 OPTIONS = NORM | SCORES | ARRAYS | DROPOUT
 
 
@@ -35,6 +37,28 @@ def differential_attention_shared() -> Call:
     return Call(cuattn.differential_attention, given, {"return_state": True})
 
 
+def differential_attention_backward() -> Call:
+    given = {"dout": normal(B, N, H, E), **heads(2 * G), "lambda_": normal(B, N, H)}
+
+    def call(lse: Any, out1: Any, out2: Any, **others: Any) -> Any:
+        return cuattn.differential_attention_backward(**others, state=cuattn.DifferentialState(lse, out1, out2))
+
+    state = {"lse": np.full((B, H, 2, N), 3.0, np.float32), "out1": normal(B, N, H, E), "out2": normal(B, N, H, E)}
+    return Call(call, given | state, OPTIONS)
+
+
+def differential_decode() -> Call:
+    given = {"q": normal(3, 2, 2 * H, D), "k_cache": normal(3, 8, 2 * G, D), "v_cache": normal(3, 8, G, E)}
+    given |= {"lambda_": 0.5, "seqlens_k": SEQLENS_K.copy()}
+    return Call(cuattn.differential_decode, given, NORM | CACHED | {"out": np.zeros((3, 2, H, E), np.float32)})
+
+
+def differential_decode_paged() -> Call:
+    given = {"q": normal(3, 2, 2 * H, D), "k_cache": normal(6, 4, G, D), "v_cache": normal(6, 4, G, E)}
+    given |= {"lambda_": normal(3, 2, H), "seqlens_k": SEQLENS_K.copy(), "block_tables": TABLES.copy()}
+    return Call(cuattn.differential_decode, given, NORM)
+
+
 def differential_lambda() -> Call:
     given = {name: normal(H, D, seed=i) for i, name in enumerate(("lq1", "lk1", "lq2", "lk2"))}
     return Call(cuattn.differential_lambda, given | {"lambda_init": 0.2})
@@ -44,5 +68,8 @@ def lambda_init() -> Call:
     return Call(cuattn.lambda_init, {"depth": 3.5})
 
 
-_OWN = (differential_attention, differential_attention_shared, differential_lambda, lambda_init)
+_OWN = (
+    *(differential_attention, differential_attention_shared, differential_attention_backward),
+    *(differential_decode, differential_decode_paged, differential_lambda, lambda_init),
+)
 DIFFERENTIAL_TARGETS: dict[str, Callable[[], Call]] = {function.__name__: function for function in _OWN}

@@ -40,7 +40,7 @@ class Operation:
         self.defaults = {keyword: default for row in self.rows for keyword, default in row.keywords.items()}
         self._row_of = {keyword: row for row in self.rows for keyword in row.keywords}
         self._always = set()
-        if family in ("decode", "cascade", "plan"):
+        if family in ("decode", "cascade", "plan", "differential_decode"):
             self._always = {row for row in self.rows if row.default_with_cache is not None}
             self.defaults |= {row.name: row.default_with_cache for row in self._always}
         self._large = tuple(row.name for row in self.rows if row.large)

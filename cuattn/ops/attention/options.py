@@ -34,6 +34,7 @@ __all__ = [
     "AttentionOptions",
     "CascadeOptions",
     "DecodeOptions",
+    "DifferentialDecodeOptions",
     "DifferentialOptions",
     "GradientOptions",
     "Option",
@@ -94,6 +95,14 @@ class DifferentialOptions(PlanOptions, total=False):
     diagonal_offset: Any
 
 
+class DifferentialDecodeOptions(PlanOptions, total=False):
+    """Keywords of differential attention with a cache."""
+
+    scale: float | None
+    softcap: float | None
+    alibi_slopes: Any
+
+
 class AttentionOptions(GradientOptions, total=False):
     """Keywords of `cuattn.attention`, and of what computes the same."""
 
@@ -114,6 +123,7 @@ KEYWORDS: dict[str, Any] = {
     "attention": AttentionOptions,
     "gradients": GradientOptions,
     "differential": DifferentialOptions,
+    "differential_decode": DifferentialDecodeOptions,
     "decode": DecodeOptions,
     "cascade": CascadeOptions,
     "plan": PlanOptions,
@@ -255,7 +265,7 @@ class Option:
 _FORWARD = frozenset(("attention",))
 _TILED = frozenset(("attention", "gradients"))
 _DENSE = _TILED | {"differential"}
-_EVERY_KEY = _DENSE | {"decode"}
+_EVERY_KEY = _DENSE | {"decode", "differential_decode"}
 _NO_STRIDES = 0, 0, 0, 0
 
 

@@ -22,17 +22,17 @@ from cuattn.runtime.executor import Executor, executor_for
 from cuattn.runtime.small_arrays import check_flag, small_array
 from cuattn.scalars import MAX_EXTENT, real
 
-__all__ = ["CALL", "MAX_HEAD_DIM", "DifferentialProblem", "Norm", "PairExtents", "check"]
+__all__ = ["CALL", "MAX_HEAD_DIM", "DifferentialProblem", "Norm", "PairExtents", "check", "check_heads", "check_norm"]
 
 CALL = Operation("differential_attention", "differential")
 #: Of D and E.
 MAX_HEAD_DIM = 256
 
-_LAYOUTS = {
-    "q": "[batch, seqlen_q, 2 heads, head_dim]",
-    "k": "[batch, seqlen_k, 2 kv_heads or kv_heads, head_dim]",
-    "v": "[batch, seqlen_k, kv_heads, head_dim_v]",
-}
+_LAYOUTS = (
+    "[batch, seqlen_q, 2 heads, head_dim]",
+    "[batch, seqlen_k, 2 kv_heads or kv_heads, head_dim]",
+    "[batch, seqlen_k, kv_heads, head_dim_v]",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +141,7 @@ def check(
     )
     rows = extents.batch, extents.seqlen_q, extents.num_heads
     factor = check_lambda(executor, lambda_, rows, accumulator)
-    normed = _check_norm(executor, norm, norm_weight, eps, output_scale, extents.head_dim_v, accumulator)
+    normed = check_norm(executor, norm, norm_weight, eps, output_scale, extents.head_dim_v, accumulator)
     if out is not None:
         out = executor.asarray("out", out)
         check_out("out", out, extents.out_shape, dtype)
@@ -164,40 +164,54 @@ def _check_dtypes(q: Any, k: Any, v: Any) -> np.dtype[Any]:
 @lru_cache(maxsize=1024)
 def _extents(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> PairExtents:
     """Return the extents for shapes. Raises `ShapeError`, naming the argument, if they fit no problem."""
-    for name, shape in (("q", q), ("k", k), ("v", v)):
-        if len(shape) != 4:
-            raise ShapeError(f"{name} has shape {shape}, rank {len(shape)}; rank 4 is needed: {_LAYOUTS[name]}")
-        if max(shape) > MAX_EXTENT:
-            raise ShapeError(f"{name} has shape {shape}; an extent may be at most {MAX_EXTENT}")
+    shared_keys = check_heads(q, k, v, names=("q", "k", "v"))
     batch, seqlen_q, query_heads, head_dim = q
-    num_kv_heads, head_dim_v = v[2:]
     for name, shape in (("k", k), ("v", v)):
         if shape[0] != batch:
             raise ShapeError(f"{name} has batch {shape[0]} (shape {shape}) and q has batch {batch}")
     if v[1] != k[1]:
         raise ShapeError(f"v has seqlen {v[1]} (shape {v}) and k has seqlen {k[1]}; they must be the same")
+    sizes = batch, seqlen_q, k[1], query_heads // 2, v[2], head_dim, v[3]
+    return PairExtents(*sizes, shared_keys=shared_keys)
+
+
+def check_heads(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *, names: tuple[str, str, str]) -> bool:
+    """Return whether both heads of a pair read one key head, for the shapes of q, keys and values.
+
+    Raises `ShapeError`, naming the argument, if heads or head dims do not fit each other.
+    """
+    name_q, name_k, name_v = names
+    for name, shape, layout in zip(names, (q, k, v), _LAYOUTS, strict=True):
+        if len(shape) != 4:
+            raise ShapeError(f"{name} has shape {shape}, rank {len(shape)}; rank 4 is needed: {layout}")
+        if max(shape) > MAX_EXTENT:
+            raise ShapeError(f"{name} has shape {shape}; an extent may be at most {MAX_EXTENT}")
+    query_heads, head_dim = q[2:]
+    num_kv_heads, head_dim_v = v[2:]
     if k[3] != head_dim:
-        raise ShapeError(f"k has head dim {k[3]} and q has head dim {head_dim}; they must be the same")
-    for name, extent in (("q", head_dim), ("v", head_dim_v)):
+        raise ShapeError(f"{name_k} has head dim {k[3]} and q has head dim {head_dim}; they must be the same")
+    for name, extent in ((name_q, head_dim), (name_v, head_dim_v)):
         if not 1 <= extent <= MAX_HEAD_DIM:
             raise ShapeError(f"{name} has head dim {extent}; allowed are 1 to {MAX_HEAD_DIM}")
     if query_heads % 2:
-        raise ShapeError(f"q has {query_heads} heads; they come in pairs, one head for each of the two softmaxes")
+        raise ShapeError(
+            f"{name_q} has {query_heads} heads; they come in pairs, one head for each of the two softmaxes"
+        )
     if k[2] not in (num_kv_heads, 2 * num_kv_heads):
         raise ShapeError(
-            f"k has {k[2]} heads and v has {num_kv_heads}; k has twice as many as v (one for each softmax) or as many"
+            f"{name_k} has {k[2]} heads and {name_v} has {num_kv_heads}; {name_k} has twice as many as {name_v} (one "
+            "for each softmax) or as many"
         )
-    num_heads = query_heads // 2
-    if num_heads % num_kv_heads if num_kv_heads else num_heads:
+    pairs = query_heads // 2
+    if pairs % num_kv_heads if num_kv_heads else pairs:
         raise ShapeError(
-            f"q has {num_heads} pairs of heads and v has {num_kv_heads} heads; the number of pairs must be a multiple "
-            "of the number of value heads"
+            f"{name_q} has {pairs} pairs of heads and {name_v} has {num_kv_heads} heads; the number of pairs must be a "
+            "multiple of the number of value heads"
         )
-    sizes = batch, seqlen_q, k[1], num_heads, num_kv_heads, head_dim, head_dim_v
-    return PairExtents(*sizes, shared_keys=k[2] == num_kv_heads)
+    return k[2] == num_kv_heads
 
 
-def _check_norm(
+def check_norm(
     executor: Executor, norm: Any, weight: Any, eps: Any, output_scale: Any, head_dim_v: int, dtype: np.dtype[Any]
 ) -> Norm:
     on = check_flag("norm", norm)

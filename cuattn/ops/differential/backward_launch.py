@@ -18,7 +18,7 @@ from cuattn.ops.attention.options import Options
 from cuattn.ops.differential.arguments import DifferentialProblem
 from cuattn.ops.differential.backward_arguments import Saved
 from cuattn.ops.differential.rows import RowGradients, add, go_through_rows
-from cuattn.runtime.arrays import contiguous
+from cuattn.runtime.arrays import contiguous, zeros
 from cuattn.typing import ArrayT
 
 __all__ = ["DifferentialGrads", "backward"]
@@ -54,6 +54,9 @@ def backward(problem: DifferentialProblem, saved: Saved) -> DifferentialGrads:
     """Launch the kernels of a problem."""
     rows = go_through_rows(problem, saved)
     extents = problem.extents
+    if not extents.num_heads:  # keys that no query head reads
+        dq, dk, dv = (zeros(problem.executor, x.shape, problem.dtype) for x in (problem.q, problem.k, problem.v))
+        return DifferentialGrads(dq, dk, dv, rows.dlam, rows.dnorm_weight)
     whole = _as_one_attention(problem.options, extents.num_heads) if extents.shared_keys else None
     gradients = _by_streams(problem, rows) if whole is None else _together(problem, rows, whole)
     return DifferentialGrads(*gradients, rows.dlam, rows.dnorm_weight)

@@ -106,7 +106,7 @@ def differential_attention(
     out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``, optional
         Where to write the result. It must not overlap an input.
     return_state : bool
-        Return also what the gradients need.
+        Return also what `cuattn.differential_attention_backward` needs.
 
     Small arrays (lambda, slopes, weights) may be NumPy arrays or lists beside CuPy arrays.
 

@@ -9,6 +9,7 @@ from cuattn.head_dims import BUCKETS, HEAD_DIM_BUCKETS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
 from cuattn.ops.differential import rows
+from cuattn.ops.differential.cached_launch import combine_variants
 from cuattn.ops.differential.config import DIFFERENTIAL_CONFIGS, DifferentialConfig
 from cuattn.ops.registry import ARCHS, TYPICAL_DTYPE, KernelGroup, Variant, named
 
@@ -55,6 +56,7 @@ def _variants() -> Iterator[Variant]:
         yield variant_of(row, most, aligned=False)
     for kernel, constants in rows.variants():
         yield from named(kernel, [constants])
+    yield from named("differential_combine", combine_variants())
 
 
 GROUPS = (
@@ -62,7 +64,7 @@ GROUPS = (
         "differential_attention",
         kernels=(
             *("differential_attention", "differential_attention_fma"),
-            *("differential_backward_rows", "differential_backward_sums"),
+            *("differential_backward_rows", "differential_backward_sums", "differential_combine"),
         ),
         variants=_variants,
         tests=("operations/differential",),

@@ -30,6 +30,8 @@ FUNCTIONS = {
     "attention_varlen_backward": "gradients",
     "attention_backward_workspace_size": "gradients",
     "differential_attention": "differential",
+    "differential_attention_backward": "differential",
+    "differential_decode": "differential_decode",
     "decode_attention": "decode",
     "paged_attention": "decode",
     "paged_attention_varlen": "decode",
