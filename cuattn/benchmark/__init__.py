@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from cuattn.benchmark import (
     decode,
+    differential,
     dual_chunk,
     gradients,
     host_figures,
@@ -55,6 +56,7 @@ _ALL = (
     Suite("dual_chunk", "dual-chunk attention and decoding, beside plain calls", dual_chunk.dual_chunk_steps),
     Suite("linear", "linear attention and its gradients, with bytes and operations beside", linear.linear_steps),
     Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
+    Suite("differential", "differential attention beside two calls of attention", differential.differential_steps),
     Suite("sparse", "block-sparse attention by density and block size, beside dense attention", sparse.sparse_steps),
     Suite("gradients", "instructions and workspace of the backward beside its forward", gradients.gradient_steps),
     Suite("seed", "time and peak memory, fused beside unfused, on problems with published figures", seed.seed_steps),
