@@ -5,7 +5,7 @@ checked before it is timed, and says where it was measured: a time on the host e
 
 >>> from cuattn.benchmark import SUITES
 >>> sorted(SUITES)[:7]
-['attention', 'backward', 'compile', 'counters', 'decode', 'dual_chunk', 'figures']
+['attention', 'backward', 'compile', 'counters', 'decode', 'differential', 'dual_chunk']
 """
 
 from __future__ import annotations
