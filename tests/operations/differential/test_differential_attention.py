@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from differential_calls import BF16, DTYPES, F16, F32, F64, assert_right, make
+from differential_calls import BF16, F16, F32, F64, assert_right, make
 
 import cuattn
 from cuattn import reference
 from cuattn.testing.arrays import Layout, place
 from cuattn.testing.differential_tolerance import assert_differential_close
 
-shared = pytest.mark.parametrize("shared", (False, True), ids=("v1", "v2"))
 
-
-@shared
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "shared"), ((F16, False), (F16, True), (BF16, False), (F32, False), (F64, True)), ids=str
+)
 @pytest.mark.parametrize(
     "shape",
     (
@@ -31,22 +30,20 @@ def test_shapes(executor, shape, dtype, shared):
     assert_right(executor, q, k, v, lam, causal=True)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "head_dims"), [(F16, (1, 3)), (BF16, (64, 127)), (F32, (7, 32)), (F64, (33, 64))], ids=str
-)
+@pytest.mark.parametrize(("dtype", "head_dims"), ((F16, (1, 3)), (F64, (33, 64))), ids=str)
 def test_head_dims(executor, dtype, head_dims):
     """Rows of no multiple of 16 bytes take the element-wise load path."""
     q, k, v = make((1, 19, 37, 2, 1, *head_dims), dtype)
     assert_right(executor, q, k, v, 0.7)
 
 
-@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
+@pytest.mark.parametrize("dtype", (F16, F64), ids=str)
 def test_the_largest_head_dims(executor, dtype):
     q, k, v = make((1, 19, 37, 1, 1, 256, 256), dtype)
     assert_right(executor, q, k, v, 0.7, causal=True)
 
 
-@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
 def test_lambda(executor, dtype):
     """A number, an array of rank 0, one for each head, one for each query of each head; of any float dtype."""
     shape = 2, 21, 40, 3, 1, 32, 64
@@ -56,13 +53,9 @@ def test_lambda(executor, dtype):
     for lam in (0, -1.5, np.float16(0.25), np.array(0.3), [0.1, 0.2, 0.3], of_rows, of_rows.astype(BF16)):
         out = executor.numpy(cuattn.differential_attention(*map(executor.array, (q, k, v)), lam, causal=True))
         assert_differential_close(out, q, k, v, np.asarray(lam), causal=True)
-    first = cuattn.attention(*map(executor.array, (np.ascontiguousarray(q[:, :, ::2]), k[:, :, ::2], v)), causal=True)
-    got = cuattn.differential_attention(*map(executor.array, (q, k, v)), 0.0, causal=True)
-    assert_differential_close(executor.numpy(first), q, k, v, 0.0, causal=True)
-    assert_differential_close(executor.numpy(got), q, k, v, 0.0, causal=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", (F16, BF16, F32), ids=str)
 @pytest.mark.parametrize("magnitude", (1.0, 2.0**-70, 2.0**70))
 def test_norm(executor, dtype, magnitude):
     """With and without a weight, an eps, a factor; of rows whose squares are beyond the range of the sums."""
@@ -80,8 +73,7 @@ def test_the_factor_needs_no_norm(executor):
     assert_right(executor, q, k, v, 0.6, output_scale=0.25, causal=True)
 
 
-@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
-@shared
+@pytest.mark.parametrize(("dtype", "shared"), ((F16, True), (F32, False)), ids=str)
 def test_equal_streams(executor, dtype, shared):
     """Where both softmaxes are the same, lambda = 1 leaves exactly 0, also divided by its norm."""
     q, k, v = make((1, 37, 37, 2, 1, 32, 64), dtype, shared=shared)
@@ -93,7 +85,7 @@ def test_equal_streams(executor, dtype, shared):
         assert not executor.numpy(out).any()
 
 
-@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize("dtype", (F16,), ids=str)
 def test_rows_without_keys(executor, dtype):
     """Queries before the first key give 0; where one stream alone sees nothing, the other is left."""
     q, k, v = make((1, 40, 20, 2, 1, 32, 64), dtype)
@@ -133,25 +125,27 @@ def test_the_pairing_of_grouped_heads(executor):
     done elsewhere, is the same without groups, and something else with them."""
     batch, seqlen, heads, kv_heads = 1, 24, 4, 2
     q, k, v = make((batch, seqlen, seqlen, heads, kv_heads, 32, 64), F32)
-    got = executor.numpy(cuattn.differential_attention(*map(executor.array, (q, k, v)), 0.8))
-    assert_differential_close(got, q, k, v, 0.8)
+    got = executor.numpy(cuattn.differential_attention(*map(executor.array, (q, k, v)), 0.8, causal=True))
+    assert_differential_close(got, q, k, v, 0.8, causal=True)
 
     def paired_otherwise(group):
         outs = []
         for x in range(2 * heads):
             values = v[:, :, x // 2 // (heads // kv_heads)]
             keys = k[:, :, x // group]
-            outs.append(reference.attention(q[:, :, [x]], keys[:, :, None], values[:, :, None])[0][:, :, 0])
+            outs.append(
+                reference.attention(q[:, :, [x]], keys[:, :, None], values[:, :, None], causal=True)[0][:, :, 0]
+            )
         return np.stack([outs[2 * h] - 0.8 * outs[2 * h + 1] for h in range(heads)], axis=2)
 
     assert np.abs(got - paired_otherwise(heads // kv_heads)).max() > 0.5
     q, k, v = make((batch, seqlen, seqlen, heads, heads, 32, 64), F32)
     kv_heads = heads
-    got = executor.numpy(cuattn.differential_attention(*map(executor.array, (q, k, v)), 0.8))
+    got = executor.numpy(cuattn.differential_attention(*map(executor.array, (q, k, v)), 0.8, causal=True))
     assert np.abs(got - paired_otherwise(1)).max() < 1e-5
 
 
-@pytest.mark.parametrize("dtype", (F16, F64), ids=str)
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
 def test_the_same_bits(executor, dtype):
     q, k, v = map(executor.array, make((1, 130, 130, 2, 1, 32, 64), dtype))
     first, second = (executor.numpy(cuattn.differential_attention(q, k, v, 0.6, causal=True)) for _ in range(2))

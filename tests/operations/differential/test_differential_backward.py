@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from differential_calls import BF16, DTYPES, F16, F32, F64, make
+from differential_calls import BF16, F16, F32, F64, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,8 +63,9 @@ def test_the_reference_is_the_derivative(shared, lambda_):
         np.testing.assert_allclose((gradient * step).sum(), difference, rtol=1e-5, atol=1e-12)
 
 
-@shared
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "shared"), ((F16, False), (F16, True), (BF16, False), (F32, True), (F64, False)), ids=str
+)
 @pytest.mark.parametrize(
     "shape", ((2, 40, 50, 2, 1, 32, 64), (1, 17, 70, 3, 1, 32, 64), (1, 1, 1, 4, 2, 32, 64)), ids=str
 )
@@ -74,18 +75,16 @@ def test_shapes(executor, shape, dtype, shared):
     assert_right(executor, q, k, v, np.linspace(-0.5, 1.5, shape[3]), causal=True, **NORM)
 
 
-@pytest.mark.parametrize("dtype", (F16, F64), ids=str)
 @shared
-def test_lambda(executor, dtype, shared):
-    q, k, v = make((2, 21, 40, 3, 1, 32, 64), dtype, shared=shared)
+def test_lambda(executor, shared):
+    q, k, v = make((2, 21, 40, 3, 1, 32, 64), F16, shared=shared)
     for lambda_ in (0, np.array(0.3), RNG.random(3), RNG.random((2, 21, 3)), RNG.random((2, 21, 3)).astype(BF16)):
         assert_right(executor, q, k, v, lambda_, causal=True, norm=True)
 
 
-@pytest.mark.parametrize("head_dims", ((1, 3), (7, 40)), ids=str)
-def test_odd_head_dims(executor, head_dims):
-    q, k, v = make((1, 19, 37, 2, 1, *head_dims), F32)
-    assert_right(executor, q, k, v, 0.7, norm=True)
+def test_odd_head_dims(executor):
+    q, k, v = make((1, 19, 37, 2, 1, 7, 40), F32)
+    assert_right(executor, q, k, v, 0.7, norm=True, causal=True)
 
 
 @settings(max_examples=20)
@@ -118,9 +117,9 @@ def test_any_options(executor, data):
 
 def test_many_rows_are_summed_in_parts(executor):
     """More tokens than a CTA takes at once, and heads of which each has parts of its own."""
-    q, k, v = make((3, 50, 4, 5, 1, 32, 64), F32)
-    assert_right(executor, q, k, v, RNG.random(5), **NORM)
-    assert_right(executor, q, k, v, 0.4, **NORM)
+    q, k, v = make((3, 50, 4, 5, 1, 32, 64), F16, shared=True)
+    assert_right(executor, q, k, v, RNG.random(5), causal=True, **NORM)
+    assert_right(executor, q, k, v, 0.4, causal=True, **NORM)
 
 
 @shared
@@ -135,7 +134,7 @@ def test_empty(executor):
     for shape in ((0, 3, 4, 2, 1, 32, 64), (1, 0, 4, 2, 1, 32, 64), (1, 3, 0, 2, 1, 32, 64), (1, 3, 4, 0, 1, 32, 64)):
         for of_v2 in (False, True):
             q, k, v = make(shape, F16, shared=of_v2)
-            _, _, grads = gradients(executor, q, k, v, np.ones(shape[3]), norm=True, norm_weight=WEIGHT)
+            _, _, grads = gradients(executor, q, k, v, np.ones(shape[3]), causal=True, **NORM)
             for got, x in zip(grads[:3], (q, k, v), strict=True):
                 assert got.shape == x.shape and not got.any()
             assert grads.dlam.shape == (shape[3],) and grads.dnorm_weight.shape == (64,)
@@ -143,14 +142,14 @@ def test_empty(executor):
 
 def test_the_same_bits(executor):
     q, k, v = make((1, 40, 40, 2, 1, 32, 64), F16)
-    first, second = (gradients(executor, q, k, v, RNG.random(2) * 0 + 0.5, **NORM)[2] for _ in range(2))
+    first, second = (gradients(executor, q, k, v, 0.5, causal=True, **NORM)[2] for _ in range(2))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
 
 
 def test_shared_keys_are_one_call(monkeypatch):
     """Rows, and dq, and dk with dv: nothing is rounded and added afterwards."""
     q, k, v = make((1, 40, 40, 2, 1, 32, 64), F16, shared=True)
-    out, state = cuattn.differential_attention(q, k, v, 0.5, return_state=True)
+    out, state = cuattn.differential_attention(q, k, v, 0.5, causal=True, return_state=True)
     launches = []
     start = HostExecutor._start
 
@@ -159,7 +158,7 @@ def test_shared_keys_are_one_call(monkeypatch):
         start(self, kernel, *launch)
 
     monkeypatch.setattr(HostExecutor, "_start", counted)
-    cuattn.differential_attention_backward(out, q, k, v, 0.5, state)
+    cuattn.differential_attention_backward(out, q, k, v, 0.5, state, causal=True)
     rows = ["differential_backward_rows", "differential_backward_sums"]
     assert launches == [*rows, "attention_backward", "attention_backward"]
 

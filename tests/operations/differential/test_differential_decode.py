@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from differential_calls import BF16, F16, F32, F64, make
+from differential_calls import F16, F64, make
 
 import cuattn
 from cuattn import reference
@@ -46,7 +46,7 @@ def assert_right(executor, q, k, v, lambda_, *, options=None, **keywords):
 
 
 @shared
-@pytest.mark.parametrize("dtype", (F16, BF16, F32, F64), ids=str)
+@pytest.mark.parametrize("dtype", (F16, F64), ids=str)
 def test_caches(executor, dtype, shared):
     """Empty sequences, one key, several queries, any number of splits."""
     q, k, v = cache(dtype, shared=shared)
@@ -68,12 +68,12 @@ def test_options(executor, shared, slopes):
 
 def test_one_token_at_a_time(executor):
     """A sequence decoded step by step is what one causal call makes of it."""
-    q, k, v = make((1, 20, 20, 2, 1, 32, 64), F32)
+    q, k, v = make((1, 20, 20, 2, 1, 32, 64), F64)
     whole = reference.differential_attention(q, k, v, 0.6, causal=True).out
     arrays = [executor.array(x) for x in (k, v)]
     for step in range(0, 20, 6):
         out = cuattn.differential_decode(executor.array(q[:, step : step + 1]), *arrays, 0.6, [step + 1])
-        np.testing.assert_allclose(executor.numpy(out)[:, 0], whole[:, step], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(executor.numpy(out)[:, 0], whole[:, step], rtol=0, atol=1e-12)
 
 
 def test_out(executor):
