@@ -149,10 +149,50 @@ class LinearAttention(Kind):
         return (found.dq, found.dk, found.dv), self.gate_gradient(gates, found.ddecay)
 
 
+class DifferentialAttention(Kind):
+    """`cuattn.differential_attention`: a pair of heads sees one head of values of twice the width.
+
+    What the second head of a pair is subtracted with is the sigmoid of a gate, for each token.
+    """
+
+    def num_gates(self, heads: int) -> int:
+        return heads // 2
+
+    def split(self, qkv: Array) -> QKV:
+        q, k, v = super().split(qkv)
+        batch, seqlen, heads, head_dim = v.shape
+        return q, k, v.reshape(batch, seqlen, heads // 2, 2 * head_dim)
+
+    def factors(self, gates: Array) -> Array:
+        return 1 / (1 + np.exp(-gates))
+
+    def forward(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        factors = self.factors(gates)
+        out, state = cuattn.differential_attention(*qkv, factors, causal=True, return_state=True)
+        return out, (factors, state)
+
+    def backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved, grads: QKV) -> Array:
+        factors, state = saved
+        found = cuattn.differential_attention_backward(dout, *qkv, factors, state, causal=True)
+        for target, gradient in zip(grads, found[:3], strict=True):
+            target[...] = gradient
+        return found.dlam * factors * (1 - factors)
+
+    def reference(self, qkv: QKV, gates: Array, options: dict[str, Any]) -> tuple[Array, Saved]:
+        factors = self.factors(gates)
+        return cuattn.reference.differential_attention(*qkv, factors, causal=True).out, (factors,)
+
+    def reference_backward(self, dout: Array, qkv: QKV, gates: Array, saved: Saved) -> tuple[QKV, Array]:
+        (factors,) = saved
+        found = cuattn.reference.differential_attention_backward(dout, *qkv, factors, causal=True)
+        return (found.dq, found.dk, found.dv), found.dlam * factors * (1 - factors)
+
+
 KINDS: dict[str, Kind] = {
     "softmax": SoftmaxAttention(),
     "window": SoftmaxAttention(WINDOW),
     "block": BlockSparseAttention(),
     "linear": LinearAttention(),
     "gated": LinearAttention(gated=True),
+    "differential": DifferentialAttention(),
 }
