@@ -52,6 +52,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"an address in the name of a test differs from process to process: {named[0]}")
     if config.getoption("--all-resources"):
         return
     left_out = [item for item in items if item.get_closest_marker("resources")]

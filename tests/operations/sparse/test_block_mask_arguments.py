@@ -20,6 +20,9 @@ CSR = scipy.sparse.csr_array(np.ones((2, 3)))
 class OnDevice:
     """An array that says it is on a GPU."""
 
+    def __repr__(self) -> str:
+        return "OnDevice()"
+
     def __dlpack__(self, **keywords: Any) -> Any:
         raise AssertionError("nobody may look at it")
 

@@ -22,7 +22,7 @@ MASK = cuattn.BlockMask.from_blocks(cuattn.bigbird_mask(3, 3, num_random=0, num_
         (["strided", 3, None], lambda *qkv, **own: cuattn.strided_attention(*qkv, 3, **own)),
         (MASK, lambda *qkv, **own: cuattn.block_sparse_attention(*qkv, MASK, **own)),
     ],
-    ids=str,
+    ids=["window", "strided with a window", "strided", "strided, as a list", "blocks"],
 )
 @pytest.mark.parametrize("options", [{}, {"causal": True, "scale": 0.3}], ids=str)
 def test_each_pattern_is_its_function(executor: Any, pattern: Any, same: Any, options: dict[str, Any]) -> None:
