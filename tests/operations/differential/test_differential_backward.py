@@ -16,7 +16,7 @@ from cuattn.testing.differential_gradient_tolerance import assert_differential_g
 
 shared = pytest.mark.parametrize("shared", (False, True), ids=("v1", "v2"))
 RNG = np.random.default_rng(7)
-WEIGHT = RNG.standard_normal(64).astype(np.float32)
+WEIGHT = RNG.standard_normal(32).astype(np.float32)
 NORM = {"norm": True, "norm_weight": WEIGHT, "output_scale": 0.8}
 
 
@@ -67,7 +67,7 @@ def test_the_reference_is_the_derivative(shared, lambda_):
     ("dtype", "shared"), ((F16, False), (F16, True), (BF16, False), (F32, True), (F64, False)), ids=str
 )
 @pytest.mark.parametrize(
-    "shape", ((2, 40, 50, 2, 1, 32, 64), (1, 17, 70, 3, 1, 32, 64), (1, 1, 1, 4, 2, 32, 64)), ids=str
+    "shape", ((2, 40, 50, 2, 1, 32, 32), (1, 17, 70, 3, 1, 32, 32), (1, 1, 1, 4, 2, 32, 32)), ids=str
 )
 def test_shapes(executor, shape, dtype, shared):
     q, k, v = make(shape, dtype, shared=shared)
@@ -77,7 +77,7 @@ def test_shapes(executor, shape, dtype, shared):
 
 @shared
 def test_lambda(executor, shared):
-    q, k, v = make((2, 21, 40, 3, 1, 32, 64), F16, shared=shared)
+    q, k, v = make((2, 21, 40, 3, 1, 32, 32), F16, shared=shared)
     for lambda_ in (0, np.array(0.3), RNG.random(3), RNG.random((2, 21, 3)), RNG.random((2, 21, 3)).astype(BF16)):
         assert_right(executor, q, k, v, lambda_, causal=True, norm=True)
 
@@ -95,7 +95,7 @@ def test_any_options(executor, data):
     heads, kv_heads = data.draw(st.sampled_from(((3, 1), (2, 2), (1, 1))))
     seqlen_q, seqlen_k = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 60))
     seed = data.draw(st.integers(0, 2**32 - 1))
-    q, k, v = make((1, seqlen_q, seqlen_k, heads, kv_heads, 32, 64), dtype, shared=shared, seed=seed)
+    q, k, v = make((1, seqlen_q, seqlen_k, heads, kv_heads, 32, 32), dtype, shared=shared, seed=seed)
     rng = np.random.default_rng(seed)
 
     def logits(name):
@@ -117,38 +117,38 @@ def test_any_options(executor, data):
 
 def test_many_rows_are_summed_in_parts(executor):
     """More tokens than a CTA takes at once, and heads of which each has parts of its own."""
-    q, k, v = make((3, 50, 4, 5, 1, 32, 64), F16, shared=True)
+    q, k, v = make((3, 50, 4, 5, 1, 32, 32), F16, shared=True)
     assert_right(executor, q, k, v, RNG.random(5), causal=True, **NORM)
     assert_right(executor, q, k, v, 0.4, causal=True, **NORM)
 
 
 @shared
 def test_rows_without_keys(executor, shared):
-    q, k, v = make((1, 40, 20, 2, 1, 32, 64), F16, shared=shared)
+    q, k, v = make((1, 40, 20, 2, 1, 32, 32), F16, shared=shared)
     dout, state, grads = gradients(executor, q, k, v, 0.6, causal=True, norm=True)
     assert_differential_gradients_close(grads, dout, q, k, v, 0.6, state, causal=True, norm=True)
     assert not grads.dq[:, :20].any()
 
 
 def test_empty(executor):
-    for shape in ((0, 3, 4, 2, 1, 32, 64), (1, 0, 4, 2, 1, 32, 64), (1, 3, 0, 2, 1, 32, 64), (1, 3, 4, 0, 1, 32, 64)):
+    for shape in ((0, 3, 4, 2, 1, 32, 32), (1, 0, 4, 2, 1, 32, 32), (1, 3, 0, 2, 1, 32, 32), (1, 3, 4, 0, 1, 32, 32)):
         for of_v2 in (False, True):
             q, k, v = make(shape, F16, shared=of_v2)
             _, _, grads = gradients(executor, q, k, v, np.ones(shape[3]), causal=True, **NORM)
             for got, x in zip(grads[:3], (q, k, v), strict=True):
                 assert got.shape == x.shape and not got.any()
-            assert grads.dlam.shape == (shape[3],) and grads.dnorm_weight.shape == (64,)
+            assert grads.dlam.shape == (shape[3],) and grads.dnorm_weight.shape == (32,)
 
 
 def test_the_same_bits(executor):
-    q, k, v = make((1, 40, 40, 2, 1, 32, 64), F16)
+    q, k, v = make((1, 40, 40, 2, 1, 32, 32), F16)
     first, second = (gradients(executor, q, k, v, 0.5, causal=True, **NORM)[2] for _ in range(2))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
 
 
 def test_shared_keys_are_one_call(monkeypatch):
     """Rows, and dq, and dk with dv: nothing is rounded and added afterwards."""
-    q, k, v = make((1, 40, 40, 2, 1, 32, 64), F16, shared=True)
+    q, k, v = make((1, 40, 40, 2, 1, 32, 32), F16, shared=True)
     out, state = cuattn.differential_attention(q, k, v, 0.5, causal=True, return_state=True)
     launches = []
     start = HostExecutor._start
@@ -168,16 +168,16 @@ def test_shared_keys_are_one_call(monkeypatch):
     (
         ({"state": None}, ArgumentError, r"state is None; a DifferentialState\(lse, out1, out2\) is needed"),
         ({"state": (1, 2)}, ArgumentError, "state is"),
-        ({"dout": np.ones((1, 5, 2, 63), np.float16)}, ShapeError, "dout has shape"),
-        ({"dout": np.ones((1, 5, 2, 64), np.float32)}, DTypeError, "dout has dtype float32"),
+        ({"dout": np.ones((1, 5, 2, 31), np.float16)}, ShapeError, "dout has shape"),
+        ({"dout": np.ones((1, 5, 2, 32), np.float32)}, DTypeError, "dout has dtype float32"),
         ({"lse": np.ones((1, 2, 5, 2), np.float32)}, ShapeError, "state.lse has shape"),
         ({"lse": np.ones((1, 2, 2, 5), np.float64)}, DTypeError, "state.lse has dtype float64"),
-        ({"out2": np.ones((1, 5, 4, 64), np.float16)}, ShapeError, "state.out2 has shape"),
+        ({"out2": np.ones((1, 5, 4, 32), np.float16)}, ShapeError, "state.out2 has shape"),
     ),
 )
 def test_refused(change, error, message):
-    q, k, v = make((1, 5, 7, 2, 1, 32, 64), F16)
-    outs = {name: np.ones((1, 5, 2, 64), np.float16) for name in ("dout", "out1", "out2")}
+    q, k, v = make((1, 5, 7, 2, 1, 32, 32), F16)
+    outs = {name: np.ones((1, 5, 2, 32), np.float16) for name in ("dout", "out1", "out2")}
     given = outs | {"lse": np.ones((1, 2, 2, 5), np.float32)} | change
     state = given.get("state", (given["lse"], given["out1"], given["out2"]))
     with pytest.raises(error, match=message):

@@ -19,7 +19,7 @@ PAGE = 16
 
 def cache(dtype, *, shared, seqlen_q=2, heads=4, kv_heads=2):
     """q [4, N, 2H, 32] and caches of 48 keys; what lies behind the lengths is NaN."""
-    q, k, v = make((len(LENGTHS), seqlen_q, 48, heads, kv_heads, 32, 64), dtype, shared=shared)
+    q, k, v = make((len(LENGTHS), seqlen_q, 48, heads, kv_heads, 32, 32), dtype, shared=shared)
     for b, length in enumerate(LENGTHS):
         k[b, length:], v[b, length:] = np.nan, np.nan
     return q, k, v
@@ -62,13 +62,13 @@ def test_options(executor, shared, slopes):
     q, k, v = cache(F16, shared=shared)
     options = {"softcap": 3.0, "alibi_slopes": RNG.random(slopes), "window": (20, None), "norm": True, "scale": 0.3}
     assert_right(
-        executor, q, k, v, RNG.random(4), options=options | {"output_scale": 0.8, "norm_weight": RNG.random(64)}
+        executor, q, k, v, RNG.random(4), options=options | {"output_scale": 0.8, "norm_weight": RNG.random(32)}
     )
 
 
 def test_one_token_at_a_time(executor):
     """A sequence decoded step by step is what one causal call makes of it."""
-    q, k, v = make((1, 20, 20, 2, 1, 32, 64), F64)
+    q, k, v = make((1, 20, 20, 2, 1, 32, 32), F64)
     whole = reference.differential_attention(q, k, v, 0.6, causal=True).out
     arrays = [executor.array(x) for x in (k, v)]
     for step in range(0, 20, 6):
@@ -78,7 +78,7 @@ def test_one_token_at_a_time(executor):
 
 def test_out(executor):
     q, k, v = map(executor.array, cache(F16, shared=True))
-    out = executor.guarded((4, 2, 4, 64), F16)
+    out = executor.guarded((4, 2, 4, 32), F16)
     assert cuattn.differential_decode(q, k, v, 0.5, list(LENGTHS), out=out.array) is out.array
     out.check()
 
@@ -95,7 +95,7 @@ def test_out(executor):
         ({"alibi_slopes": np.ones(3)}, ShapeError, r"alibi_slopes has shape \[3\]; allowed is \[8\]"),
         ({"num_splits": 0}, ArgumentError, "num_splits is 0"),
         ({"block_tables": [[0], [1], [2], [4]]}, ArgumentError, "block_tables"),
-        ({"out": np.ones((4, 2, 8, 64), np.float16)}, ShapeError, "out has shape"),
+        ({"out": np.ones((4, 2, 8, 32), np.float16)}, ShapeError, "out has shape"),
     ),
 )
 def test_refused(change, error, message):
