@@ -31,6 +31,8 @@ from cuattn.benchmark import (
 from cuattn.benchmark.suite import run_steps
 from cuattn.dtypes import ELEMENTS
 from cuattn.errors import ArgumentError
+from cuattn.ops.attention.backward.listed_config import LISTED_BWD_CONFIGS
+from cuattn.ops.attention.forward.listed_config import LISTED_FWD_CONFIGS
 from cuattn.runtime.timer import Timing
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 
@@ -132,10 +134,10 @@ def test_compile_records() -> None:
 
 
 def test_compile_covers_every_row_on_both_architectures() -> None:
-    labels = {variant.label for variant in variants.launched("attention_forward")}
+    labels = {variant.label for variant in variants.launched("attention_forward") if "_listed" not in variant.label}
     rows = cuattn.ops.attention.forward.config.FLASH_FWD_CONFIGS
     assert len(labels) == 4 * len(rows) + sum(row.itemsize == 2 for row in rows)
-    backward = {variant.label for variant in variants.launched("attention_backward")}
+    backward = {variant.label for variant in variants.launched("attention_backward") if "_listed" not in variant.label}
     of_keys = [row for row in cuattn.ops.attention.backward.config.FLASH_BWD_CONFIGS if row.own == "keys"]
     launches = sum(len(row.launches()) for row in cuattn.ops.attention.backward.config.FLASH_BWD_CONFIGS)
     order_free = sum("_addsdq_" in label for label in backward)
@@ -149,6 +151,15 @@ def test_compile_covers_every_row_on_both_architectures() -> None:
     bias = {variant.label for variant in variants.launched("attention_backward_bias")}
     assert len(bias) == 3 * len(cuattn.ops.attention.backward.bias_config.BIAS_BWD_CONFIGS)
     assert {f"{label} sm_90a" for label in backward | bias} <= set(planned)
+
+
+def test_compile_covers_every_row_over_lists_of_tiles() -> None:
+    planned = {step.label for step in SUITES["compile"].plan(TINY)}
+    forward = {variant.label for variant in variants.launched("attention_forward") if "_listed" in variant.label}
+    assert len(forward) == sum(2 + row.score_options for row in LISTED_FWD_CONFIGS)
+    backward = {variant.label for variant in variants.launched("attention_backward") if "_listed" in variant.label}
+    assert len(backward) == sum((2 + row.score_options) * len(row.launches()) for row in LISTED_BWD_CONFIGS)
+    assert {f"{label} sm_90a" for label in forward | backward} <= planned
 
 
 def test_compile_covers_every_row_of_decoding() -> None:
