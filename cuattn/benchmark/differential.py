@@ -49,7 +49,7 @@ class DifferentialCase:
 
     @property
     def flops(self) -> int:
-        """Of the two products of both streams, half of them under the causal mask; of gradients 2.5 times as many."""
+        """Count the products of both streams, half of them under the causal mask; of gradients 2.5 times as many."""
         forward = 2 * self.num_heads * self.seqlen**2 * 3 * self.head_dim
         return forward * 5 // 2 if self.kind.startswith("gradients") else forward
 
