@@ -189,8 +189,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
     }
     clear(state.acc_out);
 
-    const unsigned s_q = smem_address(smem.q[own.stream]) + lane_offset_a<HEAD_DIM>(warp_row, lane_idx);
-    const unsigned k_offset = lane_offset_bt<HEAD_DIM>(lane_idx), v_offset = lane_offset_b<HEAD_DIM_V>(lane_idx);
+    // Fragment addresses, those of k and v in the first stage. The compiler would find them anew for every tile.
+    const unsigned s_q = forget_origin(smem_address(smem.q[own.stream]) + lane_offset_a<HEAD_DIM>(warp_row, lane_idx));
+    const unsigned s_k = forget_origin(smem_address(smem.k[0][SHARED_KEYS ? 0 : own.stream]) +
+                                       lane_offset_bt<HEAD_DIM>(lane_idx));
+    const unsigned s_v = forget_origin(smem_address(smem.v[0]) + lane_offset_b<HEAD_DIM_V>(lane_idx));
+    const float softmax_scale_log2 = positive_scale_log2(params.scale_log2);
     const int warp_query = first_query + warp_row;
     // Whether this warp's queries may see any key of a tile.
     auto sees = [&](int first_key) {
@@ -198,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
         return warp_query < block.seqlen_q && band.rows(warp_query, last_query).meet(first_key, BLOCK_N);
     };
     auto visible_tile = [&](int tile_idx) { return own.visible_tile(params, options, tiles.begin, tile_idx); };
-    auto load_keys = [&](int tile_idx, int stage) {
+    auto load_keys = [&](int tile_idx, unsigned stage) {
         const int first_key = tile_idx * BLOCK_N;
         const int num_keys = keys_end - first_key;
 #pragma unroll
@@ -230,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
         cp_async_commit();
     }
 
-    for (int stage = 0; tile_idx >= tiles.begin; stage = (stage + 1) % NUM_STAGES) {
+    for (unsigned stage = 0; tile_idx >= tiles.begin; stage = (stage + 1) % NUM_STAGES) {
         cp_async_wait<NUM_STAGES - 2>();
         // SYNC: every thread's part of this tile (and of q) has landed; and every warp is done with the tile before,
         // whose stage the next load overwrites.
@@ -248,19 +252,19 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
 
         const LanePosition lane{warp_query + frag_acc_row(lane_idx), first_key + frag_acc_col(lane_idx)};
         Scores scores;
-        multiply_abt<HEAD_DIM>(scores, s_q, smem_address(smem.k[stage][SHARED_KEYS ? 0 : own.stream]) + k_offset);
+        multiply_abt<HEAD_DIM>(scores, s_q, s_k + stage * sizeof(smem.k[0]));
         const TileRows<Layout, false, float> alibi_rows(lane, block.diagonal_offset, options.slope);
         softmax_logits<Layout>(scores, params, params.scale, params.scale_log2, alibi_rows);
         if (TILE_CLASSES && tile_class == TILE_MIXED) {
             add_bias_and_mask<Layout>(scores, params, options, lane, block.seqlen_q, block.seqlen_k);
         }
         if (!in_full) hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
-        step(state, scores, positive_scale_log2(params.scale_log2));
+        step(state, scores, softmax_scale_log2);
         if (DROPOUT && params.use_dropout) {
             const unsigned head = block.batch_idx * 2 * params.num_heads + own.head(block.head_idx);
             drop_probabilities(scores, params.dropout, head, lane);
         }
-        multiply_add(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + v_offset);
+        multiply_add(Element(), state.acc_out, scores, s_v + stage * sizeof(smem.v[0]));
     }
 
     // SYNC: every warp is done with q, k and v, whose place the outputs take.

@@ -15,7 +15,7 @@ N, D, E = 1024, 64, 128
 
 @pytest.mark.parametrize(("shared", "reads"), ((False, 0.70), (True, 0.55)), ids=("v1", "v2"))
 def test_work(monkeypatch, shared, reads):
-    """One launch; a tile of v (and of shared keys) is read once for both streams; no more is computed."""
+    """One launch; a tile of v (and of shared keys) is read once for both streams; fewer instructions are issued."""
     q, k, v = make((1, N, N, 1, 1, D, E), F16, shared=shared)
     launches = []
     start = HostExecutor._start
@@ -31,7 +31,7 @@ def test_work(monkeypatch, shared, reads):
     assert one.bytes["global"]["read"] <= reads * two.bytes["global"]["read"]
     assert one.bytes["global"]["write"] == two.bytes["global"]["write"] / 2
     assert one.instructions["mma"] <= two.instructions["mma"]
-    assert sum(one.instructions.values()) <= 1.01 * sum(two.instructions.values())
+    assert sum(one.instructions.values()) <= 0.95 * sum(two.instructions.values())
 
 
 def test_what_is_not_asked_for_is_not_written():
