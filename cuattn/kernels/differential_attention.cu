@@ -189,7 +189,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
     }
     clear(state.acc_out);
 
-    // Fragment addresses, those of k and v in the first stage. The compiler would find them anew for every tile.
+    // Fragment addresses, those of k and v in the first stage. Their origin is forgotten so that they stay in
+    // registers: the compiler would find them anew for every tile.
     const unsigned s_q = forget_origin(smem_address(smem.q[own.stream]) + lane_offset_a<HEAD_DIM>(warp_row, lane_idx));
     const unsigned s_k = forget_origin(smem_address(smem.k[0][SHARED_KEYS ? 0 : own.stream]) +
                                        lane_offset_bt<HEAD_DIM>(lane_idx));
