@@ -182,7 +182,8 @@ def test_options_of_kernels():
     compiled = set(compiled_options())
     names = ("bound_left", "bound_right", "softcap", "alibi", "bias", "mask", "dropout")
     for flags in itertools.product((False, True), repeat=len(names)):
-        wanted = ForwardOptions(*flags, bias_dtype="float16" if flags[4] else "float32")
+        given = dict(zip(names, flags, strict=True))
+        wanted = ForwardOptions(**given, bias_dtype="float16" if given["bias"] else "float32")
         kernel = wanted.compiled()
         assert kernel in compiled, wanted
         assert all(getattr(kernel, name) >= getattr(wanted, name) for name in names)

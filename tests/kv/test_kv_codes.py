@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -44,9 +46,8 @@ def codes_as_numbers(row, codes):
 def headers(tmp_path_factory):
     """A folder with the headers of the kernels and the probe."""
     folder = tmp_path_factory.mktemp("kernels")
-    for name in ("kv/kv_decode.cuh", "common/elements.cuh", "common/float8.cuh"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text((KERNELS / name).read_text(encoding="utf-8"), encoding="utf-8")
+    for name in ("kv", "common"):
+        shutil.copytree(KERNELS / name, folder / name)
     (folder / "probe.cu").write_text(PROBE, encoding="utf-8")
     return folder
 

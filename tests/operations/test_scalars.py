@@ -115,7 +115,11 @@ def test_small_arrays_of_no_numbers(value):
 def test_public_calls_take_them(monkeypatch):
     """Launches apart: what they get is what plain values give."""
     launched = []
-    monkeypatch.setattr(HostExecutor, "_start", lambda self, kernel, grid, block, args, smem: launched.append(args[-1]))
+
+    def start(self, kernel, grid, block, args, smem):
+        launched.append(next(value for value in args if isinstance(value, np.void)))
+
+    monkeypatch.setattr(HostExecutor, "_start", start)
     q = np.zeros((1, 4, 2, 32), np.float32)
     plain = {"scale": 0.5, "softcap": 2.0, "window": (3, 0), "causal": True, "diagonal_offset": 1}
     odd = {"scale": np.array(0.5, ">f4"), "softcap": np.float16(2), "window": [np.array(3), np.uint8(0)]}

@@ -73,9 +73,11 @@ def compile_with(text: str, lines: list[str], arch: str = "sm_80") -> None:
 def test_every_struct_is_looked_at():
     names = {name for names in passed_structs().values() for name in names}
     assert names == {
-        *("AppendLayout", "AttentionBackwardParams", "AttentionParams", "BiasSums", "DecodeParams", "HopperSchedule"),
-        *("LogitStrides", "MaskLayout", "MergeLayout", "PagesLayout", "RopeLayout", "RowLayout", "RowStrides"),
-        *("RowsLayout", "SlotsLayout", "SplitLayout", "TensorMap"),
+        *("AppendLayout", "AttentionBackwardParams", "AttentionParams", "BiasSums", "DecodeParams"),
+        *("DifferentialCombineParams", "DifferentialParams", "DifferentialRowsParams", "DualChunkParams"),
+        *("HopperSchedule", "LinearBackwardParams", "LinearParams", "LogitStrides", "MaskLayout", "MergeLayout"),
+        *("PagesLayout", "RopeLayout", "RowLayout", "RowStrides", "RowsLayout", "ScanParams", "SlotsLayout"),
+        *("SplitLayout", "TensorMap"),
     }
 
 
