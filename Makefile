@@ -4,7 +4,8 @@
 #   make train     a small transformer trained on the host executor, about a minute after installation
 #   make test      linters, types, the whole test suite
 #   make smoke     the quick subset of the tests
-#   make resources registers and spills of every row of every kernel table; `make test` takes a fixed sample of them
+#   make resources registers and spills of every row of every kernel table, and results of all of those whose results
+#                  `make test` samples: it takes a fixed sample of both
 #   make sanitize  tests of the host executor, built with AddressSanitizer and UndefinedBehaviorSanitizer
 # Options: PYTHON=python3.12 (which Python makes .venv), CUDA=cuda13 (which CUDA packages), WORKERS=4 (test processes),
 # PLOT=losses.svg (where `make train` saves its plot).
@@ -46,6 +47,7 @@ smoke: $(VENV)/test-$(CUDA).stamp
 
 resources: $(VENV)/test-$(CUDA).stamp
 	$(RUN) -m pytest -n $(WORKERS) --all-resources tests/kernels
+	$(RUN) -m pytest -n $(WORKERS) --all-resources -m resources tests/operations
 
 sanitize: $(VENV)/test-$(CUDA).stamp
 	$(RUN) -m bench.sanitize

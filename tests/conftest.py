@@ -2,7 +2,7 @@
 
 pytest                                             the suite: fixed examples, so that a failure is everyone's failure
 pytest --hypothesis-profile=fuzz --max-examples=N  free examples, N of them in each property
-pytest --all-resources                             registers and spills of every row, of which the suite takes a sample
+pytest --all-resources                             registers and results of every row, of which the suite takes a sample
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def other_variants():
 
 @pytest.mark.parametrize(
     ("row", "options", "shared", "aligned", "arch"),
-    [*sampled(rows_with_everything(), one_in=2), *left_out(other_variants())],
+    [*sampled(rows_with_everything(), one_in=4), *left_out(other_variants())],
     ids=str,
 )
 def test_no_row_spills(row, options, shared, aligned, arch):

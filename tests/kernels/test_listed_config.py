@@ -89,7 +89,7 @@ def test_ctas_lie_in_blocks():
 
 @pytest.mark.parametrize(
     ("variant", "arch"),
-    sampled([(variant, arch) for variant in LISTED for arch in ARCHS], one_in=23),
+    sampled([(variant, arch) for variant in LISTED for arch in ARCHS], one_in=45),
     ids=lambda x: x if isinstance(x, str) else x.name,
 )
 def test_registers_hold_everything(variant, arch):

@@ -66,7 +66,7 @@ OTHERS = [(one,) for one in TAKEN if one not in LARGE]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("one", [*LARGE, *sampled(OTHERS, one_in=3)], ids=lambda one: one.row)
+@pytest.mark.parametrize("one", [*LARGE, *sampled(OTHERS, one_in=5)], ids=lambda one: one.row)
 def test_a_hopper_row(one):
     found, row = report(one), config_of(one)
     # Nothing is spilled, and ptxas has kept what it was asked for: setmaxnreg, wgmma that overlap.

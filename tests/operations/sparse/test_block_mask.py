@@ -57,7 +57,7 @@ def cases(draw: st.DrawFn, like: Case | None = None) -> Case:
     return Case(blocks, elements, seqlens, size)
 
 
-@examples(200)
+@examples(60)
 @given(case=cases())
 def test_what_it_is_made_from_is_what_it_says(case: Case) -> None:
     mask, dense = case.mask, case.dense
@@ -71,7 +71,7 @@ def test_what_it_is_made_from_is_what_it_says(case: Case) -> None:
     assert mask.indices.tolist() == np.nonzero(case.blocks)[-1].tolist()
 
 
-@examples(100)
+@examples(60)
 @given(case=cases())
 def test_every_way_to_make_it_gives_the_same_mask(case: Case) -> None:
     mask = case.mask
@@ -87,7 +87,7 @@ def test_every_way_to_make_it_gives_the_same_mask(case: Case) -> None:
         assert copied == mask and not copied.indices.flags.writeable
 
 
-@examples(100)
+@examples(60)
 @given(data=st.data())
 def test_algebra_is_that_of_the_elements(data: st.DataObject) -> None:
     case = data.draw(cases())

@@ -23,7 +23,7 @@ def pair(size: Any) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-@examples(150)
+@examples(60)
 @given(lengths=st.tuples(LENGTHS, LENGTHS), size=SIZES, left=SIDES, right=SIDES)
 def test_local(lengths: Any, size: Any, left: Any, right: Any) -> None:
     grid = cuattn.local_mask(*lengths, size, left, right)
@@ -34,7 +34,7 @@ def test_local(lengths: Any, size: Any, left: Any, right: Any) -> None:
     assert mask.todense()[window].all()  # with window=(left, right) beside it, the mask hides nothing more
 
 
-@examples(100)
+@examples(60)
 @given(grid=GRIDS, stride=st.integers(1, 5), local=st.integers(0, 4))
 def test_strided(grid: Any, stride: int, local: int) -> None:
     kept = cuattn.strided_mask(*grid, stride, local)
@@ -54,14 +54,14 @@ def test_global(grid: Any, data: st.DataObject) -> None:
     np.testing.assert_array_equal(cuattn.global_mask(*grid, few), cuattn.global_mask(*grid, list(range(few))))
 
 
-@examples(100)
+@examples(60)
 @given(grid=GRIDS, sinks=st.integers(0, 4), local=st.integers(0, 4))
 def test_streaming(grid: Any, sinks: int, local: int) -> None:
     kept = cuattn.streaming_mask(*grid, sinks, local)
     np.testing.assert_array_equal(kept, reference.streaming_mask(*grid, sinks, local))
 
 
-@examples(150)
+@examples(60)
 @given(lengths=st.tuples(LENGTHS, LENGTHS), size=SIZES, data=st.data())
 def test_vertical_slash(lengths: Any, size: Any, data: st.DataObject) -> None:
     numbers = st.lists(st.integers(-1, lengths[1] - 1), max_size=4)
@@ -87,7 +87,7 @@ COUNTS = st.fixed_dictionaries(
 )
 
 
-@examples(100)
+@examples(60)
 @given(grid=GRIDS, counts=COUNTS)
 def test_bigbird(grid: Any, counts: Any) -> None:
     kept = cuattn.bigbird_mask(*grid, **counts)
