@@ -2,8 +2,9 @@
 
 A CUBIN takes the compiler half a second, no test of behaviour needs it, and what it shows changes only with a kernel or
 a row of its table. So the suite takes, for each row and at the largest head dim that it serves, the kernels without
-options and with everything on sm_90a, of the forward the causal ones too, and on sm_80 every third row. What is left
-(element-wise loads, smaller head dims, narrow formats, single options, other architectures) it leaves out.
+options and with everything on sm_90a, of the forward the causal ones too, and on sm_80 every third row. Of the Hopper
+kernel beside d128, of lists of tiles and of the variants of attention it takes fewer; each test says how many. What is
+left (element-wise loads, smaller head dims, narrow formats, single options, other architectures) it leaves out.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def linear_attention(
         What an earlier call returned: its tokens precede these. Default: zeros.
     return_state : bool, default False
     chunk : {16, 32, 64, 128}, optional
-        Tokens that are computed together, where a kernel has the choice: speed and rounding may depend on it.
+        Tokens that are computed together. Checked, and without effect today: each kernel has one length of chunks.
     out : array [B, N, O, E], dtype of ``q``, optional
     state_out : LinearState, optional
         Where the state after the last token goes; it may be ``initial_state`` itself.

@@ -18,7 +18,6 @@ from backward_calls import (
     same_bits,
 )
 from backward_formats import BF16, DIM, F16, F32, F64, FORMATS
-from resource_cases import sampled
 from test_attention_backward import normal
 
 from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
@@ -56,9 +55,7 @@ def in_any_schedule(executor, saved, expected, **extra):
 ROWS = [(name, pair) for name in FORMATS for pair in pairs_of_rows(name)]
 
 
-@pytest.mark.parametrize(
-    ("name", "pair"), sampled(ROWS, one_in=2), ids=[f"{name}-{i}" for i, (name, _) in enumerate(ROWS)]
-)
+@pytest.mark.parametrize(("name", "pair"), ROWS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(ROWS)])
 def test_every_row(executor, name, pair):
     """Of the largest head dims that it is for: right, and the same bits in any schedule."""
     _, dtype, options = FORMATS[name]
