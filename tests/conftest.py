@@ -11,15 +11,17 @@ import gc
 import os
 from collections.abc import Iterator
 
+# Under xdist the processes share the cores already. The executor reads its number at call time; OpenBLAS reads its own
+# when NumPy is first imported, below, and each idle thread of it would wait in a loop on a core of another process.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("CUATTN_HOST_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 from compile_budget import BUDGET, CompileBudget
 
 from cuattn.testing.executors import ExecutorUnderTest, executor_names
-
-# Under xdist the processes share the cores already. Read at call time by cuattn, so setting it here is early enough.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("CUATTN_HOST_THREADS", "1")
 
 # No deadlines: the first example of a kernel variant compiles it. One example in the profile is the floor that
 # `cuattn.testing.strategies.examples` raises; properties without it say their own number.
