@@ -26,8 +26,16 @@ WARP_SIZE = 32
 PACK_BYTES = 16  # what a thread loads or stores at once
 
 
-def kernel_types(dtype_name: str, products: str) -> dict[str, Any]:
-    """The element types of a kernel: in memory, on chip, of the result, and of the sums."""
+def kernel_types(dtype_name: str, products: str, *, unrounded: bool = False) -> dict[str, Any]:
+    """The element types of a kernel: in memory, on chip, of the result, and of the sums.
+
+    ``unrounded``: the result is of the type of the sums.
+    """
+    types = _rounded_types(dtype_name, products)
+    return {**types, "Output": types["Accumulator"]} if unrounded else types
+
+
+def _rounded_types(dtype_name: str, products: str) -> dict[str, Any]:
     if dtype_name in STORAGE_8BIT:
         element = "__half" if products == "mma" else "float"
         return {

@@ -31,6 +31,9 @@ constexpr int ROW_TILES = WARP_M / MMA_M;
 constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
 constexpr int V_STRIDE = TILE_STRIDE<HEAD_DIM_V>;
 
+// Results of the type of the sums go to memory from registers, others by way of shared memory.
+constexpr bool STAGE_OUTPUT = sizeof(Output) == sizeof(Element);
+
 // Shared memory of a CTA. The output tile takes the place of everything else once the last tile is done.
 union Smem {
     struct {
@@ -38,11 +41,11 @@ union Smem {
         Element k[NUM_STAGES][BLOCK_N][QK_STRIDE];
         Element v[NUM_STAGES][BLOCK_N][V_STRIDE];
     };
-    Output out[BLOCK_M][V_STRIDE];
+    Element out[BLOCK_M][V_STRIDE];  // of type Output, with STAGE_OUTPUT
 };
 
 static_assert(ROW_TILES * MMA_M * NUM_WARPS == BLOCK_M, "every row belongs to one warp, in whole mma tiles");
-static_assert(sizeof(Output) == sizeof(Element), "the output tile is laid out like the others");
+static_assert(STAGE_OUTPUT || sizeof(Output) == sizeof(float), "the output tile is laid out like the others");
 static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 
 using Params = AttentionParams<float>;
@@ -230,16 +233,25 @@ __device__ __forceinline__ void attention_forward(
     const QueryBlock out_block = query_block<BLOCK_M, BOUND_RIGHT>(params, g_work, g_cu_seqlens_q, g_cu_seqlens_k,
                                                                    g_diagonal_offsets, out_columns.cta_idx);
     finish_rows(state, scale, scale_log2, g_sinks, out_block.head_idx);
-    Output(*s_out)[V_STRIDE] = smem.out + warp_idx * WARP_M;
-    stage_output(state, s_out, out_factor, lane_idx);
-    // SYNC: the warp's output rows are in shared memory; only the warp that wrote them reads them.
-    __syncwarp();
+    Output(*s_out)[V_STRIDE] = reinterpret_cast<Output(*)[V_STRIDE]>(smem.out) + warp_idx * WARP_M;
+    if constexpr (STAGE_OUTPUT) {
+        stage_output(state, s_out, out_factor, lane_idx);
+        // SYNC: the warp's output rows are in shared memory; only the warp that wrote them reads them.
+        __syncwarp();
+    }
     const int out_query = out_block.first_query + warp_idx * WARP_M;
     g_out += out_block.batch_idx * params.out.batch + out_block.head_idx * params.out.head +
              (static_cast<long long>(out_block.q_start) + out_query) * params.out.seq + out_columns.first;
-    const bool vectors = ((reinterpret_cast<unsigned long long>(g_out) | params.out.seq * sizeof(Output)) & 15) == 0;
-    store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, params.out.seq, s_out[0], out_block.seqlen_q - out_query,
-                                           out_columns.count, vectors, lane_idx);
+    constexpr int ALIGNMENT = STAGE_OUTPUT ? 16 : 2 * sizeof(Output);
+    const bool vectors =
+        ((reinterpret_cast<unsigned long long>(g_out) | params.out.seq * sizeof(Output)) & (ALIGNMENT - 1)) == 0;
+    if constexpr (STAGE_OUTPUT) {
+        store_tile_by_warp<WARP_M, HEAD_DIM_V>(g_out, params.out.seq, s_out[0], out_block.seqlen_q - out_query,
+                                               out_columns.count, vectors, lane_idx);
+    } else {
+        store_output(state, reinterpret_cast<float*>(g_out), params.out.seq, out_factor,
+                     out_block.seqlen_q - out_query, out_columns.count, vectors, lane_idx);
+    }
     if (g_lse != nullptr && out_columns.is_first() && lane_idx % 4 == 0) {
         g_lse += out_block.batch_idx * params.lse_batch + out_block.head_idx * params.lse_head + out_block.q_start;
         const int lane_query = out_query + frag_acc_row(lane_idx);

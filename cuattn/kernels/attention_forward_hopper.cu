@@ -21,7 +21,7 @@
 // Grid: as many CTAs as the device holds at once, at most schedule.num_tiles.
 // Block: (1 + NUM_CONSUMERS) warpgroups of 128 threads.
 //
-// Constants: Element (of q, k, v), Output (the same, or bfloat16 for e4m3); BLOCK_M = 64 NUM_CONSUMERS, BLOCK_N,
+// Constants: Element (of q, k, v), Output (the same, bfloat16 for e4m3, or float); BLOCK_M = 64 NUM_CONSUMERS, BLOCK_N,
 // HEAD_DIM, HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller; copies fill up with zeros),
 // NUM_CONSUMERS, NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of a thread, after the roles are taken),
 // PING_PONG, SMEM_BYTES; PACKED (sequences packed into one array); the options that are compiled in: BOUND_LEFT and

@@ -49,12 +49,24 @@ def check_axis(axis: Any, ndim: int, name: str = "x") -> int:
     return integer("axis", axis, -ndim, ndim - 1) % ndim
 
 
-def check_out(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str = "result") -> None:
-    """Raise unless ``x``, the argument ``name``, is an array that a result of ``shape`` and ``dtype`` can go to."""
+def check_out(
+    name: str,
+    x: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    what: str = "result",
+    *,
+    unrounded: np.dtype[Any] | None = None,
+) -> None:
+    """Raise unless ``x``, the argument ``name``, is an array that a result of ``shape`` and ``dtype`` can go to.
+
+    ``unrounded``: the dtype that the result has before it is rounded, where ``x`` may be of that one as well.
+    """
     if tuple(x.shape) != shape:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}; the {what} has shape {shape}")
-    if x.dtype != dtype:
-        raise DTypeError(f"{name} has dtype {x.dtype}; the {what} has dtype {dtype}")
+    if x.dtype != dtype and (unrounded is None or x.dtype != unrounded):
+        wider = "" if unrounded in (None, dtype) else f", or {unrounded} where it is not to be rounded"
+        raise DTypeError(f"{name} has dtype {x.dtype}; the {what} has dtype {dtype}{wider}")
     check_writable(name, x)
 
 

@@ -66,7 +66,8 @@ def attention(
     q: Any, k: Any, v: Any, *, config: ForwardConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
     """Call `cuattn.attention` with a kernel shape of one's own choice."""
-    return forward(attention_arguments.check(q, k, v, **options), return_lse=return_lse, config=config)
+    problem = attention_arguments.check(q, k, v, may_be_unrounded=True, **options)
+    return forward(problem, return_lse=return_lse, config=config)
 
 
 def attention_varlen(
@@ -77,7 +78,7 @@ def attention_varlen(
     **options: Any,
 ) -> Any:
     """Call `cuattn.attention_varlen` with a kernel shape of one's own, or as if only the device knew the lengths."""
-    problem, packed = varlen.check(*arrays, **options)
+    problem, packed = varlen.check(*arrays, may_be_unrounded=True, **options)
     if schedule_on_device:
         packed.host = None
     return forward(problem, return_lse=return_lse, config=config, packed=packed)

@@ -99,3 +99,17 @@ __device__ __forceinline__ void stage_output(const WarpState& state, Output (*s_
         }
     }
 }
+
+// Divides by the row sums, and writes this warp's rows [num_rows x num_cols] to memory without rounding them. `pairs`:
+// every row begins at a multiple of 8 bytes.
+__device__ __forceinline__ void store_output(const WarpState& state, float* g_rows, long long g_stride, float factor,
+                                             int num_rows, int num_cols, bool pairs, int lane_idx) {
+#pragma unroll
+    for (int i = 0; i < 2 * ROW_TILES; i++) {
+        const int row = i * 8 + frag_acc_row(lane_idx);
+        const float row_factor = state.rows[i / 2][i % 2].inverse_sum() * factor;
+        if (row < num_rows) {
+            store_acc_row(g_rows + row * g_stride, state.acc_out[i / 2], i % 2, row_factor, num_cols, pairs, lane_idx);
+        }
+    }
+}

@@ -51,6 +51,24 @@ __device__ __forceinline__ void store_pair(float* s_pair, float left, float righ
     *reinterpret_cast<float2*>(s_pair) = make_float2(left, right);
 }
 
+// Numbers [0, num_cols) of a row of accumulators side by side (`half` 1: of the row eight below), times a factor, to
+// memory: a quad writes 32 bytes of each. `pairs`: the row begins at a multiple of 8 bytes.
+template <int TILES>
+__device__ __forceinline__ void store_acc_row(float* g_row, const float (&acc)[TILES][4], int half, float factor,
+                                              int num_cols, bool pairs, int lane_idx) {
+#pragma unroll
+    for (int e = 0; e < TILES; e++) {
+        const int col = e * MMA_N + frag_acc_col(lane_idx);
+        const float left = acc[e][2 * half] * factor, right = acc[e][2 * half + 1] * factor;
+        if (pairs && col + 1 < num_cols) {
+            store_pair(g_row + col, left, right);
+        } else {
+            if (col < num_cols) g_row[col] = left;
+            if (col + 1 < num_cols) g_row[col + 1] = right;
+        }
+    }
+}
+
 // Fragments of 16-bit elements are ready for mma as they were fetched; those of floats are rounded to tf32 first.
 template <typename Element>
 __device__ __forceinline__ void round_fragment(Element, unsigned (&)[4]) {}

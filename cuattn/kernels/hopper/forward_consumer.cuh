@@ -298,15 +298,9 @@ __device__ __forceinline__ void write_rows(ConsumerState& state, const WorkTile&
             sums.sum = sums.sum * correction + exp2_approx(term);
         }
         const float factor = sums.inverse_sum() * correction * out_factor;
-        unsigned pairs[HEAD_DIM_V / MMA_N];
-#pragma unroll
-        for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-            pairs[e] = pack_pair(Output(), state.acc_out[0][e][2 * half] * factor,
-                                 state.acc_out[0][e][2 * half + 1] * factor);
-        }
         Output* g_row = g_out + tile.block.batch_idx * params.out.batch + row.head_idx * params.out.head +
                         query * params.out.seq;
-        store_quad_row(g_row, pairs, params.head_dim_v, vectors, row.in_range, lane_idx);
+        write_row(g_row, state.acc_out[0], half, factor, params.head_dim_v, vectors, row.in_range, lane_idx);
         if (g_lse != nullptr && row.in_range && lane_idx % 4 == 0) {
             g_lse[tile.block.batch_idx * params.lse_batch + row.head_idx * params.lse_head + query] = sums.lse();
         }

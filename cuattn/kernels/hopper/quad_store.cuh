@@ -51,3 +51,21 @@ __device__ __forceinline__ void store_quad_row(Element* g_row, unsigned (&pairs)
         }
     }
 }
+
+// A row of accumulators (`half` 1: that eight rows below) times a factor: rounded, ...
+template <int TILES, typename Rounded>
+__device__ __forceinline__ void write_row(Rounded* g_row, const float (&acc)[TILES][4], int half, float factor,
+                                          int num_columns, bool vectors, bool in_range, int lane_idx) {
+    unsigned pairs[TILES];
+#pragma unroll
+    for (int e = 0; e < TILES; e++) {
+        pairs[e] = pack_pair(Rounded(), acc[e][2 * half] * factor, acc[e][2 * half + 1] * factor);
+    }
+    store_quad_row(g_row, pairs, num_columns, vectors, in_range, lane_idx);
+}
+// ... or as it is.
+template <int TILES>
+__device__ __forceinline__ void write_row(float* g_row, const float (&acc)[TILES][4], int half, float factor,
+                                          int num_columns, bool vectors, bool in_range, int lane_idx) {
+    if (in_range) store_acc_row(g_row, acc, half, factor, num_columns, vectors, lane_idx);
+}

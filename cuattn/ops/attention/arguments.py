@@ -83,9 +83,15 @@ class Problem:
         """The type that sums are in, and lse is returned in."""
         return np.float64 if self.dtype == np.float64 else np.float32
 
+    @property
+    def unrounded(self) -> bool:
+        """Whether the result is of the accumulator's type, where it is usually rounded to another."""
+        return self.out is not None and self.out.dtype != output_dtype(self.dtype)
+
     def output(self) -> Operand:
         """Return what a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
-        return target(self.executor, self.out, self.extents.out_shape, output_dtype(self.dtype))
+        dtype = output_dtype(self.dtype) if self.out is None else self.out.dtype
+        return target(self.executor, self.out, self.extents.out_shape, dtype)
 
     def deliver(self, output: Operand) -> Any:
         """Return the array for the caller, once the kernel has been launched."""
@@ -97,6 +103,11 @@ def output_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return BFLOAT16 if dtype.itemsize == 1 else dtype
 
 
+def unrounded_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of the result before it is rounded: that of the sums."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
 def check(
     q: Any,
     k: Any,
@@ -105,9 +116,13 @@ def check(
     out: Any = None,
     fp8_format: Any = None,
     operation: Operation = ATTENTION,
+    may_be_unrounded: bool = False,
     **options: Any,
 ) -> Problem:
-    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.attention`."""
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `cuattn.attention`.
+
+    ``may_be_unrounded``: ``out`` may be of the accumulator's type.
+    """
     executor = executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = check_dtypes(q, k, v, fp8_format)
@@ -119,7 +134,7 @@ def check(
         num_kv_heads=extents.num_kv_heads,
         dtype=dtype,
     )
-    out = prepare_out(executor, out, extents.out_shape, dtype, resolved, q=q, k=k, v=v)
+    out = prepare_out(executor, out, extents.out_shape, dtype, may_be_unrounded, resolved, q=q, k=k, v=v)
     return Problem(executor, q, k, v, out, dtype, extents, resolved.scale_for(extents.head_dim), resolved)
 
 
@@ -151,13 +166,19 @@ def check_dtypes(q: Any, k: Any, v: Any, fp8_format: Any) -> np.dtype[Any]:
 
 
 def prepare_out(
-    executor: Executor, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], options: Options, **inputs: Any
+    executor: Executor,
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    may_be_unrounded: bool,
+    options: Options,
+    **inputs: Any,
 ) -> Any:
     """Return ``out`` as an array of the executor that can take the result, or None. Raises as `check_out`."""
     if out is None:
         return None
     out = executor.asarray("out", out)
-    check_out("out", out, shape, output_dtype(dtype))
+    check_out("out", out, shape, output_dtype(dtype), unrounded=unrounded_dtype(dtype) if may_be_unrounded else None)
     ranges = {name: byte_bounds(x) for name, x in (inputs | options.arrays).items()}
     check_apart("out", byte_bounds(out), ranges)
     return out

@@ -176,6 +176,7 @@ def attention(
         scale=scale,
         causal=causal,
         out=out,
+        may_be_unrounded=True,
         window=window,
         chunk=chunk,
         softcap=softcap,

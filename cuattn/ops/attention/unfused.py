@@ -111,6 +111,7 @@ def standard_attention(
         fp8_format=fp8_format,
         out=out,
         operation=_OPERATION,
+        may_be_unrounded=True,
         **options,
     )
     executor, extents, resolved = problem.executor, problem.extents, problem.options
@@ -169,6 +170,8 @@ def standard_attention(
 def _kernel(problem: Problem, probability: np.dtype[Any], name: str) -> Kernel:
     """Load one of the three kernels. They have every option, as the plain kernel has."""
     element = ELEMENTS[probability.name][0]
-    constants = PlainFwdConfig(_NUM_WARPS).constants(problem.dtype.name, 0, 0, problem.options.kernel_options)
+    unrounded = problem.unrounded and name == "output"
+    options = problem.options.kernel_options
+    constants = PlainFwdConfig(_NUM_WARPS).constants(problem.dtype.name, 0, 0, options, unrounded=unrounded)
     constants |= {"Probability": element, "Element": element, "TILE": _TILE}
     return problem.executor.kernel(_SOURCE, constants, f"{_ENTRY}_{name}")

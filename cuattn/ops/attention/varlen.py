@@ -144,6 +144,7 @@ def attention_varlen(
         max_seqlen_k=max_seqlen_k,
         fp8_format=fp8_format,
         out=out,
+        may_be_unrounded=True,
         **options,
     )
     warn_if_slow(problem, packed)
@@ -162,9 +163,13 @@ def check(
     out: Any = None,
     fp8_format: Any = None,
     operation: Operation = _OPERATION,
+    may_be_unrounded: bool = False,
     **options: Any,
 ) -> tuple[Problem, PackedSequences]:
-    """Make every check of a call, and find the executor it runs on. Raises as documented at `attention_varlen`."""
+    """Make every check of a call, and find the executor it runs on. Raises as documented at `attention_varlen`.
+
+    ``may_be_unrounded``: ``out`` may be of the accumulator's type.
+    """
     executor = arguments.executor_of(q, k, v, out, operation.large_arrays(options))
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)
     dtype = arguments.check_dtypes(q, k, v, fp8_format)
@@ -179,6 +184,6 @@ def check(
         dtype=dtype,
     )
     arrays = {"q": q, "k": k, "v": v, "cu_seqlens_q": packed.cu_seqlens_q, "cu_seqlens_k": packed.cu_seqlens_k}
-    out = arguments.prepare_out(executor, out, extents.out_shape, dtype, resolved, **arrays)
+    out = arguments.prepare_out(executor, out, extents.out_shape, dtype, may_be_unrounded, resolved, **arrays)
     scale = resolved.scale_for(extents.head_dim)
     return Problem(executor, q, k, v, out, dtype, extents, scale, resolved), packed

@@ -119,12 +119,14 @@ class FlashFwdConfig:
         aligned: bool = True,
         column_blocks: int = 1,
         listed: bool = False,
+        unrounded: bool = False,
     ) -> dict[str, Any]:
         """The kernel's compile-time constants. The dtype is that of q, head dims are as in `smem_bytes`; each of
-        ``column_blocks`` CTAs computes so many columns, and with ``listed`` the tiles are those of a list.
+        ``column_blocks`` CTAs computes so many columns, with ``listed`` the tiles are those of a list, and with
+        ``unrounded`` the result is of the accumulator's type.
         """
         constants: dict[str, Any] = {
-            **kernel_types(dtype_name, self.products),
+            **kernel_types(dtype_name, self.products, unrounded=unrounded),
             **options.constants(),
             "ALIGNED": aligned,
             "TILE_LIST": listed,
@@ -175,10 +177,11 @@ class PlainFwdConfig:
         *,
         aligned: bool = True,
         column_blocks: int = 1,
+        unrounded: bool = False,
     ) -> dict[str, Any]:
         """Return the kernel's compile-time constants: it takes any head dim, any alignment and any option."""
         return {
-            **kernel_types(dtype_name, "fma"),
+            **kernel_types(dtype_name, "fma", unrounded=unrounded),
             **replace(EVERYTHING, bias_dtype=options.bias_dtype).constants(),
             "MAX_HEAD_DIM": MAX_COLUMNS if max(head_dim, head_dim_v) <= MAX_COLUMNS else MAX_HEAD_DIM,
             "NUM_WARPS": self.num_warps,

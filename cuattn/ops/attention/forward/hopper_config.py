@@ -152,9 +152,13 @@ class HopperFwdConfig:
         options: ForwardOptions = PLAIN,
         *,
         packed: bool = False,
+        unrounded: bool = False,
     ) -> dict[str, Any]:
-        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``packed`` sequences."""
-        types = kernel_types(dtype_name, "mma")
+        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``packed`` sequences.
+
+        With ``unrounded`` the result is of the accumulator's type.
+        """
+        types = kernel_types(dtype_name, "mma", unrounded=unrounded)
         return {
             "Element": types["Storage"],
             "Output": types["Output"],

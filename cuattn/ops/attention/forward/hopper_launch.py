@@ -49,6 +49,7 @@ def launch(
         BUCKETS[extents.head_dim_v],
         kernel_options(options),
         packed is not None,
+        problem.unrounded,
     )
     queries = row.block_m // pack
     work = None if packed is None else packed.work(executor, extents.seqlen_q, queries, options)
@@ -85,8 +86,9 @@ def _loaded(
     head_dim_v: int,
     options: ForwardOptions,
     packed: bool,
+    unrounded: bool,
 ) -> LoadedKernel:
-    constants = row.constants(dtype_name, head_dim, head_dim_v, options, packed=packed)
+    constants = row.constants(dtype_name, head_dim, head_dim_v, options, packed=packed, unrounded=unrounded)
     kernel = executor.kernel(row.source, constants, row.entry)
     return LoadedKernel(kernel, row.smem_bytes(head_dim, head_dim_v, options))
 

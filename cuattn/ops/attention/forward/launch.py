@@ -74,7 +74,7 @@ def _launch(
     aligned = q.aligned and k.aligned and v.aligned
     few_queries = longest_seqlen_q(problem, packed) <= FEW_QUERIES
     kernel_options = options.kernel_options if listed is None else listed.options
-    of_call = kernel_options, options.tf32, aligned, few_queries, listed is not None
+    of_call = kernel_options, options.tf32, aligned, few_queries, listed is not None, problem.unrounded
     loaded = _loaded(executor, problem.dtype, *head_dims, *of_call, config)
     if listed is not None:
         work = listed.work
@@ -128,6 +128,7 @@ def _loaded(
     aligned: bool,
     few_queries: bool,
     listed: bool,
+    unrounded: bool,
     config: FlashFwdConfig | PlainFwdConfig | None,
 ) -> LoadedKernel:
     """Load the kernel of a config, or of the one that is selected; ``head_dim_v`` columns for each column block."""
@@ -143,10 +144,10 @@ def _loaded(
         )
     if isinstance(config, PlainFwdConfig):
         head_dim_v, column_blocks = head_dim_v * column_blocks, 1  # it has a row for itself
-        constants = config.constants(dtype.name, head_dim, head_dim_v, options)
+        constants = config.constants(dtype.name, head_dim, head_dim_v, options, unrounded=unrounded)
     else:
         of_call: dict[str, Any] = {"aligned": aligned, "column_blocks": column_blocks, "listed": listed}
-        constants = config.constants(dtype.name, head_dim, head_dim_v, options, **of_call)
+        constants = config.constants(dtype.name, head_dim, head_dim_v, options, unrounded=unrounded, **of_call)
     kernel = executor.kernel(config.source, constants, config.entry)
     smem_bytes = config.smem_bytes(head_dim, head_dim_v)
     return LoadedKernel(

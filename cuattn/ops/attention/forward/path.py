@@ -183,5 +183,5 @@ def check_call(
         missing = "cu_seqlens_q" if cu_seqlens_q is None else "cu_seqlens_k"
         raise ArgumentError(f"{missing} is None; cu_seqlens_q and cu_seqlens_k are given together or not at all")
     if cu_seqlens_q is not None:
-        return varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
-    return arguments.check(q, k, v, **options), None
+        return varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, may_be_unrounded=True, **options)
+    return arguments.check(q, k, v, may_be_unrounded=True, **options), None
