@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from cuattn.ops.attention.backward.varlen import attention_varlen_backward
     from cuattn.ops.attention.dense import attention
-    from cuattn.ops.attention.dropout import dropout_mask
+    from cuattn.ops.attention.dropout import DropoutOrigin, dropout_mask
     from cuattn.ops.attention.forward.path import ForwardPath, forward_path
     from cuattn.ops.attention.forward.tune import TunedRow, tune
     from cuattn.ops.attention.unfused import standard_attention
@@ -86,6 +86,7 @@ __all__ = [
     "DecodePlan",
     "DifferentialGrads",
     "DifferentialState",
+    "DropoutOrigin",
     "DualChunkGrads",
     "ForwardPath",
     "KVCache",
@@ -171,6 +172,7 @@ _HOMES = {
     "DecodePlan": "cuattn.ops.decode.plan",
     "DifferentialGrads": "cuattn.ops.differential.gradients",
     "DifferentialState": "cuattn.ops.differential.dense",
+    "DropoutOrigin": "cuattn.ops.attention.dropout",
     "DualChunkGrads": "cuattn.ops.dual_chunk.backward",
     "ForwardPath": "cuattn.ops.attention.forward.path",
     "KVCache": "cuattn.kv.caches.contiguous",

@@ -308,7 +308,7 @@ __device__ __forceinline__ void attention_backward(
                 hide_by_position<Layout>(probabilities, 0.0f, band, lane, num_own);
             }
             if (DROPOUT && params.use_dropout) {
-                const unsigned head = block.batch_idx * params.num_heads + head_idx;
+                const unsigned head = dropout_head(params.dropout, params.num_heads, block.batch_idx, head_idx);
                 if constexpr (LISTED) {
                     mark_dropped(probabilities, params.dropout, head, walk.place(tile, lane));
                 } else {

@@ -135,7 +135,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         probabilities_from_logits(probabilities, lse, large, params.scale, params.scale_log2);
         if (!tiles.in_full(term.k_tile)) hide_by_position<Layout>(probabilities, 0.0f, band, lane);
         if (DROPOUT && params.use_dropout) {
-            mark_dropped(probabilities, params.dropout, term.batch_idx * params.num_heads + term.head_idx, lane);
+            const unsigned head = dropout_head(params.dropout, params.num_heads, term.batch_idx, term.head_idx);
+            mark_dropped(probabilities, params.dropout, head, lane);
         }
     };
     auto use_dout_v = [&] {

@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     Weights acc = {}, scores;
     Element lse[LANE_M], delta[LANE_M];
     Position lane;
-    unsigned head;  // counted over the batch, as dropout does
+    unsigned head;  // as dropout counts them
     bool active;    // some row of this warp sees a key of the tile
     BiasWalk walk(sums, params, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
 
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
         const KeyTiles tiles(band, BLOCK_N, warp_query, max(warp_query, last_query));
         active = warp_query <= last_query && term.k_tile >= tiles.begin && term.k_tile < tiles.end;
         if (!active) return;
-        head = term.batch_idx * params.num_heads + term.head_idx;
+        head = dropout_head(params.dropout, params.num_heads, term.batch_idx, term.head_idx);
         lane = {first_query + lane_row, first_key + lane_col};
         const long long first_row =
             term.batch_idx * params.lse_batch + term.head_idx * params.lse_head + sequence.q_start;

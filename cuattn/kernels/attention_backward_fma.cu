@@ -276,13 +276,13 @@ __device__ __forceinline__ void attention_backward(
             multiply_abt<HEAD_DIM>(scores, smem.own_qk[lane_row], smem.other_qk[lane_col], params.head_dim);
             const ScoreOptions<Element> options(params, g_bias, g_mask, nullptr, g_alibi_slopes, block.batch_idx,
                                                 head_idx, 0);
+            const unsigned head = dropout_head(params.dropout, params.num_heads, block.batch_idx, head_idx);
             Weights slopes;
             if constexpr (LISTED) {
                 const auto place = walk.place(at, lane);
                 walk.logits(scores, slopes, params, options, place, num_other);
                 walk.hide(scores, negative_infinity<Element>(), place);
-                differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query,
-                              block.batch_idx * params.num_heads + head_idx, place);
+                differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query, head, place);
             } else {
                 const AlibiRows alibi_rows(lane, block.diagonal_offset, options.slope);
                 natural_logits<LaneLayout>(scores, slopes, params, params.scale, alibi_rows);
@@ -292,8 +292,7 @@ __device__ __forceinline__ void attention_backward(
                 if (!tiles.in_full(at.tile_idx)) {
                     hide_by_position<LaneLayout>(scores, negative_infinity<Element>(), band, lane);
                 }
-                differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query,
-                              block.batch_idx * params.num_heads + head_idx, lane);
+                differentiate(scores, dp, params, smem.lse + lane_query, smem.delta + lane_query, head, lane);
             }
             multiply_by_slopes<LaneLayout>(dp, slopes);
             if (GRAD_V) {

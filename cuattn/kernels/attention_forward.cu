@@ -215,12 +215,11 @@ __device__ __forceinline__ void attention_forward(
         }
         softmax_step(state.acc_out, state.rows, scores, positive_scale_log2(scale_log2));
         if (DROPOUT && params.use_dropout) {
+            const unsigned head = dropout_head(params.dropout, params.num_heads, block.batch_idx, block.head_idx);
             if constexpr (LISTED) {
-                drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
-                                   walk.place(tile, lane));
+                drop_probabilities(scores, params.dropout, head, walk.place(tile, lane));
             } else {
-                drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
-                                   lane);
+                drop_probabilities(scores, params.dropout, head, lane);
             }
         }
         multiply_add(Element(), state.acc_out, scores, smem_address(smem.v[stage]) + v_offset);

@@ -198,12 +198,11 @@ __device__ __forceinline__ void attention_forward(
             }
             softmax_step(state, scores);
             if (DROPOUT && params.use_dropout) {
+                const unsigned head = dropout_head(params.dropout, params.num_heads, block.batch_idx, block.head_idx);
                 if constexpr (LISTED) {
-                    drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
-                                       walk.place(tile, lane));
+                    drop_probabilities(scores, params.dropout, head, walk.place(tile, lane));
                 } else {
-                    drop_probabilities(scores, params.dropout, block.batch_idx * params.num_heads + block.head_idx,
-                                       lane);
+                    drop_probabilities(scores, params.dropout, head, lane);
                 }
             }
             store_weights(scores, smem.p[lane_row] + lane_col);

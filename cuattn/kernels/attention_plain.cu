@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     if (!block.has_work()) return;
     const int query_idx = block.first_query + threadIdx.x / WARP_SIZE;
     if (query_idx >= block.seqlen_q) return;
-    const int head = block.batch_idx * params.num_heads + block.head_idx;
+    const unsigned head = dropout_head(params.dropout, params.num_heads, block.batch_idx, block.head_idx);
     const int kv_head = block.batch_idx * (params.num_heads / params.heads_per_kv_head) + block.kv_head_idx;
     const long long q_row = static_cast<long long>(block.q_start) + query_idx;
 

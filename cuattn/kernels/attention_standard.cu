@@ -129,12 +129,14 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     if (row_idx >= num_rows) return;
     const unsigned head = row_idx / params.seqlen_q;
     const int query_idx = row_idx - static_cast<long long>(head) * params.seqlen_q;
+    const int batch_idx = head / params.num_heads, head_idx = head - batch_idx * params.num_heads;
+    const unsigned head_of_mask = dropout_head(params.dropout, params.num_heads, batch_idx, head_idx);
     g_scores += row_idx * seqlen_k;
     g_weights += row_idx * seqlen_k;
     if (g_probabilities != nullptr) g_probabilities += row_idx * seqlen_k;
 
     // The sink is one more logit, whose value is nowhere; -inf is none.
-    const Accumulator sink = g_sinks == nullptr ? negative_infinity<Accumulator>() : g_sinks[head % params.num_heads];
+    const Accumulator sink = g_sinks == nullptr ? negative_infinity<Accumulator>() : g_sinks[head_idx];
     Accumulator row_max = sink;
     for (int i = lane_idx; i < seqlen_k; i += WARP_SIZE) row_max = fmax(row_max, g_scores[i]);
     for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
@@ -150,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_atten
     const Accumulator inverse_sum = sum == Accumulator(0) ? Accumulator(0) : Accumulator(1) / sum;
     for (int i = lane_idx; i < seqlen_k; i += WARP_SIZE) {
         const Accumulator probability = exp(g_scores[i] - reference) * inverse_sum;
-        const bool kept = !params.use_dropout || dropout_keeps(params.dropout, head, query_idx, i);
+        const bool kept = !params.use_dropout || dropout_keeps(params.dropout, head_of_mask, query_idx, i);
         if (g_probabilities != nullptr) g_probabilities[i] = static_cast<Probability>(probability);
         // A product, because a row that is NaN stays NaN.
         g_weights[i] = static_cast<Probability>(probability * (kept ? WEIGHT_FACTOR : Accumulator(0)));

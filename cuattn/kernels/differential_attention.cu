@@ -262,7 +262,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
         if (!in_full) hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
         step(state, scores, softmax_scale_log2);
         if (DROPOUT && params.use_dropout) {
-            const unsigned head = block.batch_idx * 2 * params.num_heads + own.head(block.head_idx);
+            const unsigned head = dropout_head(params.dropout, 2 * params.num_heads, block.batch_idx,
+                                               own.head(block.head_idx));
             drop_probabilities(scores, params.dropout, head, lane);
         }
         multiply_add(Element(), state.acc_out, scores, s_v + stage * sizeof(smem.v[0]));

@@ -209,7 +209,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
             }
             softmax_step(state, scores);
             if (DROPOUT && params.use_dropout) {
-                const unsigned head = block.batch_idx * 2 * params.num_heads + own.head(block.head_idx);
+                const unsigned head = dropout_head(params.dropout, 2 * params.num_heads, block.batch_idx,
+                                                   own.head(block.head_idx));
                 drop_probabilities(scores, params.dropout, head, lane);
             }
             store_weights(scores, s_weights + lane_col);

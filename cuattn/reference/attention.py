@@ -40,13 +40,15 @@ def dropped_out(
     dropout_p: float = 0.0,
     dropout_seed: int = 0,
     dropout_offset: int = 0,
+    dropout_origin: tuple[Any, ...] | None = None,
     dropout_keep: ArrayLike | None = None,
 ) -> Array:
     """Return P Z, Z = kept / (1 - dropout_p): kept are `dropout_keep`, or else those of :func:`cuattn.dropout_mask`."""
     if not dropout_p:
         return p
     if dropout_keep is None:
-        dropout_keep = keep(p.shape, dropout_p=dropout_p, dropout_seed=dropout_seed, dropout_offset=dropout_offset)
+        words: dict[str, Any] = {"dropout_seed": dropout_seed, "dropout_offset": dropout_offset}
+        dropout_keep = keep(p.shape, dropout_p=dropout_p, dropout_origin=dropout_origin, **words)
     return np.asarray(p * np.asarray(dropout_keep) / p.dtype.type(1 - float(dropout_p)))
 
 
@@ -88,9 +90,9 @@ def attention(
     with a sink); one with a +inf logit is NaN in both. Vaswani et al., "Attention is all you need", 2017.
 
     `dropout_p`, `dropout_seed`, `dropout_offset`: probabilities that :func:`cuattn.dropout_mask` keeps are divided by
-    1 - dropout_p, the others are 0; lse is that of all. `dropout_keep`, broadcast to [B, H, N, M], takes the place of
-    that mask. `v_descale` [B, G] multiplies out for float8 inputs. `precision` names how a kernel computes, which
-    changes nothing here.
+    1 - dropout_p, the others are 0; lse is that of all. `dropout_origin` says where in a larger mask theirs begins.
+    `dropout_keep`, broadcast to [B, H, N, M], takes the place of that mask. `v_descale` [B, G] multiplies out for
+    float8 inputs. `precision` names how a kernel computes, which changes nothing here.
     """
     of_logits, of_dropout = split_options(options)
     p, lse = _softmax_with_sink(logits(q, k, fp8_format=fp8_format, dtype=dtype, **of_logits), sinks)

@@ -46,8 +46,10 @@ def kept(
 ) -> NDArray[np.bool_]:
     """Say which elements have a random word below `threshold`, bool [len(batch_heads), len(rows), len(columns)].
 
-    `batch_heads` holds b * H + h; `rows` are queries and `columns` keys, in steps of 1.
+    `batch_heads` holds b * H + h; `rows` are queries and `columns` keys.
     """
+    if rows.step != 1 or columns.step != 1:
+        return _kept_one_by_one(threshold, seed, offset, batch_heads, rows, columns)
     first_row, first_column = rows.start // _SQUARE, columns.start // _SQUARE
     row_squares = np.arange(first_row, max(-(-rows.stop // _SQUARE), first_row))
     column_squares = np.arange(first_column, max(-(-columns.stop // _SQUARE), first_column))
@@ -64,12 +66,43 @@ def kept(
     return np.asarray(words[:, top : top + len(rows), left : left + len(columns)] < np.uint64(threshold))
 
 
-def dropout_keep(
-    shape: tuple[int, int, int, int], *, dropout_p: float, dropout_seed: int = 0, dropout_offset: int = 0
+def _kept_one_by_one(
+    threshold: int, seed: int, offset: int, batch_heads: ArrayLike, rows: range, columns: range
 ) -> NDArray[np.bool_]:
-    """Return which probabilities [B, H, N, M] are kept: those whose word is below floor((1 - p) 2^32)."""
+    """Say the same where few of the elements that share a call are wanted."""
+    i, j = np.arange(len(rows)) * rows.step + rows.start, np.arange(len(columns)) * columns.step + columns.start
+    row_words, column_words = (8 * (x // _SQUARE) + x % 8 for x in (i[:, None], j))
+    head_words = np.asarray(batch_heads, dtype=np.uint64).reshape(-1, 1, 1)
+    words = philox4x32_10((column_words, row_words, head_words, offset), (seed & 0xFFFFFFFF, seed >> 32))
+    word_idx = 2 * (i[:, None] // 8 % 2) + j // 8 % 2
+    own = np.take_along_axis(words, np.broadcast_to(word_idx, words.shape[1:])[None], axis=0)[0]
+    return np.asarray(own < np.uint64(threshold))
+
+
+def dropout_keep(
+    shape: tuple[int, int, int, int],
+    *,
+    dropout_p: float,
+    dropout_seed: int = 0,
+    dropout_offset: int = 0,
+    dropout_origin: tuple[Any, ...] | None = None,
+) -> NDArray[np.bool_]:
+    """Return which probabilities [B, H, N, M] are kept: those whose word is below floor((1 - p) 2^32).
+
+    With `dropout_origin` (batch, head, query, key, heads of the mask or None, step) element (b, h, i, j) is element
+    (batch + b, head + h, query + i step, key + j step) of a mask.
+
+    >>> whole = dropout_keep((2, 3, 40, 40), dropout_p=0.5)
+    >>> part = dropout_keep((1, 2, 9, 11), dropout_p=0.5, dropout_origin=(1, 1, 3, 5, 3, 2))
+    >>> bool((part == whole[1:, 1:, 3:21:2, 5:27:2]).all())
+    True
+    """
     batch, num_heads, seqlen_q, seqlen_k = shape
-    batch_heads = np.arange(batch * num_heads, dtype=np.uint64) & _LOW_WORD
+    b0, h0, i0, j0, *rest = dropout_origin or (0, 0, 0, 0)
+    of_mask, step = rest or (None, 1)
+    of_mask = num_heads if of_mask is None else of_mask
+    batch_heads = (np.arange(b0, b0 + batch)[:, None] * of_mask + np.arange(h0, h0 + num_heads)).ravel()
     threshold = int((1.0 - dropout_p) * 2.0**32)
-    words = kept(threshold, dropout_seed, dropout_offset, batch_heads, range(seqlen_q), range(seqlen_k))
+    rows, columns = range(i0, i0 + seqlen_q * step, step), range(j0, j0 + seqlen_k * step, step)
+    words = kept(threshold, dropout_seed, dropout_offset, batch_heads.astype(np.uint64) & _LOW_WORD, rows, columns)
     return words.reshape(shape)

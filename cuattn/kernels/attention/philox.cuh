@@ -3,7 +3,9 @@
 //
 // Whether the probability of query i and key j is kept depends on (seed, offset, batch, head, i, j) alone. One call
 // gives four words, for rows i and i + 8 and keys j and j + 8 of a 16 x 16 block: those that one lane holds of a
-// tensor-core accumulator, and of its transpose. cuattn.dropout_mask is the same function in NumPy.
+// tensor-core accumulator, and of its transpose. cuattn.dropout_mask is the same function in NumPy. Heads, i and j are
+// counted in the mask, of which a call may have a part. Where that does not begin with such a block, or has not every
+// row and column, tensor-core kernels ask for every element by itself: DROPOUT_BY_ELEMENT.
 #pragma once
 #include "attention/attention_params.cuh"
 
@@ -29,17 +31,31 @@ __device__ __forceinline__ PhiloxWords philox4x32(unsigned key_low, unsigned key
     return {{c0, c1, c2, c3}};
 }
 
-// The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8).
-// Element (i + 8 r, j + 8 c) has word 2 r + c.
-__device__ __forceinline__ PhiloxWords dropout_words(const DropoutParams& dropout, unsigned head, int i, int j) {
-    return philox4x32(dropout.seed_low, dropout.seed_high, j / 16 * 8 + j % 8, i / 16 * 8 + i % 8,
-                      head * dropout.head_step + dropout.first_head, dropout.offset);
+// Head `head_idx` of batch entry `batch_idx` of the call, as the mask counts heads.
+__device__ __forceinline__ unsigned dropout_head(const DropoutParams& dropout, int num_heads, int batch_idx,
+                                                 int head_idx) {
+    const unsigned head = static_cast<unsigned>(batch_idx) * num_heads + head_idx;
+    return head * dropout.head_step + dropout.first_head + batch_idx * dropout.absent_heads;
 }
 
-// Whether one element is kept; the four words of a call serve only one.
-__device__ __forceinline__ bool dropout_keeps(const DropoutParams& dropout, unsigned head, int i, int j) {
-    const PhiloxWords words = dropout_words(dropout, head, i, j);
-    const unsigned left = i / 8 % 2 ? words.word[2] : words.word[0];
-    const unsigned right = i / 8 % 2 ? words.word[3] : words.word[1];
-    return (j / 8 % 2 ? right : left) < dropout.threshold;
+// A query's or a key's word of the counter; eight rows or columns away, within its 16, it is the same.
+__device__ __forceinline__ unsigned dropout_counter(unsigned position) { return position / 16 * 8 + position % 8; }
+
+// The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8) of a
+// call whose first query and key are multiples of 16 of the mask, in steps of 1. Element (i + 8 r, j + 8 c) has word
+// 2 r + c.
+__device__ __forceinline__ PhiloxWords dropout_words(const DropoutParams& dropout, unsigned head, unsigned i,
+                                                     unsigned j) {
+    return philox4x32(dropout.seed_low, dropout.seed_high, dropout_counter(dropout.first_key + j),
+                      dropout_counter(dropout.first_query + i), head, dropout.offset);
+}
+
+// Whether one element is kept, wherever the call lies in the mask; the four words of a call serve only one.
+__device__ __forceinline__ bool dropout_keeps(const DropoutParams& dropout, unsigned head, unsigned i, unsigned j) {
+    const unsigned row = dropout.first_query + i * dropout.step, column = dropout.first_key + j * dropout.step;
+    const PhiloxWords words = philox4x32(dropout.seed_low, dropout.seed_high, dropout_counter(column),
+                                         dropout_counter(row), head, dropout.offset);
+    const unsigned left = row / 8 % 2 ? words.word[2] : words.word[0];
+    const unsigned right = row / 8 % 2 ? words.word[3] : words.word[1];
+    return (column / 8 % 2 ? right : left) < dropout.threshold;
 }

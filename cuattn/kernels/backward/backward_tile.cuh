@@ -101,10 +101,33 @@ __device__ __forceinline__ void probabilities_from_logits(Tile& scores, const Qu
     }
 }
 
+// Marks the probabilities that dropout does not keep with the sign, each asked for by itself; column_of(column): of the
+// tile's columns behind the lane's first.
+template <typename ColumnOf>
+__device__ __forceinline__ void mark_by_element(Tile& probabilities, const DropoutParams& dropout, unsigned head,
+                                                int first_row, const ColumnOf& column_of) {
+#pragma unroll
+    for (int t = 0; t < ROW_TILES; t++) {
+#pragma unroll
+        for (int n = 0; n < COL_TILES; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int row = first_row + t * MMA_M + i / 2 * 8, column = column_of(n * MMA_N) + i % 2;
+                float& p = probabilities[t][n][i];
+                if (!dropout_keeps(dropout, head, OWN_KEYS ? column : row, OWN_KEYS ? row : column)) p = -p;
+            }
+        }
+    }
+}
+
 // Marks the probabilities that dropout does not keep with the sign: they have no part in dv, and no dP in dS. Two
 // accumulators side by side and the two halves of their rows share a Philox call.
 __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
                                              Position lane) {
+    if constexpr (DROPOUT_BY_ELEMENT) {
+        mark_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other + column; });
+        return;
+    }
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
 #pragma unroll
@@ -129,6 +152,10 @@ __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutP
 // The same for a listed tile. Granules side by side in the tile share a call where they do in the logits.
 __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
                                              const ListedPosition<OWN_KEYS, BLOCK_OTHER>& lane) {
+    if constexpr (DROPOUT_BY_ELEMENT) {
+        mark_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other(column); });
+        return;
+    }
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
         const int row = lane.own + t * MMA_M;

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal, Unpack, overload
 
 from cuattn.ops.attention import arguments
+from cuattn.ops.attention.dropout import DropoutOrigin
 from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.options import AttentionKeywords
 from cuattn.ops.attention.slow_calls import warn_if_slow
@@ -50,6 +51,7 @@ def attention(
     dropout_p: float = 0.0,
     dropout_seed: int = 0,
     dropout_offset: int = 0,
+    dropout_origin: DropoutOrigin | tuple[int, ...] | None = None,
     diagonal_offset: Any = None,
     precision: Precision | None = None,
     q_descale: Any = None,
@@ -103,6 +105,8 @@ def attention(
         dropout.
     dropout_seed, dropout_offset : int, below 2^64 and 2^32
         What is kept is a function of them and of (batch, head, i, j) alone: `cuattn.dropout_mask`.
+    dropout_origin : (batch, head, query, key) or `cuattn.DropoutOrigin`, optional
+        The call is a part of a larger one, whose mask it has from there on.
     precision : {None, "ieee", "tf32", "fp8"}
         "tf32" rounds float32 operands of the two products to 10 bits of mantissa, for tensor cores. "fp8" lets
         probabilities of float8_e4m3fn arrays be rounded to that type as well, to within 1/16, which Hopper needs to
@@ -111,8 +115,9 @@ def attention(
         Factors of 8-bit floats: logits are scale * q_descale * k_descale * (q . k), and the result is out * v_descale.
     fp8_format : {None, "e4m3fn", "e5m2"}
         Reads uint8 arrays as 8-bit floats (CuPy has no dtype for them). They become float16, exactly, on chip.
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of the result, optional
-        Where to write the result. It must not overlap an input.
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of the result or float32, optional
+        Where to write the result. float32 takes it as it was accumulated, before it is rounded to 16 bits: a part that
+        is to be merged with others (`cuattn.merge_states`). It must not overlap an input.
     return_lse : bool
         Return also the log-sum-exp of the logits.
 
@@ -187,6 +192,7 @@ def attention(
         dropout_p=dropout_p,
         dropout_seed=dropout_seed,
         dropout_offset=dropout_offset,
+        dropout_origin=dropout_origin,
         diagonal_offset=diagonal_offset,
         precision=precision,
         q_descale=q_descale,

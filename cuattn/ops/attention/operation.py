@@ -19,7 +19,8 @@ __all__ = ["Operation"]
 _MAX_KNOWN = 1024
 #: Of values whose check depends on nothing but them and the dtype of q.
 _PLAIN_TYPES = frozenset((bool, int, float, str, type(None)))
-_PLAIN_PAIRS = frozenset((int, type(None)))  # what a tuple holds, whose type does not say that of its items
+#: What a pair holds, whose type does not say that of its items. Longer tuples are checked against the shapes of a call.
+_PLAIN_PAIRS = frozenset((int, type(None)))
 
 
 class Operation:
@@ -90,7 +91,9 @@ class Operation:
         for name in changed:
             value = given[name]
             kind = type(value)
-            if kind not in _PLAIN_TYPES and not (kind is tuple and _PLAIN_PAIRS.issuperset(map(type, value))):
+            if kind not in _PLAIN_TYPES and not (
+                kind is tuple and len(value) == 2 and _PLAIN_PAIRS.issuperset(map(type, value))
+            ):
                 return self._checked(given, changed, Call(executor, logits_shape, num_kv_heads, dtype, streams))
             key += name, kind, value
         options = self._known.get(tuple(key))

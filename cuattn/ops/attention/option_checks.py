@@ -17,7 +17,7 @@ from cuattn.addresses import address
 from cuattn.dtypes import ELEMENT_TYPES
 from cuattn.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from cuattn.messages import shown
-from cuattn.ops.attention.dropout import check_dropout
+from cuattn.ops.attention.dropout import check_dropout, check_origin
 from cuattn.ops.attention.params import LOG2_E
 from cuattn.runtime.executor import Executor
 from cuattn.runtime.small_arrays import small_array
@@ -108,8 +108,10 @@ def sinks(options: Options, call: Call, value: Any) -> bool:
     return True
 
 
-def dropout(options: Options, call: Call, p: Any, seed: Any, offset: Any) -> bool:
+def dropout(options: Options, call: Call, p: Any, seed: Any, offset: Any, origin: Any) -> bool:
     checked = check_dropout(p, seed, offset)
+    if origin is not None:
+        checked = checked.of_part(check_origin(origin, call.logits_shape), call.logits_shape[1])
     options.dropout = checked if checked.threshold < _MAX_WORD else None
     return options.dropout is not None
 

@@ -22,7 +22,7 @@ from cuattn.ops.attention.bounds import (
     check_diagonal_offset,
     check_window,
 )
-from cuattn.ops.attention.dropout import Dropout
+from cuattn.ops.attention.dropout import Dropout, DropoutOrigin
 from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.runtime.declarations import of_kernel
@@ -77,6 +77,7 @@ class GradientOptions(DecodeOptions, total=False):
     dropout_p: float
     dropout_seed: int
     dropout_offset: int
+    dropout_origin: DropoutOrigin | tuple[int, ...] | None
     diagonal_offset: Any
     precision: Precision | None
 
@@ -92,6 +93,7 @@ class DifferentialOptions(PlanOptions, total=False):
     dropout_p: float
     dropout_seed: int
     dropout_offset: int
+    dropout_origin: DropoutOrigin | tuple[int, ...] | None
     diagonal_offset: Any
 
 
@@ -178,7 +180,8 @@ class Options:
 
     def _found_variants(self) -> tuple[ForwardOptions, ForwardOptions]:
         bias_dtype = "float32" if self.bias is None else self.bias.array.dtype.name
-        return _variants(self.bounds.sides, self.bounds.chunk != 0, self.given, bias_dtype)
+        by_element = self.dropout is not None and self.dropout.by_element
+        return _variants(self.bounds.sides, self.bounds.chunk != 0, self.given, by_element, bias_dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -207,11 +210,11 @@ class Options:
 
 @cache
 def _variants(
-    sides: tuple[bool, bool], chunk: bool, given: tuple[Option, ...], bias_dtype: str
+    sides: tuple[bool, bool], chunk: bool, given: tuple[Option, ...], by_element: bool, bias_dtype: str
 ) -> tuple[ForwardOptions, ForwardOptions]:
     """Return the options of a call, and those of the kernel that serves it."""
     flags = {row.flag: True for row in given if row.flag is not None}
-    variant = ForwardOptions(*sides, chunk, **flags, bias_dtype=bias_dtype)
+    variant = ForwardOptions(*sides, chunk, **flags, dropout_by_element=by_element, bias_dtype=bias_dtype)
     return variant, variant.compiled()
 
 
@@ -267,6 +270,7 @@ _TILED = frozenset(("attention", "gradients"))
 _DENSE = _TILED | {"differential"}
 _EVERY_KEY = _DENSE | {"decode", "differential_decode"}
 _NO_STRIDES = 0, 0, 0, 0
+_NO_DROPOUT = 0, 0, 0, 0, 1, 0, 0, 0, 0, 1
 
 
 def _bound_fields(options: Options) -> dict[str, Any]:
@@ -277,9 +281,9 @@ def _bound_fields(options: Options) -> dict[str, Any]:
 
 def _dropout_fields(options: Options) -> dict[str, Any]:
     if options.dropout is None:
-        return {"use_dropout": False, "dropout": (0, 0, 0, 0, 1, 0), "keep_scale": 1.0}
-    threshold, low, high, offset, rescale, *heads = options.dropout
-    return {"use_dropout": True, "dropout": (low, high, offset, threshold, *heads), "keep_scale": rescale}
+        return {"use_dropout": False, "dropout": _NO_DROPOUT, "keep_scale": 1.0}
+    threshold, low, high, offset, rescale, *part = options.dropout
+    return {"use_dropout": True, "dropout": (low, high, offset, threshold, *part), "keep_scale": rescale}
 
 
 def _alibi_fields(options: Options) -> dict[str, Any]:
@@ -352,7 +356,7 @@ OPTIONS = (
     ),
     Option(
         "dropout",
-        {"dropout_p": 0.0, "dropout_seed": 0, "dropout_offset": 0},
+        {"dropout_p": 0.0, "dropout_seed": 0, "dropout_offset": 0, "dropout_origin": None},
         _DENSE,
         checks.dropout,
         flag="dropout",

@@ -12,6 +12,7 @@ from packed_sequences import pack
 from test_attention_backward import normal
 
 import cuattn
+from cuattn import DropoutOrigin
 from cuattn.reference.dropout import philox4x32_10
 
 WIDTH = 32  # head dim of the probes: so many columns of a mask are read by one call
@@ -71,6 +72,26 @@ def test_what_other_kernels_keep(executor, name, dtype):
     if dtype == "tf32":
         dtype, more = F32, more | {"precision": "tf32"}
     np.testing.assert_array_equal(kept_by(executor, name, (40, 70), dtype, **options, **more), mask)
+
+
+@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize("name", ("dq", "dk", "dv"))
+def test_what_a_part_keeps(executor, name, dtype):
+    """What the whole call keeps there: where four elements share a random number, and where each needs its own."""
+    options = {"dropout_p": 0.4, "dropout_seed": 2**50 + 1, "dropout_offset": 3}
+    for origin in (DropoutOrigin(1, 2, 32, 16, 5), DropoutOrigin(1, 2, 33, 7, 5), DropoutOrigin(0, 1, 8, 16, 4, 3)):
+        of_call = options | {"dropout_origin": origin}
+        mask = cuattn.dropout_mask(2, 2, 40, 70, **of_call)
+        np.testing.assert_array_equal(kept_by(executor, name, (40, 70), dtype, **of_call), mask)
+
+
+@pytest.mark.parametrize("origin", (DropoutOrigin(1, 2, 32, 16, 5), DropoutOrigin(0, 1, 3, 9, 4, 3)), ids=str)
+def test_gradients_of_a_part(executor, origin):
+    """With a bias, whose gradient has kernels of its own."""
+    bias = np.random.default_rng(7).standard_normal((2, 70, 135)).astype(F16)
+    options = {"dropout_p": 0.4, "dropout_seed": 5, "dropout_origin": origin, "bias": bias}
+    saved = after_forward(executor, *normal(F16), **options)
+    assert_right(executor, saved, return_dbias=True)
 
 
 def test_forward_and_backward_keep_the_same(executor):
