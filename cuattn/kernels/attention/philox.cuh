@@ -5,7 +5,7 @@
 // gives four words, for rows i and i + 8 and keys j and j + 8 of a 16 x 16 block: those that one lane holds of a
 // tensor-core accumulator, and of its transpose. cuattn.dropout_mask is the same function in NumPy. Heads, i and j are
 // counted in the mask, of which a call may have a part. Where that does not begin with such a block, or has not every
-// row and column, tensor-core kernels ask for every element by itself: DROPOUT_BY_ELEMENT.
+// row and column, tensor-core kernels ask for every element by itself.
 #pragma once
 #include "attention/attention_params.cuh"
 
@@ -41,9 +41,8 @@ __device__ __forceinline__ unsigned dropout_head(const DropoutParams& dropout, i
 // A query's or a key's word of the counter; eight rows or columns away, within its 16, it is the same.
 __device__ __forceinline__ unsigned dropout_counter(unsigned position) { return position / 16 * 8 + position % 8; }
 
-// The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8) of a
-// call whose first query and key are multiples of 16 of the mask, in steps of 1. Element (i + 8 r, j + 8 c) has word
-// 2 r + c.
+// The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8), where
+// dropout.in_blocks(). Element (i + 8 r, j + 8 c) has word 2 r + c.
 __device__ __forceinline__ PhiloxWords dropout_words(const DropoutParams& dropout, unsigned head, unsigned i,
                                                      unsigned j) {
     return philox4x32(dropout.seed_low, dropout.seed_high, dropout_counter(dropout.first_key + j),
@@ -58,4 +57,24 @@ __device__ __forceinline__ bool dropout_keeps(const DropoutParams& dropout, unsi
     const unsigned left = row / 8 % 2 ? words.word[2] : words.word[0];
     const unsigned right = row / 8 % 2 ? words.word[3] : words.word[1];
     return (column / 8 % 2 ? right : left) < dropout.threshold;
+}
+
+// Which of the elements of an accumulator tile row are kept, wherever the call lies in the mask: bit 4 n + i is that of
+// acc[n][i], see mma.cuh; n counts tiles of eight columns. Rows are queries and columns keys or, with OWN_KEYS, the
+// other way round; column_of(8 n) is the column of this lane's first element.
+template <bool OWN_KEYS, int TILES, typename ColumnOf>
+__device__ __forceinline__ unsigned dropout_kept(const DropoutParams& dropout, unsigned head, int first_row,
+                                                 const ColumnOf& column_of) {
+    static_assert(TILES <= 8, "one bit for each element");
+    unsigned kept = 0;
+#pragma unroll 1  // little code, and no more registers than one turn needs
+    for (int n = TILES - 1; n >= 0; n--) {
+        const int column = column_of(n * 8);
+#pragma unroll
+        for (int i = 3; i >= 0; i--) {
+            const int row = first_row + i / 2 * 8, at = column + i % 2;
+            kept = kept * 2 + dropout_keeps(dropout, head, OWN_KEYS ? at : row, OWN_KEYS ? row : at);
+        }
+    }
+    return kept;
 }

@@ -13,19 +13,20 @@ struct WarpState {
     SoftmaxRow rows[ROW_TILES][2];
 };
 
-// Probabilities that dropout does not keep become 0, each asked for by itself; key_of(column): of the tile's columns
-// behind the lane's first.
+// Probabilities that dropout does not keep become 0, wherever the call lies in the mask; key_of(column): of the tile's
+// columns behind the lane's first.
 template <typename KeyOf>
 __device__ __forceinline__ void drop_by_element(Scores& probabilities, const DropoutParams& dropout, unsigned head,
                                                 int first_query, const KeyOf& key_of) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
+        const unsigned kept =
+            dropout_kept<false, BLOCK_N / MMA_N>(dropout, head, first_query + t * MMA_M, key_of);
 #pragma unroll
         for (int n = 0; n < BLOCK_N / MMA_N; n++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int query = first_query + t * MMA_M + i / 2 * 8, key = key_of(n * MMA_N) + i % 2;
-                if (!dropout_keeps(dropout, head, query, key)) probabilities[t][n][i] = 0.0f;
+                if ((kept >> (4 * n + i) & 1) == 0) probabilities[t][n][i] = 0.0f;
             }
         }
     }
@@ -35,7 +36,7 @@ __device__ __forceinline__ void drop_by_element(Scores& probabilities, const Dro
 // side by side and the two halves of their rows share a Philox call.
 __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
                                                    LanePosition lane) {
-    if constexpr (DROPOUT_BY_ELEMENT) {
+    if (!dropout.in_blocks()) {
         drop_by_element(probabilities, dropout, head, lane.query(), [&](int column) { return lane.key() + column; });
         return;
     }
@@ -59,7 +60,7 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
 // The same for a listed tile. Granules side by side in the tile share a call where they do in the logits.
 __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
                                                    const ListedPosition<false, BLOCK_N>& lane) {
-    if constexpr (DROPOUT_BY_ELEMENT) {
+    if (!dropout.in_blocks()) {
         drop_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other(column); });
         return;
     }

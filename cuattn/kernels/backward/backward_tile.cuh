@@ -101,20 +101,20 @@ __device__ __forceinline__ void probabilities_from_logits(Tile& scores, const Qu
     }
 }
 
-// Marks the probabilities that dropout does not keep with the sign, each asked for by itself; column_of(column): of the
-// tile's columns behind the lane's first.
+// Marks the probabilities that dropout does not keep with the sign, wherever the call lies in the mask;
+// column_of(column): of the tile's columns behind the lane's first.
 template <typename ColumnOf>
 __device__ __forceinline__ void mark_by_element(Tile& probabilities, const DropoutParams& dropout, unsigned head,
                                                 int first_row, const ColumnOf& column_of) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
+        const unsigned kept = dropout_kept<OWN_KEYS, COL_TILES>(dropout, head, first_row + t * MMA_M, column_of);
 #pragma unroll
         for (int n = 0; n < COL_TILES; n++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int row = first_row + t * MMA_M + i / 2 * 8, column = column_of(n * MMA_N) + i % 2;
                 float& p = probabilities[t][n][i];
-                if (!dropout_keeps(dropout, head, OWN_KEYS ? column : row, OWN_KEYS ? row : column)) p = -p;
+                if ((kept >> (4 * n + i) & 1) == 0) p = -p;
             }
         }
     }
@@ -124,7 +124,7 @@ __device__ __forceinline__ void mark_by_element(Tile& probabilities, const Dropo
 // accumulators side by side and the two halves of their rows share a Philox call.
 __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
                                              Position lane) {
-    if constexpr (DROPOUT_BY_ELEMENT) {
+    if (!dropout.in_blocks()) {
         mark_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other + column; });
         return;
     }
@@ -152,7 +152,7 @@ __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutP
 // The same for a listed tile. Granules side by side in the tile share a call where they do in the logits.
 __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
                                              const ListedPosition<OWN_KEYS, BLOCK_OTHER>& lane) {
-    if constexpr (DROPOUT_BY_ELEMENT) {
+    if (!dropout.in_blocks()) {
         mark_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other(column); });
         return;
     }

@@ -21,7 +21,6 @@ from cuattn.scalars import MAX_EXTENT, integer, real
 
 __all__ = ["Dropout", "DropoutOrigin", "check_dropout", "check_origin", "dropout_mask"]
 
-_SQUARE = 16  # queries and keys of a block of the mask, in which four elements share a call of the generator
 _LOW_WORD = 2**32 - 1
 
 
@@ -78,11 +77,6 @@ class Dropout(NamedTuple):
     first_query: int = 0
     first_key: int = 0
     step: int = 1
-
-    @property
-    def by_element(self) -> bool:
-        """Whether the elements that share a call of the generator are others than those that a thread holds."""
-        return self.step != 1 or self.first_query % _SQUARE != 0 or self.first_key % _SQUARE != 0
 
     def of_part(self, origin: DropoutOrigin, num_heads: int) -> Dropout:
         """Return the dropout of a call with so many heads that begins at ``origin``, which has been checked."""

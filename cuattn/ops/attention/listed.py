@@ -76,7 +76,7 @@ def listed_options(variant: ForwardOptions) -> ForwardOptions:
     Fewer variants than without a list: what is hidden by position is found in few tiles, those that a bound cuts.
     """
     if variant.on_scores:
-        return replace(EVERYTHING, bias_dtype=variant.bias_dtype, dropout_by_element=variant.dropout_by_element)
+        return replace(EVERYTHING, bias_dtype=variant.bias_dtype)
     bounded = variant.bound_left or variant.bound_right
     return replace(variant, bound_left=bounded, bound_right=bounded)
 

@@ -180,8 +180,7 @@ class Options:
 
     def _found_variants(self) -> tuple[ForwardOptions, ForwardOptions]:
         bias_dtype = "float32" if self.bias is None else self.bias.array.dtype.name
-        by_element = self.dropout is not None and self.dropout.by_element
-        return _variants(self.bounds.sides, self.bounds.chunk != 0, self.given, by_element, bias_dtype)
+        return _variants(self.bounds.sides, self.bounds.chunk != 0, self.given, bias_dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -210,11 +209,11 @@ class Options:
 
 @cache
 def _variants(
-    sides: tuple[bool, bool], chunk: bool, given: tuple[Option, ...], by_element: bool, bias_dtype: str
+    sides: tuple[bool, bool], chunk: bool, given: tuple[Option, ...], bias_dtype: str
 ) -> tuple[ForwardOptions, ForwardOptions]:
     """Return the options of a call, and those of the kernel that serves it."""
     flags = {row.flag: True for row in given if row.flag is not None}
-    variant = ForwardOptions(*sides, chunk, **flags, dropout_by_element=by_element, bias_dtype=bias_dtype)
+    variant = ForwardOptions(*sides, chunk, **flags, bias_dtype=bias_dtype)
     return variant, variant.compiled()
 
 

@@ -2,8 +2,7 @@
 
 Every combination of options would be hundreds of kernels for each dtype and head dim. So there is a kernel for each
 single option, with or without bounds by position; a call with two or more of them takes the kernel that has them all,
-where those that the call does not use are skipped at run time. So does a call with dropout whose part of the mask does
-not lie as tensor cores would have it: in a kernel of its own, which draws four times as many random numbers.
+where those that the call does not use are skipped at run time.
 
 Examples
 --------
@@ -12,7 +11,7 @@ True
 >>> ForwardOptions(softcap=True, alibi=True).compiled().dropout
 True
 >>> len(compiled_options(bias_dtypes=("float32",)))
-20
+19
 """
 
 from __future__ import annotations
@@ -45,9 +44,6 @@ class ForwardOptions:
         of its own for it.
     softcap, alibi, bias, mask, dropout : bool
         As in `cuattn.attention`.
-    dropout_by_element : bool
-        Of kernels on tensor cores that have every option: each element of the logits asks for a random number of its
-        own, as a call has to whose ``dropout_origin`` does not let four of them share one.
     bias_dtype : str
         Of the bias; "float32" when there is none.
     """
@@ -60,7 +56,6 @@ class ForwardOptions:
     bias: bool = _score(natural=True)
     mask: bool = _score()
     dropout: bool = _score(logits=False)
-    dropout_by_element: bool = False
     bias_dtype: str = "float32"
 
     def compiled(self) -> ForwardOptions:
@@ -84,21 +79,18 @@ class ForwardOptions:
     @property
     def label(self) -> str:
         """The names of the options, joined by underscores: "plain", "causal", "window_softcap", "everything"."""
-        by_element = "_by_element" * self.dropout_by_element
-        if self == replace(EVERYTHING, bias_dtype=self.bias_dtype, dropout_by_element=self.dropout_by_element):
-            return f"everything_{self.bias_dtype}{by_element}"
+        if self == replace(EVERYTHING, bias_dtype=self.bias_dtype):
+            return f"everything_{self.bias_dtype}"
         names = ["chunk"] if self.chunk else ["window"] if self.bound_left else ["causal"] if self.bound_right else []
         names += [name for name in _SCORE_OPTIONS if getattr(self, name)]
         return "_".join(f"bias_{self.bias_dtype}" if name == "bias" else name for name in names) or "plain"
 
     def constants(self) -> dict[str, Any]:
-        """Return the options as compile-time constants that every kernel has."""
-        flags = {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name not in _OF_SOME_KERNELS}
+        """Return the options as compile-time constants of a kernel."""
+        flags = {f.name.upper(): getattr(self, f.name) for f in fields(self) if f.name not in ("chunk", "bias_dtype")}
         return {**flags, "BiasElement": ELEMENT_TYPES[self.bias_dtype]}
 
 
-#: Constants that kernels of one kind have, which their rows add.
-_OF_SOME_KERNELS = "chunk", "dropout_by_element", "bias_dtype"
 _SCORE_OPTIONS = tuple(f.name for f in fields(ForwardOptions) if f.metadata)
 #: Those that a logit goes through before the softmax.
 LOGIT_FLAGS = tuple(f.name for f in fields(ForwardOptions) if f.metadata.get("logits"))
@@ -109,8 +101,8 @@ EVERYTHING = ForwardOptions(**dict.fromkeys(("bound_left", "bound_right", *_SCOR
 
 @cache
 def _compiled(options: ForwardOptions) -> ForwardOptions:
-    if options.num_on_scores > 1 or options.dropout_by_element:
-        return replace(EVERYTHING, bias_dtype=options.bias_dtype, dropout_by_element=options.dropout_by_element)
+    if options.num_on_scores > 1:
+        return replace(EVERYTHING, bias_dtype=options.bias_dtype)
     return bounded(replace(options, chunk=False))
 
 
@@ -126,5 +118,4 @@ def compiled_options(bias_dtypes: Sequence[str] = tuple(ELEMENT_TYPES)) -> list[
     singles += [ForwardOptions(bias=True, bias_dtype=dtype) for dtype in bias_dtypes]
     bounds = ((False, False), (False, True), (True, True))
     result = [replace(single, bound_left=left, bound_right=right) for single in singles for left, right in bounds]
-    everything = [replace(EVERYTHING, bias_dtype=dtype) for dtype in bias_dtypes]
-    return result + everything + [replace(options, dropout_by_element=True) for options in everything]
+    return result + [replace(EVERYTHING, bias_dtype=dtype) for dtype in bias_dtypes]

@@ -98,7 +98,7 @@ def test_kernels_know_what_the_table_says():
     assert Options().fields.keys() <= struct
     flags = {row.flag for row in OPTIONS if row.flag is not None}
     of_kernels = {f.name for f in dataclasses.fields(ForwardOptions)}
-    assert of_kernels == flags | {"bound_left", "bound_right", "chunk", "dropout_by_element", "bias_dtype"}
+    assert of_kernels == flags | {"bound_left", "bound_right", "chunk", "bias_dtype"}
     entries_of_one = (f"cuattn_attention_{name}" for name in ("scores", "probabilities", "output"))
     arguments = {p.name for entry in entries_of_one for p in of_kernel("attention_standard").parameters(entry)}
     assert {row.pointer for row in OPTIONS if row.pointer is not None} <= arguments

@@ -77,11 +77,9 @@ class BiasBwdConfig:
         self, dtype_name: str, head_dim: int, head_dim_v: int, options: ForwardOptions, *, aligned: bool = True
     ) -> dict[str, Any]:
         """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q, and there is a bias."""
-        by_element = {"DROPOUT_BY_ELEMENT": options.dropout_by_element} if self.products == "mma" else {}
         return {
             "Element": ELEMENTS[dtype_name][0],
             **options.constants(),
-            **by_element,
             "ALIGNED": aligned,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,

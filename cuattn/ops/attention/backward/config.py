@@ -167,11 +167,7 @@ class FlashBwdConfig:
             "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v, add_dq=launch.add_dq),
         }
         if self.products == "mma":
-            constants |= {
-                "NUM_STAGES": self.num_stages,
-                "ADD_DQ": launch.add_dq,
-                "DROPOUT_BY_ELEMENT": options.dropout_by_element,
-            }
+            constants |= {"NUM_STAGES": self.num_stages, "ADD_DQ": launch.add_dq}
         return constants
 
 

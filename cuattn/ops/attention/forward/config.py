@@ -139,11 +139,7 @@ class FlashFwdConfig:
             "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v),
         }
         if self.products == "mma":
-            return {
-                **constants,
-                "NUM_STAGES": self.num_stages,
-                "DROPOUT_BY_ELEMENT": options.dropout_by_element,
-            }
+            return {**constants, "NUM_STAGES": self.num_stages}
         return {**constants, "ONE_PLACE": self.num_stages == 0}
 
 
