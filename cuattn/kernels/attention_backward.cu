@@ -21,11 +21,12 @@
 // Block: NUM_WARPS warps; warp w owns rows [w * WARP_ROWS, (w + 1) * WARP_ROWS) of the block.
 //
 // Constants: OWN_KEYS; GRAD_QK (computes dq or dk), GRAD_V (computes dv; with OWN_KEYS only), ADD_DQ (with OWN_KEYS and
-// GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V
-// (buckets: the head dims proper are arguments and may be smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases
-// and strides of q, k, v, dout: multiples of 16 bytes); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT (philox.cuh). TILE_LIST: the tiles of the walk are those
-// of a list, and what they do not show is hidden (attention/tile_list.cuh).
+// GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; GradientQK (of dq and dk) and GradientV: Element, or
+// float; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
+// smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v, dout: multiples of 16 bytes); the
+// options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT
+// (philox.cuh). TILE_LIST: the tiles of the walk are those of a list, and what they do not show is hidden
+// (attention/tile_list.cuh).
 #include "backward/attention_backward_params.cuh"
 #include "common/mma.cuh"
 
@@ -35,6 +36,7 @@ constexpr int ROW_TILES = WARP_ROWS / MMA_M;
 
 #include "backward/backward_tile.cuh"
 #include "backward/dq_sums.cuh"
+#include "backward/gradient_rows.cuh"
 #include "backward/listed_walk.cuh"
 
 constexpr int QK_STRIDE = TILE_STRIDE<HEAD_DIM>;
@@ -67,37 +69,12 @@ struct WalkPosition {
     int head, tile_idx;
 };
 
-// Rounds acc * factor, and writes this warp's rows [num_rows x num_cols] by way of s_rows, which only this warp uses.
-template <int COLS>
-__device__ __forceinline__ void store_gradient(Element* g_rows, long long g_stride, Element* s_rows,
-                                               const AccTiles<ROW_TILES, COLS>& acc, float factor, int num_rows,
-                                               int num_cols, int lane_idx) {
-    // SYNC: every lane has read what it needs of the operand that was here.
-    __syncwarp();
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = t * MMA_M + half * 8 + frag_acc_row(lane_idx);
-            Element* s_row = s_rows + row * TILE_STRIDE<COLS> + frag_acc_col(lane_idx);
-#pragma unroll
-            for (int e = 0; e < COLS / MMA_N; e++) {
-                store_pair(s_row + e * MMA_N, acc[t][e][2 * half] * factor, acc[t][e][2 * half + 1] * factor);
-            }
-        }
-    }
-    // SYNC: the warp's rows are in shared memory; only the warp that wrote them reads them.
-    __syncwarp();
-    const bool vectors = ((reinterpret_cast<unsigned long long>(g_rows) | g_stride * sizeof(Element)) & 15) == 0;
-    store_tile_by_warp<WARP_ROWS, COLS>(g_rows, g_stride, s_rows, num_rows, num_cols, vectors, lane_idx);
-}
-
 // LISTED: as TILE_LIST says; the parameters are those of the kernel.
 template <bool LISTED>
 __device__ __forceinline__ void attention_backward(
     const Element* __restrict__ g_dout, const Element* __restrict__ g_q, const Element* __restrict__ g_k,
     const Element* __restrict__ g_v, const float* __restrict__ g_lse, const float* __restrict__ g_delta,
-    GradientOfQ* __restrict__ g_dq, Element* __restrict__ g_dk, Element* __restrict__ g_dv,
+    GradientOfQ* __restrict__ g_dq, GradientQK* __restrict__ g_dk, GradientV* __restrict__ g_dv,
     const BiasElement* __restrict__ g_bias, const unsigned char* __restrict__ g_mask,
     const unsigned char* __restrict__ g_tile_class, const float* __restrict__ g_alibi_slopes,
     const int* __restrict__ g_diagonal_offsets, const int* __restrict__ g_cu_seqlens_q,
@@ -352,14 +329,14 @@ __device__ __forceinline__ void attention_backward(
                                        : block.q_start + static_cast<long long>(warp_row);
     if (GRAD_QK) {
         const RowStrides& strides = OWN_KEYS ? params.dk : params.dq;
-        Element* g_rows = (OWN_KEYS ? g_dk : reinterpret_cast<Element*>(g_dq)) + block.batch_idx * strides.batch +
-                          block.head_idx * strides.head + own_row * strides.seq;
+        GradientQK* g_rows = (OWN_KEYS ? g_dk : reinterpret_cast<GradientQK*>(g_dq)) +
+                             block.batch_idx * strides.batch + block.head_idx * strides.head + own_row * strides.seq;
         store_gradient<HEAD_DIM>(g_rows, strides.seq, smem.own_qk[warp_idx * WARP_ROWS], acc_qk, params.scale,
                                  num_own - warp_row, params.head_dim, lane_idx);
     }
     if (GRAD_V) {
-        Element* g_rows = g_dv + block.batch_idx * params.dv.batch + block.head_idx * params.dv.head +
-                          own_row * params.dv.seq;
+        GradientV* g_rows = g_dv + block.batch_idx * params.dv.batch + block.head_idx * params.dv.head +
+                            own_row * params.dv.seq;
         store_gradient<HEAD_DIM_V>(g_rows, params.dv.seq, smem.own_v[warp_idx * WARP_ROWS], acc_v,
                                    params.keep_scale * INVERSE_P_FACTOR, num_own - warp_row, params.head_dim_v,
                                    lane_idx);
@@ -375,8 +352,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     const float* __restrict__ g_delta,   // likewise
     // From here on, null is what a call does not use.
     GradientOfQ* __restrict__ g_dq,                  // like q; with ADD_DQ sums: dq_sums.cuh
-    Element* __restrict__ g_dk,                      // like k
-    Element* __restrict__ g_dv,                      // like v
+    GradientQK* __restrict__ g_dk,                   // like k
+    GradientV* __restrict__ g_dv,                    // like v
     const BiasElement* __restrict__ g_bias,          // broadcast to [batch, num_heads, seqlen_q, seqlen_k]
     const unsigned char* __restrict__ g_mask,        // likewise; 0 hides a key
     const unsigned char* __restrict__ g_tile_class,  // of the bias and the mask, broadcast likewise: score_options.cuh

@@ -100,14 +100,14 @@ def dual_chunk_attention(
 
 def attention_backward(*arrays: Any, configs: Any = None, **options: Any) -> AttentionGrads:
     """Call `cuattn.attention_backward` with kernel shapes of one's own: a config for each product, or None."""
-    return backward(backward_arguments.check(*arrays, **options), configs=configs)
+    return backward(backward_arguments.check(*arrays, may_be_unrounded=True, **options), configs=configs)
 
 
 def attention_varlen_backward(
     *arrays: Any, configs: Any = None, schedule_on_device: bool = False, **options: Any
 ) -> AttentionGrads:
     """Call `cuattn.attention_varlen_backward` with kernel shapes of one's own, or lengths that the device knows."""
-    problem = backward_arguments.check_packed(*arrays, **options)
+    problem = backward_arguments.check_packed(*arrays, may_be_unrounded=True, **options)
     if schedule_on_device and problem.packed is not None:
         problem.packed.host = None
     return backward(problem, configs=configs)

@@ -5,7 +5,7 @@
 // [4][32 lanes], so that a warp adds 128 neighbouring bytes at a time. attention_backward_dq.cu makes dq of them. A
 // packed sequence begins at a row tile of its own.
 //
-// Constants used: ADD_DQ, Element, BLOCK_OWN, BLOCK_OTHER, HEAD_DIM, NUM_WARPS.
+// Constants used: ADD_DQ, Element, GradientQK, BLOCK_OWN, BLOCK_OTHER, HEAD_DIM, NUM_WARPS.
 #pragma once
 #include "backward/backward_tile.cuh"
 
@@ -13,7 +13,7 @@ constexpr int SUMS_PER_TILE = 4 * WARP_SIZE;
 
 template <bool>
 struct GradientOfQType {
-    using type = Element;
+    using type = GradientQK;
 };
 template <>
 struct GradientOfQType<true> {

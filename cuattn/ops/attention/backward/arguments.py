@@ -13,7 +13,7 @@ from cuattn.dtypes import DTYPES, ELEMENTS
 from cuattn.errors import ArgumentError, DTypeError, OverlapError, ShapeError
 from cuattn.head_dims import MAX_GRADIENT_HEAD_DIM, MAX_HEAD_DIM
 from cuattn.ops.attention import arguments
-from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.arguments import Problem, unrounded_dtype
 from cuattn.ops.attention.backward import workspace as workspace_parts
 from cuattn.ops.attention.backward.problem import BackwardProblem
 from cuattn.ops.attention.operation import Operation
@@ -35,7 +35,7 @@ _GRADIENTS = "dq", "dk", "dv"
 def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
     """Make every check of a call, of the `Operation` ``operation`` if it is another than `DENSE`.
 
-    Raises as documented at `cuattn.attention_backward`.
+    ``may_be_unrounded``: ``dq``, ``dk`` and ``dv`` may be of the accumulator's type. Raises as documented at `cuattn.attention_backward`.
     """
     return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, **{"operation": DENSE, **options})
 
@@ -77,6 +77,7 @@ def _check(
     cu_seqlens: tuple[Any, Any] | None,
     *,
     operation: Operation,
+    may_be_unrounded: bool = False,
     max_seqlen_q: Any = None,
     max_seqlen_k: Any = None,
     dlse: Any = None,
@@ -115,7 +116,7 @@ def _check(
     _check_saved({name: arrays[name] for name in (*saved, "dlse") if name in arrays}, forward)
     gradients = {name: x for name, x in arrays.items() if name in _GRADIENTS}
     memory = {} if not gradients and workspace is None else _memory(arrays, forward, packed)
-    _check_gradients(gradients, forward, memory)
+    _check_gradients(gradients, forward, memory, unrounded_dtype(forward.dtype) if may_be_unrounded else None)
     problem = BackwardProblem(
         forward=forward,
         **{name: arrays.get(name) for name in ("dout", "out", "lse", "dlse", "dq", "dk", "dv", "workspace")},
@@ -163,11 +164,17 @@ def _memory(arrays: Mapping[str, Any], forward: Problem, packed: PackedSequences
     return {name: byte_bounds(x) for name, x in arrays.items()}
 
 
-def _check_gradients(gradients: Mapping[str, Any], forward: Problem, memory: Mapping[str, tuple[int, int]]) -> None:
+def _check_gradients(
+    gradients: Mapping[str, Any],
+    forward: Problem,
+    memory: Mapping[str, tuple[int, int]],
+    unrounded: np.dtype[Any] | None,
+) -> None:
     """Check the arrays that the caller wants gradients in: apart from every input, and from each other."""
     inputs = {name: bounds for name, bounds in memory.items() if name not in gradients and name != "workspace"}
     for name, x in gradients.items():
-        check_out(name, x, tuple(getattr(forward, name[1:]).shape), forward.dtype, "gradient")
+        shape = tuple(getattr(forward, name[1:]).shape)
+        check_out(name, x, shape, forward.dtype, "gradient", unrounded=unrounded)
         check_apart(name, memory[name], inputs)
     for (name, x), (other_name, other) in combinations(gradients.items(), 2):
         (low, high), (other_low, other_high) = memory[name], memory[other_name]

@@ -145,9 +145,11 @@ class FlashBwdConfig:
         launch: Launch | None = None,
         aligned: bool = True,
         listed: bool = False,
+        unrounded: tuple[bool, bool] = (False, False),
     ) -> dict[str, Any]:
         """The compile-time constants of one of the launches. Head dims are buckets, the dtype is that of q; with
-        ``listed`` the tiles are those of a list.
+        ``listed`` the tiles are those of a list. ``unrounded``: whether dq or dk, and whether dv, are written as the
+        float32 numbers that they were summed in.
         """
         if launch is None:
             launch = self.launches()[0]
@@ -167,7 +169,13 @@ class FlashBwdConfig:
             "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v, add_dq=launch.add_dq),
         }
         if self.products == "mma":
-            constants |= {"NUM_STAGES": self.num_stages, "ADD_DQ": launch.add_dq}
+            of_qk, of_v = ("float" if wide else constants["Element"] for wide in unrounded)
+            constants |= {
+                "NUM_STAGES": self.num_stages,
+                "ADD_DQ": launch.add_dq,
+                "GradientQK": of_qk,
+                "GradientV": of_v,
+            }
         return constants
 
 

@@ -172,7 +172,8 @@ def _launch_side(
     num_blocks = extents.batch * -(-seqlen // config.block_own) if work is None else work.shape[0]
     buckets = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
     add_dq = sums is not None
-    of_call = problem.kernel_options, prepared.aligned, add_dq, problem.listed is not None
+    qk, v = (targets[name].array.dtype != problem.forward.dtype for name in (names[0], names[-1]))
+    of_call = problem.kernel_options, prepared.aligned, add_dq, problem.listed is not None, (qk, of_keys and v)
     kernels = _kernels(executor, config, problem.forward.dtype, *buckets, *of_call)
     for launch, kernel, smem_bytes in kernels:
         dq: Operand | DqSums | None = sums if launch.add_dq else None if of_keys else targets["dq"]
@@ -210,11 +211,13 @@ def _kernels(
     aligned: bool,
     add_dq: bool,
     listed: bool,
+    unrounded: tuple[bool, bool],
 ) -> list[tuple[Launch, Kernel, int]]:
     """Return the launches of a side in their order, the kernel of each, and its shared memory in bytes."""
     found = []
     for launch in config.launches(add_dq=add_dq):
-        of_call: dict[str, Any] = {"launch": launch, "aligned": aligned, "listed": listed}
+        written = unrounded[0] and launch.grad_qk, unrounded[1] and launch.grad_v
+        of_call: dict[str, Any] = {"launch": launch, "aligned": aligned, "listed": listed, "unrounded": written}
         constants = config.constants(dtype.name, head_dim, head_dim_v, options, **of_call)
         kernel = executor.kernel(config.source, constants, config.entry)
         found.append((launch, kernel, config.smem_bytes(head_dim, head_dim_v, add_dq=launch.add_dq)))

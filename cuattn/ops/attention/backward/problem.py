@@ -77,7 +77,9 @@ class BackwardProblem:
     def target(self, name: str) -> Operand:
         """Return what a kernel is to write for "dq", "dk" or "dv": the caller's array where it can, else a new one."""
         like = getattr(self.forward, name[1:])
-        return target(self.executor, getattr(self, name), tuple(like.shape), self.forward.dtype)
+        given = getattr(self, name)
+        dtype = self.forward.dtype if given is None else given.dtype
+        return target(self.executor, given, tuple(like.shape), dtype)
 
     def deliver(self, name: str, written: Operand) -> Any:
         """Return the array for the caller of what `target` returned, once the kernel has been launched."""

@@ -113,6 +113,7 @@ def attention_varlen_backward(
         dk=dk,
         dv=dv,
         workspace=workspace,
+        may_be_unrounded=True,
         **options,
     )
     warn_if_slow(problem.forward, problem.packed, work=BACKWARD_FLOPS)
