@@ -13,15 +13,15 @@
 // Milakov and Gimelshein, 2018.)
 //
 // Accuracy: sums are in Accumulator; a dot product is at most 16 terms in a lane and then a tree over the lanes. For
-// 16-bit results exp2 and tanh are the approximate ones of the tensor-core kernel, else within 2 ulp.
+// 16-bit queries exp2 and tanh are the approximate ones of the tensor-core kernel, else within 2 ulp.
 //
 // Grid: decode_block.cuh.
 // Block: WARPS_M * WARPS_N warps; warp w has rows [w / WARPS_N * ROWS, ...), and takes turns with the WARPS_N warps of
 // those rows in steps of WARP_KEYS keys.
 //
-// Constants: Storage (of keys and values in memory), Element (float or double, and the same as Accumulator), Output (of
-// q too); BLOCK_M, BLOCK_N (keys of a step of all warps), HEAD_DIM and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M,
-// WARPS_N, SMEM_BYTES; ALIGNED (rows of q, keys and values, and of tables of rotations, are whole 16-byte pieces at
+// Constants: Storage (of keys and values in memory), Element (float or double, and the same as Accumulator), Query (of q),
+// Output (the same, or Element); BLOCK_M, BLOCK_N (keys of a step of all warps), HEAD_DIM and HEAD_DIM_V (buckets),
+// COLUMN_BLOCKS, WARPS_M, WARPS_N, SMEM_BYTES; ALIGNED (rows of q, keys and values, and of tables of rotations, are whole 16-byte pieces at
 // multiples of 16 bytes; so are the pairs that RoPE turns); PAGED, SLOT_SCALES (each cached row has a scale);
 // BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh), ROTATE (RoPE of q, and of keys on
 // request), INTERLEAVED, TABLES, Table (rope.cuh).
@@ -39,7 +39,7 @@ using KeyColumns = LaneColumns<Storage, HEAD_DIM, ROTATE && !INTERLEAVED>;
 using KeyRow = Real[KeyColumns::PER_LANE];
 using ValueRow = Real[ValueColumns::PER_LANE];
 using AllRotations = Rotations<TABLES, Real, Table>;
-using Layout = OwnLayout<Real, sizeof(Output) == 2>;
+using Layout = OwnLayout<Real, sizeof(Query) == 2>;
 
 // Shared memory of a CTA: what the warps have found in their keys.
 struct Smem {
@@ -115,7 +115,7 @@ __device__ __forceinline__ RowResult merge_parts(const Smem& smem, int row, int 
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_decode_fma(
-    const Output* __restrict__ g_q,          // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
+    const Query* __restrict__ g_q,           // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
     const Storage* __restrict__ g_k,         // [num_pages, page_size, num_kv_heads, head_dim], or contiguous:
     const Storage* __restrict__ g_v,         // [batch, capacity, ...], head_dim_v
     // From here on, null is what a call does not use.
@@ -191,10 +191,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_de
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const QueryRow query = query_row(params, block, first_row + r);
-        const Output* g_row = g_q + query.token * params.q.seq + query.head * params.q.head;
+        const Query* g_row = g_q + query.token * params.q.seq + query.head * params.q.head;
 #pragma unroll
         for (int c = 0; c < KeyColumns::CHUNKS; c++) {
-            Run<Output, KeyColumns::CHUNK> run;
+            Run<Query, KeyColumns::CHUNK> run;
             run.clear();
             if (query.exists && k_columns.exists(c)) {
                 if constexpr (ALIGNED) {

@@ -117,21 +117,24 @@ def decode_attention(
     *arrays: Any, config: FlashDecodeConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
     """Call `cuattn.decode_attention` with a kernel shape of one's own choice."""
-    return decode(decode_arguments.check(*arrays, **options), return_lse=return_lse, config=config)
+    problem = decode_arguments.check(*arrays, may_be_unrounded=True, **options)
+    return decode(problem, return_lse=return_lse, config=config)
 
 
 def paged_attention(
     *arrays: Any, config: FlashDecodeConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
     """Call `cuattn.paged_attention` with a kernel shape of one's own choice."""
-    return decode(decode_arguments.check_paged(*arrays, **options), return_lse=return_lse, config=config)
+    problem = decode_arguments.check_paged(*arrays, may_be_unrounded=True, **options)
+    return decode(problem, return_lse=return_lse, config=config)
 
 
 def paged_attention_varlen(
     *arrays: Any, config: FlashDecodeConfig | None = None, return_lse: bool = False, **options: Any
 ) -> Any:
     """Call `cuattn.paged_attention_varlen` with a kernel shape of one's own choice."""
-    return decode(decode_arguments.check_paged_varlen(*arrays, **options), return_lse=return_lse, config=config)
+    problem = decode_arguments.check_paged_varlen(*arrays, may_be_unrounded=True, **options)
+    return decode(problem, return_lse=return_lse, config=config)
 
 
 def softmax(

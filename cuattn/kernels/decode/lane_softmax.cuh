@@ -1,7 +1,7 @@
 // The online softmax of a group of lanes (decode_lanes.cuh): what a lane carries from step to step, and how the states
 // of a warp's groups become one.
 //
-// Constants used: Storage, Output, Accumulator, and those of decode_lanes.cuh.
+// Constants used: Storage, Query, Accumulator, and those of decode_lanes.cuh.
 #pragma once
 #include "attention/online_softmax.cuh"
 #include "common/ptx.cuh"
@@ -12,7 +12,7 @@ using SoftmaxRow = OnlineSoftmaxRow<Real>;
 using ValueColumns = LaneColumns<Storage, HEAD_DIM_V, false>;
 
 __device__ __forceinline__ Real power_of_two(Real x) {
-    if constexpr (sizeof(Output) == 2) {
+    if constexpr (sizeof(Query) == 2) {
         return exp2_approx(x);
     } else {
         return exp2(x);

@@ -115,7 +115,7 @@ def attention(
         Factors of 8-bit floats: logits are scale * q_descale * k_descale * (q . k), and the result is out * v_descale.
     fp8_format : {None, "e4m3fn", "e5m2"}
         Reads uint8 arrays as 8-bit floats (CuPy has no dtype for them). They become float16, exactly, on chip.
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of the result or float32, optional
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of the result, or float32 for 16- and 8-bit inputs; optional
         Where to write the result. float32 takes it as it was accumulated, before it is rounded to 16 bits: a part that
         is to be merged with others (`cuattn.merge_states`). It must not overlap an input.
     return_lse : bool
@@ -125,7 +125,7 @@ def attention(
 
     Returns
     -------
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``; bfloat16 for 8-bit floats
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``; bfloat16 for 8-bit floats; or the ``out`` given
         Accumulated in float32 (float64 for float64). A query that sees no key gives zeros.
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64); only with ``return_lse``
         Natural logarithm of the sum of the exponentials of the logits; -inf (or the sink) for a query that sees no key.

@@ -78,7 +78,7 @@ def standard_attention(
 
     Returns
     -------
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``; bfloat16 for 8-bit floats
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``; bfloat16 for 8-bit floats; or the ``out`` given
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64); only with ``return_lse``
     probabilities : array [batch, heads, seqlen_q, seqlen_k], dtype of ``q``; only with ``return_probabilities``
         float16 for 8-bit floats.

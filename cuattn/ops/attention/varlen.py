@@ -102,7 +102,7 @@ def attention_varlen(
         that is larger is cut, and ``out`` keeps what it had for the queries beyond.
     **options
         As for `cuattn.attention`.
-    out : array [tokens_q, heads, head_dim_v], optional
+    out : array [tokens_q, heads, head_dim_v], dtype as for `cuattn.attention`, optional
     fp8_format, return_lse
         As for `cuattn.attention`.
 
@@ -112,7 +112,7 @@ def attention_varlen(
 
     Returns
     -------
-    out : array [tokens_q, heads, head_dim_v], dtype of ``q`` (bfloat16 for 8-bit floats)
+    out : array [tokens_q, heads, head_dim_v], dtype of ``q`` (bfloat16 for 8-bit floats), or the ``out`` given
     lse : array [heads, tokens_q], float32 (float64 for float64); only with ``return_lse``
 
     Raises

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cuattn.addresses import byte_bounds
 from cuattn.errors import ArgumentError
 from cuattn.messages import shown
+from cuattn.ops.attention.arguments import unrounded_dtype
 from cuattn.ops.attention.bounds import Bounds
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.decode import lengths, scales, shapes
@@ -30,7 +31,10 @@ PACKED_CALL = Operation("paged_attention_varlen", "decode")
 
 
 def check(q: Any, k_cache: Any, v_cache: Any, seqlens_k: Any, **options: Any) -> DecodeProblem:
-    """Make every check of a call. Raises as documented at `cuattn.decode_attention`."""
+    """Make every check of a call. Raises as documented at `cuattn.decode_attention`.
+
+    ``may_be_unrounded``: ``out`` may be of the accumulator's type.
+    """
     return _check(DENSE_CALL, CONTIGUOUS, q, k_cache, v_cache, seqlens_k, **options)
 
 
@@ -68,6 +72,7 @@ def _check(
     rope: Any = None,
     rotate_keys: Any = False,
     out: Any = None,
+    may_be_unrounded: bool = False,
     workspace: Any = None,
     **options: Any,
 ) -> DecodeProblem:
@@ -153,7 +158,8 @@ def _check(
         inputs = _memory(names, problem)
         if out is not None:
             problem.out = executor.asarray("out", out)
-            check_out("out", problem.out, extents.out_shape, q.dtype)
+            unrounded = unrounded_dtype(q.dtype) if may_be_unrounded else None
+            check_out("out", problem.out, extents.out_shape, q.dtype, unrounded=unrounded)
             check_apart("out", byte_bounds(problem.out), inputs)
             inputs["out"] = byte_bounds(problem.out)
         if workspace is not None:

@@ -136,15 +136,17 @@ class FlashDecodeConfig:
         flags: dict[str, Any],
         *,
         column_blocks: int = 1,
+        unrounded: bool = False,
     ) -> dict[str, Any]:
         """The kernel's compile-time constants. Head dims and column blocks: `compiled_dims`; the dtype is that of q;
-        ``flags``: `launch`.
+        ``flags``: `launch`; with ``unrounded`` the result is of the accumulator's type.
         """
-        output, accumulator = ELEMENTS[dtype_name]
+        query, accumulator = ELEMENTS[dtype_name]
+        of_q = {"Element": query} if self.products == "mma" else {"Element": accumulator, "Query": query}
         return {
             "Storage": kv_format.storage,
-            "Element": output if self.products == "mma" else accumulator,
-            "Output": output,
+            **of_q,
+            "Output": accumulator if unrounded else query,
             "Accumulator": accumulator,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,

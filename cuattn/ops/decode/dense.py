@@ -118,8 +118,8 @@ def decode_attention(
         Turns each query by its position, as `cuattn.rope` does, on its way; keys are taken as turned already.
     rotate_keys : bool
         With ``rope``: turns key j by position j too. For caches that keep keys unturned.
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``, optional
-        Where to write the result. It must not overlap an input.
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``, or float32 for a ``q`` of 16 bits; optional
+        Where to write the result; float32 takes it before it is rounded to 16 bits. It must not overlap an input.
     workspace : uint8 array [bytes], optional
         Memory for the results of splits, contiguous, at a multiple of 16 bytes; ``plan.workspace_size()`` bytes with a
         plan. By default the call takes its own.
@@ -130,7 +130,7 @@ def decode_attention(
 
     Returns
     -------
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q`` (that of ``out`` if it is given)
         Accumulated in float32 (float64 for float64). A query that sees no key gives zeros.
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64); only with ``return_lse``
         Natural logarithm of the sum of the exponentials of the logits; -inf (or the sink) for a query that sees no key.
@@ -197,6 +197,7 @@ def decode_attention(
         rope=rope,
         rotate_keys=rotate_keys,
         out=out,
+        may_be_unrounded=True,
         workspace=workspace,
         **options,
     )

@@ -78,7 +78,8 @@ def _launch(problem: DecodeProblem, output: Operand, lse: Any, config: FlashDeco
         *_bounds(problem),
         *_rotation(problem),
     )
-    loaded = _loaded(executor, config, problem.dtype, problem.kv_format, extents, flags, bool(options.flags))
+    of_call = problem.dtype, problem.kv_format, extents, flags, bool(options.flags), problem.unrounded
+    loaded = _loaded(executor, config, *of_call)
     plan = schedule(problem, config)
     partial_out, partial_state = partials(problem, plan.num_partials)
     params = pack_decode(problem, config, plan, q, k, v, output, rotary_vectors=_turns_vectors(problem))
@@ -177,11 +178,13 @@ def _loaded(
     extents: Extents,
     flags: Flags,
     options: bool,
+    unrounded: bool,
 ) -> LoadedKernel:
     """Load the kernel of a config. ``options``: what happens to logits is compiled in."""
     bucket, columns, column_blocks = compiled_dims(extents.head_dim, extents.head_dim_v)
     all_flags = {**dict(flags), **score_constants(options)}
-    constants = config.constants(dtype.name, kv_format, bucket, columns, all_flags, column_blocks=column_blocks)
+    of_call: dict[str, Any] = {"column_blocks": column_blocks, "unrounded": unrounded}
+    constants = config.constants(dtype.name, kv_format, bucket, columns, all_flags, **of_call)
     return LoadedKernel(
         executor.kernel(config.source, constants, config.entry),
         extents.num_kv_heads * config.head_blocks(extents.heads_per_kv_head) * column_blocks,

@@ -111,7 +111,7 @@ def paged_attention(
 
     Returns
     -------
-    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q``
+    out : array [batch, seqlen_q, heads, head_dim_v], dtype of ``q`` (that of ``out`` if it is given)
     lse : array [batch, heads, seqlen_q], float32 (float64 for float64); only with ``return_lse``
 
     Raises
@@ -153,6 +153,7 @@ def paged_attention(
         rope=rope,
         rotate_keys=rotate_keys,
         out=out,
+        may_be_unrounded=True,
         workspace=workspace,
         **options,
     )
@@ -249,7 +250,7 @@ def paged_attention_varlen(
 
     Returns
     -------
-    out : array [tokens, heads, head_dim_v], dtype of ``q``
+    out : array [tokens, heads, head_dim_v], dtype of ``q`` (that of ``out`` if it is given)
     lse : array [heads, tokens], float32 (float64 for float64); only with ``return_lse``
 
     Raises
@@ -289,6 +290,7 @@ def paged_attention_varlen(
         rope=rope,
         rotate_keys=rotate_keys,
         out=out,
+        may_be_unrounded=True,
         workspace=workspace,
         **options,
     )

@@ -31,7 +31,7 @@ class DecodeProblem:
     k: Any  # [batch, capacity, kv_heads, ...] or [num_pages, page_size, kv_heads, ...]
     v: Any
     out: Any  # as the caller gave it, or None
-    dtype: np.dtype[Any]  # of q and of the result
+    dtype: np.dtype[Any]  # of q, and of the result where it is rounded
     kv_format: KVFormat
     extents: Extents  # seqlen_k: the most keys that a sequence may have; seqlen_q of packed queries: all of them
     scale: float
@@ -79,9 +79,15 @@ class DecodeProblem:
             return float(self.extents.seqlen_q) * self.extents.seqlen_k
         return float(np.dot(self.host_seqlens_q, self.host_seqlens_k))
 
+    @property
+    def unrounded(self) -> bool:
+        """Whether the result is of the accumulator's type, where it is usually rounded to another."""
+        return self.out is not None and self.out.dtype != self.dtype
+
     def output(self) -> Operand:
         """Return what a kernel is to write: ``out`` where it can, else a new array that `deliver` copies from."""
-        return target(self.executor, self.out, self.extents.out_shape, self.dtype)
+        dtype = self.dtype if self.out is None else self.out.dtype
+        return target(self.executor, self.out, self.extents.out_shape, dtype)
 
     def deliver(self, output: Operand) -> Any:
         """Return the array for the caller, once the kernels have been launched."""

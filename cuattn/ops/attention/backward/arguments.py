@@ -35,7 +35,8 @@ _GRADIENTS = "dq", "dk", "dv"
 def check(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, **options: Any) -> BackwardProblem:
     """Make every check of a call, of the `Operation` ``operation`` if it is another than `DENSE`.
 
-    ``may_be_unrounded``: ``dq``, ``dk`` and ``dv`` may be of the accumulator's type. Raises as documented at `cuattn.attention_backward`.
+    ``may_be_unrounded``: ``dq``, ``dk`` and ``dv`` may be of the accumulator's type. Raises as documented at
+    `cuattn.attention_backward`.
     """
     return _check(q, k, v, {"dout": dout, "out": out, "lse": lse}, None, **{"operation": DENSE, **options})
 

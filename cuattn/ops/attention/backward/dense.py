@@ -74,9 +74,9 @@ def attention_backward(
         for each element of dq. dk, dv, and other dtypes are as with True.
     return_dbias : bool
         Compute the gradient of ``bias`` too.
-    dq, dk, dv : array, shape of ``q``, ``k`` and ``v``, their dtype or float32, optional
-        Where to write the gradients, each for itself. float32 takes them as they were summed, before they are rounded
-        to 16 bits: parts that are to be added to others. They must not lie in the memory range of an input, nor share an element with each
+    dq, dk, dv : array, shape and dtype of ``q``, ``k`` and ``v``, or float32 for 16-bit inputs; optional
+        Where to write the gradients. float32 takes each as it was summed, before it is rounded to 16 bits: a part that
+        is to be added to others. They must not lie in the memory range of an input, nor share an element with each
         other: interleaved views of one array are good. One whose last axis is not contiguous is copied to.
     workspace : uint8 array of one axis, optional
         Memory to use instead of an allocation, at least `cuattn.attention_backward_workspace_size` bytes, contiguous,
@@ -85,10 +85,10 @@ def attention_backward(
     Returns
     -------
     AttentionGrads(dq, dk, dv, dbias, dsinks)
-        dq, dk and dv have the shape and dtype of ``q``, ``k`` and ``v``, or are the arrays that were given; dk and dv are summed over the query heads that
-        read a key/value head. dbias: shape and dtype of ``bias``, summed over the axes that it was broadcast over, or
-        None. dsinks: array [heads], float32 (float64 for float64), or None without ``sinks``. Queries that see no key
-        give and get zeros. Sums are in float32 (float64 for float64).
+        dq, dk and dv have the shape and dtype of ``q``, ``k`` and ``v``, or are the arrays given; dk and dv are summed
+        over the query heads that read a key/value head. dbias: shape and dtype of ``bias``, summed over the axes that
+        it was broadcast over, or None. dsinks: array [heads], float32 (float64 for float64), or None without ``sinks``.
+        Queries that see no key give and get zeros. Sums are in float32 (float64 for float64).
 
     Raises
     ------
