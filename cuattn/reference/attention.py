@@ -112,20 +112,21 @@ def attention_naive(
     v_descale: ArrayLike | None = None,
     fp8_format: str | None = None,
     precision: str | None = None,
+    unrounded: bool = False,
     **options: Any,
 ) -> tuple[Array, Array]:
     """Attention by the same formulas in the precision of a kernel: what plain, correct code may lose by rounding.
 
     float32 arithmetic (float64 for float64 inputs), probabilities rounded to the dtype of `v` (float16 for float8
-    inputs), out rounded to the dtype of `q` (bfloat16 for float8). With `precision` "tf32", q, k, v and the
-    probabilities are rounded to 10 bits of mantissa; with "fp8", probabilities to e4m3. Not an oracle: its distance
-    from one is the yardstick of :mod:`cuattn.testing.tolerance`.
+    inputs), out rounded to the dtype of `q` (bfloat16 for float8), or not if it is `unrounded`. With `precision`
+    "tf32", q, k, v and the probabilities are rounded to 10 bits of mantissa; with "fp8", probabilities to e4m3. Not an
+    oracle: its distance from one is the yardstick of :mod:`cuattn.testing.tolerance`.
     """
     queries, keys, values = (decode(x, fp8_format) for x in (q, k, v))
     dtype = np.float64 if queries.dtype == np.float64 else np.float32
     tf32 = precision == "tf32"
     narrow = probability_dtype(values.dtype)
-    out_dtype = output_dtype(queries.dtype)
+    out_dtype = dtype if unrounded else output_dtype(queries.dtype)
     if tf32:
         queries, keys, values = (round_to_tf32(x) for x in (queries, keys, values))
     of_logits, of_dropout = split_options(options)

@@ -226,14 +226,17 @@ def lse_bound(q: Any, k: Any, **options: Any) -> Array:
     return np.asarray(u * (error + math.sqrt(keys.shape[1]) + factor))
 
 
-def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Array, Array, Array]:
+def attention_bound(
+    q: Any, k: Any, v: Any, *, unrounded: bool = False, **options: Any
+) -> tuple[Array, Array, Array, Array]:
     """Return the reference and what a result may be away from it: (out, bound of out, lse, bound of lse).
 
     Arrays and options as :func:`cuattn.reference.attention`; out and its bound are [B, N, H, E], the others [B, H, N].
+    An `unrounded` out is of the accumulation dtype: nothing is lost by the rounding of a result.
     """
     given = decode(to_numpy(q), options.get("fp8_format")).dtype
     oracle, narrow, precision = oracle_dtype(given), probability_dtype(given), options.get("precision")
-    naive, _ = reference.attention_naive(to_numpy(q), to_numpy(k), to_numpy(v), **options)
+    naive, _ = reference.attention_naive(to_numpy(q), to_numpy(k), to_numpy(v), unrounded=unrounded, **options)
     row = lse_bound(q, k, **options)
     values = _values(v, options.get("v_descale"), options.get("fp8_format"))
     queries, keys, options = _plain(q, k, options)
@@ -246,7 +249,7 @@ def attention_bound(q: Any, k: Any, v: Any, **options: Any) -> tuple[Array, Arra
         u_p = 2 * U_TF32 if precision == "tf32" else unit_roundoff(narrow)
         if precision == "fp8":
             u_p = unit_roundoff(ml_dtypes.float8_e4m3fn) + math.ceil(keys.shape[1] / 32) * U_FP8_SUM
-        bound = 2 * naive_max + 2 * ulp(out, output_dtype(given))
+        bound = 2 * naive_max + 2 * ulp(out, accumulation_dtype(given) if unrounded else output_dtype(given))
         bound = bound + u_p * spread + what_logits_move(out, spread, row, queries, keys, values, **options)
     p = reference.probabilities(queries, keys, **options)
     rescale = 1 / (1 - options.get("dropout_p", 0))
@@ -284,13 +287,16 @@ def sum_of_kept(p: Array, magnitudes: Array) -> Array:
     return np.asarray((kept @ heads_first(finite, p.shape[1], np.float64)).swapaxes(1, 2))
 
 
-def assert_attention_close(out: Any, q: Any, k: Any, v: Any, *, lse: Any = None, **options: Any) -> None:
+def assert_attention_close(
+    out: Any, q: Any, k: Any, v: Any, *, lse: Any = None, unrounded: bool = False, **options: Any
+) -> None:
     """Assert that `out` (and `lse`) is the attention of q, k, v under the rule at the top of this file.
 
     Args:
         out: what the kernel returned, [B, N, H, E], of the dtype of q; bfloat16 for float8 inputs.
         q, k, v: what the kernel was given, exactly: [B, N, H, D], [B, M, G, D], [B, M, G, E].
         lse: what the kernel returned, [B, H, N], float32 (float64 for float64 inputs); not checked when None.
+        unrounded: whether out is of the accumulation dtype instead, and as exact as that.
         options: those of :func:`cuattn.attention`, and `dropout_keep` of :func:`cuattn.reference.attention`.
 
     Raises:
@@ -301,9 +307,10 @@ def assert_attention_close(out: Any, q: Any, k: Any, v: Any, *, lse: Any = None,
     >>> assert_attention_close(reference.attention_naive(x, x, x)[0], x, x, x)
     """
     given = decode(to_numpy(q), options.get("fp8_format")).dtype
-    if out.dtype != output_dtype(given):
-        raise ToleranceError(f"out has dtype {out.dtype}, expected {output_dtype(given)} for q of dtype {given}")
-    expected, bound, expected_lse, bound_lse = attention_bound(q, k, v, **options)
+    expected_dtype = np.dtype(accumulation_dtype(given) if unrounded else output_dtype(given))
+    if out.dtype != expected_dtype:
+        raise ToleranceError(f"out has dtype {out.dtype}, expected {expected_dtype} for q of dtype {given}")
+    expected, bound, expected_lse, bound_lse = attention_bound(q, k, v, unrounded=unrounded, **options)
     assert_within(out, expected, bound, "out")
     if lse is not None:
         _assert_lse_dtype(lse, given)
