@@ -361,7 +361,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_ba
     const int* __restrict__ g_diagonal_offsets,      // [batch]
     const int* __restrict__ g_cu_seqlens_q,          // [batch + 1]: q, dout, dq are packed, [tokens, num_heads, ...],
     const int* __restrict__ g_cu_seqlens_k,          // lse [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
-    const int* __restrict__ g_work,                  // [num_work, 2]: query_block.cuh; given with the two before
+    const int* __restrict__ g_work,                  // [num_work, 2]: query_block.cuh; with these two or g_tile_list
     const Params params,
     const int* __restrict__ g_tile_list)             // attention/tile_list.cuh; with TILE_LIST
 {

@@ -281,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int* __restrict__ g_diagonal_offsets,     // [batch]
     const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
     const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
-    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
+    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; with these two or g_tile_list
     const Params params,
     const int* __restrict__ g_tile_list)            // tile_list.cuh; with TILE_LIST
 {

@@ -38,29 +38,14 @@ constexpr int LANE_M = WARP_M / 2;    // rows a lane computes: a half-warp has h
 constexpr int LANE_N = BLOCK_N / 16;  // columns of the scores
 
 #include "attention/lane_products.cuh"
-
-// Shared memory of a CTA.
-struct Smem {
-    static constexpr int K_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM>, V_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM_V>;
-
-    Element q[BLOCK_M][TILE_STRIDE<HEAD_DIM>];
-    Element kv[ONE_PLACE ? (K_SIZE > V_SIZE ? K_SIZE : V_SIZE) : K_SIZE + V_SIZE];
-    Element p[BLOCK_M][TILE_STRIDE<BLOCK_N>];  // each warp uses its own rows
-
-    __device__ __forceinline__ Element* k() { return kv; }
-    __device__ __forceinline__ Element* v() { return kv + (ONE_PLACE ? 0 : K_SIZE); }
-};
-
-static_assert(BLOCK_M == NUM_WARPS * WARP_M && WARP_M % 2 == 0, "every lane has whole rows");
-static_assert(BLOCK_N % LANES_PER_ROW == 0, "every lane has whole columns");
-static_assert(HEAD_DIM % DOT_BLOCK == 0, "head dims come in buckets");
-static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
+#include "attention/lane_smem.cuh"
 
 using Params = AttentionParams<Element>;
 using SoftmaxRow = OnlineSoftmaxRow<Element>;
 using LanePosition = TilePosition<false>;
 
 #include "attention/lane_state.cuh"
+#include "attention/lane_walk.cuh"
 
 // LISTED: as TILE_LIST says; the parameters are those of the kernel.
 template <bool LISTED>
@@ -164,21 +149,11 @@ __device__ __forceinline__ void attention_forward(
         }
     };
 
-    auto tile = before(walk.end);
-    if (exists(tile)) {
-        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
-        load_k(tile);
-    }
-    while (exists(tile)) {
-        cp_async_wait<0>();
-        // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
-        __syncthreads();
-        if (!ONE_PLACE) load_v(tile);  // on its way during the first product
-        const int first_key = first_key_of(tile);
-        // Anything that this warp's queries may see?
+    // The tile's probabilities, if this warp's queries see any key of it.
+    auto weigh = [&](const auto& tile) {
         const bool active = sees(tile);
         if (active) {
-            const LanePosition lane{first_query + lane_row, first_key + lane_col};
+            const LanePosition lane{first_query + lane_row, first_key_of(tile) + lane_col};
             Weights scores;
             multiply_abt<HEAD_DIM>(scores, smem.q[lane_row], smem.k() + lane_col * TILE_STRIDE<HEAD_DIM>,
                                    params.head_dim);
@@ -207,46 +182,16 @@ __device__ __forceinline__ void attention_forward(
             }
             store_weights(scores, smem.p[lane_row] + lane_col);
         }
-        const auto this_tile = tile;
-        tile = before(tile);
-        cp_async_wait<0>();
-        // SYNC: v has landed and the probabilities are written; every warp is done with k.
-        __syncthreads();
-        if constexpr (ONE_PLACE) {
-            load_v(this_tile);
-            cp_async_wait<0>();
-            // SYNC: v has landed where k was.
-            __syncthreads();
-        } else if (exists(tile)) {
-            load_k(tile);  // on its way during the second product
-        }
-        if (active) multiply_add<HEAD_DIM_V>(state.acc_out, smem.p[lane_row], smem.v() + out_col);
-        if constexpr (ONE_PLACE) {
-            // SYNC: every warp is done with v, whose place the next k takes.
-            __syncthreads();
-            if (exists(tile)) load_k(tile);
-        }
-    }
+        return active;
+    };
 
-    const bool vectors =
-        ((reinterpret_cast<unsigned long long>(g_out) | params.out.batch * sizeof(Element) |
-          params.out.seq * sizeof(Element) | params.out.head * sizeof(Element)) & 15) == 0;
-    g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head + block.q_start * params.out.seq +
-             columns.first + out_col;
-    if (g_lse != nullptr) {
-        g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
+    auto tile = before(walk.end);
+    if (exists(tile)) {
+        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
+        load_k(tile);
     }
-#pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-        SoftmaxRow& row = state.rows[i];
-        const Element factor = finish_row(row, g_sinks, block.head_idx) * params.keep_scale;
-        const int query_idx = first_query + lane_row + i;
-        if (query_idx < block.seqlen_q) {
-            store_row(g_out + query_idx * params.out.seq, state.acc_out[i], factor, out_col,
-                      columns.count, vectors);
-            if (g_lse != nullptr && columns.is_first() && lane_col == 0) g_lse[query_idx] = row.lse();
-        }
-    }
+    walk_tiles(state, tile, exists, before, load_k, load_v, weigh, smem.p[lane_row], smem.v() + out_col);
+    store_rows(state, params, block, columns, g_out, g_lse, g_sinks, first_query + lane_row, block.seqlen_q, out_col);
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward_fma(
@@ -266,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int* __restrict__ g_diagonal_offsets,     // [batch]
     const int* __restrict__ g_cu_seqlens_q,         // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
     const int* __restrict__ g_cu_seqlens_k,         // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
-    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; given with the two before
+    const int* __restrict__ g_work,                 // [num_work, 2]: query_block.cuh; with these two or g_tile_list
     const Params params,
     const int* __restrict__ g_tile_list)            // tile_list.cuh; with TILE_LIST
 {

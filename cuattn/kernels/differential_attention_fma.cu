@@ -60,6 +60,7 @@ using LanePosition = TilePosition<false>;
 using OutRow = RowPart<HEAD_DIM_V>;
 
 #include "attention/lane_state.cuh"
+#include "attention/lane_walk.cuh"
 
 // f(x, column) for every number that a lane has of an output row, the column counted from its first.
 template <typename F>
@@ -174,26 +175,11 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
         cp_async_commit();
     };
 
-    // Tiles are taken from the last to the first; those that are hidden from both streams are passed over.
-    int tile_idx = visible_tile(tiles.end - 1);
-    if (tile_idx >= tiles.begin) {
-#pragma unroll
-        for (int s = 0; s < 2; s++) {
-            load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[s][0], g_q + s * params.q_stream, params.q.seq,
-                                                               num_queries, params.head_dim);
-        }
-        load_k(tile_idx);
-    }
-    while (tile_idx >= tiles.begin) {
-        cp_async_wait<0>();
-        // SYNC: this tile's k (and q) has landed for all; every warp is done with the v of the tile before.
-        __syncthreads();
-        if (!ONE_PLACE) load_v(tile_idx);  // on its way during the first product
+    // The tile's probabilities, if this warp's queries see any key of it.
+    auto weigh = [&](int tile_idx) {
         const int first_key = tile_idx * BLOCK_N;
         const TileClass tile_class = options.tile_class(params, tile_idx);
-        // Anything that this warp's queries may see?
         const bool active = warp_keys.meet(first_key, BLOCK_N) && !(TILE_CLASSES && tile_class == TILE_HIDDEN);
-        Element* s_weights = smem.p[own.stream][lane_row];
         if (active) {
             const LanePosition lane{first_query + lane_row, first_key + lane_col};
             Weights scores;
@@ -213,28 +199,25 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
                                                    own.head(block.head_idx));
                 drop_probabilities(scores, params.dropout, head, lane);
             }
-            store_weights(scores, s_weights + lane_col);
+            store_weights(scores, smem.p[own.stream][lane_row] + lane_col);
         }
-        const int this_tile_idx = tile_idx;
-        tile_idx = visible_tile(tile_idx - 1);
-        cp_async_wait<0>();
-        // SYNC: v has landed and the probabilities are written; every warp is done with k.
-        __syncthreads();
-        if constexpr (ONE_PLACE) {
-            load_v(this_tile_idx);
-            cp_async_wait<0>();
-            // SYNC: v has landed where k was.
-            __syncthreads();
-        } else if (tile_idx >= tiles.begin) {
-            load_k(tile_idx);  // on its way during the second product
+        return active;
+    };
+
+    // Tiles are taken from the last to the first; those that are hidden from both streams are passed over.
+    const int last_tile = visible_tile(tiles.end - 1);
+    if (last_tile >= tiles.begin) {
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[s][0], g_q + s * params.q_stream, params.q.seq,
+                                                               num_queries, params.head_dim);
         }
-        if (active) multiply_add<HEAD_DIM_V>(state.acc_out, s_weights, smem.v() + out_col);
-        if constexpr (ONE_PLACE) {
-            // SYNC: every warp is done with v, whose place the next k takes.
-            __syncthreads();
-            if (tile_idx >= tiles.begin) load_k(tile_idx);
-        }
+        load_k(last_tile);
     }
+    walk_tiles(
+        state, last_tile, [&](int tile_idx) { return tile_idx >= tiles.begin; },
+        [&](int tile_idx) { return visible_tile(tile_idx - 1); }, load_k, load_v, weigh,
+        smem.p[own.stream][lane_row], smem.v() + out_col);
 
     // SYNC: every warp is done with k and v, whose place the second output takes.
     __syncthreads();

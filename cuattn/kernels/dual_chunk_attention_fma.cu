@@ -26,23 +26,8 @@ constexpr int LANE_M = WARP_M / 2;    // rows a lane computes: a half-warp has h
 constexpr int LANE_N = BLOCK_N / 16;  // columns of the scores
 
 #include "attention/lane_products.cuh"
+#include "attention/lane_smem.cuh"
 
-// Shared memory of a CTA.
-struct Smem {
-    static constexpr int K_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM>, V_SIZE = BLOCK_N * TILE_STRIDE<HEAD_DIM_V>;
-
-    Element q[BLOCK_M][TILE_STRIDE<HEAD_DIM>];
-    Element kv[ONE_PLACE ? (K_SIZE > V_SIZE ? K_SIZE : V_SIZE) : K_SIZE + V_SIZE];
-    Element p[BLOCK_M][TILE_STRIDE<BLOCK_N>];  // each warp uses its own rows
-
-    __device__ __forceinline__ Element* k() { return kv; }
-    __device__ __forceinline__ Element* v() { return kv + (ONE_PLACE ? 0 : K_SIZE); }
-};
-
-static_assert(BLOCK_M == NUM_WARPS * WARP_M && WARP_M % 2 == 0, "every lane has whole rows");
-static_assert(BLOCK_N % LANES_PER_ROW == 0, "every lane has whole columns");
-static_assert(HEAD_DIM % DOT_BLOCK == 0, "head dims come in buckets");
-static_assert(sizeof(Smem) == SMEM_BYTES, "config.py and this file agree on the shared-memory plan");
 static_assert(!(BOUND_LEFT || ALIBI || BIAS || MASK || DROPOUT), "options that dual-chunk attention has not");
 
 using Params = DualChunkParams<Element>;
@@ -50,6 +35,7 @@ using SoftmaxRow = OnlineSoftmaxRow<Element>;
 using LanePosition = TilePosition<false>;
 
 #include "attention/lane_state.cuh"
+#include "attention/lane_walk.cuh"
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_dual_chunk_attention_fma(
     const Element* __restrict__ g_q,  // [batch, seqlen_q, num_heads, head_dim], last axis contiguous
@@ -98,37 +84,21 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_dual_chunk_a
 #pragma unroll
     for (int i = 0; i < LANE_M; i++) state.rows[i].reset();
 
-    auto load_k = [&](int first_key, int end_key) {
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k(), g_k + first_key * params.k.seq, params.k.seq,
-                                                           end_key - first_key, params.head_dim);
-        cp_async_commit();
-    };
-    auto load_v = [&](int first_key, int end_key) {
-        load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v(), g_v + first_key * params.v.seq, params.v.seq,
-                                                             end_key - first_key, columns.count);
-        cp_async_commit();
-    };
-
     for (Stretch stretch = Stretch::own(block, params.chunk_length); stretch.exists();
          stretch = stretch.older(own_key, params.chunk_length)) {
         const bool own = stretch.end > own_key;
-        int first_key = stretch.last_tile<BLOCK_N>();
-        // SYNC: every warp is done with the queries as they were turned before, and with the last keys and values.
-        __syncthreads();
-        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
-        load_k(first_key, stretch.end);
-        cp_async_wait<0>();
-        // SYNC: every thread's part of q has landed.
-        __syncthreads();
-        const TurnPositions positions(params, block, stretch);
-        rotate_tile<HEAD_DIM, NUM_THREADS>(smem.q[0], num_queries, rotations, params.num_pairs, params.rotary_vectors,
-                                           [&](int row) { return positions.of(row); });
-        while (first_key >= stretch.begin) {
-            cp_async_wait<0>();
-            // SYNC: this tile's k has landed for all, q is turned; every warp is done with the v of the tile before.
-            __syncthreads();
-            if (!ONE_PLACE) load_v(first_key, stretch.end);  // on its way during the first product
-            // Anything that this warp's queries may see?
+        auto load_k = [&](int first_key) {
+            load_tile<ALIGNED, BLOCK_N, HEAD_DIM, NUM_THREADS>(smem.k(), g_k + first_key * params.k.seq, params.k.seq,
+                                                               stretch.end - first_key, params.head_dim);
+            cp_async_commit();
+        };
+        auto load_v = [&](int first_key) {
+            load_tile<ALIGNED, BLOCK_N, HEAD_DIM_V, NUM_THREADS>(smem.v(), g_v + first_key * params.v.seq,
+                                                                 params.v.seq, stretch.end - first_key, columns.count);
+            cp_async_commit();
+        };
+        // The tile's probabilities, if this warp's queries see any key of it.
+        auto weigh = [&](int first_key) {
             const bool active = warp_query < block.end_query && !(own && first_key > last_position);
             if (active) {
                 const LanePosition lane{first_query + lane_row, first_key + lane_col};
@@ -146,44 +116,25 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_dual_chunk_a
                 softmax_step(state, scores);
                 store_weights(scores, smem.p[lane_row] + lane_col);
             }
-            const int this_key = first_key;
-            first_key -= BLOCK_N;
-            cp_async_wait<0>();
-            // SYNC: v has landed and the probabilities are written; every warp is done with k.
-            __syncthreads();
-            if constexpr (ONE_PLACE) {
-                load_v(this_key, stretch.end);
-                cp_async_wait<0>();
-                // SYNC: v has landed where k was.
-                __syncthreads();
-            } else if (first_key >= stretch.begin) {
-                load_k(first_key, stretch.end);  // on its way during the second product
-            }
-            if (active) multiply_add<HEAD_DIM_V>(state.acc_out, smem.p[lane_row], smem.v() + out_col);
-            if constexpr (ONE_PLACE) {
-                // SYNC: every warp is done with v, whose place the next k takes.
-                __syncthreads();
-                if (first_key >= stretch.begin) load_k(first_key, stretch.end);
-            }
-        }
-    }
+            return active;
+        };
 
-    const bool vectors =
-        ((reinterpret_cast<unsigned long long>(g_out) | params.out.batch * sizeof(Element) |
-          params.out.seq * sizeof(Element) | params.out.head * sizeof(Element)) & 15) == 0;
-    g_out += block.batch_idx * params.out.batch + block.head_idx * params.out.head + block.q_start * params.out.seq +
-             columns.first + out_col;
-    if (g_lse != nullptr) {
-        g_lse += block.batch_idx * params.lse_batch + block.head_idx * params.lse_head + block.q_start;
+        const int last_tile = stretch.last_tile<BLOCK_N>();
+        // SYNC: every warp is done with the queries as they were turned before, and with the last keys and values.
+        __syncthreads();
+        load_tile<ALIGNED, BLOCK_M, HEAD_DIM, NUM_THREADS>(smem.q[0], g_q, params.q.seq, num_queries, params.head_dim);
+        load_k(last_tile);
+        cp_async_wait<0>();
+        // SYNC: every thread's part of q has landed.
+        __syncthreads();
+        const TurnPositions positions(params, block, stretch);
+        rotate_tile<HEAD_DIM, NUM_THREADS>(smem.q[0], num_queries, rotations, params.num_pairs, params.rotary_vectors,
+                                           [&](int row) { return positions.of(row); });
+        // Its first barrier is also that behind the rotation.
+        walk_tiles(
+            state, last_tile, [&](int first_key) { return first_key >= stretch.begin; },
+            [](int first_key) { return first_key - BLOCK_N; }, load_k, load_v, weigh, smem.p[lane_row],
+            smem.v() + out_col);
     }
-#pragma unroll
-    for (int i = 0; i < LANE_M; i++) {
-        SoftmaxRow& row = state.rows[i];
-        const Element factor = finish_row(row, nullptr, block.head_idx) * params.keep_scale;
-        const int query_idx = first_query + lane_row + i;
-        if (query_idx < block.end_query) {
-            store_row(g_out + query_idx * params.out.seq, state.acc_out[i], factor, out_col, columns.count, vectors);
-            if (g_lse != nullptr && columns.is_first() && lane_col == 0) g_lse[query_idx] = row.lse();
-        }
-    }
+    store_rows(state, params, block, columns, g_out, g_lse, nullptr, first_query + lane_row, block.end_query, out_col);
 }

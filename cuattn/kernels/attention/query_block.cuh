@@ -3,9 +3,10 @@
 //
 // Grid of a batch of equal lengths: x = (batch_idx * heads + head_idx) * num_blocks + block, so that any batch and
 // number of heads fits, and CTAs that run at the same time share the keys and values of their head. Of packed
-// sequences: x = work_idx * heads + head_idx, where g_work [num_work, 2] lists (batch_idx, block): those with the most
-// to visit first if the host made it, in order of the sequences if attention_schedule.cu did. An entry with batch_idx
-// < 0 is no work. Query head h reads key/value head h / heads_per_kv_head.
+// sequences, and where a list says what rows see (tile_list.cuh): x = work_idx * heads + head_idx, where g_work
+// [num_work, 2] lists (batch_idx, block): those with the most to visit first if the host made it, in order of the
+// sequences if attention_schedule.cu did. An entry with batch_idx < 0 is no work. Query head h reads key/value head
+// h / heads_per_kv_head.
 #pragma once
 #include "attention/attention_params.cuh"
 
