@@ -37,7 +37,9 @@ def kernel_files() -> list[str]:
 @click.option("--cap", "cap_s", type=float, default=120.0, show_default=True, help="Seconds of tests a mutant.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS, help="The result file.")
 @click.option("--retry", is_flag=True, help="Try again those that survived, after adding a test.")
-@click.option("--tests", default="*", help="Only test files whose name matches this pattern: to retry with a new one.")
+@click.option(
+    "--tests", multiple=True, default=("*",), help="Only test files whose name matches: to retry with a new one."
+)
 @click.option("--page", is_flag=True, help="Run nothing: write the table of docs/mutants.md from the result file.")
 def main(
     kernels: tuple[str, ...],
@@ -48,7 +50,7 @@ def main(
     cap_s: float,
     out: Path,
     retry: bool,
-    tests: str,
+    tests: tuple[str, ...],
     page: bool,
 ) -> None:
     """Edit the kernels in small wrong ways and see whether their tests notice.
@@ -62,6 +64,7 @@ def main(
       python -m bench.mutants --kernel 'softmax*' --sample 5
       python -m bench.mutants --kernel mask --sample 0 --jobs 2
       python -m bench.mutants --kernel mma --retry --tests 'test_attention_formats*'
+    python -m bench.mutants --kernel tile_list --tests 'test_block_sparse*' --tests test_sparse_attention.py
     """
     if page:
         report.write_page(report.read(out))
@@ -112,7 +115,7 @@ def _try_file(
     jobs: int,
     cap_s: float,
     retry: bool,
-    tests: str,
+    tests: tuple[str, ...],
     out: Path,
 ) -> None:
     """Try mutants of a file until ``sample`` of them count, in their order, those that are known not again."""

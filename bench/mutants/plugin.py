@@ -6,6 +6,8 @@ CUATTN_MUTANTS_NOTE      write here, a line a test, what it took and which kerne
 CUATTN_MUTANTS_KERNELS   take the kernel sources from this folder
 CUATTN_MUTANTS_PLAN      JSON: the tests to run in their order, the seconds after which a test has hung or the whole
                          run is over, and the variants to compile first: nothing runs if their PTX is the original's
+
+Seconds are those that the process computes: on a busy machine no test has hung because it has to wait.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from cuattn.runtime import executor as executors
 
 EQUAL, REFUSED, DIFFERS = "the PTX is the same", "does not compile", "differs"
 MAX_MESSAGE = 500
+ASLEEP_FACTOR = 10.0  # a test that computes nothing for so many times as long has hung as well
 _NOT_CODE = re.compile(rb"^(?:\t\.(?:loc|file)\b.*|\$L__tmp\d+:|//.*|\s*)\n", re.MULTILINE)
 
 
@@ -84,7 +88,7 @@ class Run:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.order = {test: index for index, test in enumerate(plan["tests"])}
-        self.until = time.monotonic() + plan["total_s"]
+        self.until = time.process_time() + plan["total_s"]
 
     def write(self, **row: Any) -> None:
         with open(self.plan["log"], "a", encoding="utf-8") as file:
@@ -104,13 +108,16 @@ class Run:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        # A kernel that never ends may hold the interpreter: only a thread of its own can end the process then.
+        # A kernel that never ends may hold the interpreter: only the system or a thread of its own can end it then.
+        hung_s, (limit, most) = self.plan["hung_s"][item.nodeid], resource.getrlimit(resource.RLIMIT_CPU)
         with open(os.devnull, "w") as nowhere:
             self.write(begin=item.nodeid)
-            faulthandler.dump_traceback_later(self.plan["hung_s"][item.nodeid], exit=True, file=nowhere)
+            faulthandler.dump_traceback_later(ASLEEP_FACTOR * hung_s, exit=True, file=nowhere)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + hung_s) + 1, most))
             yield
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, most))
             faulthandler.cancel_dump_traceback_later()
-        if time.monotonic() > self.until:
+        if time.process_time() > self.until:
             item.session.shouldstop = "the time is up"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cuattn.compile.expand import KERNELS
 KILLED, SURVIVED, DISCARDED = "killed", "survived", "discarded"
 HUNG_LEAST_S, HUNG_FACTOR = 20.0, 10.0  # a test that takes so many times as long as it should has hung
 COMPILER_S = 120.0  # for the compilations before the first test
+BUSY_FACTOR = 3.0  # how much longer all this may take on a busy machine
 NUM_PROBED = 12  # variants that are compiled to see whether the PTX changes at all
 FIRST_TESTS = 10
 
@@ -105,12 +107,16 @@ def _lines(source: Source, edit: Edit) -> tuple[str, str]:
 class Laboratory:
     """Runs mutants against the tests that could notice them."""
 
-    def __init__(self, work: Path, file: str, total_s: float, pattern: str = "*") -> None:
+    def __init__(self, work: Path, file: str, total_s: float, patterns: Sequence[str] = ("*",)) -> None:
         """Prepare for the mutants of one kernel file; tests of files that match may run for ``total_s`` on each."""
         self.work = work
         self.total_s = total_s
         self.kernels = tests_of.includers(file)
-        files = [path for path in tests_of.test_files(self.kernels) if fnmatch.fnmatch(path.name, pattern)]
+        files = [
+            path
+            for path in tests_of.test_files(self.kernels)
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+        ]
         self.tests = tests_of.notes(files, work)
         self.variants = tests_of.variants(self.tests)
         if not any(variant.source in self.kernels for variant in self.variants.values()):
@@ -181,7 +187,7 @@ class Laboratory:
             "CUATTN_MUTANTS_KERNELS": str(folder / "kernels"),
             "CUATTN_MUTANTS_PLAN": str(folder / "plan.json"),
         }
-        limit = COMPILER_S + self.total_s + max(HUNG_LEAST_S, HUNG_FACTOR * slowest)
+        limit = BUSY_FACTOR * (COMPILER_S + self.total_s + max(HUNG_LEAST_S, HUNG_FACTOR * slowest))
         with open(folder / "output.txt", "wb") as output, contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 [*command, *files],

@@ -46,5 +46,7 @@ def table() -> list[Semantic]:
     from bench.mutants.semantic_hopper import HOPPER
     from bench.mutants.semantic_layout import LAYOUT
     from bench.mutants.semantic_softmax import SOFTMAX
+    from bench.mutants.semantic_variants import DIFFERENTIAL, DUAL_CHUNK, SPARSE
 
-    return [*SOFTMAX, *ATTENTION, *BACKWARD, *DECODE, *HOPPER, *LAYOUT]
+    variants = [*DIFFERENTIAL, *DUAL_CHUNK, *SPARSE]
+    return [*SOFTMAX, *ATTENTION, *BACKWARD, *DECODE, *HOPPER, *LAYOUT, *variants]

@@ -27,7 +27,7 @@ _LOGITS = (
     ),
     Semantic(_LOGITS_CUH, "the bias of the next key", r"g_bias\[column \*", "g_bias[(column + 1) *"),
     Semantic(_LOGITS_CUH, "the mask turned around", r"!g_mask\[", "g_mask["),
-    Semantic(_LOGITS_CUH, "rows that do not exist are read", r"lane\.own \+ row < num_own \?", "true ?"),
+    Semantic(_LOGITS_CUH, "rows that do not exist are read", r"if \(lane\.own \+ row >= num_own\) return;", ";"),
     Semantic(_LOGITS_CUH, "keys that do not exist", r"OWN_KEYS && row >= num_own", "false"),
 )
 
@@ -125,7 +125,7 @@ ATTENTION = (
         r"return band\.transposed\(sequence\.seqlen_q\);",
         "return band.transposed(sequence.seqlen_k);",
     ),
-    Semantic("attention/mask.cuh", "positions beyond the range", r"max\(0ll, (min\(.*?offset\))\)", r"\1"),
+    Semantic("attention/mask.cuh", "positions beyond the range", r"max\(0ll, (min\(.*?key_idx\))\)", r"\1"),
     Semantic(
         "attention/query_block.cuh",
         "heads of a group in another order",
@@ -161,24 +161,24 @@ ATTENTION = (
     Semantic(
         "attention_forward_fma.cu", "values of the first half", r"params\.v\.seq \+\s*columns\.first", "params.v.seq"
     ),
-    Semantic("attention_forward_fma.cu", "both halves into the first", r"columns\.first \+ out_col", "out_col"),
-    Semantic("attention_forward_fma.cu", "the next tile's values", r"load_v\(this_tile_idx\)", "load_v(tile_idx)"),
+    Semantic("attention/lane_walk.cuh", "both halves into the first", r"columns\.first \+ out_col", "out_col"),
+    Semantic("attention/lane_walk.cuh", "the next tile's values", r"load_v\(this_tile\)", "load_v(tile)"),
     Semantic(
-        "attention_forward_fma.cu",
+        "attention/lane_walk.cuh",
         "values before keys are done with",
-        r"if \(!ONE_PLACE\) load_v\(tile_idx\)",
-        "load_v(tile_idx)",
+        r"if \(!ONE_PLACE\) load_v\(tile\)",
+        "load_v(tile)",
     ),
     Semantic(
-        "attention_forward_fma.cu",
+        "attention/lane_walk.cuh",
         "keys before values are done with",
         r"(whose place the next k takes\.)\s*__syncthreads\(\);",
         r"\1\n",
     ),
     Semantic(
-        "attention_forward_fma.cu",
+        "attention/lane_walk.cuh",
         "values that have not landed",
-        r"(load_v\(this_tile_idx\);)\s*cp_async_wait<0>\(\);",
+        r"(load_v\(this_tile\);)\s*cp_async_wait<0>\(\);",
         r"\1",
     ),
     Semantic("attention/philox.cuh", "nine rounds", r"round < 10", "round < 9"),
@@ -210,7 +210,7 @@ ATTENTION = (
     Semantic("attention_forward.cu", "drop the mask on the last tiles", r"if \(!in_full\) hide_by_position<.*?\);", ""),
     Semantic("attention/score_tile.cuh", "one lane's part of the sum", r"quad_sum\(row\.sum\)", "row.sum"),
     Semantic(
-        "attention_forward.cu", "the sink's term is forgotten", r"correction \+ exp2_approx\(term\)", "correction"
+        "attention/warp_state.cuh", "the sink's term is forgotten", r"correction \+ exp2_approx\(term\)", "correction"
     ),
     Semantic(
         "attention_forward.cu",
@@ -221,7 +221,7 @@ ATTENTION = (
     Semantic(
         "attention_forward.cu",
         "dropout repeats in the batch",
-        r"block\.batch_idx \* params\.num_heads \+ block\.head_idx, lane",
+        r"block\.batch_idx \* params\.num_heads \+ block\.head_idx,\s*lane",
         "block.head_idx, lane",
     ),
     Semantic("attention_forward.cu", "the stage in use", r"\(stage \+ NUM_STAGES - 1\) % NUM_STAGES", "stage"),
@@ -233,19 +233,19 @@ ATTENTION = (
     ),
     Semantic("attention_forward.cu", "v is not descaled", r"if \(g_v_descale != nullptr\).*?;", ""),
     Semantic(
-        "attention_forward_fma.cu",
+        "attention/lane_state.cuh",
         "skip the rescale of the output",
         r"state\.acc_out\[i\]\.scale\(correction\);",
         "",
     ),
-    Semantic("attention_forward_fma.cu", "skip the rescale of the sum", r"row\.sum \*= correction;", ";"),
+    Semantic("attention/lane_state.cuh", "skip the rescale of the sum", r"row\.sum \*= correction;", ";"),
     Semantic(
-        "attention_forward_fma.cu",
+        "attention/lane_state.cuh",
         "one step short of a butterfly",
         r"lane_mask < LANES_PER_ROW;",
         "lane_mask < LANES_PER_ROW / 2;",
     ),
-    Semantic("attention_forward_fma.cu", "the sink's term is forgotten", r"correction \+ exp2\(term\)", "correction"),
+    Semantic("attention/lane_state.cuh", "the sink's term is forgotten", r"correction \+ exp2\(term\)", "correction"),
     Semantic(
         "attention/warp_products.cuh", "fragments of b swapped", r"frag_b\[0\], frag_b\[1\]", "frag_b[1], frag_b[0]"
     ),

@@ -67,7 +67,7 @@ def test_files(kernels: Iterable[str]) -> list[Path]:
     kernels = set(kernels)
     chosen = [group for group in groups().values() if kernels.intersection(group.kernels)]
     found = {path for group in chosen for pattern in group.tests for path in files_of(pattern)}
-    of_backward = any("backward" in group.name for group in chosen)
+    of_backward = any("backward" in kernel for kernel in kernels)
     return sorted(path for path in found if of_backward or "backward" not in path.name)
 
 
