@@ -130,6 +130,24 @@ def test_rows_without_keys(executor, shared):
     assert not grads.dq[:, :20].any()
 
 
+def test_a_nan_stays_in_its_row(executor):
+    """A logit of +inf in one stream: NaN in the gradients of its query and of the keys that this sees, of no others."""
+    q, k, v = make((1, 21, 40, 2, 1, 32, 32), F16)
+    bias = np.zeros((1, 4, 21, 40), np.float32)
+    bias[..., 7] = -np.inf
+    options = {"softcap": 15.0, "alibi_slopes": np.full(4, 0.1, np.float32)}
+    expected = gradients(executor, q, k, v, 0.6, bias=bias, **options)[2]
+    bias[0, 2, 3, 5] = np.inf
+    grads = gradients(executor, q, k, v, 0.6, bias=bias, **options)[2]
+    lost = np.zeros(q.shape, bool)
+    lost[0, 3, 2] = True
+    assert np.isnan(grads.dq[lost]).all() and np.array_equal(grads.dq[~lost], expected.dq[~lost])
+    seen = np.arange(40) != 7
+    for x in (grads.dk[:, :, :1], grads.dv):
+        assert np.isnan(x[:, seen]).all() and not x[:, 7].any()
+    assert np.array_equal(grads.dk[:, :, 1], expected.dk[:, :, 1])
+
+
 def test_empty(executor):
     for shape in ((0, 3, 4, 2, 1, 32, 32), (1, 0, 4, 2, 1, 32, 32), (1, 3, 0, 2, 1, 32, 32), (1, 3, 4, 0, 1, 32, 32)):
         for of_v2 in (False, True):
