@@ -153,6 +153,8 @@ def _try_file(
                     markup=False,
                 )
             write_text(out, report.to_json(results))
+    if laboratory is not None:
+        laboratory.close()
     console.print(f"{name}: {dict(Counter(result.status for result in results.values() if result.file == name))}")
 
 

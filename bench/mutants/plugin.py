@@ -1,11 +1,13 @@
-"""A pytest plugin with two uses: to note which tests run which kernel variants, and to run tests on a mutated kernel.
+"""A pytest plugin with two uses: to note which tests run which kernel variants, and to run tests on mutated kernels.
 
 What it is to do stands in the environment:
 
 CUATTN_MUTANTS_NOTE      write here, a line a test, what it took and which kernel variants it built or launched
-CUATTN_MUTANTS_KERNELS   take the kernel sources from this folder
-CUATTN_MUTANTS_PLAN      JSON: the tests to run in their order, the seconds after which a test has hung or the whole
-                         run is over, and the variants to compile first: nothing runs if their PTX is the original's
+CUATTN_MUTANTS_SERVE     two file descriptors: read the names of plans from the first, a line each, run each plan in a
+                         process of its own, and write a byte to the second when it is done. A plan is JSON: the
+                         folder of the kernel sources, the tests to run in their order, the seconds after which a test
+                         has hung or the whole run is over, and the variants to compile first: nothing runs if their
+                         PTX is the original's
 
 Seconds are those that the process computes: on a busy machine no test has hung because it has to wait.
 """
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 import faulthandler
 import hashlib
+import itertools
 import json
 import os
 import re
 import resource
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +86,56 @@ class Note:
                 file.write(json.dumps(row) + "\n")
 
 
+class Serve:
+    """Runs plan after plan on the tests that have been collected, each in a fork of this process."""
+
+    def __init__(self, requests: int, answers: int) -> None:
+        self.requests, self.answers = requests, answers
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        with os.fdopen(self.requests) as requests:
+            for line in iter(requests.readline, ""):
+                child = os.fork()
+                if child == 0:
+                    try:
+                        plan = json.loads(Path(line.strip()).read_text(encoding="utf-8"))
+                        run_plan(session, plan, [items[test] for test in plan["tests"]])
+                    except BaseException:  # nothing may go on in the child as if it were the parent
+                        traceback.print_exc()
+                    finally:
+                        os._exit(0)
+                os.waitpid(child, 0)
+                os.write(self.answers, b".")
+        return True
+
+
+def run_plan(session: pytest.Session, plan: dict[str, Any], items: list[pytest.Item]) -> None:
+    """Run the planned tests until one fails, and write how each begins and ends."""
+    expand.KERNELS = Path(plan["kernels"])
+    run = Run(plan)
+    session.config.pluginmanager.register(run)
+    verdict = probe(plan["variants"])
+    run.write(probe=verdict)
+    if verdict != DIFFERS:
+        return
+    for item, following in itertools.zip_longest(items, items[1:]):
+        session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.shouldfail or session.shouldstop:
+            return
+
+
 class Run:
-    """Runs the planned tests and no others, and writes how each begins and ends."""
+    """Writes how the tests of a plan begin and end."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
-        self.order = {test: index for index, test in enumerate(plan["tests"])}
         self.until = time.process_time() + plan["total_s"]
 
     def write(self, **row: Any) -> None:
         with open(self.plan["log"], "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-    def pytest_sessionstart(self) -> None:
-        verdict = probe(self.plan["variants"])
-        self.write(probe=verdict)
-        if verdict != DIFFERS:
-            pytest.exit(verdict, returncode=0)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted(
-            (item for item in items if item.nodeid in self.order), key=lambda item: self.order[item.nodeid]
-        )
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
@@ -152,9 +183,7 @@ def pytest_configure(config: pytest.Config) -> None:
     suite = hypothesis.settings.get_profile("suite")
     hypothesis.settings.register_profile("mutants", suite, phases=quick, database=None, report_multiple_bugs=False)
     hypothesis.settings.load_profile("mutants")
-    if kernels := os.environ.get("CUATTN_MUTANTS_KERNELS"):
-        expand.KERNELS = Path(kernels)
     if note := os.environ.get("CUATTN_MUTANTS_NOTE"):
         config.pluginmanager.register(Note(note))
-    if plan := os.environ.get("CUATTN_MUTANTS_PLAN"):
-        config.pluginmanager.register(Run(json.loads(Path(plan).read_text(encoding="utf-8"))))
+    if serve := os.environ.get("CUATTN_MUTANTS_SERVE"):
+        config.pluginmanager.register(Serve(*map(int, serve.split())))

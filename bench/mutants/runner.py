@@ -1,4 +1,4 @@
-"""One mutant: an overlay of the kernel folder, a process that runs the tests, and a verdict."""
+"""One mutant: an overlay of the kernel folder, a process that runs the tests on it, and a verdict."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import fnmatch
 import hashlib
 import json
+import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,8 +22,9 @@ import click
 from bench.mutants import operators, semantic, tests_of
 from bench.mutants.operators import Edit
 from bench.mutants.plugin import DIFFERS, REFUSED
+from bench.mutants.server import Server
 from bench.mutants.source import Source
-from bench.mutants.tests_of import ROOT, Test, test_environment
+from bench.mutants.tests_of import Test, test_environment
 from cuattn.compile.expand import KERNELS
 
 KILLED, SURVIVED, DISCARDED = "killed", "survived", "discarded"
@@ -111,6 +111,7 @@ class Laboratory:
         """Prepare for the mutants of one kernel file; tests of files that match may run for ``total_s`` on each."""
         self.work = work
         self.total_s = total_s
+        self.idle: list[Server] = []
         self.kernels = tests_of.includers(file)
         files = [
             path
@@ -145,10 +146,7 @@ class Laboratory:
         )
 
     def _try(self, mutant: Mutant, folder: Path) -> tuple[str, str]:
-        """Run a mutant's tests: first those of variants that the edited line is compiled into, and quick ones first.
-
-        A handful of them in a process of its own: collecting them is quicker than collecting all, and most die here.
-        """
+        """Run a mutant's tests: first those of variants that the edited line is compiled into, and quick ones first."""
         line = (mutant.file, mutant.line)
         concerned = [variant for variant in self.variants.values() if variant.source in self.kernels]
         near = {variant.key for variant in concerned if line in variant.lines}
@@ -159,14 +157,11 @@ class Laboratory:
         probed = _spread(sorted(near or keys, key=lambda key: (-popular[key], key)), NUM_PROBED)
         tests.sort(key=lambda test: (near.isdisjoint(test.variants), len({*test.variants} - {probed[0]}), test.seconds))
         tests = [*tests[:FIRST_TESTS], *_by_function(tests[FIRST_TESTS:])]
-        passed = 0
-        for part in filter(None, (tests[:FIRST_TESTS], tests[FIRST_TESTS:])):
-            rows = self._run(part, probed, folder)
-            status, reason = verdict(rows)
-            if status != SURVIVED:
-                return status, reason
-            passed += sum("passed" in row for row in rows)
-        return SURVIVED, f"{passed} of {len(tests)} tests passed"
+        rows = self._run(tests, probed, folder)
+        status, reason = verdict(rows)
+        if status != SURVIVED:
+            return status, reason
+        return SURVIVED, f"{sum('passed' in row for row in rows)} of {len(tests)} tests passed"
 
     def _run(self, tests: list[Test], probed: list[str], folder: Path) -> list[dict[str, Any]]:
         """Run tests on the overlay; returns what the plugin wrote about them."""
@@ -174,32 +169,36 @@ class Laboratory:
         log = folder / "log.jsonl"
         log.unlink(missing_ok=True)
         plan = {
+            "kernels": str(folder / "kernels"),
             "tests": [test.name for test in tests],
             "hung_s": {test.name: max(HUNG_LEAST_S, HUNG_FACTOR * test.seconds) for test in tests},
             "total_s": self.total_s,
             "variants": [[key, self.variants[key].digest] for key in probed],
             "log": str(log),
         }
-        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-        files = sorted({test.name.partition("::")[0] for test in tests})
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "bench.mutants.plugin"]
-        environment = test_environment(self.work) | {
-            "CUATTN_MUTANTS_KERNELS": str(folder / "kernels"),
-            "CUATTN_MUTANTS_PLAN": str(folder / "plan.json"),
-        }
+        path = folder / "plan.json"
+        path.write_text(json.dumps(plan), encoding="utf-8")
         limit = BUSY_FACTOR * (COMPILER_S + self.total_s + max(HUNG_LEAST_S, HUNG_FACTOR * slowest))
-        with open(folder / "output.txt", "wb") as output, contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                [*command, *files],
-                cwd=ROOT,
-                env=environment,
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                timeout=limit,
-                check=False,
-            )
+        server = self._server()
+        if server.run(path, limit):
+            self.idle.append(server)
         return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+    def _server(self) -> Server:
+        """Return a server of these tests that has nothing to do."""
+        with contextlib.suppress(IndexError):
+            return self.idle.pop()
+        files = sorted({test.name.partition("::")[0] for test in self.tests})
+        handle, output = tempfile.mkstemp(prefix="output-", suffix=".txt", dir=self.work)
+        os.close(handle)
+        return Server(files, test_environment(self.work), Path(output))
+
+    def close(self) -> None:
+        """End the processes that run tests."""
+        while self.idle:
+            server = self.idle.pop()
+            server.close()
+            server.output.unlink(missing_ok=True)
 
 
 def _by_function(tests: list[Test]) -> list[Test]:

@@ -166,6 +166,7 @@ def test_one_of_each_fate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(runner, "HUNG_LEAST_S", 2.0)  # all of which passes
     hung = laboratory.run(mutant("{ return expf(x); }", "{ while (x < 1.0f) {} return x; }"))
     assert hung.status in (runner.KILLED, runner.DISCARDED)  # an endless loop without effect may be compiled away
+    laboratory.close()
     results = {result.key: result for result in (same, refused, unseen, hung)}
     (tmp_path / "results.json").write_text(report.to_json(results), encoding="utf-8")
     assert report.read(tmp_path / "results.json") == results

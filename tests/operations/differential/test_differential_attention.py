@@ -37,11 +37,11 @@ def test_values_of_twice_the_width(executor, shared):
     assert_right(executor, q, k, v, 0.6, causal=True, norm=True)
 
 
-@pytest.mark.parametrize(("dtype", "head_dims"), ((F16, (1, 3)), (F64, (31, 32))), ids=str)
+@pytest.mark.parametrize(("dtype", "head_dims"), ((F16, (1, 3)), (F64, (31, 31))), ids=str)
 def test_head_dims(executor, dtype, head_dims):
-    """Rows of no multiple of 16 bytes take the element-wise load path."""
+    """Rows of no multiple of 16 bytes take the element-wise load path; a norm is that of the columns there are."""
     q, k, v = make((1, 19, 37, 2, 1, *head_dims), dtype)
-    assert_right(executor, q, k, v, 0.7)
+    assert_right(executor, q, k, v, 0.7, norm=True)
 
 
 @pytest.mark.parametrize("dtype", (F16, F64), ids=str)
