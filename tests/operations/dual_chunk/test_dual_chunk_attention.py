@@ -151,6 +151,14 @@ def test_tables(executor, dtype):
     assert np.isfinite(executor.numpy(out).astype(np.float32)).all()
 
 
+def test_large_logits_with_a_factor(executor):
+    """Where the rounding of a product would be felt, maxima are kept as they are: the factor is no less in lse."""
+    q, k, v = (executor.array(normal(2, 90, heads, 64, seed=heads)) for heads in (4, 2, 2))
+    options = {"chunk_size": 45, "local_size": 8, "scale": 2000.0, "logit_factor": [3.0, 1.0]}
+    out, lse = cuattn.dual_chunk_attention(q, k, v, return_lse=True, **options)
+    assert_dual_chunk_close(*(executor.numpy(x) for x in (out, q, k, v)), lse=executor.numpy(lse), **options)
+
+
 def test_interleaved_pairs(executor):
     q, k, v = (executor.array(normal(1, 90, heads, 64, seed=heads)) for heads in (4, 2, 2))
     options = {"chunk_size": 45, "local_size": 8, "rope": cuattn.Rotary(interleaved=True)}
