@@ -3,6 +3,7 @@
 Nearly all of them compute the same in another way: no test can tell them from the original.
 """
 
+_ANY_LANE = "after the butterfly every lane holds the sum, so any one of them may write it"
 _ANY_THREAD = "every thread of the row holds the same state, so any one of them may write it"
 _SPEED = "the same result by another path, which only takes longer"
 _LN_2_REST = "moves the result by less than its own rounding: the high part of ln 2 does nearly all of the work"
@@ -89,7 +90,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         "attention_backward_rows.cu",
         r"lane_idx == 1",
-        "after the butterfly every lane holds the sum, so any one of them may write it",
+        _ANY_LANE,
     ),
     (
         "attention_backward_sinks.cu",
@@ -173,5 +174,27 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "kv/kv_decode.cuh",
         r"NUMBERS = 5, DISTANCE = 1",
         "how far apart the words of a run are: eight numbers of a byte and more are widened by kv/kv_pairs.cuh",
+    ),
+    (
+        "differential_backward_sums.cu",
+        r"lane_mask = WARP_SIZE / 2 \+ 1;",
+        "steps of 17, 8, 4, 2 and 1 reach every lane too",
+    ),
+    ("differential_backward_sums.cu", r"lane_idx == 1", _ANY_LANE),
+    ("differential_backward_rows.cu", r"lane_idx == 1", _ANY_LANE),
+    (
+        "dual_chunk_attention.cu",
+        r"next_end = older\.end; => ;",
+        "the keys behind an older stretch, which are hidden there, are those that the tile before had",
+    ),
+    (
+        "dual_chunk_attention_fma.cu",
+        r"first_key \+ BLOCK_N >= \(own",
+        _SPEED + ": a tile that is wholly seen is compared with what rows see",
+    ),
+    (
+        "dual_chunk/chunk_block.cuh",
+        r"return first > last;",
+        _SPEED + ": queries that all stand at the last position are turned to it again",
     ),
 )
