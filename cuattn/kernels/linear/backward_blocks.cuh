@@ -19,6 +19,12 @@
 
 using Params = LinearBackwardParams<Real>;
 
+template <typename Smem>
+__device__ __forceinline__ Smem& shared_memory() {
+    extern __shared__ __align__(16) unsigned char s_bytes[];
+    return *reinterpret_cast<Smem*>(s_bytes);
+}
+
 __device__ __forceinline__ int num_blocks(int extent) { return (extent + BLOCK - 1) / BLOCK; }
 
 // Starts loading a block of a [.., head_dim] array: tokens from g_rows on, columns from `column` of num_columns on.
@@ -156,17 +162,49 @@ struct Chunk {
         : index(index), first(index * BLOCK), num_tokens(min(BLOCK, seqlen - index * BLOCK)) {}
 };
 
+// Which block of columns, of which chunk of which head, a CTA computes.
+//
+// Grid: x = ((batch_idx * num_heads + head) * chunks + chunk) * blocks + block.
+struct Place {
+    int batch_idx, head;
+    Chunk chunk;
+    int block;
+};
+__device__ __forceinline__ Place place_of_cta(int num_heads, int seqlen, int blocks) {
+    const int num_chunks = num_blocks(seqlen);
+    const unsigned at = blockIdx.x / blocks, head = at / num_chunks;
+    return {static_cast<int>(head / num_heads), static_cast<int>(head % num_heads),
+            Chunk(at % num_chunks, seqlen), static_cast<int>(blockIdx.x % blocks)};
+}
+
+// The first row of a chunk, of a head of an array.
+template <typename T>
+__device__ __forceinline__ T* rows_of(T* g_x, const RowStrides& x, int batch_idx, const Chunk& chunk, int head) {
+    return g_x + batch_idx * x.batch + chunk.first * x.seq + head * x.head;
+}
+// The place of the first query of a chunk in arrays of [batch, num_outputs, seqlen_q].
+__device__ __forceinline__ long long first_term(const Params& params, int batch_idx, int output, const Chunk& chunk) {
+    return (static_cast<long long>(batch_idx) * params.num_outputs + output) * params.seqlen_q + chunk.first;
+}
+
 // The place of a kept state: that before a chunk, or the gradient of that behind it.
 __device__ __forceinline__ long long kept_state(const Params& params, int batch_idx, int state, int chunk) {
     const long long head = static_cast<long long>(batch_idx) * params.num_states + state;
     return head * params.num_kept + (params.causal ? chunk : 0);
 }
 
+// Loads a block of a kept state, from a channel and a value on, divided by its unit.
+__device__ __forceinline__ void load_kept(Element* s_block, const Real* g_s, const Params& params, long long kept,
+                                          int channel, int value, Real unit) {
+    const long long row = kept * params.head_dim + channel;
+    load_state(s_block, g_s + row * params.head_dim_v + value, params.head_dim_v, params.head_dim - channel,
+               params.head_dim_v - value, unit);
+}
+
 // The decay of a state at a chunk: null where there is none.
 __device__ __forceinline__ const Real* decay_of(const Params& params, const Real* g_decay, int batch_idx, int state,
                                                 const Chunk& chunk) {
-    if (g_decay == nullptr) return nullptr;
-    return g_decay + batch_idx * params.decay.batch + chunk.first * params.decay.seq + state * params.decay.head;
+    return g_decay == nullptr ? nullptr : rows_of(g_decay, params.decay, batch_idx, chunk, state);
 }
 __device__ __forceinline__ ChannelDecay channel_decay(const Params& params, const Real* g_decay, int batch_idx,
                                                       int state, const Chunk& chunk, int first_channel) {

@@ -1,7 +1,7 @@
 // The gradient of a decay that states have as a whole, from what queries, keys and states gave: a number a token, and
 // then, for a decay of all tokens, their sum.
 //
-// Grid of the first: x = (batch_idx * num_states + state) * chunks + chunk. Of the second: a CTA for each state.
+// Of the first a CTA has a state: backward_blocks.cuh, with one block. Grid of the second: a CTA for each state.
 #pragma once
 #include "linear/backward_blocks.cuh"
 
@@ -17,15 +17,20 @@ __device__ __forceinline__ Real sum_of_cta(Real x, Real* s_sums) {
     return s_sums[0];
 }
 
-__device__ __forceinline__ void decays_of_tokens(
-    const Real* g_of_queries, const Real* g_of_keys, const Real* g_through, Real* g_ddecay, const Params& params,
-    int batch, Real* s_sums)
+extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_ddecay(
+    const Real* __restrict__ g_of_queries,
+    const Real* __restrict__ g_of_keys,
+    const Real* __restrict__ g_through,
+    Real* __restrict__ g_ddecay,  // [batch, seqlen_k, num_states]
+    const int batch,
+    const Params params)
 {
+    __shared__ Real s_sums[NUM_THREADS];
     const int blocks = num_blocks(params.head_dim), blocks_v = num_blocks(params.head_dim_v);
-    const int num_chunks = num_blocks(params.seqlen_k), outputs_per_state = params.num_outputs / params.num_states;
-    const Chunk chunk(blockIdx.x % num_chunks, params.seqlen_k);
-    const int row_of_heads = blockIdx.x / num_chunks;
-    const int state = row_of_heads % params.num_states, batch_idx = row_of_heads / params.num_states;
+    const int outputs_per_state = params.num_outputs / params.num_states;
+    const Place place = place_of_cta(params.num_states, params.seqlen_k, 1);
+    const Chunk& chunk = place.chunk;
+    const int state = place.head, batch_idx = place.batch_idx;
     const long long kept = kept_state(params, batch_idx, state, chunk.index);
 
     const int num_through = blocks_v * params.head_dim;
@@ -42,15 +47,18 @@ __device__ __forceinline__ void decays_of_tokens(
         sum += g_of_keys[head * params.seqlen_k + chunk.first + t];
     }
     for (int o = 0; o < outputs_per_state; o++) {
-        const long long output =
-            static_cast<long long>(batch_idx) * params.num_outputs + state * outputs_per_state + o;
-        sum += g_of_queries[output * params.seqlen_q + chunk.first + t];
+        sum += g_of_queries[first_term(params, batch_idx, state * outputs_per_state + o, chunk) + t];
     }
     g_ddecay[(static_cast<long long>(batch_idx) * params.seqlen_k + chunk.first + t) * params.num_states + state] = sum;
 }
 
-__device__ __forceinline__ void sum_over_tokens(const Real* g_of_tokens, Real* g_ddecay, long long num_tokens,
-                                                int num_states, Real* s_sums) {
+extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_ddecay_sum(
+    const Real* __restrict__ g_of_tokens,  // [tokens of all batch entries, num_states]
+    Real* __restrict__ g_ddecay,           // [num_states]
+    const long long num_tokens,
+    const int num_states)
+{
+    __shared__ Real s_sums[NUM_THREADS];
     Real sum = 0;
     for (long long i = threadIdx.x; i < num_tokens; i += NUM_THREADS) sum += g_of_tokens[i * num_states + blockIdx.x];
     sum = sum_of_cta(sum, s_sums);

@@ -1,4 +1,4 @@
-// Rows through a feature map: MAP_LANES threads a row.
+// Rows through a feature map: MAP_LANES threads a row. Grid: x = rows / MAP_ROWS, rounded up.
 //
 // Constants used: Element, Real, NUM_THREADS.
 #pragma once
@@ -7,8 +7,17 @@
 constexpr int MAP_LANES = 16;
 constexpr int MAP_ROWS = NUM_THREADS / MAP_LANES;
 
-__device__ __forceinline__ void map_rows(const Element* g_x, Element* g_mapped, const RowStrides& x, long long num_rows,
-                                         int seqlen, int num_heads, int head_dim, bool vectors, int feature_map) {
+extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_map(
+    const Element* __restrict__ g_x,  // [batch, seqlen, num_heads, head_dim], last axis contiguous
+    Element* __restrict__ g_mapped,   // the same, contiguous
+    const RowStrides x,
+    const long long num_rows,  // of a token and a head
+    const int seqlen,
+    const int num_heads,
+    const int head_dim,
+    const int vectors,  // whether all rows, of both, lie at multiples of 16 bytes
+    const int feature_map)
+{
     constexpr int VECTOR = 16 / sizeof(Element);
     const long long row = static_cast<long long>(blockIdx.x) * MAP_ROWS + threadIdx.x / MAP_LANES;
     if (row >= num_rows) return;

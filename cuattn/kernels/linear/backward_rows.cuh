@@ -11,7 +11,7 @@
 // These sums are taken as they stand here. As differences of what queries and keys get (q dq - k dk, summed from the
 // end) they would be the small rest of large numbers, and a reset's would not be 0.
 //
-// Grid: x = (batch_idx * num_outputs + output) * chunks + chunk.
+// A CTA has an output: backward_blocks.cuh, with one block.
 #pragma once
 #include "linear/backward_blocks.cuh"
 
@@ -31,32 +31,33 @@ struct RowsSmem {
     Real x[BLOCK];
 };
 
-struct RowsArrays {
-    const Element *dout, *q, *k, *v;
-    const Real* decay;
-    const Real *s, *z, *peaks;
-    Real *r, *delta;   // [batch, num_outputs, seqlen_q]
-    Real* of_queries;  // likewise; null where no decay of whole states asks
-};
-
-__device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Params& params, RowsSmem& smem) {
-    const int num_chunks = num_blocks(params.seqlen_q);
-    const Chunk chunk(blockIdx.x % num_chunks, params.seqlen_q);
-    const unsigned row_of_heads = blockIdx.x / num_chunks;
-    const int batch_idx = row_of_heads / params.num_outputs;
-    const Heads heads = heads_of_output(params, row_of_heads % params.num_outputs);
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_rows(
+    const Element* __restrict__ g_dout,
+    const Element* __restrict__ g_q,
+    const Element* __restrict__ g_k,
+    const Element* __restrict__ g_v,
+    const Real* __restrict__ g_decay,
+    const Real* __restrict__ g_s,
+    const Real* __restrict__ g_z,
+    const Real* __restrict__ g_peaks,
+    Real* __restrict__ g_r,
+    Real* __restrict__ g_delta,
+    Real* __restrict__ g_of_queries,  // [batch, num_outputs, seqlen_q]; null unless whole states decay
+    const Params params)
+{
+    RowsSmem& smem = shared_memory<RowsSmem>();
+    const Place place = place_of_cta(params.num_outputs, params.seqlen_q, 1);
+    const Chunk& chunk = place.chunk;
+    const int batch_idx = place.batch_idx;
+    const Heads heads = heads_of_output(params, place.head);
     const int blocks = num_blocks(params.head_dim), blocks_v = num_blocks(params.head_dim_v);
     const long long kept = kept_state(params, batch_idx, heads.state, chunk.index);
-    const long long state_size = static_cast<long long>(params.head_dim) * params.head_dim_v;
-    const long long first = chunk.first;
-    const Element* g_q = arrays.q + batch_idx * params.q.batch + first * params.q.seq + heads.q * params.q.head;
-    const Element* g_dout =
-        arrays.dout + batch_idx * params.dout.batch + first * params.dout.seq + heads.output * params.dout.head;
-    const Element* g_k = arrays.k + batch_idx * params.k.batch + first * params.k.seq + heads.k * params.k.head;
-    const Element* g_v = arrays.v + batch_idx * params.v.batch + first * params.v.seq + heads.v * params.v.head;
+    const Element* g_q_rows = rows_of(g_q, params.q, batch_idx, chunk, heads.q);
+    const Element* g_dout_rows = rows_of(g_dout, params.dout, batch_idx, chunk, heads.output);
+    const Element* g_k_rows = rows_of(g_k, params.k, batch_idx, chunk, heads.k);
+    const Element* g_v_rows = rows_of(g_v, params.v, batch_idx, chunk, heads.v);
     if (!CHANNELS) {
-        smem.decay.load(decay_of(params, arrays.decay, batch_idx, heads.state, chunk), params.decay.seq,
-                        chunk.num_tokens);
+        smem.decay.load(decay_of(params, g_decay, batch_idx, heads.state, chunk), params.decay.seq, chunk.num_tokens);
     }
 
     Block scores, products;  // A, and dout v^T
@@ -66,20 +67,19 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
 #pragma unroll 1
     for (int block = 0; block < blocks; block++) {
         const int channel = block * BLOCK, num_channels = params.head_dim - channel;
-        const ChannelDecay channels = channel_decay(params, arrays.decay, batch_idx, heads.state, chunk, channel);
+        const ChannelDecay channels = channel_decay(params, g_decay, batch_idx, heads.state, chunk, channel);
         Block inter;
         inter.clear();
-        const Real unit = state_unit(arrays.peaks + (kept * blocks + block) * blocks_v, 1, blocks_v);
+        const Real unit = state_unit(g_peaks + (kept * blocks + block) * blocks_v, 1, blocks_v);
 #pragma unroll 1
         for (int block_v = 0; block_v < blocks_v; block_v++) {
             const int value = block_v * BLOCK;
             // SYNC: every warp is done with the blocks that the next ones take the place of.
             __syncthreads();
-            load_block(smem.dout, g_dout, params.dout.seq, chunk.num_tokens, value, params.head_dim_v);
-            load_state(smem.values, arrays.s + kept * state_size + static_cast<long long>(channel) * params.head_dim_v +
-                       value, params.head_dim_v, num_channels, params.head_dim_v - value, unit);
+            load_block(smem.dout, g_dout_rows, params.dout.seq, chunk.num_tokens, value, params.head_dim_v);
+            load_kept(smem.values, g_s, params, kept, channel, value, unit);
             if (params.causal && block == 0) {
-                load_block(smem.k, g_v, params.v.seq, chunk.num_tokens, value, params.head_dim_v);
+                load_block(smem.k, g_v_rows, params.v.seq, chunk.num_tokens, value, params.head_dim_v);
             }
             blocks_loaded();
             multiply<false, true>(inter, smem.dout, smem.values);
@@ -89,8 +89,8 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
         }
         // SYNC: every warp is done with the values in the place of k.
         __syncthreads();
-        load_block(smem.q, g_q, params.q.seq, chunk.num_tokens, channel, params.head_dim);
-        if (params.causal) load_block(smem.k, g_k, params.k.seq, chunk.num_tokens, channel, params.head_dim);
+        load_block(smem.q, g_q_rows, params.q.seq, chunk.num_tokens, channel, params.head_dim);
+        if (params.causal) load_block(smem.k, g_k_rows, params.k.seq, chunk.num_tokens, channel, params.head_dim);
         if (CHANNELS && ChannelDecay::part() == 0) {
             channels.upwards(0, BLOCK, [&](int i, Real factor) { smem.before[i * BLOCK + threadIdx.x] = factor; });
         }
@@ -101,7 +101,7 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
             if (before == 0 || column >= num_channels) return;  // nothing is left of the state, whatever it holds
             const Real q = to_real(smem.q[row * STRIDE + column]) * before;
             of_state[r] = fma(q, x * unit, of_state[r]);
-            if (params.normalize) of_z[r] = fma(q, arrays.z[kept * params.head_dim + channel + column], of_z[r]);
+            if (params.normalize) of_z[r] = fma(q, g_z[kept * params.head_dim + channel + column], of_z[r]);
         });
         if (!params.causal) continue;
         if (CHANNELS) {
@@ -112,8 +112,7 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
     }
     // SYNC: every warp is done with the blocks, whose place the table takes.
     __syncthreads();
-    const long long term =
-        (static_cast<long long>(batch_idx) * params.num_outputs + heads.output) * params.seqlen_q + chunk.first;
+    const long long term = first_term(params, batch_idx, heads.output, chunk);
     if (!CHANNELS) smem.decay.apply<false>(scores);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
@@ -133,11 +132,11 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
             factor = w == 0 ? Real(0) : params.scale / w;
             delta = factor * above;
             if (first_of_row() && row < chunk.num_tokens) {
-                arrays.r[term + row] = factor;
-                arrays.delta[term + row] = delta;
+                g_r[term + row] = factor;
+                g_delta[term + row] = delta;
             }
         }
-        if (arrays.of_queries == nullptr) continue;
+        if (g_of_queries == nullptr) continue;
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             const int column = Block::column(c);
@@ -146,7 +145,7 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
         }
         if (first_of_row()) smem.x[row] = factor * (x - delta * of_keys);
     }
-    if (arrays.of_queries == nullptr) return;
+    if (g_of_queries == nullptr) return;
     // SYNC: W and x are there for all.
     __syncthreads();
     const int t = threadIdx.x;
@@ -163,6 +162,6 @@ __device__ __forceinline__ void query_rows(const RowsArrays& arrays, const Param
     if (t < chunk.num_tokens) {
         Real sum = 0;
         for (int i = chunk.num_tokens - 1; i >= t; i--) sum += smem.table[i * TABLE_STRIDE + t] + smem.x[i];
-        arrays.of_queries[term + t] = sum;
+        g_of_queries[term + t] = sum;
     }
 }

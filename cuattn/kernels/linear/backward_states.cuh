@@ -142,12 +142,9 @@ __device__ __forceinline__ void walk_states(const WalkArrays& arrays, const Para
             const RowStrides& columns = BACKWARDS ? params.dout : params.v;
             const int row_head = BACKWARDS ? output / params.outputs_per_q_head : heads.k;
             const int column_head = BACKWARDS ? output : heads.v;
-            load_block(smem.keys[step % 2],
-                       arrays.rows + batch_idx * rows.batch + chunk.first * rows.seq + row_head * rows.head, rows.seq,
+            load_block(smem.keys[step % 2], rows_of(arrays.rows, rows, batch_idx, chunk, row_head), rows.seq,
                        chunk.num_tokens, channel, params.head_dim);
-            load_block(smem.values[step % 2],
-                       arrays.columns + batch_idx * columns.batch + chunk.first * columns.seq +
-                           column_head * columns.head,
+            load_block(smem.values[step % 2], rows_of(arrays.columns, columns, batch_idx, chunk, column_head),
                        columns.seq, chunk.num_tokens, value, params.head_dim_v);
         }
         cp_async_commit();

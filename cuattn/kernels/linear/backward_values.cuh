@@ -4,7 +4,7 @@
 //
 // with A_ij = q_i . k_j, decayed from j to i.
 //
-// Grid: x = ((batch_idx * num_v_heads + head) * chunks + chunk) * blocks of values + block.
+// A CTA has a value head: backward_blocks.cuh.
 #pragma once
 #include "linear/backward_blocks.cuh"
 
@@ -15,50 +15,44 @@ struct ValuesSmem {
     SharedTerms terms;
 };
 
-struct ValuesArrays {
-    const Element *dout, *q, *k;
-    const Real* decay;
-    const Real *s, *peaks;  // gradients of states by now
-    const Real *r, *delta;
-    Element* dv;
-};
-
-__device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, const Params& params,
-                                                   ValuesSmem& smem) {
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dv(
+    const Element* __restrict__ g_dout,
+    const Element* __restrict__ g_q,
+    const Element* __restrict__ g_k,
+    const Real* __restrict__ g_decay,
+    const Real* __restrict__ g_s,  // gradients of states by now, and peaks
+    const Real* __restrict__ g_peaks,
+    const Real* __restrict__ g_r,
+    const Real* __restrict__ g_delta,
+    Element* __restrict__ g_dv,
+    const Params params)
+{
+    ValuesSmem& smem = shared_memory<ValuesSmem>();
     const int blocks = num_blocks(params.head_dim), blocks_v = num_blocks(params.head_dim_v);
-    const int num_chunks = num_blocks(params.seqlen_k), num_heads = params.num_states / params.states_per_v_head;
     const int outputs_per_state = params.num_outputs / params.num_states;
-    unsigned rest = blockIdx.x;
-    const int block_v = rest % blocks_v;
-    rest /= blocks_v;
-    const Chunk chunk(rest % num_chunks, params.seqlen_k);
-    rest /= num_chunks;
-    const int v_head = rest % num_heads, batch_idx = rest / num_heads;
-    const int value = block_v * BLOCK, num_values = params.head_dim_v - value;
-    const long long state_size = static_cast<long long>(params.head_dim) * params.head_dim_v;
-    const long long first = chunk.first;
+    const Place place = place_of_cta(params.num_states / params.states_per_v_head, params.seqlen_k, blocks_v);
+    const Chunk& chunk = place.chunk;
+    const int batch_idx = place.batch_idx;
+    const int value = place.block * BLOCK, num_values = params.head_dim_v - value;
 
     Block acc;
     acc.clear();
 #pragma unroll 1
     for (int of_head = 0; of_head < params.states_per_v_head; of_head++) {
-        const int state = v_head * params.states_per_v_head + of_head;
+        const int state = place.head * params.states_per_v_head + of_head;
         const long long kept = kept_state(params, batch_idx, state, chunk.index);
-        const Element* g_k = arrays.k + batch_idx * params.k.batch + first * params.k.seq +
-                             heads_of_state(params, state).k * params.k.head;
+        const Element* g_k_rows = rows_of(g_k, params.k, batch_idx, chunk, heads_of_state(params, state).k);
         // SYNC: every warp is done with all of the state before.
         __syncthreads();
         if (!CHANNELS) {
-            smem.decay.load(decay_of(params, arrays.decay, batch_idx, state, chunk), params.decay.seq,
-                            chunk.num_tokens);
+            smem.decay.load(decay_of(params, g_decay, batch_idx, state, chunk), params.decay.seq, chunk.num_tokens);
         }
         Block inter;
         inter.clear();
-        const Real state_units = state_unit(arrays.peaks + kept * blocks * blocks_v + block_v, blocks_v, blocks);
+        const Real state_units = state_unit(g_peaks + kept * blocks * blocks_v + place.block, blocks_v, blocks);
         // From behind the chunk: for channels a walk of its own, as its keys are scaled; else beside the first output.
         auto load_gradient = [&](Element* s_block, int channel) {
-            load_state(s_block, arrays.s + kept * state_size + static_cast<long long>(channel) * params.head_dim_v +
-                       value, params.head_dim_v, params.head_dim - channel, num_values, state_units);
+            load_kept(s_block, g_s, params, kept, channel, value, state_units);
         };
         auto from_behind = [&] {
             acc.each([&](int r, int c, Real& x) {
@@ -72,11 +66,11 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
                 const int channel = block * BLOCK;
                 // SYNC: every warp is done with the blocks before; and the decays are there for all.
                 __syncthreads();
-                load_block(smem.keys, g_k, params.k.seq, chunk.num_tokens, channel, params.head_dim);
+                load_block(smem.keys, g_k_rows, params.k.seq, chunk.num_tokens, channel, params.head_dim);
                 load_gradient(smem.third, channel);
                 blocks_loaded();
                 if (CHANNELS) {
-                    const ChannelDecay channels = channel_decay(params, arrays.decay, batch_idx, state, chunk, channel);
+                    const ChannelDecay channels = channel_decay(params, g_decay, batch_idx, state, chunk, channel);
                     if (ChannelDecay::part() == 0) {
                         channels.downwards(0, BLOCK, [&](int t, Real x) {
                             Element& element = smem.keys[t * STRIDE + threadIdx.x];
@@ -94,11 +88,9 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
 #pragma unroll 1
         for (int o = 0; o < outputs_per_state; o++) {
             const Heads heads = heads_of_output(params, state * outputs_per_state + o);
-            const long long term =
-                (static_cast<long long>(batch_idx) * params.num_outputs + heads.output) * params.seqlen_q + chunk.first;
-            const Element* g_q = arrays.q + batch_idx * params.q.batch + first * params.q.seq + heads.q * params.q.head;
-            const Element* g_dout =
-                arrays.dout + batch_idx * params.dout.batch + first * params.dout.seq + heads.output * params.dout.head;
+            const long long term = first_term(params, batch_idx, heads.output, chunk);
+            const Element* g_q_rows = rows_of(g_q, params.q, batch_idx, chunk, heads.q);
+            const Element* g_dout_rows = rows_of(g_dout, params.dout, batch_idx, chunk, heads.output);
             const bool with_state = !CHANNELS && o == 0;
             Block scores;  // rows are keys
             scores.clear();
@@ -107,14 +99,14 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
                 const int channel = block * BLOCK;
                 // SYNC: every warp is done with the blocks before; and the decays are there for all.
                 __syncthreads();
-                load_block(smem.keys, g_k, params.k.seq, chunk.num_tokens, channel, params.head_dim);
-                load_block(smem.third, g_q, params.q.seq, chunk.num_tokens, channel, params.head_dim);
+                load_block(smem.keys, g_k_rows, params.k.seq, chunk.num_tokens, channel, params.head_dim);
+                load_block(smem.third, g_q_rows, params.q.seq, chunk.num_tokens, channel, params.head_dim);
                 if (with_state) load_gradient(smem.scaled_q, channel);
                 blocks_loaded();
                 if (CHANNELS) {
                     multiply_decayed<true>(
                         scores, smem.third, smem.keys, smem.scaled_q, smem.scaled_k,
-                        channel_decay(params, arrays.decay, batch_idx, state, chunk, channel));
+                        channel_decay(params, g_decay, batch_idx, state, chunk, channel));
                 } else {
                     multiply<false, true>(scores, smem.keys, smem.third, causal_window<true>());
                     if (with_state) multiply<false, false>(inter, smem.keys, smem.scaled_q);
@@ -122,9 +114,9 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
             }
             if (with_state) from_behind();
             // SYNC (in load): every warp is done with the blocks whose place A and dout take.
-            const Real unit = smem.terms.load(params.normalize ? arrays.r + term : nullptr, arrays.delta + term,
-                                              params.scale, chunk.num_tokens);
-            load_block(smem.scaled_k, g_dout, params.dout.seq, chunk.num_tokens, value, params.head_dim_v);
+            const Real unit = smem.terms.load(params.normalize ? g_r + term : nullptr, g_delta + term, params.scale,
+                                              chunk.num_tokens);
+            load_block(smem.scaled_k, g_dout_rows, params.dout.seq, chunk.num_tokens, value, params.head_dim_v);
             scores.each([&](int, int c, Real& x) { x *= smem.terms.r[Block::column(c)]; });
             if (!CHANNELS) smem.decay.apply<true>(scores);
             scores.store(smem.third);
@@ -134,9 +126,9 @@ __device__ __forceinline__ void gradient_of_values(const ValuesArrays& arrays, c
             acc.each([&](int r, int c, Real& x) { x = fma(unit, inter.at(r, c), x); });
         }
     }
-    Element* g_dv = arrays.dv + batch_idx * params.dv.batch + first * params.dv.seq + v_head * params.dv.head + value;
+    Element* g_dv_rows = rows_of(g_dv, params.dv, batch_idx, chunk, place.head) + value;
     acc.each([&](int r, int c, Real& x) {
         const int row = Block::row(r), column = Block::column(c);
-        if (row < chunk.num_tokens && column < num_values) from_real(x, g_dv[row * params.dv.seq + column]);
+        if (row < chunk.num_tokens && column < num_values) from_real(x, g_dv_rows[row * params.dv.seq + column]);
     });
 }

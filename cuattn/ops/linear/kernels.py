@@ -44,14 +44,14 @@ GROUPS = (
         "linear_attention",
         kernels=("linear_attention", "linear_attention_fma", "linear_attention_scan"),
         variants=_variants,
-        tests=("operations/linear",),
+        tests=("operations/linear/test_linear_attention*.py",),
         page="linear_attention.md",
     ),
     KernelGroup(
         "linear_attention_backward",
         kernels=("linear_attention_backward",),
         variants=_backward_variants,
-        tests=("operations/linear",),
+        tests=("operations/linear/test_linear_backward*.py",),
         page="linear_attention_backward.md",
     ),
 )

@@ -64,6 +64,22 @@ def test_other_sequences_are_never_felt(executor, dtype, kind):
     assert np.isnan(out[40:45].astype(float)).all()
 
 
+@pytest.mark.parametrize(("dtype", "kind"), CASES, ids=str)
+def test_in_place(executor, dtype, kind):
+    """A sequence without tokens reads its state and writes it back: every warp reads z, and one writes it."""
+    rng = np.random.default_rng(4)
+    q, k, v, starts = packed(rng, dtype, [0, 66])
+    decay, initial = decay_like(rng, k, v, kind), state_like(rng, k, v, batch=2)
+    out, state = run_varlen(executor, q, k, v, starts, decay=decay, initial_state=initial)
+    inplace = on(executor, initial)
+    arrays = [on(executor, x) for x in (q, k, v, starts)]
+    same = cuattn.linear_attention_varlen(*arrays, decay=on(executor, decay), initial_state=inplace, state_out=inplace)
+    np.testing.assert_array_equal(executor.numpy(same), out)
+    for x, given_x, of_copy in zip(inplace, initial, state, strict=True):
+        np.testing.assert_array_equal(executor.numpy(x), of_copy)
+        np.testing.assert_array_equal(of_copy[0], given_x[0])
+
+
 def test_a_list_on_the_device_that_leads_outside(executor):
     """Cut to the tokens that there are; what host lists would be refused for."""
     if executor.name == "host":
