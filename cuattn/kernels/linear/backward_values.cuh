@@ -54,9 +54,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dv(
         auto load_gradient = [&](Element* s_block, int channel) {
             load_kept(s_block, g_s, params, kept, channel, value, state_units);
         };
+        // Whether anything of a key is left behind the chunk, in channels of either warp of them. If not, what is there
+        // is not felt, whatever it is. The terms of outputs take the place of these.
+        auto reaches = [&](int row) { return smem.terms.r[row] != 0 || BLOCK > WARP_SIZE && smem.terms.delta[row] != 0; };
         auto from_behind = [&] {
             acc.each([&](int r, int c, Real& x) {
-                const Real of_decay = CHANNELS ? Real(1) : smem.decay.after[Block::row(r)];
+                const int row = Block::row(r);
+                const Real of_decay = !CHANNELS ? smem.decay.after[row] : reaches(row) ? Real(1) : Real(0);
                 x = of_decay == 0 ? x : fma(state_units * of_decay, inter.at(r, c), x);
             });
         };
@@ -72,9 +76,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dv(
                 if (CHANNELS) {
                     const ChannelDecay channels = channel_decay(params, g_decay, batch_idx, state, chunk, channel);
                     if (ChannelDecay::part() == 0) {
+                        Real* s_reach = threadIdx.x < WARP_SIZE ? smem.terms.r : smem.terms.delta;
                         channels.downwards(0, BLOCK, [&](int t, Real x) {
                             Element& element = smem.keys[t * STRIDE + threadIdx.x];
                             from_real(to_real(element) * x, element);
+                            const bool left = __any_sync(0xffffffff, channels.g_column != nullptr && x != 0);
+                            if (lane_index() == 0 && (left || block == 0)) s_reach[t] = left;
                         });
                     }
                     // SYNC: the scaled keys are there for all.

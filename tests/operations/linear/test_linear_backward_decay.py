@@ -65,6 +65,22 @@ def test_nothing_is_left_of_an_infinite_state(executor, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", DECAYED)
+@pytest.mark.parametrize("dtype", (BF16, F32, F64), ids=str)
+def test_an_infinite_gradient_of_a_state_ends_at_a_reset(executor, dtype, kind):
+    """What comes before a reset does not feel the gradient of the state behind it, whatever it is."""
+    rng = np.random.default_rng(11)
+    q, k, v = qkv(rng, dtype, 70, (2, 1, 1), (40, 32), batch=1)
+    decay, dout = decay_like(rng, k, v, kind), dout_like(rng, q, k, v)
+    decay[:, 69] = -np.inf
+    gradient = cuattn.LinearState(*(np.full_like(x, np.inf) for x in state_like(rng, k, v)))
+    grads = gradients(executor, dout, q, k, v, decay=decay, dstate=gradient)
+    plain = gradients(executor, dout, q, k, v, decay=decay)
+    for name in ("dq", "dk", "dv", "ddecay"):
+        got, want = (executor.numpy(getattr(x, name))[:, :69] for x in (grads, plain))
+        np.testing.assert_array_equal(got, want, name)
+
+
+@pytest.mark.parametrize("kind", DECAYED)
 @pytest.mark.parametrize("dtype", (F16, F32), ids=str)
 def test_a_huge_decay_harms_nothing_beside_it(executor, dtype, kind):
     """After a token that decays by 1e6 or 1e30, mild decays are as exact as before: sums of both are never taken."""
