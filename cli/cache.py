@@ -24,7 +24,7 @@ from cuattn.ops.attention.forward.config import FEW_QUERIES, select
 from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 from cuattn.ops.softmax.config import variants
 
-from .run import problem_options
+from .options import problem_options
 
 DTYPES = ("float16", "bfloat16", "float32")
 HEAD_DIMS = (64, 128)
@@ -33,7 +33,10 @@ Variant = tuple[str, dict[str, Any]]
 
 @click.group()
 def cache() -> None:
-    """The cache of compiled kernels: CUATTN_CACHE_DIR, or a folder in the user's cache directory."""
+    """Look after the cache of compiled kernels.
+
+    It is CUATTN_CACHE_DIR, or a folder in the user's cache directory.
+    """
 
 
 @cache.command()

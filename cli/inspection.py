@@ -45,11 +45,12 @@ LEGEND = (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect(names: tuple[str, ...], arch: str, clock_ghz: float, num_sms: int, as_json: bool) -> None:
-    """Count the instructions of kernels, and say how fast these could be at best on an H200. Nothing runs.
+    """Count the instructions of kernels, and say how fast these could be.
 
-    KERNEL is a kernel file, ROW one of the constants it is compiled with; * stands for anything. Without a name, the
-    names are listed. One kernel is shown in full, several in a line each. Bounds are for compute capability 9.0; what
-    they mean is in docs/inspection.md. Needs nvdisasm: pip install nvidia-cuda-nvdisasm.
+    At best, on an H200; nothing runs. KERNEL is a kernel file, ROW one of the constants it is compiled with; * stands
+    for anything. Without a name, the names are listed. One kernel is shown in full, several in a line each. Bounds are
+    for compute capability 9.0; what they mean is in docs/inspection.md. Needs nvdisasm: pip install
+    nvidia-cuda-nvdisasm.
 
     \b
     Examples:

@@ -1,21 +1,22 @@
-"""The command group: what is here, and the commands below it."""
+"""The program: what is here, and the commands below it."""
 
 from __future__ import annotations
 
 import click
 
-import cuattn
+from cuattn.version import __version__
 
-from .cache import cache
+from .commands import COMMANDS
 from .group import Group
-from .info import info, show
-from .inspection import inspect
-from .listing import list_
-from .run import report_of, run
 
 
-@click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(cuattn.__version__, "-V", "--version", prog_name="cuattn-bench")
+@click.group(
+    cls=Group,
+    entries=COMMANDS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, "-V", "--version", prog_name="cuattn-bench")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Measure the attention kernels of cuattn, on a GPU or, without one, on the host executor.
@@ -32,12 +33,8 @@ def main(context: click.Context) -> None:
       cuattn-bench cache warmup --head-dim 64         compile ahead of time
     """
     if context.invoked_subcommand is None:
+        from .info import show  # imported here: --help needs none of it
+        from .run import report_of
+
         show()
         report_of(("smoke",))
-
-
-main.add_command(info)
-main.add_command(list_)
-main.add_command(run)
-main.add_command(inspect)
-main.add_command(cache)

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
 from cuattn.benchmark import SUITES, Options, run_suite, tables
 from cuattn.benchmark.results import write_text
-from cuattn.dtypes import ELEMENTS
-from cuattn.head_dims import MAX_HEAD_DIM
 
-
-def problem_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--dtype``, ``--seqlen`` and ``--head-dim``, each any number of times."""
-    for option in (
-        click.option("--head-dim", "head_dims", type=click.IntRange(1, MAX_HEAD_DIM), multiple=True, help="Head dim."),
-        click.option("--seqlen", "seqlens", type=click.IntRange(min=1), multiple=True, help="Sequence or row length."),
-        click.option("--dtype", "dtypes", type=click.Choice(tuple(ELEMENTS)), multiple=True, help="Element type."),
-    ):
-        command = option(command)
-    return command
+from .options import problem_options
 
 
 @click.command()
@@ -58,11 +46,11 @@ def run(
     budget_s: float,
     seed: int,
 ) -> None:
-    """Run suites (by default the one-minute `smoke`), print tables, write JSON. `cuattn-bench list suites` names them.
+    """Run suites, print tables, write JSON.
 
-    The options --dtype, --seqlen and --head-dim may be repeated; they choose the problems of the suites attention,
-    backward, softmax, layout, decode and linear. The exit code is 1 if a measurement of cuattn failed or a goal was
-    missed.
+    Without a name, the one-minute suite `smoke`; `cuattn-bench list suites` names them all. The options --dtype,
+    --seqlen and --head-dim may be repeated; they choose the problems of the suites attention, backward, softmax,
+    layout, decode and linear. The exit code is 1 if a measurement of cuattn failed or a goal was missed.
 
     \b
     Examples:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import cuattn
 from cli.cache import wanted
+from cli.commands import COMMANDS
 from cli.main import main
 from cuattn import benchmark, compile
 from cuattn.benchmark import from_json, machine, variants
@@ -60,8 +61,12 @@ def is_one_line_error(result: Result, code: int = 1) -> bool:
 
 def commands(group: click.Command = main, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = [prefix]
-    for name, command in getattr(group, "commands", {}).items():
-        found += commands(command, (*prefix, name))
+    if isinstance(group, click.Group):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            found += commands(command, (*prefix, name))
     return found
 
 
@@ -76,6 +81,29 @@ def test_help(run: Run, path: tuple[str, ...]) -> None:
 def test_commands_are_those_that_are_promised() -> None:
     assert {path[0] for path in commands() if path} == {"info", "list", "run", "inspect", "cache"}
     assert {path[1] for path in commands() if len(path) == 2} == {"ls", "clear", "warmup"}
+
+
+def test_summaries_are_those_of_the_commands() -> None:
+    context = click.Context(main)
+    for name, entry in COMMANDS.items():
+        command = main.get_command(context, name)
+        assert command is not None
+        assert command.help is not None and command.help.partition("\n\n")[0] == entry.summary
+        assert entry.summary.endswith(".") and len(entry.summary) <= 80
+
+
+def test_help_imports_no_command_and_takes_no_time() -> None:
+    """Processor time of the program alone: what Python itself takes to start is left out."""
+    program = (
+        "import sys, time; began = time.process_time(); from cli.main import main; "
+        "main(['--help'], standalone_mode=False); took = time.process_time() - began; "
+        "print(*sys.modules, file=sys.stderr); sys.exit(f'{took=}' if took > 0.25 else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-200:]
+    assert "info" in result.stdout
+    loaded = set(result.stderr.split())
+    assert not loaded & {"numpy", "rich", "cli.run", "cli.info", "unittest", "cuattn.benchmark"}
 
 
 def test_version(run: Run) -> None:

@@ -1,0 +1,23 @@
+"""The list of subcommands: each is a module of its own, which is imported when the command is asked for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """Where a command is, and what its one line in ``--help`` says: reading that from the command would import it."""
+
+    module: str  # of this package
+    attribute: str
+    summary: str  # the first sentence of the command's docstring
+
+
+#: Name to entry, in the order of ``--help``. A new subcommand is a module and a line here.
+COMMANDS = {
+    "info": Entry("info", "info", "Say what is here: executors, GPU, NVRTC, CuPy, kernels, cache."),
+    "list": Entry("listing", "list_", "List suites, kernels, rows of the configuration tables, and compiled variants."),
+    "run": Entry("run", "run", "Run suites, print tables, write JSON."),
+    "inspect": Entry("inspection", "inspect", "Count the instructions of kernels, and say how fast these could be."),
+    "cache": Entry("cache", "cache", "Look after the cache of compiled kernels."),
+}
