@@ -252,7 +252,7 @@ def main(out: Path, executor: str, minutes: float, only: tuple[str, ...], tests:
         write(plan, results, began)
     outcomes = [results[name][0] for name in gpu_steps.NAMES if name in results]
     records = [record for _, found in results.values() for record in found]
-    console.print(tables.summary(Report({}, tuple(records), machine.now(), 0.0)))
+    tables.show(Report({}, tuple(records), machine.now(), 0.0), console)
     console.print(overview(outcomes))
     console.print(f"results: {out}/gpu_check.json, {out}/results.json")
     sys.exit(any(results[step.name][0].status != "ok" for step in steps))

@@ -159,7 +159,7 @@ def main(page: bool, only: tuple[str, ...]) -> None:
         console = Console()
         with tables.progress(console) as progress:
             report = run_suite(only or ["figures"], options=Options(executor="host"), progress=progress)
-        console.print(tables.summary(report))
+        tables.show(report, console)
         if report.failures:  # half a result is none
             raise click.ClickException("a measurement failed; nothing is written")
         if only:

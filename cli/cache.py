@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from cuattn import compile, environment
-from cuattn.benchmark import machine, tables
+from cuattn.benchmark import machine
+from cuattn.benchmark.grids import Grid
 from cuattn.compile import arch as archs
 from cuattn.compile import cache as store
 from cuattn.head_dims import BUCKETS, COLUMNS
@@ -25,6 +23,7 @@ from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 from cuattn.ops.softmax.config import variants
 
 from .options import problem_options
+from .output import emit, format_option, progress
 
 DTYPES = ("float16", "bfloat16", "float32")
 HEAD_DIMS = (64, 128)
@@ -40,8 +39,8 @@ def cache() -> None:
 
 
 @cache.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def ls(as_json: bool) -> None:
+@format_option
+def ls(form: str) -> None:
     """List the entries, newest first.
 
     \b
@@ -50,20 +49,11 @@ def ls(as_json: bool) -> None:
       cuattn-bench cache ls --json
     """
     entries = store.ls()
-    if as_json:
-        rows = [{"name": e.name, "bytes": e.size_bytes, "modified": _date(e.modified)} for e in entries]
-        click.echo(json.dumps(rows, indent=1))
-        return
+    rows = [{"name": e.name, "bytes": e.size_bytes, "modified": _date(e.modified)} for e in entries]
     total = sum(entry.size_bytes for entry in entries)
-    table = Table()
-    table.add_column("entry", overflow="fold")
-    table.add_column("bytes", justify="right")
-    table.add_column("made", no_wrap=True)
-    for entry in entries:
-        table.add_row(entry.name, f"{entry.size_bytes:,}", _date(entry.modified))
-    click.echo(f"{store.root()}: {len(entries)} entries, {total / 2**20:.1f} MiB")
-    if entries:
-        Console().print(table)
+    title = f"{store.root()}: {len(entries)} entries, {total / 2**20:.1f} MiB"
+    grid = Grid(title, ("entry", "bytes", "made"), [tuple(row.values()) for row in rows])
+    emit([grid if entries else title], form, rows)
 
 
 def _date(seconds: float) -> str:
@@ -113,11 +103,10 @@ def warmup(
     for target in targets:
         chosen = dict.fromkeys(_key(v) for v in wanted(target, dtypes, seqlens, head_dims, softmax))
         work += [(target, source, dict(constants)) for source, constants in chosen]
-    console = Console()
     began = time.perf_counter()
-    with tables.progress(console) as progress:
+    with progress() as update:
         for index, (target, source, constants) in enumerate(work):
-            progress(index, len(work), f"{source} {target.arch}")
+            update(index, len(work), f"{source} {target.arch}")
             build(target, source, constants)
     places = ", ".join(f"{target.arch} ({target.kind})" for target in targets)
     click.echo(f"{len(work)} kernels are ready for {places}, after {time.perf_counter() - began:.1f} s")

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import os
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from cuattn import compile, environment
 from cuattn.benchmark import machine
+from cuattn.benchmark.grids import Grid, show
 from cuattn.compile import cache
 from cuattn.errors import CuattnError
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
 from cuattn.ops.softmax.config import variants
 
+from .output import emit, format_option
+
+#: What None means, where it is more than "not installed".
+MISSING = {
+    "gpu": "none",
+    "driver": "none",
+    "nvrtc": "none: kernels that are not in the cache cannot be compiled",
+    "cupy": "none: NumPy arrays only",
+    "torch": "none: no peers to compare with on a GPU",
+    "commit": "not a checkout",
+    "changed_since_commit": "not a checkout",
+}
+NAMES = {
+    **{"gpu": "GPU", "nvrtc": "NVRTC", "cupy": "CuPy", "numpy": "NumPy", "python": "Python", "cpu": "processor"},
+    **{"ml_dtypes": "ml_dtypes", "source_sha256": "SHA-256 of the source", "cache_bytes": "size of the cache"},
+}
+
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: what result files say of a machine.")
-def info(as_json: bool) -> None:
+@format_option
+def info(form: str) -> None:
     """Say what is here: executors, GPU, NVRTC, CuPy, kernels, cache.
 
     \b
@@ -26,48 +44,53 @@ def info(as_json: bool) -> None:
       cuattn-bench info
       cuattn-bench info --json
     """
-    if as_json:
-        click.echo(json.dumps(machine.describe(), indent=1, ensure_ascii=False))
-    else:
-        show()
+    found = looked()
+    emit([grid(found)], form, found)
 
 
-def show() -> None:
+def show_here() -> None:
     """Print the table."""
-    table = Table(title="cuattn", title_justify="left", show_header=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("")
-    console = Console()
-    with console.status("looking; the first time, the host executor may have to be compiled"):
-        found = lines()
-    for name, text in found.items():
-        table.add_row(name, text)
-    console.print(table)
+    show(Console(), [grid(looked())])
 
 
-def lines() -> dict[str, str]:
-    """What is here on this machine, by name."""
-    versions = machine.versions()
+def looked() -> dict[str, Any]:
+    """Find `facts`, with a word on what takes long."""
+    with Console(stderr=True).status("looking; the first time, the host executor may have to be compiled"):
+        return facts()
+
+
+def grid(found: dict[str, Any]) -> Grid:
+    """A line for each fact: all that ``--json`` says."""
+    rows = [(NAMES.get(name, name.replace("_", " ")), text(name, value)) for name, value in found.items()]
+    return Grid("cuattn", ("what", "here"), rows)
+
+
+def text(name: str, value: Any) -> str:
+    """A fact in words."""
+    if value is None:
+        return MISSING.get(name, "none")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if name.endswith("_bytes"):
+        return f"{value / 2**20:,.1f} MiB"
+    return str(value)
+
+
+def facts() -> dict[str, Any]:
+    """What is here on this machine, by name; what result files say of it is part of that."""
+    executor = host()  # before the machine is described, which does not load the library by itself
+    described = machine.describe()
     return {
-        "version": str(versions["cuattn"]),
-        "GPU": gpu(),
-        "host executor": host(),
-        "processor": f"{machine.cpu_model()}, {environment.host_threads()} threads",
-        "NVRTC": str(versions["nvrtc"] or "none: kernels that are not in the cache cannot be compiled"),
-        "CuPy": str(versions["cupy"] or "none: NumPy arrays only"),
-        "torch": str(versions["torch"] or "none: no peers to compare with on a GPU"),
-        "Python, NumPy": f"{versions['python']}, {versions['numpy']}",
-        "kernels": f"{', '.join(compile.kernel_names())}; {len(FLASH_FWD_CONFIGS)} attention rows, "
-        f"{sum(1 for _ in variants())} softmax variants",
-        "cache": contents(),
+        "cuattn": described.pop("cuattn"),
+        "host_executor": executor,
+        **described,
+        "kernels": list(compile.kernel_names()),
+        "attention_rows": len(FLASH_FWD_CONFIGS),
+        "softmax_variants": sum(1 for _ in variants()),
+        **cached(),
     }
-
-
-def gpu() -> str:
-    found = machine.gpu()
-    if found["gpu"] is None:
-        return "none"
-    return f"{found['gpu']}, compute capability {found['compute_capability']}, driver {found['driver']}"
 
 
 def host() -> str:
@@ -80,9 +103,16 @@ def host() -> str:
         return f"not available: {error}"
 
 
-def contents() -> str:
-    """What the kernel cache holds; or why it cannot be used."""
+def cached() -> dict[str, Any]:
+    """Where the kernel cache is, whether it can be written, and what it holds; or why it cannot be used."""
     try:
-        return f"{len(cache.ls())} entries, {cache.size_bytes() / 2**20:.1f} MiB"
+        root = cache.require_usable()
+        entries = cache.ls()
     except CuattnError as error:
-        return f"not usable: {error}"
+        return {"cache": f"not usable: {error}"}
+    return {
+        "cache": str(root),
+        "cache_writable": os.access(root, os.W_OK | os.X_OK),
+        "cache_entries": len(entries),
+        "cache_bytes": sum(entry.size_bytes for entry in entries),
+    }

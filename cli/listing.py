@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cuattn import compile
-from cuattn.benchmark import SUITES, tables, variants
+from cuattn.benchmark import SUITES, variants
+from cuattn.benchmark.grids import Grid
 from cuattn.compile import cache
 from cuattn.compile.expand import KERNELS
 from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
@@ -20,6 +18,8 @@ from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS
 from cuattn.ops.attention.variants import compiled_options
 from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS
 from cuattn.ops.softmax import config as softmax_config
+
+from .output import emit, format_option, progress
 
 SOFTMAX_ROWS = (
     *softmax_config.ONCHIP,
@@ -36,8 +36,8 @@ QUICK = TOPICS[:-1]  # what is listed where no topic is named
 
 @click.command("list")
 @click.argument("topics", nargs=-1, type=click.Choice(TOPICS), metavar=f"[{'|'.join(TOPICS)}]...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def list_(topics: tuple[str, ...], as_json: bool) -> None:
+@format_option
+def list_(topics: tuple[str, ...], form: str) -> None:
     """List suites, kernels, rows of the configuration tables, and compiled variants.
 
     \b
@@ -54,28 +54,17 @@ def list_(topics: tuple[str, ...], as_json: bool) -> None:
       cuattn-bench list rows
       cuattn-bench list resources
       cuattn-bench list variants --json
+      cuattn-bench list rows --format csv
     """
     found = {title: make() for topic in topics or QUICK for title, make in LISTS[topic].items()}
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    console = Console()
-    for topic, entries in found.items():
-        console.print(table(topic, entries))
+    emit([table(topic, entries) for topic, entries in found.items()], form, found)
 
 
-def table(title: str, entries: list[dict[str, Any]]) -> Table:
+def table(title: str, entries: list[dict[str, Any]]) -> Grid:
     """Return a table with a row for each entry; its columns are the keys of all of them."""
-    result = Table(title=f"{title} ({len(entries)})", title_justify="left")
     names = list(dict.fromkeys(name for entry in entries for name in entry))
-    for name in names:
-        numbers = all(isinstance(entry.get(name, 0), int | float) for entry in entries)
-        result.add_column(
-            name.replace("_", " "), justify="right" if numbers else "left", overflow="fold", no_wrap=name == names[0]
-        )
-    for entry in entries:
-        result.add_row(*(str(entry.get(name, "")) for name in names))
-    return result
+    columns = [name.replace("_", " ") for name in names]
+    return Grid(f"{title} ({len(entries)})", columns, [[entry.get(name, "") for name in names] for entry in entries])
 
 
 def suites() -> list[dict[str, Any]]:
@@ -154,9 +143,9 @@ def resources() -> list[dict[str, Any]]:
         if variant.smem_bytes <= compile.smem_limit_bytes(arch)
     ]
     found = []
-    with tables.progress(Console(stderr=True)) as progress:
+    with progress() as update:
         for done, (variant, arch) in enumerate(wanted):
-            progress(done, len(wanted), variant.label)
+            update(done, len(wanted), variant.label)
             binary = compile.build(variant.kernel, variant.constants, arch=arch, kind="cubin")
             for figures in binary.resources.values():
                 found.append({"kernel": variant.label, "arch": arch, **variants.resources(variant, arch, figures)})

@@ -33,8 +33,8 @@ def main(context: click.Context) -> None:
       cuattn-bench cache warmup --head-dim 64         compile ahead of time
     """
     if context.invoked_subcommand is None:
-        from .info import show  # imported here: --help needs none of it
+        from .info import show_here  # imported here: --help needs none of it
         from .run import report_of
 
-        show()
+        show_here()
         report_of(("smoke",))

@@ -12,6 +12,7 @@ from cuattn.benchmark import SUITES, Options, run_suite, tables
 from cuattn.benchmark.results import write_text
 
 from .options import problem_options
+from .output import progress
 
 
 @click.command()
@@ -65,12 +66,12 @@ def run(
 
 def report_of(suites: Sequence[str], options: Options | None = None, path: Path | None = None) -> None:
     """Run suites, print their tables, write their JSON; exit code 1 if one failed or missed a goal."""
-    console = Console()
     if path is not None and not path.parent.is_dir():
         raise click.BadParameter(f"{path.parent} is not a directory", param_hint="--json")
-    with tables.progress(console) as progress:
-        report = run_suite(suites, options=options, progress=progress)
-    console.print(tables.summary(report))
+    with progress() as update:
+        report = run_suite(suites, options=options, progress=update)
+    console = Console()
+    tables.show(report, console)
     if path is not None:
         try:
             write_text(path, report.to_json())

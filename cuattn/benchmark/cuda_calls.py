@@ -6,10 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import cuattn
 from cuattn.benchmark import peers
+from cuattn.benchmark.replaced import replaced
 from cuattn.benchmark.results import Record
 from cuattn.benchmark.suite import Step, failure
 from cuattn.benchmark.variants import empty_cache
@@ -64,7 +64,7 @@ def call_overhead() -> Iterator[Record]:
     device = _cupy().cuda.Device()
     own = lambda: cuattn.attention(*(arrays[name] for name in "qkv"))  # noqa: E731
     own()
-    with mock.patch.object(CudaExecutor, "_start", lambda *arguments: None):
+    with replaced(CudaExecutor, "_start", lambda *arguments: None):
         without_launch = enqueue_us(own, device)
     metrics = {
         "enqueue_us": enqueue_us(own, device),

@@ -6,10 +6,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
+from cuattn.benchmark.replaced import replaced
 from cuattn.runtime.executor import CudaExecutor, HostExecutor
 
 
@@ -68,7 +68,7 @@ class allocations:
         found = Allocations()
         self._patches = ExitStack()
         for executor in (HostExecutor, CudaExecutor):
-            self._patches.enter_context(mock.patch.object(executor, "empty", _counted(executor.empty, found)))
+            self._patches.enter_context(replaced(executor, "empty", _counted(executor.empty, found)))
         return found
 
     def __exit__(self, *error: object) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 import cuattn
 from cuattn import compile, environment
 from cuattn.benchmark import cuda_calls
+from cuattn.benchmark.replaced import replaced
 from cuattn.benchmark.results import BenchmarkError, Record, scrub
 from cuattn.benchmark.suite import Options, Step
 from cuattn.ops.attention.forward.config import FlashFwdConfig, select
@@ -164,7 +164,7 @@ def call_overhead(calls: int = 3000) -> Iterator[Record]:
 @contextmanager
 def without_launches(executor: Any) -> Iterator[None]:
     """Choose, check and pack kernels as ever, but start none in the block."""
-    with mock.patch.object(executor, "_start", lambda *arguments: None):
+    with replaced(executor, "_start", lambda *arguments: None):
         yield
 
 

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
+from cuattn.benchmark import grids
+from cuattn.benchmark.grids import Cell, Grid, Part, text_of
 from cuattn.benchmark.results import Record, Report, Value
 from cuattn.benchmark.suite import Progress as ProgressCall
 
@@ -45,20 +46,39 @@ UNITS = {
 }
 
 
-def summary(report: Report) -> RenderableType:
-    """Return the tables of the whole report, and a line on the goals where there are any."""
+def parts(report: Report, *, full: bool = False) -> list[Part]:
+    """Return the tables of a report, its errors, and lines on the goals where there are any; `full`: every metric."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in report.records:
         if not record.error:
             groups.setdefault((record.suite, record.executor, _family(record.case)), []).append(record)
-    parts: list[RenderableType] = [
-        table(records, title=f"{suite}: {EXECUTORS[executor]}") for (suite, executor, _), records in groups.items()
+    found: list[Part] = [
+        table(records, title=f"{suite}: {EXECUTORS[executor]}", full=full)
+        for (suite, executor, _), records in groups.items()
     ]
-    parts += [Text(error_line(record), "red") for record in report.records if record.error]
+    found += [Text(error_line(record), "red") for record in report.records if record.error]
     if goals := goals_line(report.records):
-        parts.append(Text(goals))
-    parts += [Text(missed_line(record), "bold red") for record in report.missed]
-    return Group(*parts)
+        found.append(Text(goals))
+    found += [Text(missed_line(record), "bold red") for record in report.missed]
+    return found
+
+
+def show(report: Report, console: Console, *, full: bool = False) -> None:
+    """Print a report: tables that fit on a terminal, plain ones elsewhere."""
+    grids.show(console, parts(report, full=full))
+
+
+def flat(report: Report) -> Grid:
+    """Return a report as one table with a row for each record and a column for each metric: what CSV holds."""
+    names = list(dict.fromkeys(name for record in report.records for name in record.metrics))
+    goals = any(record.goals for record in report.records)
+    columns = ["suite", "case", "provider", "executor", *names, *(["goals"] if goals else []), "error"]
+    rows: list[list[Cell]] = []
+    for record in report.records:
+        values: list[Cell] = [record.metrics.get(name, "") for name in names]
+        verdict: list[Cell] = [_goal(record).plain.replace("\n", "; ")] if goals else []
+        rows.append([record.suite, record.case, record.provider, record.executor, *values, *verdict, record.error])
+    return Grid("", columns, rows, keys=2)
 
 
 def _family(case: str) -> str:
@@ -72,25 +92,19 @@ def error_line(record: Record) -> str:
     return f"{record.suite}, {label(record.case)}, {record.provider}: {record.error}"
 
 
-def table(records: Sequence[Record], title: str) -> Table:
+def table(records: Sequence[Record], title: str, *, full: bool = False) -> Grid:
     """Return a table with a row for each record and a column for each metric."""
-    names = list(dict.fromkeys(name for record in records for name in record.metrics if name not in HIDDEN))
+    hidden = frozenset() if full else HIDDEN
+    names = list(dict.fromkeys(name for record in records for name in record.metrics if name not in hidden))
     providers = len({record.provider for record in records}) > 1
-    result = Table(title=title, title_justify="left")
-    result.add_column("case", overflow="fold", min_width=24)
-    if providers:
-        result.add_column("by")
-    for name in names:
-        result.add_column(heading(name), justify="right")
-    if any(record.goals for record in records):
-        result.add_column("goal", no_wrap=True)
+    goals = any(record.goals for record in records)
+    columns = ["case", *(["by"] if providers else []), *map(heading, names), *(["goals"] if goals else [])]
+    rows: list[list[Cell]] = []
     for record in records:
-        cells: list[str | Text] = [label(record.case), *([record.provider] if providers else [])]
-        cells += [cell(name, record.metrics) for name in names]
-        if any(other.goals for other in records):
-            cells.append(_goal(record))
-        result.add_row(*cells)
-    return result
+        cells: list[Cell] = [label(record.case), *([record.provider] if providers else [])]
+        cells += [record.metrics.get(name, "") for name in names]
+        rows.append([*cells, *([_goal(record)] if goals else [])])
+    return Grid(title, columns, rows, keys=1 + providers)
 
 
 def label(case: str) -> str:
@@ -120,25 +134,17 @@ def heading(name: str) -> str:
 
 
 def cell(name: str, metrics: Mapping[str, Value]) -> str:
-    """A value as text."""
-    value = metrics.get(name)
-    if value is None:
-        return "" if name not in metrics else "–"
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """A value as text; nothing where there is none."""
+    return text_of(metrics.get(name)) if name in metrics else ""
 
 
 def _goal(record: Record) -> Text:
-    missed = [name for name, reached in record.verdicts.items() if not reached]
-    if len(record.goals) > 1 and not missed:
-        return Text("all reached", "green")
-    color = "bold red" if missed else "green"
-    first = next(iter(record.metrics))
-    words = (record.goals[name] if name == first else f"{heading(name)} {record.goals[name]}" for name in missed)
-    return Text("\n".join(words) if missed else next(iter(record.goals.values()), ""), color)
+    """The goals of a record, with a word for each on whether it was reached."""
+    lines = []
+    for name, reached in record.verdicts.items():
+        what = record.goals[name] if len(record.goals) == 1 else f"{heading(name)} {record.goals[name]}"
+        lines.append(Text(f"{'reached' if reached else 'missed'}: {what}", _COLORS[reached]))
+    return Text("\n").join(lines)
 
 
 def goals_line(records: Sequence[Record]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from unittest import mock
 
 from cuattn import compile
+from cuattn.benchmark.replaced import variable
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.catalogue import groups
@@ -117,7 +116,7 @@ def empty_cache() -> Iterator[None]:
     """Use a new cache directory in the block, and remember nothing from before in this process."""
     with (
         tempfile.TemporaryDirectory(prefix="cuattn-") as directory,
-        mock.patch.dict(os.environ, {"CUATTN_CACHE_DIR": directory}),
+        variable("CUATTN_CACHE_DIR", directory),
     ):
         compile.forget()
         try:

@@ -347,11 +347,10 @@ def test_inspect_shows_one_kernel_in_full(run: Run) -> None:
 def test_inspect_gives_several_kernels_a_line_each(run: Run) -> None:
     result = run("inspect", "padding_*", "copy_pages/default")
     assert result.exit_code == 0, result.output
-    words = [word.strip() for line in result.stdout.splitlines() for word in line.split("│")]
-    assert [words.count(entry) for entry in ("padding_count", "padding_scan", "remove_padding", "restore_padding")] == [
-        1
-    ] * 4
-    assert "TB/s" in result.stdout and "alone ┃" not in result.stdout  # a column that would be empty
+    words = result.stdout.split()
+    for entry in ("padding_count", "padding_scan", "remove_padding", "restore_padding"):
+        assert words.count(entry) == 1
+    assert "TB/s" in words and "alone" not in result.stdout.partition("copy_pages")[2]  # a column that would be empty
 
 
 def test_inspect_for_other_architectures(run: Run) -> None:
