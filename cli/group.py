@@ -50,6 +50,9 @@ class Group(LazyGroup):
                 return super().invoke(context)
             except CuattnError as error:
                 raise click.ClickException(str(error)) from error
+            except KeyboardInterrupt:
+                click.echo("interrupted", err=True)
+                raise click.exceptions.Exit(130) from None
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *position: Any, **more: Any) -> None:

@@ -10,7 +10,7 @@ checked before it is timed, and says where it was measured: a time on the host e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cuattn.benchmark import (
     decode,
@@ -21,16 +21,30 @@ from cuattn.benchmark import (
     linear,
     operations,
     option_costs,
+    problem,
     seed,
     sparse,
     start,
     variants,
 )
+from cuattn.benchmark.problem import Problem
 from cuattn.benchmark.results import BenchmarkError, Record, Report, from_json
 from cuattn.benchmark.suite import Options, Progress, Step, Suite, run_steps
 from cuattn.errors import ArgumentError
 
-__all__ = ["SUITES", "BenchmarkError", "Options", "Record", "Report", "Suite", "from_json", "plan", "run_suite"]
+__all__ = [
+    "SUITES",
+    "BenchmarkError",
+    "Options",
+    "Problem",
+    "Record",
+    "Report",
+    "Suite",
+    "from_json",
+    "plan",
+    "require_read",
+    "run_suite",
+]
 
 
 def _figures(options: Options) -> list[Step]:
@@ -42,29 +56,77 @@ def _host(options: Options) -> list[Step]:
     return [*host_figures.speed_steps(options), *gradients.speed_steps(options)]
 
 
+SWEEP = frozenset({"dtypes", "seqlens", "head_dims"})
+_TIMED = frozenset({"budget_s"})
+_COMPARED = frozenset({"budget_s", "peers"})
+_ATTENTION = SWEEP | _COMPARED | {"models"} | set(problem.ATTENTION)
+
 _ALL = (
-    Suite("smoke", "a little of everything, each result checked: under a minute", operations.smoke_steps),
-    Suite("attention", "forward attention over sequence lengths, head dims and masks", operations.attention_steps),
-    Suite("backward", "its gradients, alone and with the forward, and their workspace", gradients.backward_steps),
-    Suite("softmax", "softmax along rows of many lengths", operations.softmax_steps),
+    Suite("smoke", "a little of everything, each result checked: under a minute", operations.smoke_steps, _COMPARED),
+    Suite(
+        "attention",
+        "forward attention over sequence lengths, head dims and masks",
+        operations.attention_steps,
+        _ATTENTION,
+    ),
+    Suite(
+        "backward",
+        "its gradients, alone and with the forward, and their workspace",
+        gradients.backward_steps,
+        _ATTENTION,
+    ),
+    Suite("softmax", "softmax along rows of many lengths", operations.softmax_steps, _COMPARED | {"dtypes", "seqlens"}),
     Suite(
         "layout",
         "rotary embedding, splitting, packing and merging; attention on packed sequences",
         operations.layout_steps,
+        _TIMED | {"dtypes"},
     ),
-    Suite("decode", "decoding over caches, plans, and whole generations, contiguous and paged", decode.decode_steps),
-    Suite("dual_chunk", "dual-chunk attention and decoding, beside plain calls", dual_chunk.dual_chunk_steps),
-    Suite("linear", "linear attention and its gradients, with bytes and operations beside", linear.linear_steps),
-    Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps),
-    Suite("differential", "differential attention beside two calls of attention", differential.differential_steps),
-    Suite("sparse", "block-sparse attention by density and block size, beside dense attention", sparse.sparse_steps),
+    Suite(
+        "decode",
+        "decoding over caches, plans, and whole generations, contiguous and paged",
+        decode.decode_steps,
+        SWEEP | _TIMED | {"models"} | set(problem.DECODE),
+    ),
+    Suite(
+        "dual_chunk",
+        "dual-chunk attention and decoding, beside plain calls",
+        dual_chunk.dual_chunk_steps,
+        SWEEP | _TIMED,
+    ),
+    Suite(
+        "linear",
+        "linear attention and its gradients, with bytes and operations beside",
+        linear.linear_steps,
+        SWEEP | _COMPARED,
+    ),
+    Suite("options", "what each option of attention costs beside the plain kernel", option_costs.option_steps, _TIMED),
+    Suite(
+        "differential",
+        "differential attention beside two calls of attention",
+        differential.differential_steps,
+        _TIMED,
+    ),
+    Suite(
+        "sparse",
+        "block-sparse attention by density and block size, beside dense attention",
+        sparse.sparse_steps,
+        _COMPARED,
+    ),
     Suite("gradients", "instructions and workspace of the backward beside its forward", gradients.gradient_steps),
-    Suite("seed", "time and peak memory, fused beside unfused, on problems with published figures", seed.seed_steps),
+    Suite(
+        "seed",
+        "time and peak memory, fused beside unfused, on problems with published figures",
+        seed.seed_steps,
+        _TIMED,
+    ),
     Suite("compile", "NVRTC time, registers, spills, shared memory and occupancy of kernels", variants.compile_steps),
     Suite("latency", "import, cached load, translation, Python overhead of a call", start.latency_steps),
-    Suite("host", "the host executor: speed with the checkers off and on", _host),
+    Suite("host", "the host executor: speed with the checkers off and on", _host, _TIMED),
     Suite("counters", "instructions, bytes and workspace, counted by the host executor", host_figures.count_steps),
-    Suite("figures", "latency, host, counters, options, gradients, seed, compile: all that needs no GPU", _figures),
+    Suite(
+        "figures", "latency, host, counters, options, gradients, seed, compile: all that needs no GPU", _figures, _TIMED
+    ),
 )
 
 #: Name to `Suite`.
@@ -78,6 +140,16 @@ def plan(names: Sequence[str], options: Options | None = None) -> list[Step]:
         if name not in SUITES:
             raise ArgumentError(f"there is no suite {name!r}: choose from {', '.join(SUITES)}")
     return [step for name in dict.fromkeys(names) for step in SUITES[name].plan(options)]
+
+
+def require_read(names: Sequence[str], given: Mapping[str, str]) -> None:
+    """Raise `ArgumentError` if one of the suites does not read an option: field to what the user calls it."""
+    for name in names:
+        unread = [label for field, label in given.items() if field not in SUITES[name].reads]
+        if unread:
+            by = [suite.name for suite in _ALL if all(field in suite.reads for field in given)]
+            hint = f"; {', '.join(by)} read{'s' * (len(by) == 1)} what is given" if by else ""
+            raise ArgumentError(f"the suite {name} does not read {', '.join(unread)}{hint}")
 
 
 def run_suite(

@@ -26,7 +26,7 @@ def copy(timer: CudaTimer) -> Record:
     timing = timer.time(lambda: cupy.copyto(target, source))
     rate = 2 * source.nbytes / timing.median_us / 1e3
     metrics = {**timing.metrics(), "bandwidth_gb_per_s": significant(rate), "bytes": 2 * source.nbytes}
-    return Record("ceilings", "copy", metrics, "CuPy copyto", "cuda", CUDA_METHOD)
+    return Record("ceilings", "copy", metrics, "CuPy copyto", "cuda", CUDA_METHOD, samples=timing.samples())
 
 
 def matmul(timer: CudaTimer) -> Record:
@@ -35,7 +35,7 @@ def matmul(timer: CudaTimer) -> Record:
     timing = timer.time(call)
     rate = 2 * MATRIX_SIZE**3 / timing.median_us / 1e6
     metrics = {**timing.metrics(), "tflop_per_s": significant(rate)}
-    return Record("ceilings", case, metrics, provider, "cuda", CUDA_METHOD)
+    return Record("ceilings", case, metrics, provider, "cuda", CUDA_METHOD, samples=timing.samples())
 
 
 def _product() -> tuple[Callable[[], Any], str, str]:

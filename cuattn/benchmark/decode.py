@@ -12,7 +12,8 @@ import numpy as np
 
 import cuattn
 from cuattn import host
-from cuattn.benchmark.operations import CudaBench
+from cuattn.benchmark import models
+from cuattn.benchmark.operations import CudaBench, model_steps
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step
 from cuattn.runtime.timer import CUDA_METHOD, HOST_METHOD, significant, time_host
@@ -28,7 +29,16 @@ GENERATION_METHOD = (
 
 
 def decode_cases(executor: str, options: Options) -> list[DecodeCase]:
-    """Cases of batch, context, group, page size and format, those that say most first."""
+    """Cases of batch, context, group, page size and format, those that say most first; or the problem asked for."""
+    if options.problem.given:
+        batch, heads, kv_heads, head_dim = (16, 32, 8, 128) if executor == "cuda" else (2, 8, 2, 64)
+        usual = (CUDA_CONTEXTS[1],) if executor == "cuda" else (HOST_CONTEXT,)
+        return options.problem.decode(
+            DecodeCase(batch, context, heads, kv_heads, size, dtype)
+            for dtype in options.dtypes or ("bfloat16" if executor == "cuda" else "float16",)
+            for size in options.head_dims or (head_dim,)
+            for context in options.seqlens or usual
+        )
     if executor == "cuda":
         dtypes = options.dtypes or ("bfloat16",)
         cases = [
@@ -67,6 +77,9 @@ def _host_cases(dtype: str, context: int, head_dim: int) -> list[DecodeCase]:
 def decode_steps(options: Options) -> list[Step]:
     """Steps that measure calls, plans and generations."""
     executor = options.resolved()
+    if options.models:
+        on_host = partial(call_records, options=options)
+        return model_steps("decode", "decode", options, partial(_of_model, options), on_host)
     cases = decode_cases(executor, options)
     steps: list[Step] = []
     if executor == "cuda":
@@ -75,8 +88,17 @@ def decode_steps(options: Options) -> list[Step]:
         steps += [Step("decode", case.name, 4.0, partial(bench.records, case)) for case in cases]
     else:
         steps += [Step("decode", case.name, 2.0, partial(call_records, case, options)) for case in cases]
+    if options.problem.given:
+        return steps + [
+            Step("decode", f"plan_{case.name}", 0.5, partial(plan_records, case, options)) for case in cases
+        ]
     steps += [Step("decode", f"plan_{case.name}", 0.5, partial(plan_records, case, options)) for case in cases[:3]]
     return steps + generation_steps(options)
+
+
+def _of_model(options: Options, model: models.Model, context: int, dtype: str | None) -> list[DecodeCase]:
+    """The calls of a model that write a token with the problem put on them."""
+    return options.problem.decode(models.decode(model, 1, context, dtype))
 
 
 def call_records(case: DecodeCase, options: Options) -> Iterator[Record]:
@@ -99,7 +121,7 @@ def call_records(case: DecodeCase, options: Options) -> Iterator[Record]:
         ),
         "launches": profile.launches,
     }
-    yield Record("decode", case.name, metrics, executor="host", method=HOST_METHOD)
+    yield Record("decode", case.name, metrics, executor="host", method=HOST_METHOD, samples=timing.samples())
 
 
 def plan_records(case: DecodeCase, options: Options) -> Iterator[Record]:
@@ -112,7 +134,8 @@ def plan_records(case: DecodeCase, options: Options) -> Iterator[Record]:
         "workspace_bytes": plan.workspace_size(),
         "predicted_efficiency": significant(plan.estimate.efficiency, 3),
     }
-    yield Record("decode", f"plan_{case.name}", metrics, executor="host", method=HOST_METHOD)
+    of_time: dict[str, Any] = {"method": HOST_METHOD, "samples": timing.samples()}
+    yield Record("decode", f"plan_{case.name}", metrics, executor="host", **of_time)
 
 
 # --- generations -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import cuattn
 from cuattn import host, reference
 from cuattn.benchmark.option_costs import HOST_METHOD
-from cuattn.benchmark.results import Record, Value
+from cuattn.benchmark.results import Record, Value, spelt
 from cuattn.benchmark.suite import Options, Step
 from cuattn.benchmark.verify import WrongResultError
 from cuattn.runtime.timer import CUDA_METHOD, CudaTimer, significant
@@ -41,7 +41,7 @@ class DifferentialCase:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} n{self.seqlen} h{self.num_heads} d{self.head_dim}"
+        return f"differential_{spelt(self.kind)}_n{self.seqlen}_h{self.num_heads}_d{self.head_dim}"
 
     @property
     def key_heads(self) -> int:
@@ -129,7 +129,7 @@ def host_records(first: dict[str, float], options: Options, case: DifferentialCa
     metrics |= {"global_read_bytes": moved["read"], "global_write_bytes": moved["write"]}
     metrics["ratio"] = significant(count / first.setdefault("count", count), 4)
     metrics["read_ratio"] = significant(moved["read"] / first.setdefault("read", moved["read"]), 4)
-    yield Record("differential", f"differential_{case.name}", metrics, executor="host", method=HOST_METHOD)
+    yield Record("differential", case.name, metrics, executor="host", method=HOST_METHOD)
 
 
 def cuda_records(first: dict[str, float], options: Options, case: DifferentialCase) -> Iterator[Record]:
@@ -145,4 +145,5 @@ def cuda_records(first: dict[str, float], options: Options, case: DifferentialCa
     metrics |= {"tflops": significant(case.flops / seconds * 1e-12, 4)}
     metrics |= {"gb_per_s": significant(case.num_bytes / seconds * 1e-9, 4)}
     metrics["ratio"] = significant(timing.median_us / first.setdefault("us", timing.median_us), 4)
-    yield Record("differential", f"differential_{case.name}", metrics, executor="cuda", method=CUDA_METHOD)
+    of_time: dict[str, Any] = {"method": CUDA_METHOD, "samples": timing.samples()}
+    yield Record("differential", case.name, metrics, executor="cuda", **of_time)

@@ -93,7 +93,7 @@ def host_records(case: DualChunkCase | DualChunkDecodeCase, options: Options) ->
         "instructions_over_plain": significant(profile.warp_instructions / plain.warp_instructions),
         "launches": profile.launches,
     }
-    yield Record("dual_chunk", case.name, metrics, executor="host", method=HOST_METHOD)
+    yield Record("dual_chunk", case.name, metrics, executor="host", method=HOST_METHOD, samples=timing.samples())
 
 
 def _counted(call: Callable[[], Any]) -> host.Profile:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 import cuattn
 from cuattn import host
-from cuattn.benchmark import host_figures, inputs, operations, option_costs
-from cuattn.benchmark.results import Record, Value
+from cuattn.benchmark import host_figures, inputs, models, operations, option_costs
+from cuattn.benchmark.results import Record, Value, spelt
 from cuattn.benchmark.suite import Options, Step
 from cuattn.head_dims import MAX_GRADIENT_HEAD_DIM
 from cuattn.runtime.timer import HOST_METHOD, significant
@@ -40,6 +41,9 @@ WORKSPACE_METHOD = "cuattn.attention_backward_workspace_size; logits: one float3
 def backward_cases(options: Options, executor: str) -> list[AnyBackward]:
     """The problems of the suite, those that say most first; each with its bits fixed, and in whatever order."""
     cases = _cuda_cases(options) if executor == "cuda" else _host_cases(options)
+    if options.problem.given:
+        forwards = options.problem.attention(case.forward for case in cases if isinstance(case, BackwardCase))
+        cases = [BackwardCase(case) for case in forwards]
     return [replace(case, deterministic=fixed) for case in cases for fixed in (True, False)]
 
 
@@ -63,7 +67,7 @@ def _cuda_cases(options: Options) -> list[AnyBackward]:
         for head_dim in _head_dims(options, operations.CUDA_HEAD_DIMS)
         for causal in (False, True)
     ]
-    if options.dtypes or options.seqlens or options.head_dims:
+    if options.is_own:
         return [BackwardCase(case) for case in shapes]
     first, second = shapes[:2]
     packed = VarlenCase((4096, 2048, *(1024,) * 8, *(256,) * 8), first.num_heads, first.head_dim, dtype=first.dtype)
@@ -82,7 +86,7 @@ def _host_cases(options: Options) -> list[AnyBackward]:
         for seqlen in options.seqlens or (HOST_SEQLEN,)
         for causal in (False, True)
     ]
-    if options.dtypes or options.seqlens or options.head_dims:
+    if options.is_own:
         return [BackwardCase(case) for case in shapes]
     first = shapes[0]
     packed = VarlenCase((HOST_SEQLEN, 100, 28, 0, 1), first.num_heads, first.head_dim, causal=True)
@@ -103,9 +107,17 @@ def _with_options(plain: AttentionCase) -> list[AnyBackward]:
 
 
 def backward_steps(options: Options) -> list[Step]:
-    """Steps that measure the backward, alone and with its forward."""
+    """Steps that measure the backward, alone and with its forward; of models, what learning calls."""
     executor = options.resolved()
+    if options.models:
+        return operations.model_steps("backward", "training", options, partial(_training, options))
     return operations.case_steps("backward", backward_cases(options, executor), options)
+
+
+def _training(options: Options, model: models.Model, seqlen: int, dtype: str | None) -> list[AnyBackward]:
+    """The calls of a model's training with the problem put on them."""
+    cases = models.training(model, 1, seqlen, dtype)
+    return [replace(case, forward=options.problem.attention([case.forward])[0]) for case in cases]
 
 
 def speed_steps(options: Options) -> list[Step]:
@@ -120,7 +132,8 @@ def speed_records(case: BackwardCase, options: Options) -> Iterator[Record]:
         checked = operations.check(case, arrays, case.run(arrays))
         timing = host_figures.undisturbed(lambda: case.run(arrays), budget_s=max(2.0, options.budget_s))
     metrics = {**timing.metrics(), "gflop_per_s": significant(case.flops / timing.median_us / 1e3), **checked}
-    yield Record("host", f"{case.name}_unchecked", metrics, executor="host", method=HOST_METHOD)
+    of_time: dict[str, Any] = {"method": HOST_METHOD, "samples": timing.samples()}
+    yield Record("host", f"{case.name}_unchecked", metrics, executor="host", **of_time)
 
 
 def counted_cases() -> dict[str, AnyBackward]:
@@ -144,7 +157,7 @@ def counted_cases() -> dict[str, AnyBackward]:
 def gradient_steps(options: Options) -> list[Step]:
     """Steps that count what the backward executes and allocates on the host executor; nothing of it is a time."""
     steps = [
-        Step("gradients", name, 4.0, partial(count_records, name, case, options))
+        Step("gradients", spelt(f"gradient_{name}"), 4.0, partial(count_records, name, case, options))
         for name, case in counted_cases().items()
     ]
     return [*steps, Step("gradients", "workspace", 0.5, workspace_records)]
@@ -179,7 +192,7 @@ def count_records(name: str, case: AnyBackward, options: Options) -> Iterator[Re
         "order_free_workspace_bytes": operations.workspace_bytes(free, arrays),
         "logits_bytes": case.logits_bytes,
     }
-    yield Record("gradients", f"gradient_{name}", metrics, executor="host", method=COUNT_METHOD)
+    yield Record("gradients", spelt(f"gradient_{name}"), metrics, executor="host", method=COUNT_METHOD)
 
 
 def workspace_records() -> Iterator[Record]:

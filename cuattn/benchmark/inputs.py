@@ -21,7 +21,9 @@ def make(case: Case, executor: str, seed: int) -> dict[str, Any]:
         return case.with_results(make(case.forward, executor, seed), seed, cupy)
     if isinstance(case, SoftmaxCase):
         shapes: dict[str, tuple[int, ...]] = {"x": (case.rows, case.columns)}
-    elif isinstance(case, AttentionCase | VarlenCase) or (isinstance(case, DecodeCase) and case.kv_format is None):
+    elif isinstance(case, AttentionCase | VarlenCase) or (
+        isinstance(case, DecodeCase) and case.kv_format is None and not case.sinks
+    ):
         shapes = dict(case.shapes)
     else:
         return case.make_inputs(seed, cupy)

@@ -1,16 +1,18 @@
-"""What a GPU user would otherwise call for linear attention."""
+"""What a GPU user would otherwise call for linear attention: flash-linear-attention.
+
+torch's flex_attention has a softmax around whatever program it is given, so that it computes none of these.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from cuattn.benchmark.peers import Inputs, Peer, PeerError, PeerGrads, to_torch
+from cuattn.benchmark.peer import Inputs, PeerError, PeerGrads, to_torch
 from cuattn.testing.linear_cases import LinearCase
 
-__all__ = ["linear_peers"]
+__all__ = ["fla"]
 
 #: The functions of flash-linear-attention, by kind of decay.
 FUNCTIONS = {
@@ -20,17 +22,7 @@ FUNCTIONS = {
 }
 
 
-def linear_peers() -> list[Peer]:
-    """The peers of linear attention that can be had here: flash-linear-attention.
-
-    torch's flex_attention has a softmax around whatever program it is given, so that it computes none of these.
-    """
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("fla") is None:
-        return []
-    return [Peer("fla", _fla)]
-
-
-def _fla(case: LinearCase, inputs: Inputs) -> Callable[[], Any]:
+def fla(case: LinearCase, inputs: Inputs) -> Callable[[], Any]:
     """Take the function for the kind of decay; its layout is that of cuattn, its gradients are torch's autograd."""
     import torch
 

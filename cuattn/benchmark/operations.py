@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import cuattn
-from cuattn.benchmark import ceilings, inputs, linear_peers, memory, peers, verify
+from cuattn.benchmark import ceilings, inputs, memory, models, peers, verify
 from cuattn.benchmark.results import Record, Value
 from cuattn.benchmark.suite import Options, Step, failure
+from cuattn.errors import ArgumentError
 from cuattn.runtime.timer import CUDA_METHOD, HOST_METHOD, CudaTimer, Timing, significant, time_host
 from cuattn.testing.backward_cases import BackwardCase, VarlenBackwardCase, gradients
 from cuattn.testing.cases import AttentionCase, Case, SoftmaxCase, VarlenCase
@@ -23,12 +24,19 @@ from cuattn.testing.rotary_cases import RopeCase, SplitQKVCase
 COMPUTING = (AttentionCase, VarlenCase, BackwardCase, VarlenBackwardCase, DualChunkCase)
 BACKWARD = (BackwardCase, VarlenBackwardCase)
 
+#: Makes the records of a case on the host executor.
+OnHost = Callable[[Any], Iterator[Record]]
+
 HIDDEN = 2048  # heads times head dim, and
 TOKENS = 16384  # sequences times tokens, of every problem on a GPU: the usual sizes of the literature
 CUDA_SEQLENS = (1024, 2048, 4096, 8192, 16384)
 CUDA_HEAD_DIMS = (128, 64, 256)
 HOST_SEQLENS = (128, 512, 1024)
 HOST_HEADS = 8
+CUDA_MODEL_SEQLENS = (8192, 2048)
+HOST_MODEL_SEQLENS = (128,)
+CPU_METHOD = "median wall-clock time of calls of another library on this CPU, after one to warm up; not a GPU time"
+WAITING_METHOD = "median wall-clock time of calls that wait for their result, as they run on a stream of their own"
 #: (D, E) with more columns than one CTA computes: two CTAs share a row then, and both compute the scores.
 WIDE_HEADS = ((64, 512), (512, 512))
 
@@ -63,8 +71,8 @@ def attention_cases(options: Options, executor: str) -> list[AttentionCase]:
             for causal in (False, True)
         ]
         wide = AttentionCase(1, HOST_SEQLENS[0], 2, 512)
-    if options.dtypes or options.seqlens or options.head_dims:
-        return cases
+    if options.is_own:
+        return options.problem.attention(cases)
     return cases + [replace(wide, head_dim=head_dim, head_dim_v=head_dim_v) for head_dim, head_dim_v in WIDE_HEADS]
 
 
@@ -79,8 +87,16 @@ def softmax_cases(options: Options, executor: str) -> list[SoftmaxCase]:
 
 
 def attention_steps(options: Options) -> list[Step]:
-    """Steps that measure forward attention."""
-    return case_steps("attention", attention_cases(options, options.resolved()), options)
+    """Steps that measure forward attention: of models, the calls that read a prompt."""
+    executor = options.resolved()
+    if not options.models:
+        return case_steps("attention", attention_cases(options, executor), options)
+    return model_steps("attention", "prefill", options, partial(_prefill, options))
+
+
+def _prefill(options: Options, model: models.Model, seqlen: int, dtype: str | None) -> list[AttentionCase]:
+    """The calls of a model for a prompt with the problem put on them."""
+    return options.problem.attention(models.prefill(model, 1, seqlen, dtype))
 
 
 def softmax_steps(options: Options) -> list[Step]:
@@ -131,15 +147,74 @@ def smoke_steps(options: Options) -> list[Step]:
     return case_steps("smoke", [*attention, *softmax, *layout_cases(executor)], options)
 
 
-def case_steps(suite: str, cases: Sequence[Case], options: Options) -> list[Step]:
-    """One step for each case; on a GPU the ceilings come first."""
+def model_steps(
+    suite: str,
+    what: str,
+    options: Options,
+    calls: Callable[[models.Model, int, str | None], list[Any]],
+    on_host: OnHost | None = None,
+) -> list[Step]:
+    """Steps for the calls of each model that is asked for, at each length, with the problem put on them."""
+    lengths = options.seqlens or (CUDA_MODEL_SEQLENS if options.resolved() == "cuda" else HOST_MODEL_SEQLENS)
+    steps: list[Step] = []
+    for name in options.models:
+        if name not in models.MODELS:
+            raise ArgumentError(f"there is no model {name!r}: choose from {', '.join(models.MODELS)}")
+        cases = [
+            case
+            for length in lengths
+            for dtype in options.dtypes or (None,)
+            for case in calls(models.MODELS[name], length, dtype)
+        ]
+        found = case_steps(suite, cases, options, prefix=f"{models.slug(name)}_{what}_", on_host=on_host)
+        steps += [step for step in found if not steps or step.suite != "ceilings"]
+    return steps
+
+
+def case_steps(
+    suite: str, cases: Sequence[Case], options: Options, *, prefix: str = "", on_host: OnHost | None = None
+) -> list[Step]:
+    """One step for each case; missing peers and, on a GPU, the ceilings come first. `prefix` is that of case names,
+    `on_host` makes the records on the host executor in place of `host_records`.
+    """
     executor = options.resolved()
     if executor == "host":
-        run = partial(host_records, suite, options)
-        return [Step(suite, case.name, _host_estimate(case), partial(run, case)) for case in cases]
-    bench = CudaBench(suite, options)
-    first = Step("ceilings", "copy and matrix product", 4.0, bench.ceilings)
-    return [first, *(Step(suite, case.name, 4.0, partial(bench.records, case)) for case in cases)]
+        run = on_host or partial(host_records, suite, options)
+        steps = [Step(suite, prefix + case.name, _host_estimate(case), partial(run, case)) for case in cases]
+    else:
+        bench = CudaBench(suite, options)
+        steps = [Step(suite, prefix + case.name, 4.0, partial(bench.records, case)) for case in cases]
+        steps = [Step("ceilings", "copy and matrix product", 4.0, bench.ceilings), *steps]
+    if prefix:
+        steps = [replace(step, run=partial(_named, prefix, step)) if step.suite == suite else step for step in steps]
+    kinds = dict.fromkeys(kind for case in cases if (kind := peer_kind(case)))
+    if any(peers.missing(kind, options.peers, executor) for kind in kinds):
+        steps.insert(0, Step(suite, "peers", 0.01, partial(missing_peers, suite, list(kinds), options)))
+    return steps
+
+
+def _named(prefix: str, step: Step) -> Iterator[Record]:
+    for record in step.run():
+        yield replace(record, case=prefix + record.case)
+
+
+def peer_kind(case: Case) -> str:
+    """The kind of operation by which peers of a case are found; empty where it has none."""
+    if isinstance(case, SoftmaxCase):
+        return "softmax"
+    if isinstance(case, AttentionCase):
+        return "attention" if verify.is_plain(case) else ""
+    if isinstance(case, BackwardCase):
+        return "backward" if case.deterministic and verify.is_plain(case.forward) else ""
+    return "linear" if isinstance(case, LinearCase) else ""
+
+
+def missing_peers(suite: str, kinds: Sequence[str], options: Options) -> Iterator[Record]:
+    """A record for each peer that is wanted and not to be had."""
+    executor = options.resolved()
+    found = {name: why for kind in kinds for name, why in peers.missing(kind, options.peers, executor).items()}
+    for name, why in found.items():
+        yield Record(suite, "peers", provider=name, executor=executor, error=why)
 
 
 def _host_estimate(case: Case) -> float:
@@ -204,14 +279,25 @@ def workspace_bytes(case: BackwardCase | VarlenBackwardCase, arrays: dict[str, A
 
 
 def host_records(suite: str, options: Options, case: Case) -> Iterator[Record]:
-    """Run, check and time a case on the host executor."""
+    """Run, check and time a case on the host executor, and the peers that are named on the CPU."""
     arrays = inputs.make(case, "host", options.seed)
     checked = check(case, arrays, output(case, case.run(arrays)))
     timing = time_host(lambda: case.run(arrays), budget_s=options.budget_s)
     metrics = {**timing.metrics(), **rates(case, timing, "host"), **checked}
     if isinstance(case, BackwardCase | VarlenBackwardCase):
         metrics["workspace_bytes"] = workspace_bytes(case, arrays)
-    yield Record(suite, case.name, metrics, executor="host", method=HOST_METHOD)
+    yield Record(suite, case.name, metrics, executor="host", method=HOST_METHOD, samples=timing.samples())
+    kind = peer_kind(case)
+    for peer in peers.of(kind, options.peers, "host") if kind else ():
+        try:
+            call = peer.prepare(case, arrays)
+            checked = check(case, arrays, peers.as_array(call()))
+            timing = time_host(call, budget_s=options.budget_s)
+        except Exception as error:  # a peer may refuse in its own ways
+            yield Record(suite, case.name, {}, peer.name, "host", CPU_METHOD, error=failure(error))
+            continue
+        metrics = {**timing.metrics(), **rates(case, timing, "host"), **checked}
+        yield Record(suite, case.name, metrics, peer.name, "host", CPU_METHOD, samples=timing.samples())
 
 
 class CudaBench:
@@ -245,19 +331,23 @@ class CudaBench:
         calls: dict[str, Callable[[], Any]] = {}
         errors: dict[str, dict[str, Value]] = {}
         failures: dict[str, str] = {}
-        for name, prepare in self._providers(case):
+        kind = peer_kind(case)
+        others = peers.of(kind, self.options.peers, "cuda") if kind else []
+        waits = {peer.name for peer in others if peer.waits}
+        for name, prepare in [("cuattn", _own), *((peer.name, peer.prepare) for peer in others)]:
             try:
                 call = prepare(case, arrays)
                 out = output(case, call())
                 self.timer.synchronize()
-                errors[name] = check(case, arrays, out if name == "cuattn" else peers.as_cupy(out))
+                errors[name] = check(case, arrays, out if name == "cuattn" else peers.as_array(out))
                 calls[name] = call
             except Exception as error:  # a peer may refuse in its own ways
                 failures[name] = failure(error)
         timings: dict[str, Timing] = {}
         for _ in range(2):
             for name, call in calls.items():
-                timing = self.timer.time(call, budget_s=self.options.budget_s / 2)
+                take = time_host if name in waits else self.timer.time
+                timing = take(call, budget_s=self.options.budget_s / 2)
                 timings[name] = timings[name] + timing if name in timings else timing
         best_peer = min((timing.median_us for name, timing in timings.items() if name != "cuattn"), default=None)
         for name, timing in timings.items():
@@ -268,25 +358,11 @@ class CudaBench:
                 metrics |= kernel_of(case, arrays)
             if name == "cuattn" and best_peer is not None:
                 metrics["speed_over_best_peer"] = significant(best_peer / timing.median_us, 3)
-            yield Record(self.suite, case.name, metrics, name, "cuda", CUDA_METHOD)
+            method = WAITING_METHOD if name in waits else CUDA_METHOD
+            yield Record(self.suite, case.name, metrics, name, "cuda", method, samples=timing.samples())
         for name, text in failures.items():
             yield Record(self.suite, case.name, {}, name, "cuda", CUDA_METHOD, error=text)
         self.timer.release_memory()
-
-    def _providers(self, case: Case) -> list[tuple[str, peers.Prepare]]:
-        own: list[tuple[str, peers.Prepare]] = [("cuattn", _own)]
-        if not self.options.peers:
-            return own
-        others: list[peers.Peer] = []
-        if isinstance(case, SoftmaxCase):
-            others = peers.softmax_peers()
-        elif isinstance(case, AttentionCase) and verify.is_plain(case):
-            others = peers.attention_peers()
-        elif isinstance(case, BackwardCase) and case.deterministic and verify.is_plain(case.forward):
-            others = peers.backward_peers()
-        elif isinstance(case, LinearCase):
-            others = linear_peers.linear_peers()
-        return own + [(peer.name, peer.prepare) for peer in others]
 
     def _rates(self, case: Case, timing: Timing) -> dict[str, Value]:
         result = rates(case, timing, "cuda")

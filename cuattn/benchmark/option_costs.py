@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from cuattn import host
 from cuattn.benchmark import inputs, verify
-from cuattn.benchmark.results import Record, Value
+from cuattn.benchmark.results import Record, Value, spelt
 from cuattn.benchmark.suite import Options, Step
 from cuattn.runtime.timer import CUDA_METHOD, CudaTimer, significant
 from cuattn.testing.cases import AttentionCase, VarlenCase
@@ -70,7 +71,10 @@ def option_steps(options: Options) -> list[Step]:
     executor = options.resolved()
     plain: dict[str, int | float] = {}
     run = partial(host_records if executor == "host" else cuda_records, plain, options)
-    return [Step("options", name, 2.0, partial(run, name, case)) for name, case in cases(executor).items()]
+    return [
+        Step("options", spelt(f"option_{name}"), 2.0, partial(run, name, case))
+        for name, case in cases(executor).items()
+    ]
 
 
 def host_records(plain: dict[str, int | float], options: Options, name: str, case: AnyCase) -> Iterator[Record]:
@@ -84,7 +88,7 @@ def host_records(plain: dict[str, int | float], options: Options, name: str, cas
     metrics |= {kind: profile.instructions[kind] for kind in CLASSES} | {"launches": profile.launches}
     moved = profile.bytes["global"]
     metrics |= {"global_read_bytes": moved["read"], "global_write_bytes": moved["write"]}
-    yield Record("options", f"option_{name}", metrics, executor="host", method=HOST_METHOD)
+    yield Record("options", spelt(f"option_{name}"), metrics, executor="host", method=HOST_METHOD)
 
 
 def cuda_records(plain: dict[str, int | float], options: Options, name: str, case: AnyCase) -> Iterator[Record]:
@@ -95,7 +99,8 @@ def cuda_records(plain: dict[str, int | float], options: Options, name: str, cas
     timing = CudaTimer().time(lambda: case.run(arrays), budget_s=options.budget_s)
     metrics: dict[str, Value] = {**timing.metrics()}
     metrics["ratio"] = significant(timing.median_us / _base(plain, case, timing.median_us), 4)
-    yield Record("options", f"option_{name}", metrics, executor="cuda", method=CUDA_METHOD)
+    of_time: dict[str, Any] = {"method": CUDA_METHOD, "samples": timing.samples()}
+    yield Record("options", spelt(f"option_{name}"), metrics, executor="cuda", **of_time)
 
 
 def require(case: AnyCase, arrays: dict[str, object], out: object) -> None:

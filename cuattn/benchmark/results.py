@@ -26,13 +26,15 @@ from typing import Any
 
 from cuattn.errors import ArgumentError, CuattnError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since 2: samples, and whether a run came to its end
+READABLE = (1, 2)
 EXECUTORS = ("host", "cuda", "none")
 
 Value = bool | int | float | str | None
 Metrics = Mapping[str, Value]
 
 _GOAL = re.compile(r"(<=|>=|==) *(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+_NUMBERS = re.compile(r"\[\n([\d\s.,e+-]*)\]")  # a list of numbers over several lines; no text has a line break in it
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
 
@@ -59,6 +61,8 @@ class Record:
         Name of a metric to what it should be: ``"<= 10"``.
     error : str
         Why there are no metrics, if there are none.
+    samples : mapping of str to sequence of float
+        Name of a metric to the single values that it is the median of, in the order in which they were taken.
     """
 
     suite: str
@@ -69,6 +73,7 @@ class Record:
     method: str = ""
     goals: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
+    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -99,6 +104,7 @@ class Report:
     created: str  # UTC, ISO 8601
     duration_s: float
     schema_version: int = SCHEMA_VERSION
+    complete: bool = True  # False: the run was interrupted, or is still going on
 
     @property
     def failures(self) -> tuple[Record, ...]:
@@ -113,8 +119,11 @@ class Report:
     def to_json(self) -> str:
         """Text that `from_json` reads. No paths of this machine are in it."""
         data = {name: getattr(self, name) for name in ("schema_version", "created", "duration_s", "environment")}
+        if not self.complete:
+            data["complete"] = False
         data["records"] = [_trimmed(record) for record in self.records]
-        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+        return _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
     def write(self, path: Path) -> None:
         """Write the JSON, whole or not at all."""
@@ -140,12 +149,22 @@ def from_json(text: str) -> Report:
     try:
         data = json.loads(text)
         version = data.pop("schema_version")
-        if version != SCHEMA_VERSION:
-            raise BenchmarkError(f"the report has schema version {version}; this version reads {SCHEMA_VERSION}")
+        if version not in READABLE:
+            raise BenchmarkError(f"the report has schema version {version}; this version reads 1 and {SCHEMA_VERSION}")
         records = tuple(Record(**fields) for fields in data.pop("records"))
-        return Report(records=records, **data)
+        return Report(records=records, schema_version=version, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchmarkError(f"this is no benchmark report: {type(error).__name__}: {error}") from error
+
+
+def spelt(name: str) -> str:
+    """A case name in the one style that they have: words of letters and digits with underscores between.
+
+    >>> spelt("mask [N, M], half of the tiles")
+    'mask_nm_half_of_the_tiles'
+    """
+    axes = re.sub(r"\[([A-Z, ]+)\]", lambda match: match[1].replace(", ", "").lower(), name)
+    return re.sub(r"\W+", "_", axes).strip("_")
 
 
 def write_text(path: Path, text: str) -> None:

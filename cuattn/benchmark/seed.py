@@ -72,7 +72,11 @@ def records(case: AttentionCase, executor: str, options: Options) -> Iterator[Re
         goals["saved_percent"] = f">= {PUBLISHED_SAVED_PERCENT[case.seqlen_q]}"
     method = METHOD + (PART.replace("memory", "memory and time") if part != case else "")
     method += "; the host executor, not a GPU" if executor == "host" else ""
-    yield Record("seed", case.name, metrics, executor=executor, method=method, goals=goals)
+    samples = {
+        f"{name}_time_us": [significant(x * parts, 5) for x in timing.samples_us]
+        for name, timing, parts in (("flash", flash, 1), ("standard", standard, case.batch // part.batch))
+    }
+    yield Record("seed", case.name, metrics, executor=executor, method=method, goals=goals, samples=samples)
 
 
 def measure(case: AttentionCase, function: Callable[..., Any], executor: str, options: Options) -> tuple[int, Timing]:

@@ -46,10 +46,10 @@ class SparseCase:
     @property
     def name(self) -> str:
         if self.stride is not None:
-            return f"stride {self.stride}"
+            return f"sparse_stride_{self.stride}"
         if self.kept is None:
-            return f"dense n{self.seqlen} h{self.num_heads} d{self.head_dim}"
-        return f"blocks of {self.block}, {self.kept} of {-(-self.seqlen // self.block)}"
+            return f"sparse_dense_n{self.seqlen}_h{self.num_heads}_d{self.head_dim}"
+        return f"sparse_blocks_of_{self.block}_{self.kept}_of_{-(-self.seqlen // self.block)}"
 
     @property
     def density(self) -> float:
@@ -117,7 +117,7 @@ def host_records(dense: dict[str, float], options: Options, case: SparseCase) ->
     metrics: dict[str, Value] = {**_sizes(case), "warp_instructions": count, "mma": profile.instructions["mma"]}
     metrics |= {"global_read_bytes": moved["read"], "global_write_bytes": moved["write"]}
     metrics["ratio"] = significant(count / dense.setdefault("count", count), 4)
-    yield Record("sparse", f"sparse_{case.name}", metrics, executor="host", method=HOST_METHOD)
+    yield Record("sparse", case.name, metrics, executor="host", method=HOST_METHOD)
 
 
 def cuda_records(dense: dict[str, float], options: Options, case: SparseCase) -> Iterator[Record]:
@@ -132,7 +132,7 @@ def cuda_records(dense: dict[str, float], options: Options, case: SparseCase) ->
     try:
         record = _timed(dense, options, case, _PEER, _flex_attention(arrays, mask), on_host, mask)
     except Exception as error:  # torch refuses what it likes
-        record = Record("sparse", f"sparse_{case.name}", provider=_PEER, error=failure(error), executor="cuda")
+        record = Record("sparse", case.name, provider=_PEER, error=failure(error), executor="cuda")
     yield record
 
 
@@ -146,7 +146,7 @@ def _timed(
     mask: BlockMask | None,
 ) -> Record:
     out = call()
-    _require(case, arrays, mask, out if provider == "cuattn" else peers.to_cupy(out))
+    _require(case, arrays, mask, out if provider == "cuattn" else peers.to_array(out))
     timing = CudaTimer().time(call, budget_s=options.budget_s)
     seconds = timing.median_us * 1e-6
     metrics: dict[str, Value] = {**_sizes(case), **timing.metrics()}
@@ -154,7 +154,8 @@ def _timed(
     metrics |= {"gb_per_s": significant(case.num_bytes / seconds * 1e-9, 4)}
     metrics["ratio"] = significant(timing.median_us / dense.setdefault("us", timing.median_us), 4)
     of_call: dict[str, Any] = {"provider": provider, "executor": "cuda", "method": CUDA_METHOD}
-    return Record("sparse", f"sparse_{case.name}", metrics, **of_call)
+    of_call["samples"] = timing.samples()
+    return Record("sparse", case.name, metrics, **of_call)
 
 
 def _sizes(case: SparseCase) -> dict[str, Value]:

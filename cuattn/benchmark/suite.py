@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cuattn.benchmark import machine
+from cuattn.benchmark.problem import Problem
 from cuattn.benchmark.results import BenchmarkError, Record, Report, scrub
 from cuattn.errors import ArgumentError
 
@@ -30,8 +31,13 @@ class Options:
     executor : {"auto", "host", "cuda"}
         "auto" is the GPU where one answers.
     dtypes, seqlens, head_dims : tuple
-    peers : bool
-        On a GPU, time peers as well.
+        What is repeated in them counts once.
+    problem : Problem
+        Sizes and options of attention that are not to be the suite's.
+    models : tuple of str
+        Names of `cuattn.benchmark.models.MODELS`, whose calls take the place of the suite's problems.
+    peers : bool or tuple of str
+        On a GPU, time peers as well: all that are installed, or those named. Named ones are timed on a CPU too.
     budget_s : float
         Seconds for the repetitions of one problem.
     seed : int
@@ -42,9 +48,20 @@ class Options:
     dtypes: tuple[str, ...] = ()
     seqlens: tuple[int, ...] = ()
     head_dims: tuple[int, ...] = ()
-    peers: bool = True
+    peers: bool | tuple[str, ...] = True
     budget_s: float = 0.5
     seed: int = 0
+    problem: Problem = field(default_factory=Problem)
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("dtypes", "seqlens", "head_dims", "models"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether sizes or options are asked for."""
+        return bool(self.dtypes or self.seqlens or self.head_dims or self.problem.given)
 
     def resolved(self) -> str:
         """The executor that will run.
@@ -77,11 +94,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A named plan of steps."""
+    """A named plan of steps; `reads` are the fields of `Options` and `Problem` that change what it does."""
 
     name: str
     summary: str
     plan: Callable[[Options], list[Step]]
+    reads: frozenset[str] = frozenset()
 
 
 def run_steps(

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cuattn.benchmark import grids
 from cuattn.benchmark.grids import Cell, Grid, Part, text_of
+from cuattn.benchmark.models import MODELS, slug
 from cuattn.benchmark.results import Record, Report, Value
 from cuattn.benchmark.suite import Progress as ProgressCall
 
@@ -28,12 +29,14 @@ HIDDEN = frozenset(
 _ATTENTION = re.compile(
     r"(|backward_|forward_backward_)attention_b(\d+)_n(\d+)_m(\d+)_h(\d+)_g(\d+)_d(\d+)_e(\d+)_(\w+)"
 )
+_SIZE = re.compile(r"^([bnmhgde])(\d+)$")
 _KINDS = {"": "attention", "backward_": "backward", "forward_backward_": "forward and backward"}
 _FAMILIES = {
     "varlen": "attention",
     "forward": "backward",
     **dict.fromkeys(("padding", "rope", "split", "remove", "restore", "merge"), "tokens"),
 }
+MISSING_PEERS = "peers"  # the case of records that say which peers are not installed
 _COLORS = {True: "green", False: "bold red"}
 UNITS = {
     "gb_per_s": "GB/s",
@@ -56,7 +59,10 @@ def parts(report: Report, *, full: bool = False) -> list[Part]:
         table(records, title=f"{suite}: {EXECUTORS[executor]}", full=full)
         for (suite, executor, _), records in groups.items()
     ]
-    found += [Text(error_line(record), "red") for record in report.records if record.error]
+    failed = [record for record in report.records if record.error]
+    lost = dict.fromkeys(f"{record.provider} ({record.error})" for record in failed if record.case == MISSING_PEERS)
+    found += [Text(f"missing peers: {'; '.join(lost)}", "yellow")] if lost else []
+    found += [Text(error_line(record), "red") for record in failed if record.case != MISSING_PEERS]
     if goals := goals_line(report.records):
         found.append(Text(goals))
     found += [Text(missed_line(record), "bold red") for record in report.missed]
@@ -101,7 +107,7 @@ def table(records: Sequence[Record], title: str, *, full: bool = False) -> Grid:
     columns = ["case", *(["by"] if providers else []), *map(heading, names), *(["goals"] if goals else [])]
     rows: list[list[Cell]] = []
     for record in records:
-        cells: list[Cell] = [label(record.case), *([record.provider] if providers else [])]
+        cells: list[Cell] = [_in_words(label(record.case)), *([record.provider] if providers else [])]
         cells += [record.metrics.get(name, "") for name in names]
         rows.append([*cells, *([_goal(record)] if goals else [])])
     return Grid(title, columns, rows, keys=1 + providers)
@@ -109,8 +115,15 @@ def table(records: Sequence[Record], title: str, *, full: bool = False) -> Grid:
 
 def label(case: str) -> str:
     """A shorter name of an attention problem: what is equal is said once."""
-    for prefix in ("option_", "gradient_", "workspace_"):
-        case = case.removeprefix(prefix)
+    for name in MODELS:
+        for call in ("prefill", "decode", "training"):
+            prefix = f"{slug(name)}_{call}_"
+            if case.startswith(prefix):
+                return f"{name} {call}: {label(case.removeprefix(prefix))}"
+    for prefix in ("option_", "gradient_"):
+        if case.startswith(prefix):
+            return case.removeprefix(prefix).replace("_", " ")
+    case = case.removeprefix("workspace_")
     match = _ATTENTION.fullmatch(case)
     if match is None:
         return case
@@ -121,6 +134,11 @@ def label(case: str) -> str:
         f"D {d}" if d == e else f"D {d} E {e}",
     )
     return f"{_KINDS[kind]} B {b} {' '.join(pairs)} {rest.replace('_', ' ')}"
+
+
+def _in_words(text: str) -> str:
+    """A label in words that may stand on several lines: sizes as letter and number."""
+    return " ".join(_SIZE.sub(lambda match: f"{match[1].upper()} {match[2]}", word) for word in re.split("[ _]", text))
 
 
 def heading(name: str) -> str:

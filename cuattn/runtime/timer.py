@@ -79,6 +79,10 @@ class Timing:
             result["cores"] = significant(self.cores, 2)
         return result
 
+    def samples(self) -> dict[str, list[float]]:
+        """Return the single times by the name of their median in `metrics`, for a `Record`."""
+        return {"time_us": [significant(x, 5) for x in self.samples_us]}
+
 
 def significant(value: float, digits: int = 4) -> float:
     """Round `value` to so many significant digits."""

@@ -20,7 +20,7 @@ from cuattn.formats import KV_FORMATS, KVFormat
 from cuattn.testing.attention_cases import normal
 from cuattn.testing.decode_problems import fill_codes, make_scales
 from cuattn.testing.decode_tolerance import assert_paged_close
-from cuattn.testing.rounding import to_numpy
+from cuattn.testing.rounding import accumulation_dtype, to_numpy
 
 __all__ = ["DecodeCase"]
 
@@ -44,11 +44,20 @@ class DecodeCase:
     seqlen_q: int = 1
     num_splits: int | None = None
     planned: bool = False
+    window: tuple[int | None, int | None] | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    scale: float | None = None
 
     @property
     def name(self) -> str:
         cache = f"page{self.page_size}" if self.page_size else "contiguous"
         marks = f"_{self.kv_format}" * bool(self.kv_format) + f"_splits{self.num_splits}" * bool(self.num_splits)
+        if self.window is not None:
+            marks += "_window_" + "_".join("inf" if side is None else str(side) for side in self.window)
+        if self.softcap:
+            marks += f"_softcap_{self.softcap:g}".replace(".", "p")
+        marks += "_sinks" * self.sinks
         shape = f"b{self.batch}_n{self.seqlen_q}_m{self.context}_h{self.num_heads}_g{self.num_kv_heads}"
         return f"decode_{shape}_d{self.head_dim}_{self.dtype}_{cache}{marks}{'_planned' * self.planned}"
 
@@ -96,7 +105,10 @@ class DecodeCase:
             slots = self.shapes["k_pages" if self.page_size else "k_cache"][:3]
             scales = make_scales(rng, self.kv_format, "slot", slots, (self.head_dim, self.head_dim))
             inputs |= {name: xp.asarray(_bytes(x)) if np.ndim(x) else x for name, x in scales.items()}
-        return inputs | self.host_inputs(rng)
+        inputs |= self.host_inputs(rng)
+        if self.sinks:
+            inputs["sinks"] = xp.asarray(rng.standard_normal(self.num_heads).astype(accumulation_dtype(self.dtype)))
+        return inputs
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -116,6 +128,12 @@ class DecodeCase:
             inputs["block_tables"] = rng.permutation(self.num_pages).reshape(self.batch, -1).astype(np.int32)
         return inputs
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the keywords of the call that are no arrays, where they are not the default."""
+        names = ("window", "softcap", "scale")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def plan(self, array_module: Any = np) -> cuattn.DecodePlan:
         """Make a plan for the call."""
         return cuattn.plan_decode(
@@ -128,11 +146,12 @@ class DecodeCase:
             seqlen_q=self.seqlen_q,
             num_splits=self.num_splits,
             array_module=array_module,
+            window=self.window,
         )
 
     def run(self, inputs: Mapping[str, Any], *, plan: cuattn.DecodePlan | None = None) -> Any:
         """Call the function; returns out and lse."""
-        keywords = dict(inputs, kv_format=self.kv_format, return_lse=True)
+        keywords = dict(inputs, kv_format=self.kv_format, return_lse=True, **self.options)
         if plan is not None:
             keywords["plan"] = plan
         elif self.num_splits is not None:
@@ -150,7 +169,8 @@ class DecodeCase:
         for b in {0, self.batch - 1}:
             one = slice(b, b + 1)
             cache = k, v, tables[one], seqlens[one]
-            assert_paged_close(out[one], q[one], *cache, lse=lse[one], kv_format=self.kv_format, **arrays)
+            keywords = arrays | self.options | {"kv_format": self.kv_format}
+            assert_paged_close(out[one], q[one], *cache, lse=lse[one], **keywords)
 
 
 def _bytes(x: Any) -> Any:

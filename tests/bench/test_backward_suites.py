@@ -135,7 +135,7 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_costs_are_counted_beside_the_forward() -> None:
-    wanted = ("plain", "causal", "float32, causal", "bias [M], dbias", "workspace")
+    wanted = ("gradient_plain", "gradient_causal", "gradient_float32_causal", "gradient_bias_m_dbias", "workspace")
     steps = [step for step in SUITES["gradients"].plan(HOST) if step.label in wanted]
     records = {record.case: record for step in steps for record in step.run()}
     plain = records["gradient_plain"].metrics
@@ -146,8 +146,8 @@ def test_costs_are_counted_beside_the_forward() -> None:
     assert plain["order_free_workspace_bytes"] == plain["workspace_bytes"] + 4 * 2 * 512 * 64  # dq in float32
     assert plain["workspace_bytes"] == 2 * 4 * 2 * 512  # two numbers a row
     assert 0.5 < records["gradient_causal"].metrics["warp_instructions"] / plain["warp_instructions"] < 0.8
-    assert records["gradient_float32, causal"].metrics["mma"] == 0
-    assert records["gradient_bias [M], dbias"].metrics["launches"] > plain["launches"]
+    assert records["gradient_float32_causal"].metrics["mma"] == 0
+    assert records["gradient_bias_m_dbias"].metrics["launches"] > plain["launches"]
     sizes = [record for name, record in records.items() if name.startswith("workspace_")]
     assert len(sizes) == len(gradients.WORKSPACE_SEQLENS)
     assert all(all(record.verdicts.values()) for record in sizes)
@@ -181,8 +181,8 @@ def test_peers_on_a_gpu_are_checked_gradient_by_gradient(monkeypatch: pytest.Mon
     others = [peers.Peer("right", right), peers.Peer("wrong", wrong)]
     make = inputs.make
     monkeypatch.setattr(inputs, "make", lambda case, executor, seed: make(case, "host", seed))
-    monkeypatch.setattr(peers, "backward_peers", lambda: others)
-    monkeypatch.setattr(peers, "as_cupy", lambda out: out)
+    monkeypatch.setattr(peers, "of", lambda *_: others)
+    monkeypatch.setattr(peers, "as_array", lambda out: out)
     bench = operations.CudaBench("backward", Options(executor="cuda"))
     bench._timer = FakeTimer()  # type: ignore[assignment]
     case = BackwardCase(AttentionCase(1, 64, 2, 32, causal=True))

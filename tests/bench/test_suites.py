@@ -51,6 +51,7 @@ def test_every_suite_has_a_plan_with_estimates() -> None:
         assert steps
         assert all(step.estimate_s > 0 for step in steps)
         assert suite.summary
+        assert [step.label for step in steps if not re.fullmatch(r"[A-Za-z0-9_]+( sm_\w+| ptx)?", step.label)] == []
     assert sum(step.estimate_s for step in plan(["smoke"], Options(executor="host"))) < 60
 
 
@@ -248,9 +249,8 @@ def cuda_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[operations.CudaBench
     others = [peers.Peer("right", right), peers.Peer("wrong", wrong), peers.Peer("refuses", refuses)]
     make = inputs.make
     monkeypatch.setattr(inputs, "make", lambda case, executor, seed: make(case, "host", seed))
-    monkeypatch.setattr(peers, "attention_peers", lambda: others)
-    monkeypatch.setattr(peers, "softmax_peers", lambda: [])
-    monkeypatch.setattr(peers, "as_cupy", lambda out: out)
+    monkeypatch.setattr(peers, "of", lambda kind, *_: others if kind == "attention" else [])
+    monkeypatch.setattr(peers, "as_array", lambda out: out)
     bench = operations.CudaBench("attention", Options(executor="cuda"))
     bench._timer = FakeTimer({"cuattn": 50.0, "right": 100.0})  # type: ignore[assignment]
     bench.copy_gb_per_s, bench.matmul_tflop_per_s = 4000.0, 800.0
@@ -294,7 +294,7 @@ def test_an_installed_wheel_is_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = ModuleType("flash_attn_interface")
     wheel.__dict__.update(flash_attn_func=flash_attn_func, __spec__=ModuleSpec("flash_attn_interface", None))
     monkeypatch.setitem(sys.modules, "flash_attn_interface", wheel)
-    (peer,) = (peer for peer in peers.attention_peers() if peer.name == "flash-attn 3")
+    (peer,) = (peer for peer in peers.of("attention", ("flash-attn 3",), "cuda"))
     case = AttentionCase(1, 16, 2, 32, causal=True)
     arrays = case.make_inputs(0)
     out = peer.prepare(case, arrays)()

@@ -214,7 +214,9 @@ def test_a_failing_suite_gives_its_reason_and_exit_code_1(run: Run, monkeypatch:
     assert "N 16" in result.stdout  # the other suite ran
 
 
-def test_a_missed_goal_is_named_and_gives_exit_code_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missed_goal_is_named_and_gives_exit_code_1_where_that_is_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measured(options: benchmark.Options) -> list[Step]:
         goal = {"fraction_of_unchecked": ">= 0.2"}
         values = {"slow": {"fraction_of_unchecked": 0.153}, "good": {"fraction_of_unchecked": 0.25}}
@@ -222,8 +224,10 @@ def test_a_missed_goal_is_named_and_gives_exit_code_1(run: Run, monkeypatch: pyt
         return [Step("softmax", "both", 1.0, lambda: records)]
 
     monkeypatch.setitem(benchmark.SUITES, "softmax", Suite("softmax", "misses", measured))
-    result = run("run", "softmax")
+    assert run("run", "softmax").exit_code == 0
+    result = run("run", "softmax", "--check")
     assert result.exit_code == 1
+    assert "reached: >= 0.2" in result.stdout and "missed: >= 0.2" in result.stdout
     assert "missed: softmax, slow: fraction of unchecked is 0.153, goal >= 0.2" in result.stdout
     assert "missed: softmax, good" not in result.stdout
     assert "1 of 2 goals reached" in result.stdout
@@ -242,6 +246,19 @@ def test_a_missed_goal_is_named_and_gives_exit_code_1(run: Run, monkeypatch: pyt
         (["run", "--executor", "tpu"], "'tpu' is not one of 'auto', 'host', 'cuda'"),
         (["run", "--json", "no/such/folder/x.json"], "is not a directory"),
         (["run", "--json", "."], "is a directory"),
+        (["run", "softmax", "--heads", "4"], "the suite softmax does not read --heads; attention, backward, decode"),
+        (["run", "attention", "softmax", "--head-dim", "8"], "the suite softmax does not read --head-dim"),
+        (["run", "counters", "--budget", "1"], "the suite counters does not read --budget"),
+        (["run", "decode", "--no-peers"], "the suite decode does not read --no-peers"),
+        (["run", "--heads", "4", "--kv-heads", "3"], "4 query heads are no multiple of 3 key/value heads"),
+        (["run", "decode", "--queries", "9", "--seqlen", "4"], "9 queries are more than the 4 keys"),
+        (["run", "--window", "1,2,3"], "'1,2,3' is not LEFT or LEFT,RIGHT"),
+        (["run", "--window", "-1"], "'-1' is not LEFT or LEFT,RIGHT"),
+        (["run", "--bias", "mn"], "'mn' is not a part of bhnm"),
+        (["run", "--model", "GPT-5"], "'GPT-5' is not one of 'Llama-3-8B'"),
+        (["run", "--model", "MiniLM", "--heads", "3"], "--heads: the heads are the model's"),
+        (["run", "--peers", "nobody"], "'nobody' is no peer: choose from all, none, torch-cudnn, torch-flash"),
+        (["run", "--format", "xml"], "'xml' is not one of 'table'"),
         (["list", "nothing"], "'nothing' is not one of 'suites'"),
         (["cache", "warmup", "--arch", "sm_75"], "'sm_75' is not one of 'sm_80'"),
         (["cache", "burn"], "No such command 'burn'"),
