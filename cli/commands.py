@@ -18,6 +18,7 @@ COMMANDS = {
     "info": Entry("info", "info", "Say what is here: executors, GPU, NVRTC, CuPy, kernels, cache."),
     "list": Entry("listing", "list_", "List suites, kernels, rows of the configuration tables, and compiled variants."),
     "run": Entry("run", "run", "Run suites, print tables, write JSON."),
+    "compare": Entry("compare", "compare", "Compare two result files: times with their intervals, counters exactly."),
     "inspect": Entry("inspection", "inspect", "Count the instructions of kernels, and say how fast these could be."),
     "cache": Entry("cache", "cache", "Look after the cache of compiled kernels."),
 }

@@ -79,7 +79,7 @@ def test_help(run: Run, path: tuple[str, ...]) -> None:
 
 
 def test_commands_are_those_that_are_promised() -> None:
-    assert {path[0] for path in commands() if path} == {"info", "list", "run", "inspect", "cache"}
+    assert {path[0] for path in commands() if path} == set(COMMANDS)
     assert {path[1] for path in commands() if len(path) == 2} == {"ls", "clear", "warmup"}
 
 
