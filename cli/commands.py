@@ -19,6 +19,7 @@ COMMANDS = {
     "list": Entry("listing", "list_", "List suites, kernels, rows of the configuration tables, and compiled variants."),
     "run": Entry("run", "run", "Run suites, print tables, write JSON."),
     "compare": Entry("compare", "compare", "Compare two result files: times with their intervals, counters exactly."),
+    "plot": Entry("plot", "plot", "Draw result files as PNG or SVG."),
     "inspect": Entry("inspection", "inspect", "Count the instructions of kernels, and say how fast these could be."),
     "cache": Entry("cache", "cache", "Look after the cache of compiled kernels."),
 }

@@ -12,7 +12,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from cuattn.benchmark import SUITES, Options, Record, Report, grids, machine, peers, plan, require_read, tables
+from cuattn.benchmark import SUITES, Options, Record, Report, grids, machine, peers, require_read, tables
+from cuattn.benchmark import plan as make_plan
 from cuattn.benchmark.problem import ATTENTION
 from cuattn.benchmark.results import write_text
 from cuattn.benchmark.suite import run_steps
@@ -23,7 +24,9 @@ from .output import form_option, progress
 
 INTERRUPTED = 130  # the status of a program that Ctrl-C has ended
 OF_MODELS = ("attention", "decode", "backward")
-GENERAL = frozenset({"path", "executor", "seed", "form", "check", "full"})  # what every suite reads, or none need
+GENERAL = frozenset(
+    {"path", "executor", "seed", "form", "plot", "check", "full"}
+)  # what every suite reads, or none need
 
 
 class Peers(click.ParamType):
@@ -82,6 +85,11 @@ class Peers(click.ParamType):
     help="Seconds for the repetitions of one problem.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random inputs.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the results too: a .png or .svg; see `cuattn-bench plot`.",
+)
 @click.option("--check", is_flag=True, help="Exit with status 1 if a goal is missed.")
 @click.option("--full", is_flag=True, help="Show every metric, also those that are else only in the JSON.")
 @form_option
@@ -99,6 +107,7 @@ def run(
     no_peers: bool,
     budget_s: float,
     seed: int,
+    plot: Path | None,
     check: bool,
     full: bool,
     form: str,
@@ -120,6 +129,7 @@ def run(
       cuattn-bench run attention --dtype float16 --seqlen 512 --seqlen 1024 --head-dim 128
       cuattn-bench run --batch 2 --heads 16 --kv-heads 4 --seqlen 1024 --causal --window 255 --softcap 50
       cuattn-bench run decode --kv-heads 2 --seqlen 4096 --page-size 32 --splits 8 --kv-format int8
+      cuattn-bench run seed --plot seed.png
       cuattn-bench run --model Llama-3-8B --seqlen 256
       cuattn-bench run attention --executor cuda --peers torch-flash,flash-attn-3
     """
@@ -135,10 +145,10 @@ def run(
     options = Options(executor, dtypes, seqlens, head_dims, peers, budget_s, seed, problem, models)
     try:
         require_read(names, fields)
-        plan(names, options)
+        make_plan(names, options)
     except ArgumentError as error:
         raise click.UsageError(str(error)) from error
-    report_of(names, options, Output(path, form, check, full))
+    report_of(names, options, Output(path, form, check, full, plot))
 
 
 def _suites_for(fields: dict[str, str]) -> tuple[str, ...]:
@@ -159,6 +169,7 @@ class Output:
     form: str = "table"
     check: bool = False
     full: bool = False
+    plot: Path | None = None
     records: list[Record] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     created: str = field(default_factory=machine.now)
@@ -166,6 +177,10 @@ class Output:
 
     def open(self) -> None:
         """Write the file for the first time: a run whose results cannot be kept does not begin."""
+        if self.plot is not None:
+            from .plot import require_drawable
+
+            require_drawable(self.plot)
         if self.path is None:
             return
         if not self.path.parent.is_dir():
@@ -206,13 +221,19 @@ class Output:
         if self.path is not None:
             self.save(complete=complete)
             Console(stderr=True).print(f"written to {self.path}", soft_wrap=True, markup=False, highlight=False)
+        if self.plot is not None and self.records:
+            from cuattn.benchmark.plots import Source
+
+            from .plot import draw_to
+
+            draw_to(self.plot, [Source("", report)])
         return report
 
 
 def report_of(suites: Sequence[str], options: Options | None = None, output: Output | None = None) -> None:
     """Run suites, print their tables, write their JSON; the exit status says what went wrong."""
     output = output or Output()
-    steps = plan(suites, options)
+    steps = make_plan(suites, options)
     output.open()
     try:
         with progress() as update:

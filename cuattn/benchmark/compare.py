@@ -140,7 +140,13 @@ def _is_ratio_of_times(record: Record) -> bool:
 
 
 def _of_samples(
-    key: Key, metric: str, values: Any, old: Sequence[float], new: Sequence[float], limit: float, seed: int
+    key: Key,
+    metric: str,
+    values: tuple[Value, Value],
+    old: Sequence[float],
+    new: Sequence[float],
+    limit: float,
+    seed: int,
 ) -> Change:
     """The ratio of two medians, with the interval in which it lies."""
     from scipy import stats  # here alone: its import takes longer than all of this
@@ -172,7 +178,7 @@ def _of_samples(
     if min(len(old), len(new)) < 2:
         verdict = "unclear"  # nobody knows how far single times lie apart
     shown = significant(low, 3), significant(high, 3)
-    return Change(*key, metric, *values, significant(middle, 3), shown, verdict)
+    return Change(*key, metric, values[0], values[1], significant(middle, 3), shown, verdict)
 
 
 def _ratio(old: Value, new: Value) -> float | None:

@@ -42,8 +42,9 @@ def decode_cases(executor: str, options: Options) -> list[DecodeCase]:
     if executor == "cuda":
         dtypes = options.dtypes or ("bfloat16",)
         cases = [
-            DecodeCase(batch, context, 32, kv_heads, 128, dtype, page_size=page_size)
+            DecodeCase(batch, context, 32, kv_heads, head_dim, dtype, page_size=page_size)
             for dtype in dtypes
+            for head_dim in options.head_dims or (128,)
             for context in options.seqlens or CUDA_CONTEXTS
             for batch in (1, 16, 64)
             for kv_heads in (8, 32)
@@ -57,10 +58,12 @@ def decode_cases(executor: str, options: Options) -> list[DecodeCase]:
             if dtype != "float64"  # whose queries no narrow format serves
         ]
         return [*cases, *(DecodeCase(16, 8192, 8, 1, 512, dtype) for dtype in dtypes)]
-    context = (options.seqlens or (HOST_CONTEXT,))[0]
-    head_dim = (options.head_dims or (64,))[0]
-    cases = [case for dtype in options.dtypes or ("float16",) for case in _host_cases(dtype, context, head_dim)]
-    return cases if options.dtypes else [*cases, DecodeCase(2, context, 8, 2, head_dim, "float32")]
+    shapes = [(context, size) for context in options.seqlens or (HOST_CONTEXT,) for size in options.head_dims or (64,)]
+    cases = [
+        case for dtype in options.dtypes or ("float16",) for shape in shapes for case in _host_cases(dtype, *shape)
+    ]
+    exact = [] if options.dtypes else [DecodeCase(2, context, 8, 2, size, "float32") for context, size in shapes]
+    return list(dict.fromkeys([*cases, *exact]))
 
 
 def _host_cases(dtype: str, context: int, head_dim: int) -> list[DecodeCase]:

@@ -190,13 +190,13 @@ def _escaped(text: str) -> str:
 
 
 def _spread(group: Sequence[int], natural: Sequence[int], least: Sequence[int], room: int) -> dict[int, int]:
-    """Give columns their least widths, and what is left to the first that want more."""
-    left = room - sum(least[i] for i in group)
-    widths = {}
-    for i in group:
-        more = min(left, natural[i] - least[i])
-        widths[i] = max(1, least[i] + more)
-        left -= more
+    """Give columns their least widths, and what is left in equal parts to those that want more."""
+    widths = {i: max(1, least[i]) for i in group}
+    left = room - sum(widths.values())
+    while left > 0 and (narrow := [i for i in group if widths[i] < natural[i]]):
+        for i in narrow[:left]:
+            widths[i] += 1
+        left -= min(left, len(narrow))
     return widths
 
 

@@ -230,12 +230,13 @@ def rates(case: Case, timing: Timing, executor: str) -> dict[str, Value]:
     """What a time means for a case: in the units of a GPU or of the host executor."""
     seconds = timing.median_us / 1e6
     moved: dict[str, Value] = {"bandwidth_gb_per_s": significant(case.num_bytes / seconds / 1e9)}
+    work: dict[str, Value] = {"work_flops": case.flops, "work_bytes": case.num_bytes}
     computed: dict[str, Value] = {"gflop_per_s": significant(case.flops / seconds / 1e9)}
     if executor == "cuda":
         computed = {"tflop_per_s": significant(case.flops / seconds / 1e12)}
     if isinstance(case, LinearCase):
         return {**moved, **computed, "num_bytes": case.num_bytes, "flops": case.flops}
-    return computed if isinstance(case, COMPUTING) else moved
+    return {**(computed if isinstance(case, COMPUTING) else moved), **work}
 
 
 def check(case: Case, arrays: dict[str, Any], result: Any) -> dict[str, Value]:

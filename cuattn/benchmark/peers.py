@@ -59,6 +59,7 @@ PLUGINS = (
     _torch("FLASH_ATTENTION"),
     _torch("EFFICIENT_ATTENTION"),
     _torch("MATH", "host"),
+    Plugin("torch SDPA", "torch", "torch", {"shapes": torch_peers.sdpa(None)}),
     Plugin("torch FlexAttention", "torch", "torch", {"attention": torch_peers.flex}),
     Plugin("torch", "torch", "torch", {"softmax": torch_peers.softmax}, ("cuda", "host")),
     Plugin("flash-attn 2", "flash_attn", "flash-attn", {"attention": wheel_peers.flash_attn("flash_attn")}),

@@ -7,6 +7,7 @@ baseline holds the logits S and the probabilities P, [B, H, N, N] each, so that 
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,14 +15,17 @@ from functools import partial
 from typing import Any
 
 import cuattn
-from cuattn.benchmark import inputs, memory, verify
+from cuattn.benchmark import inputs, memory, peers, verify
 from cuattn.benchmark.results import Record, Value
-from cuattn.benchmark.suite import Options, Step
+from cuattn.benchmark.suite import Options, Step, failure
 from cuattn.runtime.timer import CudaTimer, Timing, significant, time_host
 from cuattn.testing.cases import AttentionCase
 
 #: Memory saved against standard attention, in percent, as published for these lengths.
 PUBLISHED_SAVED_PERCENT = {256: 48.6, 512: 74.3, 1024: 84.0, 2048: 92.0}
+#: Times as published for torch's back ends on such a shape, in microseconds; memory of flash and of standard, in MiB.
+PUBLISHED_US = {"torch MATH": 1013.4, "torch EFFICIENT": 428.0, "torch FLASH": 557.3, "torch SDPA": 558.8}
+PUBLISHED_MIB = (192, 1128)
 SEQLENS = (*PUBLISHED_SAVED_PERCENT, 4096)
 SHAPES = (
     AttentionCase(32, 512, 16, 64, causal=True),
@@ -77,6 +81,37 @@ def records(case: AttentionCase, executor: str, options: Options) -> Iterator[Re
         for name, timing, parts in (("flash", flash, 1), ("standard", standard, case.batch // part.batch))
     }
     yield Record("seed", case.name, metrics, executor=executor, method=method, goals=goals, samples=samples)
+    if executor == "cuda" and case in SHAPES:
+        yield from peer_records(case, executor, options)
+
+
+def peer_records(case: AttentionCase, executor: str, options: Options) -> Iterator[Record]:
+    """On a GPU: torch's back ends on the larger shapes, which have published figures; their time and peak memory."""
+    found = [*peers.of("attention", options.peers, executor), *peers.of("shapes", options.peers, executor)]
+    for peer in found:
+        try:
+            arrays = inputs.make(case, executor, options.seed)
+            call = peer.prepare(case, arrays)
+            out, nbytes = torch_memory(call, arrays)
+            verify.require(verify.attention_error(case, arrays, peers.as_array(out)), case.dtype)
+            timing = CudaTimer().time(call, budget_s=options.budget_s)
+        except Exception as error:  # a peer may refuse in its own ways
+            yield Record("seed", case.name, {}, peer.name, executor, error=failure(error))
+            continue
+        metrics: dict[str, Value] = {"flash_time_us": significant(timing.median_us), "flash_memory_bytes": nbytes}
+        samples = {"flash_time_us": timing.samples()["time_us"]}
+        yield Record("seed", case.name, metrics, peer.name, executor, METHOD, samples=samples)
+
+
+def torch_memory(call: Callable[[], Any], arrays: dict[str, Any]) -> tuple[Any, int]:
+    """The result of a call, and the bytes of its inputs and of what torch had allocated for it at its peak."""
+    torch = importlib.import_module("torch")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = call()
+    torch.cuda.synchronize()
+    return out, sum(int(x.nbytes) for x in arrays.values()) + torch.cuda.max_memory_allocated() - before
 
 
 def measure(case: AttentionCase, function: Callable[..., Any], executor: str, options: Options) -> tuple[int, Timing]:

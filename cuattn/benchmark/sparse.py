@@ -111,7 +111,7 @@ def host_records(dense: dict[str, float], options: Options, case: SparseCase) ->
     arrays, mask = case.make_arrays(options.seed), case.make_mask()
     with host.profile() as profile:
         out = case.run(arrays, mask)
-    _require(case, arrays, mask, out)
+    require(case, arrays, mask, out)
     count = profile.warp_instructions
     moved = profile.bytes["global"]
     metrics: dict[str, Value] = {**_sizes(case), "warp_instructions": count, "mma": profile.instructions["mma"]}
@@ -146,7 +146,7 @@ def _timed(
     mask: BlockMask | None,
 ) -> Record:
     out = call()
-    _require(case, arrays, mask, out if provider == "cuattn" else peers.to_array(out))
+    require(case, arrays, mask, out if provider == "cuattn" else peers.to_array(out))
     timing = CudaTimer().time(call, budget_s=options.budget_s)
     seconds = timing.median_us * 1e-6
     metrics: dict[str, Value] = {**_sizes(case), **timing.metrics()}
@@ -162,7 +162,7 @@ def _sizes(case: SparseCase) -> dict[str, Value]:
     return {"density": significant(case.density, 4), "flops": case.flops, "bytes": case.num_bytes}
 
 
-def _require(case: SparseCase, arrays: list[Any], mask: BlockMask | None, out: Any) -> None:
+def require(case: SparseCase, arrays: list[Any], mask: BlockMask | None, out: Any) -> None:
     """Raise unless the first and the last queries of a head are right."""
     rows = np.unique(np.r_[: min(_CHECKED_ROWS, case.seqlen), max(0, case.seqlen - _CHECKED_ROWS) : case.seqlen])
     visible = None

@@ -23,7 +23,7 @@ HIDDEN = frozenset(
         *("samples", "best_us", "best_gflop_per_s", "spread", "cpu_us", "bytes", "stack_bytes", "cubin_bytes"),
         *("numpy_ms", "launches", "active_lanes", "heavy_modules", "ptx_lines", "nvrtc_cpu_ms"),
         *("float", "int", "memory", "predicate"),
-        *("order_free_instructions", "order_free_mma_over_forward", "logits_bytes"),
+        *("order_free_instructions", "order_free_mma_over_forward", "logits_bytes", "work_flops", "work_bytes"),
     }
 )
 _ATTENTION = re.compile(
