@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import click
-import numpy as np
 
 from cuattn import compile, environment
-from cuattn.benchmark import machine
+from cuattn.benchmark import machine, warm
 from cuattn.benchmark.grids import Grid
 from cuattn.compile import arch as archs
 from cuattn.compile import cache as store
-from cuattn.head_dims import BUCKETS, COLUMNS
-from cuattn.ops.attention.forward import hopper_config as hopper
-from cuattn.ops.attention.forward import hopper_select
-from cuattn.ops.attention.forward.config import FEW_QUERIES, select
-from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 from cuattn.ops.softmax.config import variants
 
 from .options import problem_options
@@ -27,7 +23,32 @@ from .output import emit, format_option, progress
 
 DTYPES = ("float16", "bfloat16", "float32")
 HEAD_DIMS = (64, 128)
-Variant = tuple[str, dict[str, Any]]
+_SIZES = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Size(click.ParamType):
+    """Bytes: ``500MB``, ``2GiB``, ``1000000``."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmg]i?)?b?", str(value).lower())
+        if match is None:
+            self.fail(f"{value!r} is no size, such as 500MB or 2GiB", parameter, context)
+        return int(float(match[1]) * _SIZES[match[2] or ""])
+
+
+class Age(click.ParamType):
+    """Seconds: ``30d``, ``12h``, ``2w``."""
+
+    name = "AGE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) *([smhdw])", str(value).lower())
+        if match is None:
+            self.fail(f"{value!r} is no age, such as 30d, 12h or 2w", parameter, context)
+        return float(match[1]) * _AGES[match[2]]
 
 
 @click.group()
@@ -76,40 +97,79 @@ def clear(yes: bool) -> None:
 
 
 @cache.command()
+@click.option("--max-size", type=Size(), help="Delete the oldest entries until the rest takes no more.")
+@click.option("--older-than", type=Age(), help="Delete entries that were made longer ago.")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted; delete nothing.")
+def prune(max_size: int | None, older_than: float | None, dry_run: bool) -> None:
+    """Delete old entries, the oldest first. What is needed again is compiled again.
+
+    \b
+    Examples:
+      cuattn-bench cache prune --max-size 500MB
+      cuattn-bench cache prune --older-than 30d --dry-run
+    """
+    if max_size is None and older_than is None:
+        raise click.UsageError("say what to keep: --max-size, --older-than or both")
+    found = store.prune(max_bytes=max_size, older_than_s=older_than, dry_run=dry_run)
+    freed = sum(entry.size_bytes for entry in found)
+    left = store.size_bytes() - (freed if dry_run else 0)
+    what = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{len(found)} entries {what}, {freed / 2**20:.1f} MiB; {left / 2**20:.1f} MiB are left")
+
+
+@cache.command()
 @click.option("--arch", "names", type=click.Choice(archs.names()), multiple=True, help="Compile CUBINs for this one.")
 @problem_options
+@click.option(
+    "--for",
+    "parts",
+    type=click.Choice(warm.PARTS),
+    multiple=True,
+    help="What to compile for, any number of times; else all of it.",
+)
 @click.option("--softmax", is_flag=True, help="The softmax kernels too: hundreds, so minutes.")
 def warmup(
     names: tuple[str, ...],
     dtypes: tuple[str, ...],
     seqlens: tuple[int, ...],
     head_dims: tuple[int, ...],
+    parts: tuple[str, ...],
     softmax: bool,
 ) -> None:
     """Compile kernels ahead of time, so that no call has to wait for it.
 
-    Without --arch, for what is here: the GPU, if one answers, and the host executor. --seqlen matters only in that few
-    queries may run in a kernel of their own; without it both are compiled.
+    Makes the calls, whose kernels are built and not launched: forward and backward with and without a causal mask, over
+    packed sequences (varlen), decoding over pages and contiguous caches, and each option of `options` with these.
+    Arrays are aligned, caches of the dtype of the queries. Without --arch, for what is here: the GPU, if one answers,
+    and the host executor. Without --dtype and --head-dim: float16, bfloat16, float32, and 64 and 128.
 
     \b
     Examples:
-      cuattn-bench cache warmup
       cuattn-bench cache warmup --dtype bfloat16 --head-dim 128
-      cuattn-bench cache warmup --arch sm_80 --arch sm_90a
+      cuattn-bench cache warmup --for decode --dtype float16
+      cuattn-bench cache warmup --arch sm_80 --arch sm_90a --for forward
     """
     store.require_usable()  # a temporary folder would be gone with this program
     targets = [compile.Target(name, "cubin") for name in names] or here()
-    work = []
-    for target in targets:
-        chosen = dict.fromkeys(_key(v) for v in wanted(target, dtypes, seqlens, head_dims, softmax))
-        work += [(target, source, dict(constants)) for source, constants in chosen]
     began = time.perf_counter()
+    done: set[tuple[str, ...]] = set()
+    work = list(wanted(dtypes, seqlens, head_dims, parts))
     with progress() as update:
-        for index, (target, source, constants) in enumerate(work):
-            update(index, len(work), f"{source} {target.arch}")
-            build(target, source, constants)
+        for index, target in enumerate(targets):
+            with warm.built(target, partial(_built, done, target)) as xp:
+                for place, (label, call) in enumerate(work):
+                    update(index * len(work) + place, len(targets) * len(work), f"{label} {target.arch}")
+                    call(xp)
+            for source, constants in variants() if softmax else ():
+                update(index * len(work), len(targets) * len(work), f"{source} {target.arch}")
+                build(target, source, constants)
+                _built(done, target, source, "", constants)
     places = ", ".join(f"{target.arch} ({target.kind})" for target in targets)
-    click.echo(f"{len(work)} kernels are ready for {places}, after {time.perf_counter() - began:.1f} s")
+    click.echo(f"{len(done)} kernels are ready for {places}, after {time.perf_counter() - began:.1f} s")
+
+
+def _built(done: set[tuple[str, ...]], target: compile.Target, source: str, entry: str, constants: Any) -> None:
+    done.add((target.arch, target.kind, source, repr(tuple(constants.items()))))
 
 
 def here() -> list[compile.Target]:
@@ -122,32 +182,15 @@ def here() -> list[compile.Target]:
 
 
 def wanted(
-    target: compile.Target,
-    dtypes: tuple[str, ...],
-    seqlens: tuple[int, ...],
-    head_dims: tuple[int, ...],
-    softmax: bool,
-) -> Iterator[Variant]:
-    """Kernels with their constants, some of them more than once."""
-    limit = compile.smem_limit_bytes(target.arch)
-    for dtype in dtypes or DTYPES:
-        for head_dim in head_dims or HEAD_DIMS:
-            bucket, (columns, blocks) = BUCKETS[head_dim], COLUMNS[head_dim]
-            for seqlen in seqlens or (1, 2**20):
-                row = select(np.dtype(dtype), bucket, columns, seqlen_q=seqlen, smem_limit_bytes=limit)
-                for options in (PLAIN, ForwardOptions(bound_right=True)):
-                    yield row.source, row.constants(dtype, bucket, columns, options, column_blocks=blocks)
-                    if target.arch == hopper.ARCH and dtype in hopper_select.DTYPES and bucket <= hopper.MAX_HEAD_DIM:
-                        size = hopper.BUCKETS[head_dim]
-                        large = hopper_select.select_row(size, size, min(seqlen, FEW_QUERIES + 1), options, limit)
-                        yield large.source, large.constants(dtype, size, size, options)
-    if softmax:
-        yield from variants()
-
-
-def _key(variant: Variant) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    source, constants = variant
-    return source, tuple(constants.items())
+    dtypes: tuple[str, ...], seqlens: tuple[int, ...], head_dims: tuple[int, ...], parts: tuple[str, ...]
+) -> Iterator[warm.Call]:
+    """The calls to be made."""
+    chosen = parts or warm.PARTS
+    if set(chosen) == {"options"}:
+        chosen = (*chosen, "forward", "backward", "decode")  # options of what
+    for dtype in dict.fromkeys(dtypes or DTYPES):
+        for head_dim in dict.fromkeys(head_dims or HEAD_DIMS):
+            yield from warm.calls(chosen, dtype, head_dim, tuple(dict.fromkeys(seqlens)))
 
 
 def build(target: compile.Target, source: str, constants: dict[str, Any]) -> None:

@@ -304,11 +304,49 @@ def clear() -> int:
     """
     entries = ls()
     for entry in entries:
-        # The meta file goes first: data without it is no entry, so no reader ever finds half of one.
-        for path in (entry.path.with_name(entry.name + _META), entry.path, entry.path.with_suffix(".cu")):
-            with contextlib.suppress(OSError):  # gone already, or a folder that has taken its place
-                path.unlink()
+        _delete(entry)
     for path in root().glob(f"{_TEMPORARY}*"):
         with contextlib.suppress(OSError):
             path.unlink()
     return len(entries)
+
+
+def prune(*, max_bytes: int | None = None, older_than_s: float | None = None, dry_run: bool = False) -> list[Entry]:
+    """Delete old entries and return them, the oldest first; with ``dry_run`` only say which.
+
+    Parameters
+    ----------
+    max_bytes : int, optional
+        Entries go, the oldest first, until the others take no more than this.
+    older_than_s : float, optional
+        Entries that were made more than so many seconds ago go.
+
+    Raises
+    ------
+    ArgumentError
+        A limit is negative.
+    CacheError, EnvironmentVariableError
+        As `require_usable`.
+    """
+    for name, limit in (("max_bytes", max_bytes), ("older_than_s", older_than_s)):
+        if limit is not None and not limit >= 0:
+            raise ArgumentError(f"{name} is {limit}; a number from 0 on is allowed")
+    entries = ls()[::-1]
+    total = sum(entry.size_bytes for entry in entries)
+    now, gone = time.time(), []
+    for entry in entries:
+        too_old = older_than_s is not None and now - entry.modified > older_than_s
+        too_much = max_bytes is not None and total > max_bytes
+        if too_old or too_much:
+            total -= entry.size_bytes
+            gone.append(entry)
+            if not dry_run:
+                _delete(entry)
+    return gone
+
+
+def _delete(entry: Entry) -> None:
+    # The meta file goes first: data without it is no entry, so no reader ever finds half of one.
+    for path in (entry.path.with_name(entry.name + _META), entry.path, entry.path.with_suffix(".cu")):
+        with contextlib.suppress(OSError):  # gone already, or a folder that has taken its place
+            path.unlink()
