@@ -19,6 +19,7 @@ import numpy as np
 
 import cuattn
 from cuattn import host
+from cuattn.estimate import attention_traffic
 from cuattn.head_dims import BUCKETS
 from cuattn.ops.attention.forward.config import FlashFwdConfig, PlainFwdConfig, select
 from cuattn.ops.softmax.config import select as select_softmax
@@ -83,12 +84,10 @@ def tiled_formula(config: FlashFwdConfig | PlainFwdConfig, itemsize: int, causal
     """Bytes of tiled attention: Q once, visible keys and values once for each block of queries; out and lse once."""
     # A warp of the plain kernel has a query of its own, and reads the keys of this query alone.
     block_m, block_n = (config.block_m, config.block_n) if isinstance(config, FlashFwdConfig) else (1, 1)
-    keys = 0
-    for first_query in range(0, SEQLEN, block_m):
-        visible = min(SEQLEN, first_query + block_m) if causal else SEQLEN
-        keys += min(SEQLEN, -(-visible // block_n) * block_n)
-    array = HEADS * SEQLEN * HEAD_DIM * itemsize
-    return array + HEADS * keys * 2 * HEAD_DIM * itemsize, array + LSE_BYTES
+    tiles = {"block_n": block_n, "causal": causal, "lse_bytes": 4}
+    moved = attention_traffic(SEQLEN, SEQLEN, HEAD_DIM, HEAD_DIM, itemsize, block_m, **tiles)
+    written = HEADS * SEQLEN * HEAD_DIM * itemsize + LSE_BYTES
+    return HEADS * moved.flash - written, written
 
 
 def standard_formula(itemsize: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cuattn.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from cuattn import compat, compile, errors, host, reference, testing
+    from cuattn import compat, compile, errors, estimate, host, reference, testing
     from cuattn.host.tensor_map import TensorMap
     from cuattn.kv.append import append_kv
     from cuattn.kv.caches.contiguous import KVCache
@@ -129,6 +129,7 @@ __all__ = [
     "dual_chunk_logit_factor",
     "dual_chunk_positions",
     "errors",
+    "estimate",
     "forward_path",
     "global_mask",
     "host",
@@ -244,7 +245,9 @@ _HOMES = {
     "tune": "cuattn.ops.attention.forward.tune",
     "vertical_slash_mask": "cuattn.ops.sparse.patterns",
 }
-_SUBMODULES = frozenset({"benchmark", "compat", "compile", "environment", "errors", "host", "reference", "testing"})
+_SUBMODULES = frozenset(
+    {"benchmark", "compat", "compile", "environment", "errors", "estimate", "host", "reference", "testing"}
+)
 
 if not TYPE_CHECKING:  # a checker of types takes a name that is not listed above for what it is: a mistake
 

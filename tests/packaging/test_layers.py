@@ -28,7 +28,7 @@ LAYERS = (
     ("cuattn.ops",),
     ("cuattn.runtime",),
     ("cuattn.host",),
-    ("cuattn.compile", "cuattn.reference"),
+    ("cuattn.compile", "cuattn.estimate", "cuattn.reference"),
     ("cuattn.formats",),
     ("cuattn.scalars",),
     ("cuattn.addresses", "cuattn.allocation", "cuattn.dlpack", "cuattn.environment"),
