@@ -32,6 +32,10 @@ class Profile:
         and ``"generic"`` memory. Asynchronous copies count as a global read and a shared write.
     lines : Counter
         Source line → warp instructions.
+    kernels : Counter
+        Name of a kernel → launches of it.
+    lines_of_code : set
+        Source lines that the launched kernels have instructions of, executed or not.
     """
 
     def __init__(self) -> None:
@@ -40,6 +44,8 @@ class Profile:
         self.opcodes: Counter[str] = Counter()
         self.lanes: Counter[str] = Counter()
         self.lines: Counter[str] = Counter()
+        self.kernels: Counter[str] = Counter()
+        self._tables: dict[int, Table] = {}
         self.bytes = {space: {"read": 0, "write": 0} for space in _SPACES.values()}
 
     @property
@@ -52,9 +58,20 @@ class Profile:
         """Ratio of active lanes to 32 times the warp instructions: 1.0 without divergence and predication."""
         return sum(self.lanes.values()) / (32 * self.warp_instructions) if self.warp_instructions else 0.0
 
+    @property
+    def lines_of_code(self) -> set[str]:
+        """Source lines that the launched kernels have instructions of, executed or not."""
+        found = set()
+        for table in self._tables.values():
+            kinds = zip(table.op_names, table.locations, strict=True)
+            found |= {_line(location) for op, location in kinds if class_of(op) != NOT_COUNTED}
+        return found
+
     def add(self, table: Table, rows: np.ndarray, lanes: np.ndarray, moved: np.ndarray) -> None:
         """Add the counters of one launch."""
         self.launches += 1
+        self.kernels[table.name] += 1
+        self._tables[id(table)] = table
         for index in np.flatnonzero(rows):
             op, count = table.op_names[index], int(rows[index])
             kind = class_of(op)
@@ -64,7 +81,7 @@ class Profile:
             self.lanes[kind] += int(lanes[index])
             text = table.texts[index]
             self.opcodes[text.split()[1 if text.startswith("@") else 0]] += count
-            self.lines[table.locations[index].split(",")[0]] += count
+            self.lines[_line(table.locations[index])] += count
             if moved[index]:
                 self._add_bytes(op, int(table.rows[index, 3]) & 7, int(moved[index]))
 
@@ -78,6 +95,11 @@ class Profile:
             where["read"] += moved
         if op in ("st", "stmatrix", "atom"):
             where["write"] += moved
+
+
+def _line(location: str) -> str:
+    """Return the line itself, without where it was inlined."""
+    return location.split(",")[0]
 
 
 _active: ContextVar[tuple[Profile, ...]] = ContextVar("cuattn.host profiles", default=())

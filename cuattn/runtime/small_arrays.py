@@ -41,6 +41,7 @@ def small_array(
     """
     array = executor.metadata(name, value)
     known = array.dtype.kind in ("iuf" if dtype.kind == "f" else "iu")
+    known |= isinstance(value, list | tuple) and not array.size  # nothing: NumPy takes it for floats
     if not known and not (dtype.kind == "f" and array.dtype in DTYPES):  # NumPy's floats, and bfloat16
         kind = "numbers" if dtype.kind == "f" else "integers"
         raise DTypeError(f"{name} has dtype {array.dtype}; {kind} are needed")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cuattn import reference
 from cuattn.reference.attention import attention_of_logits
 from cuattn.reference.dual_chunk import dual_chunk_logits, turned_parts
 from cuattn.reference.logits import heads_first
@@ -36,7 +37,12 @@ from cuattn.testing.tolerance import (
     sum_of_kept,
 )
 
-__all__ = ["assert_dual_chunk_close", "assert_dual_chunk_varlen_close", "dual_chunk_bound"]
+__all__ = [
+    "assert_dual_chunk_close",
+    "assert_dual_chunk_gradients_close",
+    "assert_dual_chunk_varlen_close",
+    "dual_chunk_bound",
+]
 
 Array = NDArray[Any]
 
@@ -140,3 +146,23 @@ def assert_dual_chunk_varlen_close(
         of_sequence = q[None, rows], k[None, columns], v[None, columns]
         own_lse = None if lse is None else lse[None, :, rows]
         assert_dual_chunk_close(out[None, rows], *of_sequence, lse=own_lse, logit_factor=factor, **options)
+
+
+def assert_dual_chunk_gradients_close(grads: Any, dout: Any, q: Any, k: Any, v: Any, **options: Any) -> None:
+    """Assert that `grads`, (dq, dk, dv), are those of dual-chunk attention with these options.
+
+    They may be three times as far away as plain code in this precision is at most, and 2 ulp, and 2 u of the largest
+    element: each part is rounded to the dtype before the sum.
+    """
+    dtype, oracle, real = q.dtype, oracle_dtype(q.dtype), accumulation_dtype(q.dtype)
+    expected = reference.dual_chunk_attention_backward(dout, q, k, v, dtype=oracle, **options)
+
+    def rounded(x: Array) -> Array:
+        return np.asarray(x.astype(dtype).astype(real))
+
+    naive = reference.dual_chunk_attention_backward(dout, q, k, v, operand=rounded, dtype=real, **options)
+    for name, got, want, plain in zip(("dq", "dk", "dv"), grads, expected, naive, strict=True):
+        assert got.dtype == dtype, f"{name} has dtype {got.dtype}, expected {dtype}"
+        error = np.abs(plain.astype(dtype).astype(oracle) - want).max(initial=0)
+        bound = 3 * error + 2 * ulp(want, dtype) + 2 * unit_roundoff(dtype) * np.abs(want).max(initial=0)
+        assert_within(got, want, np.where(want == 0, 3 * error, bound), name)

@@ -49,6 +49,7 @@ from cuattn.errors import ArgumentError
 from cuattn.reference.logits import heads_first, per_head
 from cuattn.reference.narrow import P_FACTORS, decode, output_dtype, probability_dtype
 from cuattn.reference.varlen import sequences
+from cuattn.testing import margins
 from cuattn.testing.means import what_logits_move
 from cuattn.testing.rounding import accumulation_dtype, to_numpy, ulp, unit_roundoff
 
@@ -102,6 +103,7 @@ def assert_within(actual: Any, expected: ArrayLike, bound: ArrayLike, name: str 
     limit = np.broadcast_to(np.asarray(bound, dtype=np.float64), want.shape)
     with np.errstate(invalid="ignore"):
         error = np.where(finite, np.abs(got - want), 0).astype(np.float64)
+    margins.note(name, error, limit)
     bad = ~(error <= np.where(finite, limit, 0))
     if not bad.any():
         return

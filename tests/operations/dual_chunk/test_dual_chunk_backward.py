@@ -13,9 +13,9 @@ from cuattn import reference
 from cuattn.ops.dual_chunk import arguments as dual_chunk_arguments
 from cuattn.ops.dual_chunk import backward_parts
 from cuattn.reference.dual_chunk import chunks_ahead, query_positions
-from cuattn.testing.rounding import accumulation_dtype, to_numpy, ulp, unit_roundoff
+from cuattn.testing.dual_chunk_tolerance import assert_dual_chunk_gradients_close
+from cuattn.testing.rounding import to_numpy
 from cuattn.testing.strategies import examples
-from cuattn.testing.tolerance import assert_within, oracle_dtype
 
 F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -24,25 +24,6 @@ CHUNKS = {"chunk_size": 45, "local_size": 8}
 
 def normal(*shape, dtype=F16, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def assert_gradients_close(grads, dout, q, k, v, **options):
-    """The rule of gradients: three times what plain code loses in this precision, of the largest element.
-
-    And 2 ulp, and 2 u of the largest element: each part is rounded to the dtype before the sum.
-    """
-    dtype, oracle, real = q.dtype, oracle_dtype(q.dtype), accumulation_dtype(q.dtype)
-    expected = reference.dual_chunk_attention_backward(dout, q, k, v, dtype=oracle, **options)
-
-    def rounded(x):
-        return x.astype(dtype).astype(real)
-
-    naive = reference.dual_chunk_attention_backward(dout, q, k, v, operand=rounded, dtype=real, **options)
-    for name, got, want, plain in zip(("dq", "dk", "dv"), grads, expected, naive, strict=True):
-        assert got.dtype == dtype
-        error = np.abs(plain.astype(dtype).astype(oracle) - want).max(initial=0)
-        bound = 3 * error + 2 * ulp(want, dtype) + 2 * unit_roundoff(dtype) * np.abs(want).max(initial=0)
-        assert_within(got, want, np.where(want == 0, 3 * error, bound), name)
 
 
 def check(executor, dtype, seqlen_q, seqlen_k, *, batch=1, heads=(4, 2), seed=0, **options):
@@ -54,7 +35,7 @@ def check(executor, dtype, seqlen_q, seqlen_k, *, batch=1, heads=(4, 2), seed=0,
     out, lse = cuattn.dual_chunk_attention(*arrays, return_lse=True, **options)
     dout = normal(*q.shape, dtype=dtype, seed=seed + 3)
     grads = cuattn.dual_chunk_attention_backward(executor.array(dout), *arrays, out, lse, **options)
-    assert_gradients_close([executor.numpy(x) for x in grads], dout, q, k, v, **options)
+    assert_dual_chunk_gradients_close([executor.numpy(x) for x in grads], dout, q, k, v, **options)
 
 
 @pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
@@ -98,7 +79,7 @@ def test_packed_sequences(executor, on_device):
         rows, columns = slice(*cu_q[b : b + 2]), slice(*cu_k[b : b + 2])
         own = [x[None, part] for x, part in zip(grads, (rows, columns, columns), strict=True)]
         of_sequence = dout[None, rows], q[None, rows], k[None, columns], v[None, columns]
-        assert_gradients_close(own, *of_sequence, logit_factor=factors[b], **options)
+        assert_dual_chunk_gradients_close(own, *of_sequence, logit_factor=factors[b], **options)
 
 
 def unseen(*saved, **options):
