@@ -115,7 +115,7 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_decoded, value))
     if isinstance(value, dict) and "array" in value:
-        given = {name: tuple(x) if isinstance(x, list) else x for name, x in value["array"].items()}
+        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in value["array"].items()}
         return Array(**given)
     if isinstance(value, dict):
         return {name: _decoded(x) for name, x in value["dict"].items()}

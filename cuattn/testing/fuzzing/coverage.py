@@ -13,6 +13,7 @@ from cuattn.testing.fuzzing.operation import Operation, Skeleton
 
 __all__ = ["Coverage"]
 
+_COUNTS = ("cases", "features", "dtypes", "kernels", "lines")
 Pair = tuple[str, str, str]
 
 
@@ -58,11 +59,18 @@ class Coverage:
 
     def merge(self, other: Coverage) -> None:
         """Add the counts of another process."""
-        for name in ("cases", "features", "dtypes", "kernels", "lines"):
+        for name in _COUNTS:
             getattr(self, name).update(getattr(other, name))
         self.lines_of_code |= other.lines_of_code
         for operation, margin in other.margins.items():
             self.margins[operation] = max(self.margins.get(operation, 0.0), margin)
+
+    def since(self, before: Coverage) -> Coverage:
+        """Return what has been added since a copy was taken."""
+        added = Coverage(lines_of_code=self.lines_of_code, margins=self.margins)
+        for name in _COUNTS:
+            getattr(added, name).update(getattr(self, name) - getattr(before, name))
+        return added
 
     def rarity(self, outcome: Outcome) -> float:
         """Say how rare the lines are that a call executed: each counts 1 over the calls before it, and 1 if new."""

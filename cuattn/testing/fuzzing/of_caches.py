@@ -26,7 +26,7 @@ from cuattn.testing.tolerance import ToleranceError
 __all__ = ["OPERATIONS"]
 
 _QUANTIZED = tuple(name for name, row in KV_FORMATS.items() if row.quantized)
-_OPTIONS = (*names_on("decode"), "num_splits", "rope", *_QUANTIZED)
+_OPTIONS = (*names_on("decode"), "num_splits", "rope")
 _CHECKS = {"decode": assert_decode_close, "paged": assert_paged_close, "varlen": assert_paged_varlen_close}
 
 
@@ -44,7 +44,7 @@ def _skeleton(rng: random.Random) -> Skeleton:
         "head_dim_v": -(-head_dim_v // step) * step,
         "aligned": aligned,
         "kv_format": kv_format,
-        "options": [*options, *([kv_format] if kv_format else [])],
+        "options": options,
     }
 
 
@@ -77,7 +77,7 @@ def _drawing(kind: str) -> Any:
             "kind": of.one(*ELEMENT_KINDS),
             "seed": of.seed(),
         }
-        names = [name for name in of_kernel["options"] if name not in _QUANTIZED and name not in ("rope", "causal")]
+        names = [name for name in of_kernel["options"] if name not in ("rope", "causal")]
         shape = len(lengths), heads[0], 0, max(lengths)
         options = draw_options(of, names, shape, heads[1])
         if "causal" in of_kernel["options"]:
@@ -165,9 +165,7 @@ def _check(problem: Problem, results: Results) -> None:
 
 
 def _append_skeleton(rng: random.Random) -> Skeleton:
-    of_cache = _skeleton(rng)
-    chosen = [name for name in of_cache["options"] if name in _QUANTIZED]
-    return {**of_cache, "options": chosen}
+    return {**_skeleton(rng), "options": []}
 
 
 def _draw_append(draw: Any, of_kernel: Skeleton) -> dict[str, Any]:
@@ -257,5 +255,5 @@ OPERATIONS = (
             ("paged_attention_varlen", "varlen"),
         )
     ),
-    Operation("append_kv", ("append_kv",), _QUANTIZED, _append_skeleton, _draw_append, _call_append, _check_append),
+    Operation("append_kv", ("append_kv",), (), _append_skeleton, _draw_append, _call_append, _check_append),
 )

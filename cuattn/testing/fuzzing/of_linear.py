@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,15 @@ from cuattn.testing.strategies import sequence_lengths
 
 __all__ = ["OPERATIONS"]
 
-_OPTIONS = ("unnormalized", "decay", "initial_state", "scale", "eps", "relu", "square", "no_map", "not_causal", "chunk")
-_MAPS = {"relu": "relu", "square": "square", "no_map": None}
+_OPTIONS = ("unnormalized", "decay", "initial_state", "scale", "eps", "not_causal", "chunk")
+_MAPS = ("elu1", "relu", "square", None)
 #: (heads of q, k, v): as many; grouped; multi-query; more values than keys, more keys; fewer queries than states.
 _HEADS = ((1, 1, 1), (2, 2, 2), (6, 2, 2), (5, 1, 1), (2, 2, 6), (12, 4, 1), (1, 3, 1))
+
+
+def _skeleton(rng: random.Random) -> Skeleton:
+    of_attention: Skeleton = skeleton(_OPTIONS, most=192)(rng)
+    return of_attention | {"feature_map": rng.choice(_MAPS)}
 
 
 def _draw(draw: Any, of_kernel: Skeleton, *, packed: bool = False, gradients: bool = False) -> dict[str, Any]:
@@ -45,12 +51,10 @@ def _draw(draw: Any, of_kernel: Skeleton, *, packed: bool = False, gradients: bo
         arguments[name] = of.array((*leading, h, dim), dtype, *kinds, aligned=own)
     states, real = max(heads[1:]), "float64" if dtype == "float64" else "float32"
     normalize = "unnormalized" not in names
-    for name in ("relu", "square", "no_map"):
-        if name in names:
-            arguments["feature_map"] = _MAPS[name]
     # Without a map that is positive, a denominator may be anything: divided by, rounding has no bound.
-    if normalize and "feature_map" in arguments and arguments["feature_map"] is None:
-        normalize = False
+    normalize &= of_kernel["feature_map"] is not None
+    if of_kernel["feature_map"] != "elu1":
+        arguments["feature_map"] = of_kernel["feature_map"]
     if not normalize:
         arguments["normalize"] = False
     if not causal:
@@ -141,7 +145,7 @@ def _check(problem: Problem, results: Results) -> None:
 
 
 OPERATIONS = tuple(
-    Operation(name, (name,), _OPTIONS, skeleton(_OPTIONS, most=192), drawn, _call, _check)
+    Operation(name, (name,), _OPTIONS, _skeleton, drawn, _call, _check)
     for name, drawn in (
         ("linear_attention", _draw_dense),
         ("linear_attention_varlen", _draw_packed),

@@ -1,15 +1,19 @@
-"""Several processes that fuzz, and one that watches them: a call that ends its process, or does not end, is found too."""
+"""Several processes that fuzz, and one that watches them.
+
+So a call that ends its process, or that does not end, is found as well.
+"""
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import queue
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,6 @@ __all__ = ["PATIENCE_S", "Plan", "Progress", "fuzz"]
 #: Seconds after which a call is taken for one without an end: compiling its kernels is part of it.
 PATIENCE_S = 300.0
 _POLL_S = 0.2
-_GRACE_S = 5.0  # for a worker that is in the middle of a call when the time is over
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,8 @@ class _Worker:
     """One process, and the file in which it says what it is about to call."""
 
     def __init__(self, context: Any, plan: Plan, index: int, folder: Path, results: Any, known: set[str]) -> None:
-        self.index, self.folder = index, folder
         self.current = folder / f"current-{index}.json"
-        left = max(0.0, plan.seconds)
-        arguments = (plan, index, left, self.current, results, known, os.getpid())
+        arguments = (plan, index, self.current, results, known, os.getpid())
         self.process = context.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
 
@@ -95,47 +96,43 @@ def fuzz(plan: Plan) -> Iterator[Progress]:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     began = time.monotonic()
-    coverage, failures, known = Coverage(), [], set[str]()
+    told = Progress(0.0, Coverage(), [])
+    known: set[str] = set()
+
+    def heard(items: Iterable[Any]) -> Iterator[Progress]:
+        """Count what processes have sent, and yield at each new failure."""
+        for item in items:
+            if isinstance(item, Coverage):
+                told.coverage.merge(item)
+            elif item.signature not in known:
+                known.add(item.signature)
+                told.failures.append(item)
+                yield replace(told, failure=item)
+
     with tempfile.TemporaryDirectory(prefix="cuattn-fuzz-") as name:
-        folder, next_index = Path(name), plan.workers
+        folder, started = Path(name), plan.workers
         workers = [_Worker(context, plan, index, folder, results, known) for index in range(plan.workers)]
         try:
             while workers:
-                passed = time.monotonic() - began
-                for item in _drain(results):
-                    found = None
-                    if isinstance(item, Coverage):
-                        coverage.merge(item)
-                    elif item.signature not in known:
-                        known.add(item.signature)
-                        failures.append(found := item)
-                    if found is not None:
-                        yield Progress(passed, coverage, failures, found)
+                yield from heard(_drain(results))
+                told.seconds = time.monotonic() - began
                 for worker in list(workers):
                     failure = _dead(worker, plan)
                     if worker.process.is_alive():
                         continue
                     workers.remove(worker)
-                    if failure is not None and failure.signature not in known:
-                        known.add(failure.signature)
-                        failures.append(failure)
-                        yield Progress(passed, coverage, failures, failure)
-                    if failure is not None and passed < plan.seconds:
-                        rest = _with_seconds(plan, plan.seconds - passed)
-                        workers.append(_Worker(context, rest, next_index, folder, results, known))
-                        next_index += 1
-                yield Progress(passed, coverage, failures)
+                    yield from heard([failure] if failure else [])
+                    if failure is not None and told.seconds < plan.seconds:
+                        rest = replace(plan, seconds=plan.seconds - told.seconds)
+                        workers.append(_Worker(context, rest, started, folder, results, known))
+                        started += 1
+                yield told
+            yield from heard(_drain(results, wait_s=0.0))
         finally:
             for worker in workers:
                 worker.stop()
-    for item in _drain(results, wait_s=0.0):
-        if isinstance(item, Coverage):
-            coverage.merge(item)
-    yield Progress(time.monotonic() - began, coverage, failures)
-
-
-def _with_seconds(plan: Plan, seconds: float) -> Plan:
-    return Plan(plan.operations, seconds, plan.seed, plan.workers, plan.how, plan.examples, plan.patience_s)
+    told.seconds = time.monotonic() - began
+    yield told
 
 
 def _drain(results: Any, wait_s: float = _POLL_S) -> Iterator[Any]:
@@ -166,7 +163,7 @@ def _dead(worker: _Worker, plan: Plan) -> Failure | None:
     return Failure(case or Case("none"), told, whole=False)
 
 
-def _work(plan: Plan, index: int, seconds: float, current: Path, results: Any, known: set[str], parent: int) -> None:
+def _work(plan: Plan, index: int, current: Path, results: Any, known: set[str], parent: int) -> None:
     """Fuzz in this process until the time is over."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -179,23 +176,12 @@ def _work(plan: Plan, index: int, seconds: float, current: Path, results: Any, k
 
     fuzzer = Fuzzer(choose(plan.operations), f"{plan.seed}/{index}", plan.how, plan.examples, before=before)
     fuzzer.known |= known
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + plan.seconds
     while time.monotonic() < deadline and os.getppid() == parent:
-        before_round, fuzzer.coverage = fuzzer.coverage, Coverage()
-        guide = Coverage()
-        guide.merge(before_round)
-        fuzzer.coverage = guide
+        so_far = copy.deepcopy(fuzzer.coverage)
         failure = fuzzer.round(deadline)
-        results.put(_difference(guide, before_round))
+        results.put(fuzzer.coverage.since(so_far))
         if failure is not None:
             results.put(failure)
     results.close()
     results.join_thread()
-
-
-def _difference(now: Coverage, before: Coverage) -> Coverage:
-    """Return what a round has added."""
-    added = Coverage(lines_of_code=now.lines_of_code, margins=now.margins)
-    for name in ("cases", "features", "dtypes", "kernels", "lines"):
-        getattr(added, name).update(getattr(now, name) - getattr(before, name))
-    return added
