@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": Entry("compare", "compare", "Compare two result files: times with their intervals, counters exactly."),
     "plot": Entry("plot", "plot", "Draw result files as PNG or SVG."),
     "inspect": Entry("inspection", "inspect", "Count the instructions of kernels, and say how fast these could be."),
+    "verify": Entry("verify", "verify", "Compare every row and option with float64."),
     "fuzz": Entry("fuzz", "fuzz", "Draw calls of operations, check them, shrink what fails."),
     "cache": Entry("cache", "cache", "Look after the cache of compiled kernels."),
 }

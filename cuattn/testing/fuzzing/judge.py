@@ -15,7 +15,7 @@ from cuattn.testing.fuzzing.catalogue import choose
 from cuattn.testing.fuzzing.operation import Problem, Results
 from cuattn.testing.margins import margins
 
-__all__ = ["CHECKERS", "How", "Outcome", "run"]
+__all__ = ["CHECKERS", "How", "Outcome", "checked", "run"]
 
 CHECKERS = ("mem", "init", "race")
 
@@ -61,7 +61,7 @@ def run(case: Case, how: How | None = None) -> Outcome:
     executor = ExecutorUnderTest(how.executor)
     problem = Problem(case.arguments, executor)
     outcome = Outcome()
-    with _checked(how, "late", 0), _profiled(how) as profile:
+    with checked(how, "late", 0), _profiled(how) as profile:
         results = operation.call(problem)
     if profile is not None:
         outcome.lines, outcome.kernels = profile.lines, profile.kernels
@@ -72,14 +72,15 @@ def run(case: Case, how: How | None = None) -> Outcome:
         operation.check(problem, results)
     outcome.margin, outcome.margins = found.worst, found.largest
     for index in range(how.schedules if how.executor == "host" and case.arguments.get("deterministic", True) else 0):
-        with _checked(how, "random", how.seed + index):
+        with checked(how, "random", how.seed + index):
             again = operation.call(problem)
         _assert_same(results, again, how.seed + index)
     return outcome
 
 
 @contextmanager
-def _checked(how: How, asynchrony: str, seed: int) -> Iterator[None]:
+def checked(how: How, asynchrony: str, seed: int) -> Iterator[None]:
+    """Switch the checkers on, and let copies and warps come as is said; on a GPU nothing of that."""
     if how.executor != "host":
         yield
         return
