@@ -21,6 +21,8 @@ COMMANDS = {
     "compare": Entry("compare", "compare", "Compare two result files: times with their intervals, counters exactly."),
     "plot": Entry("plot", "plot", "Draw result files as PNG or SVG."),
     "inspect": Entry("inspection", "inspect", "Count the instructions of kernels, and say how fast these could be."),
+    "explain": Entry("explain", "explain", "Say how a call of attention would run on a GPU."),
+    "estimate": Entry("estimate", "estimate", "Say what a model costs: parameters, cache, FLOPs, traffic, time."),
     "verify": Entry("verify", "verify", "Compare every row and option with float64."),
     "fuzz": Entry("fuzz", "fuzz", "Draw calls of operations, check them, shrink what fails."),
     "cache": Entry("cache", "cache", "Look after the cache of compiled kernels."),

@@ -16,7 +16,8 @@ __all__ = ["GPU", "GPUS", "Roofline", "arithmetic_intensity", "roofline"]
 class GPU:
     """Ceilings of a GPU: 16-bit tensor-core FLOP/s without sparsity, sums in float32; bytes a second; bytes of memory.
 
-    `arch` is what its kernels are compiled for, `sms` how many multiprocessors it has.
+    `arch` is what its kernels are compiled for, `sms` how many multiprocessors it has. `fp32_flops_per_s` and
+    `fp64_flops_per_s` are those of fused multiply-adds outside of tensor cores.
     """
 
     flops_per_s: float
@@ -24,21 +25,23 @@ class GPU:
     memory_bytes: int
     arch: str
     sms: int
+    fp32_flops_per_s: float = 0.0
+    fp64_flops_per_s: float = 0.0
 
 
 GB = 10**9
 
 #: The SXM form, where there are several.
 GPUS: dict[str, GPU] = {
-    "A100-40GB": GPU(312e12, 1555e9, 40 * GB, "sm_80", 108),
-    "A100": GPU(312e12, 2039e9, 80 * GB, "sm_80", 108),
-    "A10": GPU(125e12, 600e9, 24 * GB, "sm_86", 72),
-    "RTX-3090": GPU(71e12, 936e9, 24 * GB, "sm_86", 82),
-    "L4": GPU(121e12, 300e9, 24 * GB, "sm_89", 58),
-    "L40S": GPU(362e12, 864e9, 48 * GB, "sm_89", 142),
-    "RTX-4090": GPU(165.2e12, 1008e9, 24 * GB, "sm_89", 128),
-    "H100": GPU(989.4e12, 3350e9, 80 * GB, "sm_90a", 132),
-    "H200": GPU(989.4e12, 4800e9, 141 * GB, "sm_90a", 132),
+    "A100-40GB": GPU(312e12, 1555e9, 40 * GB, "sm_80", 108, 19.5e12, 9.7e12),
+    "A100": GPU(312e12, 2039e9, 80 * GB, "sm_80", 108, 19.5e12, 9.7e12),
+    "A10": GPU(125e12, 600e9, 24 * GB, "sm_86", 72, 31.2e12, 0.49e12),
+    "RTX-3090": GPU(71e12, 936e9, 24 * GB, "sm_86", 82, 35.6e12, 0.56e12),
+    "L4": GPU(121e12, 300e9, 24 * GB, "sm_89", 58, 30.3e12, 0.49e12),
+    "L40S": GPU(362e12, 864e9, 48 * GB, "sm_89", 142, 91.6e12, 1.4e12),
+    "RTX-4090": GPU(165.2e12, 1008e9, 24 * GB, "sm_89", 128, 82.6e12, 1.3e12),
+    "H100": GPU(989.4e12, 3350e9, 80 * GB, "sm_90a", 132, 66.9e12, 33.5e12),
+    "H200": GPU(989.4e12, 4800e9, 141 * GB, "sm_90a", 132, 66.9e12, 33.5e12),
 }
 
 

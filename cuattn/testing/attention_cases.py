@@ -165,15 +165,20 @@ class AttentionCase(_Options, _Shape):
 
     def _visible(self) -> int:
         """Count the pairs of one head that causal mask, window and chunk leave."""
+        begin, end = self.visible_keys()
+        return int(np.maximum(end - begin, 0).sum())
+
+    def visible_keys(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first key of each query that causal mask, window and chunk leave, and the one after the last."""
         left, right = self.window or (None, None)
         right = 0 if self.causal else right
         aligned = np.arange(self.seqlen_q) + self.diagonal
-        begin = 0 if left is None else np.clip(aligned - left, 0, self.num_keys)
-        end = self.num_keys if right is None else np.clip(aligned + right + 1, 0, self.num_keys)
+        begin = np.zeros_like(aligned) if left is None else np.clip(aligned - left, 0, self.num_keys)
+        end = np.full_like(aligned, self.num_keys) if right is None else np.clip(aligned + right + 1, 0, self.num_keys)
         if self.chunk is not None:
             first = aligned // self.chunk * self.chunk
             begin, end = np.maximum(begin, first), np.minimum(end, first + self.chunk)
-        return int(np.maximum(end - begin, 0).sum())
+        return begin, end
 
     @property
     def diagonal(self) -> int:
