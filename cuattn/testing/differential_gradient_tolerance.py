@@ -119,10 +119,14 @@ def assert_differential_gradients_close(
 
 
 def _what_moves(delta: Array, stream: reference.Stream, out: Array) -> tuple[Array, Array, Array]:
-    """Return what dq, dk and dv of a stream move by at most, where the gradient of its result moves by `delta`."""
+    """Return what dq, dk and dv of a stream move by at most, where the gradient of its result moves by `delta`.
+
+    Rows that are NaN or infinite count for nothing: what they reach is NaN, and its bound is not asked for.
+    """
+    delta, out = _finite(delta), _finite(out)
     of_logits, of_dropout = split_options(stream.options)
     num_heads, num_kv_heads = stream.q.shape[2], stream.k.shape[2]
-    p = reference.probabilities(stream.q, stream.k, **of_logits)
+    p = _finite(reference.probabilities(stream.q, stream.k, **of_logits))
     z = dropped_out(np.ones_like(p), **of_dropout)
     change, values, queries, keys = (
         heads_first(np.abs(x.astype(np.float64)), num_heads, np.float64) for x in (delta, stream.v, stream.q, stream.k)
@@ -134,3 +138,7 @@ def _what_moves(delta: Array, stream: reference.Stream, out: Array) -> tuple[Arr
     dk = sum_over_group(ds.swapaxes(-1, -2) @ queries, num_kv_heads)
     dv = sum_over_group((p * z).swapaxes(-1, -2) @ change, num_kv_heads)
     return scale * (ds @ keys).transpose(0, 2, 1, 3), scale * dk, dv
+
+
+def _finite(x: Array) -> Array:
+    return np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -50,12 +50,16 @@ class Coverage:
     def add(self, operation: str, skeleton: Skeleton, outcome: Outcome) -> None:
         """Count a call."""
         self.cases[operation] += 1
-        self.dtypes[operation, skeleton["dtype"]] += 1
-        self.features.update(_pairs(operation, skeleton))
+        self.count(operation, skeleton)
         self.kernels.update(outcome.kernels)
         self.lines.update(outcome.lines.keys())
         self.lines_of_code |= outcome.lines_of_code
         self.margins[operation] = max(self.margins.get(operation, 0.0), outcome.margin)
+
+    def count(self, operation: str, skeleton: Skeleton) -> None:
+        """Count what stands together in a skeleton."""
+        self.dtypes[operation, skeleton["dtype"]] += 1
+        self.features.update(_pairs(operation, skeleton))
 
     def merge(self, other: Coverage) -> None:
         """Add the counts of another process."""

@@ -75,7 +75,7 @@ class _Worker:
             return None
 
     def idle_s(self) -> float:
-        """Seconds since it began with that."""
+        """Seconds since it began with that; 0 before the first."""
         try:
             return time.time() - self.current.stat().st_mtime
         except OSError:
@@ -148,7 +148,7 @@ def _drain(results: Any, wait_s: float = _POLL_S) -> Iterator[Any]:
 def _dead(worker: _Worker, plan: Plan) -> Failure | None:
     """Say what was wrong with a process that has ended with an error, or that had to be ended."""
     if worker.process.is_alive():
-        if worker.idle_s() < plan.patience_s:
+        if worker.idle_s() <= plan.patience_s:
             return None
         case = worker.case()
         worker.stop()
