@@ -83,9 +83,8 @@ def softmax_rows() -> list[Row]:
 def tiled_formula(config: FlashFwdConfig | PlainFwdConfig, itemsize: int, causal: bool) -> tuple[int, int]:
     """Bytes of tiled attention: Q once, visible keys and values once for each block of queries; out and lse once."""
     # A warp of the plain kernel has a query of its own, and reads the keys of this query alone.
-    block_m, block_n = (config.block_m, config.block_n) if isinstance(config, FlashFwdConfig) else (1, 1)
-    tiles = {"block_n": block_n, "causal": causal, "lse_bytes": 4}
-    moved = attention_traffic(SEQLEN, SEQLEN, HEAD_DIM, HEAD_DIM, itemsize, block_m, **tiles)
+    block_m = config.block_m if isinstance(config, FlashFwdConfig) else 1
+    moved = attention_traffic(SEQLEN, SEQLEN, HEAD_DIM, HEAD_DIM, itemsize, block_m, causal=causal, lse_bytes=4)
     written = HEADS * SEQLEN * HEAD_DIM * itemsize + LSE_BYTES
     return HEADS * moved.flash - written, written
 

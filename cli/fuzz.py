@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +148,8 @@ def watch(plan: Plan, folder: Path, form: str) -> None:
 
     err, last, interrupted = Console(stderr=True), None, False
     try:
-        with _teller(err, plan) as tell:
-            for progress in workers.fuzz(plan):
+        with _teller(err, plan) as tell, closing(workers.fuzz(plan)) as told:
+            for progress in told:
                 last = progress
                 tell(progress)
                 if progress.failure is not None:
@@ -174,6 +174,8 @@ def _teller(err: Console, plan: Plan) -> Iterator[Any]:
             yield lambda progress: status.update(line(progress, plan))
         return
     told = time.monotonic()
+    count = len(_operations(plan))
+    click.echo(f"{count} operations, seed {plan.seed}, {plan.workers} workers, {_minutes(plan.seconds)}", err=True)
 
     def tell(progress: Progress) -> None:
         nonlocal told

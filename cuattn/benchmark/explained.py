@@ -133,7 +133,7 @@ def explain(case: AttentionCase, gpu: str) -> Explanation:
         fraction,
         case.flops,
         case.num_bytes,
-        _asked(case, row.block_m // pack, row.block_n, pack, columns),
+        _asked(case, row.block_m // pack, row.block_n, pack, columns, isinstance(row, HopperFwdConfig)),
     )
 
 
@@ -150,10 +150,11 @@ def _resources(kernel: str, constants: dict[str, Any], arch: str, num_threads: i
     return figures.registers, figures.spill_stores + figures.spill_loads, ctas, fraction
 
 
-def _asked(case: AttentionCase, queries: int, keys: int, pack: int, columns: int) -> int:
+def _asked(case: AttentionCase, queries: int, keys: int, pack: int, columns: int, whole: bool) -> int:
     """Count the bytes that tiles of so many queries and keys ask for: keys and values again for each of them.
 
-    `pack` heads share a tile, and each of `columns` blocks of value columns goes over the keys.
+    They begin with a tile of keys, and end with the last key that is visible; with tensor maps, which bring whole
+    tiles, with its tile. `pack` heads share a tile, and each of `columns` blocks of value columns goes over the keys.
     """
     begin, end = case.visible_keys()
     rows = 0
@@ -161,7 +162,8 @@ def _asked(case: AttentionCase, queries: int, keys: int, pack: int, columns: int
         own = slice(first, first + queries)
         low, high = int(begin[own].min()), int(end[own].max())
         if high > low:
-            rows += min(case.num_keys, -(-high // keys) * keys) - low // keys * keys
+            last = min(case.num_keys, -(-high // keys) * keys) if whole else high
+            rows += last - low // keys * keys
     item, (batch, _, heads, head_dim) = np.dtype(case.dtype).itemsize, case.shapes["q"]
     head_dim_v = case.shapes["v"][3]
     once = case.num_bytes - batch * case.num_keys * case.shapes["k"][2] * (head_dim + head_dim_v) * item

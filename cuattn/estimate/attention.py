@@ -56,7 +56,6 @@ def attention_traffic(
     itemsize: int,
     block_m: int,
     *,
-    block_n: int = 1,
     causal: bool = False,
     lse_bytes: int = 0,
 ) -> AttentionTraffic:
@@ -65,7 +64,7 @@ def attention_traffic(
     * least: q, k, v and out once, and lse;
     * standard: besides, logits and probabilities are written and read once each, 4 N M numbers;
     * flash: q and out once, keys and values once for every tile of queries. That is what the fused kernels of this
-      package ask memory for, exactly, where `block_n` is theirs too.
+      package ask memory for, exactly.
 
     Parameters
     ----------
@@ -77,11 +76,9 @@ def attention_traffic(
         Bytes of a number.
     block_m : int
         Queries of a tile.
-    block_n : int
-        Keys of a tile: whole ones are read, where a causal mask hides the end of one.
     causal : bool
-        Tiles of keys that all queries of a tile come before are not read (bottom-right alignment). For standard, which
-        computes all, it changes nothing.
+        Keys that all queries of a tile come before are not read (bottom-right alignment). For standard, which computes
+        all, it changes nothing.
     lse_bytes : int
         Bytes of a row's lse, if it is written.
 
@@ -97,13 +94,12 @@ def attention_traffic(
     """
     seqlen_q, seqlen_k, item = count("N", N), count("M", M), count("itemsize", itemsize, 1)
     width, rows = count("D", D) + count("E", E), count("block_m", block_m, 1)
-    columns, lse = count("block_n", block_n, 1), count("lse_bytes", lse_bytes) * seqlen_q
+    lse = count("lse_bytes", lse_bytes) * seqlen_q
     keys = -(-seqlen_q // rows) * seqlen_k
     if causal:
         keys = 0
         for first in range(0, seqlen_q, rows):
-            visible = max(0, min(seqlen_q, first + rows) + seqlen_k - seqlen_q)
-            keys += min(seqlen_k, -(-visible // columns) * columns)
+            keys += max(0, min(seqlen_q, first + rows) + seqlen_k - seqlen_q)
     queries = seqlen_q * width * item + lse  # q and out
     least = queries + seqlen_k * width * item
     return AttentionTraffic(least + 4 * seqlen_q * seqlen_k * item, queries + keys * width * item, least)

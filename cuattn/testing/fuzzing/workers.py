@@ -11,8 +11,10 @@ import os
 import queue
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,19 @@ class Progress:
         return sum(self.coverage.cases.values())
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let processes that are started here not feel Ctrl-C: the parent is asked, and ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Worker:
     """One process, and the file in which it says what it is about to call."""
 
@@ -65,7 +80,8 @@ class _Worker:
         self.current = folder / f"current-{index}.json"
         arguments = (plan, index, self.current, results, known, os.getpid())
         self.process = context.Process(target=_work, args=arguments, daemon=True)
-        self.process.start()
+        with _without_interrupts():
+            self.process.start()
 
     def case(self) -> Case | None:
         """What it is calling, or called last."""
@@ -87,7 +103,7 @@ class _Worker:
         self.process.join()
 
 
-def fuzz(plan: Plan) -> Iterator[Progress]:
+def fuzz(plan: Plan) -> Generator[Progress]:
     """Fuzz in `plan.workers` processes, and yield how far it is: several times a second, and at each failure.
 
     Whoever stops to iterate, by an exception too, stops the processes.
@@ -165,7 +181,6 @@ def _dead(worker: _Worker, plan: Plan) -> Failure | None:
 
 def _work(plan: Plan, index: int, current: Path, results: Any, known: set[str], parent: int) -> None:
     """Fuzz in this process until the time is over."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("CUATTN_HOST_THREADS", str(max(1, cores // plan.workers)))
 
