@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cuattn.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from cuattn import compat, compile, errors, estimate, host, reference, testing
+    from cuattn import compat, compile, distributed, errors, estimate, host, reference, testing
     from cuattn.host.tensor_map import TensorMap
     from cuattn.kv.append import append_kv
     from cuattn.kv.caches.contiguous import KVCache
@@ -122,6 +122,7 @@ __all__ = [
     "differential_attention_backward",
     "differential_decode",
     "differential_lambda",
+    "distributed",
     "dropout_mask",
     "dual_chunk_attention",
     "dual_chunk_attention_backward",
@@ -246,7 +247,7 @@ _HOMES = {
     "vertical_slash_mask": "cuattn.ops.sparse.patterns",
 }
 _SUBMODULES = frozenset(
-    {"benchmark", "compat", "compile", "environment", "errors", "estimate", "host", "reference", "testing"}
+    {"benchmark", "compat", "compile", "distributed", "environment", "errors", "estimate", "host", "reference", "testing"}
 )
 
 if not TYPE_CHECKING:  # a checker of types takes a name that is not listed above for what it is: a mistake

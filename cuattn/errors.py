@@ -239,6 +239,38 @@ class StepError(CuattnError, RuntimeError):
     """A call out of order in a step of a cache: a layer appended twice or not at all, or a step that is over."""
 
 
+# --- several ranks ---------------------------------------------------------------------------------------------------
+
+
+class DistributedError(CuattnError, RuntimeError):
+    """Base of what goes wrong between the ranks of a group. The group is of no use afterwards."""
+
+
+class PeerError(DistributedError):
+    """Another rank has raised, or has left, in the middle of a call that takes all of them.
+
+    Attributes
+    ----------
+    rank : int
+        The rank that raised first, as far as is known here; -1 where it is not.
+    """
+
+    def __init__(self, message: str, *, rank: int = -1) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), self.args, self.__dict__)
+
+
+class GroupTimeoutError(DistributedError, TimeoutError):
+    """A rank has not come to a call within the timeout of its group: it is gone, late, or somewhere else."""
+
+
+class MismatchError(DistributedError, ArgumentError):
+    """Ranks have called with shapes, dtypes or options that do not fit each other. Nothing has been sent."""
+
+
 # --- warnings -------------------------------------------------------------------------------------------------------
 
 

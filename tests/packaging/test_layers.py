@@ -20,6 +20,7 @@ LAYERS = (
     ("cuattn.testing",),
     ("cuattn",),  # the public names
     ("cuattn.catalogue",),  # what every family says about itself
+    ("cuattn.distributed",),
     ("cuattn.kv", "cuattn.ops.differential", "cuattn.ops.dual_chunk"),
     ("cuattn.ops.decode", "cuattn.ops.linear", "cuattn.ops.sparse"),
     ("cuattn.ops.attention",),

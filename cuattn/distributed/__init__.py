@@ -1,0 +1,26 @@
+"""Attention over several GPUs: sequences and heads divided among ranks, by MPI, by NCCL, or among threads."""
+
+from cuattn.distributed.group import Group, Transfer
+from cuattn.distributed.mpi import MpiGroup
+from cuattn.distributed.nccl import NcclGroup
+from cuattn.distributed.partitions import partition, rope_positions, shard, unshard
+from cuattn.distributed.ring import ring_attention
+from cuattn.distributed.ring_gradients import ring_attention_backward
+from cuattn.distributed.threads import ThreadGroup
+from cuattn.distributed.traffic import Event, Traffic
+
+__all__ = [
+    "Event",
+    "Group",
+    "MpiGroup",
+    "NcclGroup",
+    "ThreadGroup",
+    "Traffic",
+    "Transfer",
+    "partition",
+    "ring_attention",
+    "ring_attention_backward",
+    "rope_positions",
+    "shard",
+    "unshard",
+]
