@@ -15,6 +15,7 @@ from cuattn.distributed.problem import RingProblem
 from cuattn.ops.attention.backward.dense import attention_backward
 from cuattn.ops.attention.backward.varlen import attention_varlen_backward
 from cuattn.ops.attention.dense import attention
+from cuattn.ops.attention.dropout import DropoutOrigin
 from cuattn.ops.attention.varlen import attention_varlen
 
 __all__ = ["Call", "attend", "calls", "gradients"]
@@ -36,13 +37,14 @@ class Call:
 
 def calls(problem: RingProblem, queries: Slot, keys: Slot) -> Iterator[Call]:
     """Yield the calls for two slots; none where no query sees a key."""
-    slopes = problem.of_rank.options.alibi_slopes
-    step = queries.strips[0].step if queries.strips else 1
-    if step > 1 or not problem.packed:
-        # the strips of all sequences lie alike, but for their lengths
-        ends = [Strip(slot.strips[0].start, slot.longest, step) for slot in (queries, keys)] if queries.strips else []
-        found = list(pieces(ends[0], ends[1], problem.bands[0], alibi=slopes is not None)) if ends else []
-        for piece in found:
+    if queries.sequence != keys.sequence or not queries.strips:
+        return
+    step = queries.strips[0].step
+    if step > 1 or len(queries.strips) == 1:
+        # striped, all sequences begin alike: the longest stands for them
+        longest = [Strip(slot.strips[0].start, slot.longest, step) for slot in (queries, keys)]
+        alibi = problem.of_rank.options.alibi_slopes is not None
+        for piece in pieces(longest[0], longest[1], problem.bands[queries.sequence or 0], alibi=alibi):
             yield _call(problem, queries, keys, piece, piece.diagonal)
         return
     diagonals, seen = [], None
@@ -58,14 +60,18 @@ def _call(problem: RingProblem, queries: Slot, keys: Slot, piece: Piece, diagona
     if piece.window != (None, None):
         options["window"] = piece.window
     shift, slopes = None, problem.of_rank.options.alibi_slopes
-    if options.get("window") is not None or slopes is not None:
-        options["diagonal_offset"] = diagonal
     if slopes is not None:
         with problem.executor.on_device():
-            slopes = slopes if problem.of_rank.extents.batch > 1 and slopes.shape[0] > 1 else slopes[0]
+            slopes = slopes[0] if len(slopes) == 1 else slopes if queries.sequence is None else slopes[queries.sequence]
             options["alibi_slopes"] = slopes * piece.slope_factor if piece.slope_factor != 1 else slopes
             if piece.slope_shift:
                 shift = _of_rows(problem, slopes * piece.slope_shift, queries)
+    if len(options) > len(problem.numbers):
+        options["diagonal_offset"] = diagonal
+    if problem.dropout:
+        first, other = queries.strips[0], keys.strips[0]
+        place = queries.sequence or 0, problem.first_head, first.start, other.start, problem.num_heads, first.step
+        options |= problem.dropout | {"dropout_origin": DropoutOrigin(*place)}
     return Call(queries, keys, options, shift)
 
 
@@ -75,16 +81,19 @@ def _of_rows(problem: RingProblem, of_heads: Any, queries: Slot) -> Any:
         return of_heads[:, None]
     if not problem.packed:
         return of_heads[:, :, None]
-    return problem.executor.xp.repeat(of_heads.T, problem.executor.xp.asarray(queries.counts), axis=1)
+    return problem.executor.xp.repeat(of_heads.T, list(queries.counts), axis=1)
 
 
 def attend(problem: RingProblem, call: Call, q: Any, k: Any, v: Any, out: Any) -> Any:
     """Write the attention of a call to ``out``, and return its lse. Arrays are those of the two slots."""
-    options: dict[str, Any] = {**call.options, "out": out, "return_lse": True}
-    if problem.packed:
-        _, lse = attention_varlen(q, k, v, *_sequences(call), **options)
+    options: dict[str, Any] = {**call.options, "return_lse": True}
+    if call.queries.sequence is not None:
+        _, lse = attention(q[None], k[None], v[None], out=out[None], **options)
+        lse = lse[0]
+    elif problem.packed:
+        _, lse = attention_varlen(q, k, v, *_sequences(call), out=out, **options)
     else:
-        _, lse = attention(q, k, v, **options)
+        _, lse = attention(q, k, v, out=out, **options)
     if call.lse_shift is not None:
         with problem.executor.on_device():
             lse -= call.lse_shift
@@ -107,10 +116,15 @@ def gradients(
     if call.lse_shift is not None:
         with problem.executor.on_device():
             lse = lse + call.lse_shift
-    make: Any = attention_varlen_backward if problem.packed else attention_backward
-    boundaries = _sequences(call) if problem.packed else ()
-    options = {**call.options, "dlse": dlse, "deterministic": deterministic}
-    make(dout, q, k, v, out, lse, *boundaries, **options, **targets)
+    options: dict[str, Any] = {**call.options, "deterministic": deterministic}
+    if call.queries.sequence is not None:
+        whole = (x[None] for x in (dout, q, k, v, out, lse))
+        targets = {name: x[None] for name, x in targets.items()}
+        attention_backward(*whole, dlse=None if dlse is None else dlse[None], **targets, **options)
+    elif problem.packed:
+        attention_varlen_backward(dout, q, k, v, out, lse, *_sequences(call), dlse=dlse, **targets, **options)
+    else:
+        attention_backward(dout, q, k, v, out, lse, dlse=dlse, **targets, **options)
 
 
 def _sequences(call: Call) -> tuple[Any, Any]:

@@ -19,11 +19,12 @@ __all__ = ["Layout", "Slot", "layout"]
 
 
 class Slot(NamedTuple):
-    """Tokens ``first`` to ``end`` of a rank: a strip of each sequence."""
+    """Tokens ``first`` to ``end`` of a rank: a strip of each sequence, or that of the one with number ``sequence``."""
 
     first: int
     end: int
     strips: tuple[Strip, ...]
+    sequence: int | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -32,6 +33,14 @@ class Slot(NamedTuple):
     @property
     def cu_seqlens(self) -> NDArray[np.int32]:
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)]).astype(np.int32)
+
+    def one_by_one(self) -> tuple[Slot, ...]:
+        """Return the strips of the sequences as slots of their own."""
+        ends = self.first + np.cumsum(self.counts, dtype=np.int64)
+        return tuple(
+            Slot(int(end) - strip.length, int(end), (strip,), number)
+            for number, (end, strip) in enumerate(zip(ends, self.strips, strict=True))
+        )
 
     @property
     def longest(self) -> int:
@@ -51,7 +60,7 @@ def layout(lengths: tuple[int, ...], rank: int, size: int, kind: str) -> Layout:
     """Return what a rank holds of sequences of these lengths.
 
     >>> layout((4, 8), 0, 2, "zigzag").slots[1]
-    Slot(first=3, end=6, strips=(Strip(start=3, length=1, step=1), Strip(start=6, length=2, step=1)))
+    Slot(first=3, end=6, strips=(Strip(start=3, length=1, step=1), Strip(start=6, length=2, step=1)), sequence=None)
     >>> layout((4, 8), 0, 2, "zigzag").order.tolist()
     [0, 2, 3, 1, 4, 5]
     """

@@ -54,8 +54,8 @@ class RingProblem:
         The tokens of this rank as one attention, for its extents and options.
     lengths_q, lengths_k : tuple of int
         Of the sequences of all ranks together; of dense arrays one.
-    numbers : dict
-        Options that are the same for every piece.
+    numbers, dropout : dict
+        Options that are the same for every piece; those of dropout also need its place in the whole.
     """
 
     group: Group
@@ -65,6 +65,9 @@ class RingProblem:
     lengths_k: tuple[int, ...]
     packed: bool
     numbers: dict[str, Any]
+    dropout: dict[str, Any]  # the keywords of dropout; empty without
+    first_head: int = 0  # of the heads of the mask of dropout
+    num_heads: int | None = None  # of that mask; those of q where None
     bands: tuple[Band, ...] = field(init=False)  # of each sequence
 
     def __post_init__(self) -> None:
@@ -89,10 +92,17 @@ class RingProblem:
 
     @property
     def queries(self) -> Layout:
-        return layout(self.lengths_q, self.group.rank, self.group.size, self.kind)
+        return self._layout(self.lengths_q, self.group.rank)
 
     def keys(self, rank: int) -> Layout:
-        return layout(self.lengths_k, rank, self.group.size, self.kind)
+        return self._layout(self.lengths_k, rank)
+
+    def _layout(self, lengths: tuple[int, ...], rank: int) -> Layout:
+        found = layout(lengths, rank, self.group.size, self.kind)
+        if not (self.packed and self.dropout):
+            return found
+        # a call of dropout has one place in the whole: packed sequences have one each
+        return found._replace(slots=tuple(part for slot in found.slots for part in slot.one_by_one()))
 
     def shapes_of_keys(self) -> list[list[tuple[int, ...]]]:
         """Return the shapes of the keys and of the values of each rank."""
@@ -145,6 +155,7 @@ def check_ring(
     cu_seqlens: Any,
     overlap: Any,
     extra: Mapping[str, Any] | None = None,
+    heads: tuple[int, int | None] = (0, None),
     **options: Any,
 ) -> RingProblem:
     """Make every check of a call, and agree with all ranks. Raises as documented at `ring_attention`."""
@@ -156,7 +167,10 @@ def check_ring(
         lengths = None if cu_seqlens is None else tuple(np.diff(check_cu_seqlens(cu_seqlens)).tolist())
         problem = _check_rank(q, k, v, lengths, options)
         numbers = {name: options[name] for name in ("scale", "softcap", "precision")}
-        return RingProblem(group, problem, partition, lengths or (), lengths or (), lengths is not None, numbers)
+        dropout = {name: x for name, x in options.items() if name.startswith("dropout_")}
+        dropout = dropout if problem.options.dropout is not None else {}
+        lengths_of = (lengths or (),) * 2
+        return RingProblem(group, problem, partition, *lengths_of, lengths is not None, numbers, dropout, *heads)
 
     def described(problem: RingProblem) -> tuple[dict[str, Any], Any]:
         extents = problem.of_rank.extents
