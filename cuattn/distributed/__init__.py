@@ -8,6 +8,7 @@ from cuattn.distributed.ring import ring_attention
 from cuattn.distributed.ring_gradients import ring_attention_backward
 from cuattn.distributed.threads import ThreadGroup
 from cuattn.distributed.traffic import Event, Traffic
+from cuattn.distributed.ulysses import ulysses_attention, ulysses_attention_backward
 
 __all__ = [
     "Event",
@@ -22,5 +23,7 @@ __all__ = [
     "ring_attention_backward",
     "rope_positions",
     "shard",
+    "ulysses_attention",
+    "ulysses_attention_backward",
     "unshard",
 ]

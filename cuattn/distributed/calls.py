@@ -117,15 +117,16 @@ def gradients(
         with problem.executor.on_device():
             lse = lse + call.lse_shift
     options: dict[str, Any] = {**call.options, "deterministic": deterministic}
+    options |= {"dlse": dlse, **targets}
     if call.queries.sequence is not None:
-        whole = (x[None] for x in (dout, q, k, v, out, lse))
-        targets = {name: x[None] for name, x in targets.items()}
-        attention_backward(*whole, dlse=None if dlse is None else dlse[None], **targets, **options)
+        options |= {name: None if x is None else x[None] for name, x in (("dlse", dlse), *targets.items())}
+        attention_backward(dout[None], q[None], k[None], v[None], out[None], lse[None], **options)
     elif problem.packed:
-        attention_varlen_backward(dout, q, k, v, out, lse, *_sequences(call), dlse=dlse, **targets, **options)
+        attention_varlen_backward(dout, q, k, v, out, lse, *_sequences(call), **options)
     else:
-        attention_backward(dout, q, k, v, out, lse, dlse=dlse, **targets, **options)
+        attention_backward(dout, q, k, v, out, lse, **options)
 
 
 def _sequences(call: Call) -> tuple[Any, Any]:
+    """Return the boundaries of the sequences of two slots."""
     return call.queries.cu_seqlens, call.keys.cu_seqlens

@@ -37,10 +37,7 @@ def to_heads(executor: Executor, group: Group, arrays: Sequence[Divided]) -> lis
     with executor.on_device():
         send = [[x.array[..., x.heads[rank], :] for x in arrays] for rank in range(group.size)]
         shapes = [
-            [
-                _shape(x, len(x.places[rank]), x.heads[group.rank].stop - x.heads[group.rank].start)
-                for x in arrays
-            ]
+            [_shape(x, len(x.places[rank]), x.heads[group.rank].stop - x.heads[group.rank].start) for x in arrays]
             for rank in range(group.size)
         ]
     received = _exchange(executor, group, send, shapes, arrays)
@@ -61,9 +58,7 @@ def to_tokens(executor: Executor, group: Group, arrays: Sequence[Divided], num_h
     ``num_heads``: of the wholes. Where several ranks have one head, their arrays are added, in the order of ranks.
     """
     with executor.on_device():
-        send = [
-            [x.array[..., _index(executor, x.places[rank]), :, :] for x in arrays] for rank in range(group.size)
-        ]
+        send = [[x.array[..., _index(executor, x.places[rank]), :, :] for x in arrays] for rank in range(group.size)]
     shapes = [
         [_shape(x, len(x.places[group.rank]), x.heads[rank].stop - x.heads[rank].start) for x in arrays]
         for rank in range(group.size)

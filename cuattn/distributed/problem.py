@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cuattn.distributed.agreement import agree_checked
 from cuattn.distributed.group import Group
@@ -24,17 +25,16 @@ from cuattn.runtime.executor import Executor
 from cuattn.scalars import check_flag, choice
 from cuattn.typing import Causal, Precision
 
-__all__ = ["DistributedOptions", "RingProblem", "check_group", "check_ring"]
-
-_OPERATION = Operation("ring_attention", "gradients")
+__all__ = ["DistributedOptions", "RingProblem", "check_group", "check_ring", "check_saved", "with_defaults"]
 
 
 class DistributedOptions(TypedDict, total=False):
-    """Keywords of attention that a ring takes: with the meaning that they have for the whole sequence."""
+    """Keywords of attention, with the meaning that they have for the whole sequence and all heads."""
 
     scale: float | None
     causal: Causal
     window: tuple[int | None, int | None] | None
+    chunk: int | None
     softcap: float | None
     alibi_slopes: Any
     sinks: Any
@@ -42,6 +42,19 @@ class DistributedOptions(TypedDict, total=False):
     dropout_seed: int
     dropout_offset: int
     precision: Precision | None
+
+
+_OPERATION = Operation("ring_attention", "gradients")
+_DEFAULTS: dict[str, Any] = {name: _OPERATION.defaults[name] for name in DistributedOptions.__annotations__}
+_DEFAULTS["causal"] = True
+
+
+def with_defaults(call: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a call, of which some are given; raises `TypeError` for a keyword that is none of them."""
+    for name in options:
+        if name not in _DEFAULTS:
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+    return {**_DEFAULTS, **options}
 
 
 @dataclass
@@ -103,6 +116,10 @@ class RingProblem:
             return found
         # a call of dropout has one place in the whole: packed sequences have one each
         return found._replace(slots=tuple(part for slot in found.slots for part in slot.one_by_one()))
+
+    def boundaries(self, lengths: tuple[int, ...]) -> NDArray[np.int32]:
+        """Return where packed sequences of these lengths begin and end."""
+        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
 
     def shapes_of_keys(self) -> list[list[tuple[int, ...]]]:
         """Return the shapes of the keys and of the values of each rank."""
@@ -192,6 +209,27 @@ def check_ring(
                 f"partition {partition!r}"
             )
     return problem
+
+
+def check_saved(problem: RingProblem, call: str, **saved: Any) -> dict[str, Any]:
+    """Return what forward returned, and gradients of it, as arrays of the executor; all ranks raise if one does."""
+
+    def check() -> dict[str, Any]:
+        return {name: None if x is None and name == "dlse" else _saved(problem, name, x) for name, x in saved.items()}
+
+    return agree_checked(problem.group, call, check, lambda _: ({}, None))[0]
+
+
+def _saved(problem: RingProblem, name: str, x: Any) -> Any:
+    extents, of_lse = problem.of_rank.extents, name in ("lse", "dlse")
+    shape = extents.lse_shape if of_lse else extents.out_shape
+    dtype = problem.accumulator if of_lse else problem.of_rank.dtype
+    x = problem.executor.asarray(name, x)
+    if tuple(x.shape) != shape:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; {shape} is needed for these q, k and v")
+    if x.dtype != dtype:
+        raise DTypeError(f"{name} has dtype {x.dtype}; {np.dtype(dtype)} is needed")
+    return x
 
 
 def _check_rank(q: Any, k: Any, v: Any, lengths: tuple[int, ...] | None, options: Mapping[str, Any]) -> Problem:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from cuattn.distributed.agreement import agree_checked
 from cuattn.distributed.calls import calls, gradients
 from cuattn.distributed.group import Group
 from cuattn.distributed.partitions import Partition
-from cuattn.distributed.problem import RingProblem, check_ring
+from cuattn.distributed.problem import RingProblem, check_ring, check_saved
 from cuattn.distributed.ring import keys_and_values
 from cuattn.distributed.rotation import Rotation
-from cuattn.errors import DTypeError, ShapeError
+from cuattn.distributed.sinks import sink_gradients
 from cuattn.ops.attention.backward.problem import AttentionGrads
 from cuattn.typing import ArrayT, Causal, Precision
 
@@ -118,33 +115,9 @@ def ring_attention_backward(
         dropout_offset=dropout_offset,
         precision=precision,
     )
-    saved, _ = agree_checked(
-        group,
-        "ring_attention_backward",
-        lambda: _check_saved(problem, {"dout": dout, "out": out, "lse": lse, "dlse": dlse}),
-        lambda _: ({}, None),
-    )
+    saved = check_saved(problem, "ring_attention_backward", dout=dout, out=out, lse=lse, dlse=dlse)
     with group.together():
         return _backward(problem, saved, overlap=overlap, deterministic=deterministic)
-
-
-def _check_saved(problem: RingProblem, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return what forward returned, and the gradients of it, as arrays of the executor."""
-    extents = problem.of_rank.extents
-    found: dict[str, Any] = {}
-    for name, x in saved.items():
-        if x is None and name == "dlse":
-            found[name] = None
-            continue
-        of_lse = name in ("lse", "dlse")
-        shape = extents.lse_shape if of_lse else extents.out_shape
-        dtype = problem.accumulator if of_lse else problem.of_rank.dtype
-        x = found[name] = problem.executor.asarray(name, x)
-        if tuple(x.shape) != shape:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}; {shape} is needed for these q, k and v")
-        if x.dtype != dtype:
-            raise DTypeError(f"{name} has dtype {x.dtype}; {np.dtype(dtype)} is needed")
-    return found
 
 
 def _backward(
@@ -199,7 +172,7 @@ def _backward(
     with executor.on_device():
         found = [problem.as_given(dq, layout), *(problem.as_given(x, own) for x in sums.arrays())]
         dq, dk, dv = (x.astype(problem.of_rank.dtype) for x in found)
-    return AttentionGrads(dq, dk, dv, None, _dsinks(problem, saved))
+    return AttentionGrads(dq, dk, dv, None, sink_gradients(problem, saved))
 
 
 def _pass_on(problem: RingProblem, sums: Rotation, parts: tuple[Any, Any]) -> None:
@@ -215,21 +188,3 @@ def _pass_on(problem: RingProblem, sums: Rotation, parts: tuple[Any, Any]) -> No
                 total += part
     if problem.group.size > 1:
         sums.start()
-
-
-def _dsinks(problem: RingProblem, saved: dict[str, Any]) -> Any:
-    """Return the gradient of the sinks: -Σ e^(sink - lse) Δ over the queries of all ranks."""
-    sinks = problem.of_rank.options.sinks
-    if sinks is None:
-        return None
-    executor, real = problem.executor, problem.accumulator
-    with executor.on_device(), np.errstate(all="ignore"):
-        xp = executor.xp
-        rows = xp.moveaxis((saved["dout"].astype(real) * saved["out"].astype(real)).sum(axis=-1), -1, -2)
-        lse = saved["lse"]
-        if saved["dlse"] is not None:
-            rows = rows - saved["dlse"]
-        weights = xp.where(lse == -xp.inf, 0, xp.exp(sinks[:, None] - lse))
-        terms = -(weights * rows)
-        terms = xp.ascontiguousarray(terms.sum(axis=-1) if problem.packed else terms.sum(axis=(0, 2)))
-    return problem.group.all_reduce(terms)

@@ -22,6 +22,7 @@ CASES = {
     "open": (33, 50, {"alibi_slopes": BOTH_SLOPES, "causal": False, "softcap": 3.0, "scale": 0.3}),
     "top": (50, 33, {"alibi_slopes": SLOPES, "causal": "top_left", "window": (20, None)}),
     "empty": (50, 20, {"sinks": SLOPES}),  # the first queries see nothing but the sink
+    "dropout": (50, 50, {"dropout_p": 0.3, "dropout_seed": 2**40 + 7, "dropout_offset": 3}),
 }
 
 
@@ -38,7 +39,7 @@ def test_against_the_reference(executor, kind, case, size):
 
 
 @KINDS
-@pytest.mark.parametrize("case", ["causal", "window", "open"])
+@pytest.mark.parametrize("case", ["window", "open", "dropout"])
 def test_packed_sequences(executor, kind, case):
     options = {"causal": True, **CASES[case][2]}
     if case == "open":

@@ -11,6 +11,8 @@ from cuattn.distributed import (
     ring_attention,
     ring_attention_backward,
     shard,
+    ulysses_attention,
+    ulysses_attention_backward,
     unshard,
 )
 
@@ -57,8 +59,17 @@ def on_ranks(size, function, *arguments, timeout=TIMEOUT):
     return ThreadGroup.run(size, function, *arguments, timeout=timeout)
 
 
-def ring(executor, size, q, k, v, dout=None, dlse=None, *, partition="zigzag", cu_seqlens=None, **options):
-    """Ring attention of whole arrays, and gradients with a dout: as one device would return them."""
+METHODS = {
+    "ring": (ring_attention, ring_attention_backward),
+    "ulysses": (ulysses_attention, ulysses_attention_backward),
+}
+
+
+def ring(
+    executor, size, q, k, v, dout=None, dlse=None, *, partition="zigzag", cu_seqlens=None, method="ring", **options
+):
+    """Ring attention (or another method) of whole arrays, and gradients with a dout: as one device returns them."""
+    attend, differentiate = METHODS[method]
     q, k, v, dout, dlse = (None if x is None else executor.array(x) for x in (q, k, v, dout, dlse))
     axis = 1 if cu_seqlens is None else 0
     where = {"partition": partition, "cu_seqlens": cu_seqlens}
@@ -72,13 +83,13 @@ def ring(executor, size, q, k, v, dout=None, dlse=None, *, partition="zigzag", c
 
         parts = [own(x) for x in (q, k, v)]
         group.traffic.reset()
-        out, lse = ring_attention(*parts, group, return_lse=True, **where, **options)
+        out, lse = attend(*parts, group, return_lse=True, **where, **options)
         sent = group.traffic.bytes
         if dout is None:
             return Results(whole(out), whole(lse, -1), bytes=(sent, 0))
         group.traffic.reset()
         arguments = (own(dout), *parts, out, lse, group)
-        grads = ring_attention_backward(*arguments, dlse=own(dlse, -1), **where, **options)
+        grads = differentiate(*arguments, dlse=own(dlse, -1), **where, **options)
         sent_back = group.traffic.bytes
         found = [whole(out), whole(lse, -1), whole(grads.dq), whole(grads.dk), whole(grads.dv)]
         dsinks = None if grads.dsinks is None else executor.numpy(grads.dsinks)
