@@ -16,7 +16,7 @@ import numpy as np
 from cuattn.distributed.group import Group, describe
 from cuattn.errors import MismatchError, PeerError
 
-__all__ = ["agree", "agree_checked", "digest"]
+__all__ = ["agree", "agree_checked", "digest", "refuse"]
 
 Result = TypeVar("Result")
 
@@ -63,10 +63,15 @@ def agree_checked(
         result = check()
         common, own = described(result)
     except Exception as error:
-        if group.checked and group.size > 1:
-            group.gather_control(json.dumps({"error": describe(error)}).encode())
+        refuse(group, error)
         raise
     return result, agree(group, call, common, own)
+
+
+def refuse(group: Group, error: Exception) -> None:
+    """Say, in place of an agreement, that this rank raises; all others do too."""
+    if group.checked and group.size > 1:
+        group.gather_control(json.dumps({"error": describe(error)}).encode())
 
 
 def _raise_others_errors(said: list[Any]) -> None:

@@ -12,12 +12,14 @@ that share one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cuattn.ops.attention.dropout import DropoutOrigin
+from cuattn.ops.attention.options import Options
 
-__all__ = ["Heads", "of_heads", "runs", "split_heads"]
+__all__ = ["Heads", "arrays_of", "of_heads", "runs", "split_heads"]
 
 
 class Heads(NamedTuple):
@@ -65,17 +67,24 @@ def runs(own: Heads, shared: int) -> tuple[Heads, ...]:
     return tuple(found)
 
 
-def of_heads(options: dict[str, Any], own: Heads, run: Heads, num_heads: int) -> dict[str, Any]:
-    """Return the options of the whole call for one run of the heads of a rank."""
+def arrays_of(given: Mapping[str, Any], checked: Options) -> dict[str, Any]:
+    """Return the options that a call has, slopes and sinks as arrays: what `of_heads` takes a part of."""
+    options = {name: x for name, x in given.items() if x is not None}
+    for name in ("alibi_slopes", "sinks"):
+        if name in options:
+            options[name] = getattr(checked, name)
+    if len(options.get("alibi_slopes", ())) == 1:
+        options["alibi_slopes"] = options["alibi_slopes"][0]
+    return options
+
+
+def of_heads(options: Mapping[str, Any], own: Heads, run: Heads, num_heads: int) -> dict[str, Any]:
+    """Return the options of the whole call, with ``num_heads``, for one run of the heads of a rank."""
     heads = slice(own.first + run.first, own.first + run.end)
     found = dict(options)
     for name in ("alibi_slopes", "sinks"):
-        if options.get(name) is not None:
+        if name in options:
             found[name] = options[name][..., heads]
-    for name in ("bias", "mask"):
-        x = options.get(name)
-        if x is not None and x.ndim > 2 and x.shape[-3] > 1:
-            found[name] = x[..., heads, :, :]
     if options.get("dropout_p"):
         found["dropout_origin"] = DropoutOrigin(0, heads.start, 0, 0, num_heads)
     return found

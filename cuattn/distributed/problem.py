@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -25,7 +25,15 @@ from cuattn.runtime.executor import Executor
 from cuattn.scalars import check_flag, choice
 from cuattn.typing import Causal, Precision
 
-__all__ = ["DistributedOptions", "RingProblem", "check_group", "check_ring", "check_saved", "with_defaults"]
+__all__ = [
+    "DistributedOptions",
+    "RingProblem",
+    "check_group",
+    "check_rank",
+    "check_ring",
+    "check_saved",
+    "with_defaults",
+]
 
 
 class DistributedOptions(TypedDict, total=False):
@@ -182,7 +190,7 @@ def check_ring(
         choice("partition", partition, PARTITIONS)
         check_flag("overlap", overlap)
         lengths = None if cu_seqlens is None else tuple(np.diff(check_cu_seqlens(cu_seqlens)).tolist())
-        problem = _check_rank(q, k, v, lengths, options)
+        problem = check_rank(q, k, v, lengths, options)
         numbers = {name: options[name] for name in ("scale", "softcap", "precision")}
         dropout = {name: x for name, x in options.items() if name.startswith("dropout_")}
         dropout = dropout if problem.options.dropout is not None else {}
@@ -211,20 +219,30 @@ def check_ring(
     return problem
 
 
-def check_saved(problem: RingProblem, call: str, **saved: Any) -> dict[str, Any]:
-    """Return what forward returned, and gradients of it, as arrays of the executor; all ranks raise if one does."""
+def check_saved(
+    of_rank: Problem, group: Group, call: str, *, own_heads: int | None = None, **saved: Any
+) -> dict[str, Any]:
+    """Return what forward returned, and gradients of it, as arrays of the executor; all ranks raise if one does.
+
+    ``own_heads``: what the arrays have of the heads of the problem.
+    """
 
     def check() -> dict[str, Any]:
-        return {name: None if x is None and name == "dlse" else _saved(problem, name, x) for name, x in saved.items()}
+        return {
+            name: None if x is None and name == "dlse" else _saved(of_rank, own_heads, name, x)
+            for name, x in saved.items()
+        }
 
-    return agree_checked(problem.group, call, check, lambda _: ({}, None))[0]
+    return agree_checked(group, call, check, lambda _: ({}, None))[0]
 
 
-def _saved(problem: RingProblem, name: str, x: Any) -> Any:
-    extents, of_lse = problem.of_rank.extents, name in ("lse", "dlse")
+def _saved(of_rank: Problem, own_heads: int | None, name: str, x: Any) -> Any:
+    extents, of_lse = of_rank.extents, name in ("lse", "dlse")
+    if own_heads is not None:
+        extents = replace(extents, num_heads=own_heads)
     shape = extents.lse_shape if of_lse else extents.out_shape
-    dtype = problem.accumulator if of_lse else problem.of_rank.dtype
-    x = problem.executor.asarray(name, x)
+    dtype = of_rank.accumulator if of_lse else of_rank.dtype
+    x = of_rank.executor.asarray(name, x)
     if tuple(x.shape) != shape:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}; {shape} is needed for these q, k and v")
     if x.dtype != dtype:
@@ -232,7 +250,7 @@ def _saved(problem: RingProblem, name: str, x: Any) -> Any:
     return x
 
 
-def _check_rank(q: Any, k: Any, v: Any, lengths: tuple[int, ...] | None, options: Mapping[str, Any]) -> Problem:
+def check_rank(q: Any, k: Any, v: Any, lengths: tuple[int, ...] | None, options: Mapping[str, Any]) -> Problem:
     """Check the tokens of this rank as one attention."""
     executor = arguments.executor_of(q, k, v, None, {})
     q, k, v = executor.asarray("q", q), executor.asarray("k", k), executor.asarray("v", v)

@@ -18,7 +18,7 @@ from cuattn.distributed.sinks import sink_gradients
 from cuattn.ops.attention.backward.problem import AttentionGrads
 from cuattn.typing import ArrayT, Causal, Precision
 
-__all__ = ["ring_attention_backward"]
+__all__ = ["backward", "ring_attention_backward"]
 
 
 def ring_attention_backward(
@@ -115,14 +115,18 @@ def ring_attention_backward(
         dropout_offset=dropout_offset,
         precision=precision,
     )
-    saved = check_saved(problem, "ring_attention_backward", dout=dout, out=out, lse=lse, dlse=dlse)
+    saved = check_saved(problem.of_rank, group, "ring_attention_backward", dout=dout, out=out, lse=lse, dlse=dlse)
     with group.together():
-        return _backward(problem, saved, overlap=overlap, deterministic=deterministic)
+        dq, dk, dv = backward(problem, saved, overlap=overlap, deterministic=deterministic)
+        with problem.executor.on_device():
+            dq, dk, dv = (x.astype(problem.of_rank.dtype, copy=False) for x in (dq, dk, dv))
+        return AttentionGrads(dq, dk, dv, None, sink_gradients(problem.of_rank, saved, group))
 
 
-def _backward(
+def backward(
     problem: RingProblem, saved: dict[str, Any], *, overlap: bool, deterministic: bool
-) -> AttentionGrads[Any]:
+) -> tuple[Any, Any, Any]:
+    """Return dq, dk and dv of this rank's tokens, of the accumulator's type."""
     executor, group, layout = problem.executor, problem.group, problem.queries
     q, dout, out = (problem.by_slots(x, layout) for x in (problem.of_rank.q, saved["dout"], saved["out"]))
     lse, dlse = (problem.lse_by_slots(saved[name], layout) for name in ("lse", "dlse"))
@@ -170,9 +174,8 @@ def _backward(
         sums.finish()  # the last hop brings the sums home
     own = problem.keys(group.rank)
     with executor.on_device():
-        found = [problem.as_given(dq, layout), *(problem.as_given(x, own) for x in sums.arrays())]
-        dq, dk, dv = (x.astype(problem.of_rank.dtype) for x in found)
-    return AttentionGrads(dq, dk, dv, None, sink_gradients(problem, saved))
+        dk, dv = (problem.as_given(x, own) for x in sums.arrays())
+    return problem.as_given(dq, layout), dk, dv
 
 
 def _pass_on(problem: RingProblem, sums: Rotation, parts: tuple[Any, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from cuattn.distributed.group import Group
 from cuattn.distributed.head_exchange import HeadExchange
-from cuattn.distributed.heads import Heads, of_heads
+from cuattn.distributed.heads import Heads, arrays_of, of_heads
 from cuattn.distributed.partitions import Partition, positions_of
 from cuattn.distributed.problem import DistributedOptions, RingProblem, check_ring, check_saved, with_defaults
 from cuattn.distributed.sinks import sink_gradients
@@ -165,7 +165,7 @@ def ulysses_attention_backward(
     where = {"partition": partition, "cu_seqlens": cu_seqlens, "overlap": True}
     common = {"dlse": dlse is not None, "deterministic": deterministic}
     problem = check_ring("ulysses_attention_backward", q, k, v, group, extra=common, **where, **given)
-    saved = check_saved(problem, "ulysses_attention_backward", dout=dout, out=out, lse=lse, dlse=dlse)
+    saved = check_saved(problem.of_rank, group, "ulysses_attention_backward", dout=dout, out=out, lse=lse, dlse=dlse)
     exchange, boundaries, of_call = _parts(problem, given)
 
     def differentiate(run: Heads, saved: tuple[Any, ...], targets: tuple[Any, ...]) -> None:
@@ -182,7 +182,7 @@ def ulysses_attention_backward(
         found = exchange.backward(arrays, differentiate, partials=partials)
         with problem.executor.on_device():
             dq, dk, dv = (x.astype(call.dtype, copy=False) for x in found)
-        return AttentionGrads(dq, dk, dv, None, sink_gradients(problem, saved))
+        return AttentionGrads(dq, dk, dv, None, sink_gradients(problem.of_rank, saved, group))
 
 
 def _parts(problem: RingProblem, given: dict[str, Any]) -> tuple[HeadExchange, tuple[Any, ...], dict[str, Any]]:
@@ -194,14 +194,8 @@ def _parts(problem: RingProblem, given: dict[str, Any]) -> tuple[HeadExchange, t
         for of in lengths
     ]
     exchange = HeadExchange(problem.executor, group, call.extents.num_heads, call.extents.num_kv_heads, *places)
-    options = {name: x for name, x in given.items() if x is not None}
-    for name in ("alibi_slopes", "sinks"):
-        if name in options:  # as arrays, of which a rank takes a part
-            options[name] = getattr(call.options, name)
-    if "alibi_slopes" in options and len(options["alibi_slopes"]) == 1:
-        options["alibi_slopes"] = options["alibi_slopes"][0]
     boundaries = (_boundaries(problem, lengths[0]),) * 2 if problem.packed else ()
-    return exchange, boundaries, options
+    return exchange, boundaries, arrays_of(given, call.options)
 
 
 def _boundaries(problem: RingProblem, lengths: tuple[int, ...]) -> Any:
