@@ -93,7 +93,9 @@ class NcclGroup(Group):
         gathered = self._xp.empty((self.size, x.size), np.uint8)
         with self._on_stream(x, gathered) as done:
             if x.size:
-                self._communicator.allGather(x.data.ptr, gathered.data.ptr, x.size, self._byte, self._stream.ptr)
+                self._communicator.allGather(
+                    self._pointer(x), self._pointer(gathered), x.size, self._byte, self._stream.ptr
+                )
         self._xp.cuda.get_current_stream().wait_event(done[0])
         return gathered
 
@@ -106,7 +108,8 @@ class NcclGroup(Group):
         with self._on_stream(x, total) as done:
             if x.size:
                 how = nccl.NCCL_SUM if op == "sum" else nccl.NCCL_MAX
-                self._communicator.allReduce(x.data.ptr, total.data.ptr, x.size, kind, how, self._stream.ptr)
+                pointers = self._pointer(x), self._pointer(total)
+                self._communicator.allReduce(pointers[0], pointers[1], x.size, kind, how, self._stream.ptr)
         self._xp.cuda.get_current_stream().wait_event(done[0])
         return total
 
@@ -153,7 +156,10 @@ class NcclGroup(Group):
         return int(self._nccl.NCCL_UINT8)
 
     def _message(self, x: Any) -> tuple[int, int, int]:
-        return x.data.ptr, x.size, self._byte
+        return self._pointer(x), x.size, self._byte
+
+    def _pointer(self, x: Any) -> int:
+        return int(x.data.ptr)
 
     def _device(self, x: Any) -> Any:
         return self._xp.asarray(x)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from distributed_calls import SLOPES, on_ranks, ring, tensors
 
 import cuattn
+from cuattn import reference
 from cuattn.distributed import ring_attention, shard
 from cuattn.distributed.partitions import PARTITIONS
 from cuattn.errors import ArgumentError, DTypeError, MismatchError, PeerError, ShapeError
@@ -67,6 +69,26 @@ def test_float64(executor):
     got = ring(executor, 2, q, k, v, dout, dlse, alibi_slopes=SLOPES)
     assert_attention_close(got.out, q, k, v, lse=got.lse, causal=True, alibi_slopes=SLOPES)
     assert_gradients_close(got, dout, q, k, v, got.out, got.lse, dlse=dlse, causal=True, alibi_slopes=SLOPES)
+
+
+@pytest.mark.parametrize("method", ["ring", "ulysses"])
+def test_error_of_eight_ranks_in_bfloat16(executor, method):
+    """Parts in float32, rounded once: at most 1.25 times the error of one device, by the mean and by the worst."""
+    arrays = tensors(dtype=ml_dtypes.bfloat16, batch=1, seqlen_q=200)
+    q, k, v, dout, dlse = arrays
+    got = ring(executor, 8, *arrays, method=method)
+    assert_attention_close(got.out, q, k, v, lse=got.lse, causal=True)
+    assert_gradients_close(got, dout, q, k, v, got.out, got.lse, dlse=dlse, causal=True)
+    on_device = [executor.array(x) for x in arrays]
+    out, lse = cuattn.attention(*on_device[:3], causal=True, return_lse=True)
+    one = [out, *cuattn.attention_backward(on_device[3], *on_device[:3], out, lse, dlse=on_device[4], causal=True)[:3]]
+    exact = [x.astype(np.float64) for x in arrays]
+    of_exact = reference.attention(*exact[:3], causal=True)
+    wanted = reference.attention_backward(exact[3], *exact[:3], *of_exact, dlse=exact[4], causal=True)
+    for x, y, z in zip(got[:1] + got[2:5], one, (of_exact[0], wanted.dq, wanted.dk, wanted.dv), strict=True):
+        errors = [np.abs(part.astype(np.float64) - z) for part in (x, executor.numpy(y))]
+        assert np.sqrt((errors[0] ** 2).mean()) <= 1.25 * np.sqrt((errors[1] ** 2).mean())
+        assert errors[0].max() <= 1.25 * errors[1].max()
 
 
 def test_strided_views(executor):
