@@ -247,7 +247,18 @@ _HOMES = {
     "vertical_slash_mask": "cuattn.ops.sparse.patterns",
 }
 _SUBMODULES = frozenset(
-    {"benchmark", "compat", "compile", "distributed", "environment", "errors", "estimate", "host", "reference", "testing"}
+    {
+        "benchmark",
+        "compat",
+        "compile",
+        "distributed",
+        "environment",
+        "errors",
+        "estimate",
+        "host",
+        "reference",
+        "testing",
+    }
 )
 
 if not TYPE_CHECKING:  # a checker of types takes a name that is not listed above for what it is: a mistake
