@@ -26,9 +26,7 @@ struct DropoutParams {
     unsigned head_step, first_head, absent_heads;
     // Query i and key j of the call are query first_query + i * step and key first_key + j * step of the mask.
     unsigned first_query, first_key, step;
-
-    // Whether the blocks of 16 x 16 elements that share random numbers (philox.cuh) are those of the call.
-    __device__ __forceinline__ bool in_blocks() const { return step == 1 && (first_query | first_key) % 16 == 0; }
+    unsigned by_element;  // 1: the blocks of 16 x 16 elements that share random numbers (philox.cuh) are not the call's
 };
 
 constexpr int UNBOUNDED = 0x7fffffff;  // a side of the window

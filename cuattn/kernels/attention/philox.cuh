@@ -5,9 +5,14 @@
 // gives four words, for rows i and i + 8 and keys j and j + 8 of a 16 x 16 block: those that one lane holds of a
 // tensor-core accumulator, and of its transpose. cuattn.dropout_mask is the same function in NumPy. Heads, i and j are
 // counted in the mask, of which a call may have a part. Where that does not begin with such a block, or has not every
-// row and column, tensor-core kernels ask for every element by itself.
+// row and column, tensor-core kernels ask for every element by itself: those that have every option.
+//
+// Constants used: DROPOUT and those of logits.cuh.
 #pragma once
 #include "attention/attention_params.cuh"
+
+// In kernels with fewer options it would take registers that some rows of the tables have not got.
+constexpr bool ANYWHERE_IN_MASK = DROPOUT && SOFTCAP && ALIBI && BIAS && MASK;
 
 struct PhiloxWords {
     unsigned word[4];
@@ -42,7 +47,7 @@ __device__ __forceinline__ unsigned dropout_head(const DropoutParams& dropout, i
 __device__ __forceinline__ unsigned dropout_counter(unsigned position) { return position / 16 * 8 + position % 8; }
 
 // The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8), where
-// dropout.in_blocks(). Element (i + 8 r, j + 8 c) has word 2 r + c.
+// !dropout.by_element. Element (i + 8 r, j + 8 c) has word 2 r + c.
 __device__ __forceinline__ PhiloxWords dropout_words(const DropoutParams& dropout, unsigned head, unsigned i,
                                                      unsigned j) {
     return philox4x32(dropout.seed_low, dropout.seed_high, dropout_counter(dropout.first_key + j),
@@ -69,11 +74,11 @@ __device__ __forceinline__ unsigned dropout_kept(const DropoutParams& dropout, u
     unsigned kept = 0;
 #pragma unroll 1  // little code, and no more registers than one turn needs
     for (int n = TILES - 1; n >= 0; n--) {
-        const int column = column_of(n * 8);
+        const int first_column = column_of(8 * n);
 #pragma unroll
         for (int i = 3; i >= 0; i--) {
-            const int row = first_row + i / 2 * 8, at = column + i % 2;
-            kept = kept * 2 + dropout_keeps(dropout, head, OWN_KEYS ? at : row, OWN_KEYS ? row : at);
+            const int row = first_row + i / 2 * 8, column = first_column + i % 2;
+            kept = kept * 2 + dropout_keeps(dropout, head, OWN_KEYS ? column : row, OWN_KEYS ? row : column);
         }
     }
     return kept;

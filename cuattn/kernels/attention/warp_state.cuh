@@ -36,7 +36,7 @@ __device__ __forceinline__ void drop_by_element(Scores& probabilities, const Dro
 // side by side and the two halves of their rows share a Philox call.
 __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
                                                    LanePosition lane) {
-    if (!dropout.in_blocks()) {
+    if (ANYWHERE_IN_MASK && dropout.by_element) {
         drop_by_element(probabilities, dropout, head, lane.query(), [&](int column) { return lane.key() + column; });
         return;
     }
@@ -60,7 +60,7 @@ __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const 
 // The same for a listed tile. Granules side by side in the tile share a call where they do in the logits.
 __device__ __forceinline__ void drop_probabilities(Scores& probabilities, const DropoutParams& dropout, unsigned head,
                                                    const ListedPosition<false, BLOCK_N>& lane) {
-    if (!dropout.in_blocks()) {
+    if (ANYWHERE_IN_MASK && dropout.by_element) {
         drop_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other(column); });
         return;
     }

@@ -124,7 +124,7 @@ __device__ __forceinline__ void mark_by_element(Tile& probabilities, const Dropo
 // accumulators side by side and the two halves of their rows share a Philox call.
 __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
                                              Position lane) {
-    if (!dropout.in_blocks()) {
+    if (ANYWHERE_IN_MASK && dropout.by_element) {
         mark_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other + column; });
         return;
     }
@@ -152,7 +152,7 @@ __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutP
 // The same for a listed tile. Granules side by side in the tile share a call where they do in the logits.
 __device__ __forceinline__ void mark_dropped(Tile& probabilities, const DropoutParams& dropout, unsigned head,
                                              const ListedPosition<OWN_KEYS, BLOCK_OTHER>& lane) {
-    if (!dropout.in_blocks()) {
+    if (ANYWHERE_IN_MASK && dropout.by_element) {
         mark_by_element(probabilities, dropout, head, lane.own, [&](int column) { return lane.other(column); });
         return;
     }

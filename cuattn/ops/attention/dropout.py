@@ -21,6 +21,7 @@ from cuattn.scalars import MAX_EXTENT, integer, real
 
 __all__ = ["Dropout", "DropoutOrigin", "check_dropout", "check_origin", "dropout_mask"]
 
+_BLOCK = 16  # queries and keys of a block of the mask, in which four elements share a call of the generator
 _LOW_WORD = 2**32 - 1
 
 
@@ -77,6 +78,7 @@ class Dropout(NamedTuple):
     first_query: int = 0
     first_key: int = 0
     step: int = 1
+    by_element: bool = False  #: whether the elements that share a call of the generator are not those of a thread
 
     def of_part(self, origin: DropoutOrigin, num_heads: int) -> Dropout:
         """Return the dropout of a call with so many heads that begins at ``origin``, which has been checked."""
@@ -87,6 +89,7 @@ class Dropout(NamedTuple):
             first_query=origin.query,
             first_key=origin.key,
             step=origin.step,
+            by_element=origin.step != 1 or origin.query % _BLOCK != 0 or origin.key % _BLOCK != 0,
         )
 
 

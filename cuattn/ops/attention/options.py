@@ -180,7 +180,8 @@ class Options:
 
     def _found_variants(self) -> tuple[ForwardOptions, ForwardOptions]:
         bias_dtype = "float32" if self.bias is None else self.bias.array.dtype.name
-        return _variants(self.bounds.sides, self.bounds.chunk != 0, self.given, bias_dtype)
+        by_element = self.dropout is not None and self.dropout.by_element
+        return _variants(self.bounds.sides, self.bounds.chunk != 0, self.given, by_element, bias_dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -209,12 +210,12 @@ class Options:
 
 @cache
 def _variants(
-    sides: tuple[bool, bool], chunk: bool, given: tuple[Option, ...], bias_dtype: str
+    sides: tuple[bool, bool], chunk: bool, given: tuple[Option, ...], by_element: bool, bias_dtype: str
 ) -> tuple[ForwardOptions, ForwardOptions]:
     """Return the options of a call, and those of the kernel that serves it."""
     flags = {row.flag: True for row in given if row.flag is not None}
     variant = ForwardOptions(*sides, chunk, **flags, bias_dtype=bias_dtype)
-    return variant, variant.compiled()
+    return variant, variant.compiled(dropout_by_element=by_element)
 
 
 @cache
@@ -269,7 +270,7 @@ _TILED = frozenset(("attention", "gradients"))
 _DENSE = _TILED | {"differential"}
 _EVERY_KEY = _DENSE | {"decode", "differential_decode"}
 _NO_STRIDES = 0, 0, 0, 0
-_NO_DROPOUT = 0, 0, 0, 0, 1, 0, 0, 0, 0, 1
+_NO_DROPOUT = 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0
 
 
 def _bound_fields(options: Options) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Every combination of options would be hundreds of kernels for each dtype and head dim. So there is a kernel for each
 single option, with or without bounds by position; a call with two or more of them takes the kernel that has them all,
-where those that the call does not use are skipped at run time.
+where those that the call does not use are skipped at run time. So does a call with dropout whose part of the mask does
+not lie as tensor cores would have it.
 
 Examples
 --------
@@ -58,9 +59,12 @@ class ForwardOptions:
     dropout: bool = _score(logits=False)
     bias_dtype: str = "float32"
 
-    def compiled(self) -> ForwardOptions:
-        """Return the options of the kernel that serves a call with these."""
-        return _compiled(self)
+    def compiled(self, *, dropout_by_element: bool = False) -> ForwardOptions:
+        """Return the options of the kernel that serves a call with these.
+
+        ``dropout_by_element``: the part of the mask that the call has is not made of whole blocks (philox.cuh).
+        """
+        return _compiled(self, dropout_by_element)
 
     @property
     def on_scores(self) -> bool:
@@ -100,8 +104,8 @@ EVERYTHING = ForwardOptions(**dict.fromkeys(("bound_left", "bound_right", *_SCOR
 
 
 @cache
-def _compiled(options: ForwardOptions) -> ForwardOptions:
-    if options.num_on_scores > 1:
+def _compiled(options: ForwardOptions, dropout_by_element: bool) -> ForwardOptions:
+    if options.num_on_scores > 1 or dropout_by_element:
         return replace(EVERYTHING, bias_dtype=options.bias_dtype)
     return bounded(replace(options, chunk=False))
 

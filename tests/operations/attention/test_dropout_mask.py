@@ -117,11 +117,24 @@ def test_masks_are_independent():
 
 def test_no_dropout_keeps_everything():
     assert cuattn.dropout_mask(2, 2, 40, 40, dropout_p=0.0, dropout_seed=1).all()
-    assert check_dropout(0, 0, 0) == (2**32, 0, 0, 0, 1.0, 1, 0, 0, 0, 0, 1)
+    assert check_dropout(0, 0, 0) == (2**32, 0, 0, 0, 1.0, 1, 0, 0, 0, 0, 1, False)
 
 
 def test_arguments_as_kernels_take_them():
-    assert check_dropout(0.5, 2**64 - 2, 2**32 - 1) == (2**31, 2**32 - 2, 2**32 - 1, 2**32 - 1, 2.0, 1, 0, 0, 0, 0, 1)
+    assert check_dropout(0.5, 2**64 - 2, 2**32 - 1) == (
+        2**31,
+        2**32 - 2,
+        2**32 - 1,
+        2**32 - 1,
+        2.0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        1,
+        False,
+    )
     assert check_dropout(np.float32(0.1), np.uint64(7), np.int32(3)).threshold == math.floor(
         (1 - Fraction(float(np.float32(0.1)))) * 2**32
     )

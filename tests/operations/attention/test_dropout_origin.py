@@ -14,7 +14,7 @@ from test_attention_options import BF16, F16, F32, F64, make
 import cuattn
 from cuattn import DropoutOrigin
 from cuattn.errors import ArgumentError
-from cuattn.ops.attention.dropout import check_origin
+from cuattn.ops.attention.dropout import check_dropout, check_origin
 from cuattn.testing.strategies import examples
 
 DROPOUT = {"dropout_p": 0.4, "dropout_seed": 2**50 + 1, "dropout_offset": 3}
@@ -147,6 +147,15 @@ def test_no_origin_is_the_beginning(executor):
         np.testing.assert_array_equal(again, out)
     without, _ = call(executor, *arrays)
     np.testing.assert_array_equal(call(executor, *arrays, dropout_origin=(1, 0, 3, 3))[0], without)
+
+
+def test_which_calls_ask_for_every_element():
+    for origin in IN_SQUARES + ELSEWHERE:
+        part = check_dropout(**DROPOUT).of_part(check_origin(origin, (1, 2, 70, 70)), 2)
+        assert part.by_element == (origin in ELSEWHERE)
+    q = np.zeros((1, 64, 2, 64), np.float16)
+    labels = [cuattn.forward_path(q, q, q, **DROPOUT, dropout_origin=(0, 0, 16, key)).options.label for key in (16, 17)]
+    assert labels == ["dropout", "everything_float32"]
 
 
 WRONG = {
