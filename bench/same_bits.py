@@ -67,6 +67,7 @@ def options(n: int, m: int, heads: int) -> dict[str, dict[str, Any]]:
         "mask": {"mask": random(n, m, dtype=np.float32, seed=5) > -0.5},
         "sinks": {"sinks": random(heads, dtype=np.float32, seed=6)},
         "dropout": {"dropout_p": 0.25, "dropout_seed": 11},
+        "part": {"dropout_p": 0.25, "dropout_seed": 11, "dropout_origin": (1, 0, 5, 48)},
         "offset": {"causal": True, "diagonal_offset": -7},
     }
     everything: dict[str, Any] = {}

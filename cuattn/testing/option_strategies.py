@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from cuattn.ops.attention.dropout import DropoutOrigin
 from cuattn.ops.attention.options import OPTIONS
 from cuattn.testing.options import (
     BIAS_DTYPES,
@@ -87,7 +88,25 @@ def _dropout(of: Drawn) -> st.SearchStrategy[Any]:
             "dropout_p": st.sampled_from([0.1, 0.5, 0.9, 1e-3]),
             "dropout_seed": st.integers(0, 2**64 - 1),
             "dropout_offset": st.integers(0, 2**32 - 1),
+            "dropout_origin": st.one_of(st.none(), st.none(), _dropout_origin(of)),
         }
+    )
+
+
+def _dropout_origin(of: Drawn) -> st.SearchStrategy[Any]:
+    """A place for the call in a larger one: at whole blocks of 16, as tensor cores would have it, or anywhere."""
+    place = st.one_of(st.integers(0, 8).map(lambda block: 16 * block), st.integers(0, 100), st.just(2**30 + 7))
+    head = st.integers(0, 3)
+    return st.builds(
+        lambda batch, head, more, query, key, step: DropoutOrigin(
+            batch, head, query, key, head + of.num_heads + more, step
+        ),
+        head,
+        head,
+        head,
+        place,
+        place,
+        st.sampled_from([1, 1, 1, 2, 8]),
     )
 
 

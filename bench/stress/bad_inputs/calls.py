@@ -41,7 +41,7 @@ def packed() -> dict[str, Any]:
 
 SCORES = {"scale": 0.3, "causal": True, "window": (3, 0), "chunk": 4, "softcap": 2.0, "return_lse": True}
 SLOPES = {"alibi_slopes": np.array([0.5, 1.0, 2.0, 4.0], np.float32), "sinks": np.zeros(H, np.float32)}
-DROPOUT = {"dropout_p": 0.25, "dropout_seed": 5, "dropout_offset": 1}
+DROPOUT = {"dropout_p": 0.25, "dropout_seed": 5, "dropout_offset": 1, "dropout_origin": (1, 0, 5, 16)}
 MASKS = {"bias": normal(N, M), "mask": np.tri(N, M, 2, dtype=bool), "diagonal_offset": 1}
 DENSE = SCORES | SLOPES | DROPOUT | MASKS | {"out": np.zeros((B, N, H, E), np.float32), "precision": "ieee"}
 OF_PATHS = {name: x for name, x in DENSE.items() if name != "return_lse"}
@@ -337,7 +337,8 @@ def split_qkv_rotated() -> Call:
 
 def dropout_mask() -> Call:
     given = {"batch": 2, "num_heads": 2, "seqlen_q": 3, "seqlen_k": 20, "dropout_p": 0.25}
-    return Call(cuattn.dropout_mask, given, {"dropout_seed": 5, "dropout_offset": 1})
+    origin = cuattn.DropoutOrigin(0, 1, 5, 16, 3)
+    return Call(cuattn.dropout_mask, given, {"dropout_seed": 5, "dropout_offset": 1, "dropout_origin": origin})
 
 
 def tensor_map() -> Call:
