@@ -51,8 +51,8 @@ def whole_number(name: str, value: Any, allowed: str) -> int:
     return number
 
 
-def dropout_option(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> tuple[Any, Any, Any, None]:
-    """Return ``dropout_p``, ``dropout_seed``, ``dropout_offset`` and ``dropout_origin`` of `cuattn.attention`.
+def dropout_option(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> tuple[Any, Any, Any]:
+    """Return ``dropout_p``, ``dropout_seed`` and ``dropout_offset`` of `cuattn.attention`.
 
     A seed by default would drop the same probabilities in every call of a training run, and nothing would show it.
     """
@@ -64,7 +64,7 @@ def dropout_option(dropout_p: Any, dropout_seed: Any, dropout_offset: Any) -> tu
                 "seed from: pass dropout_seed=, another one (or another dropout_offset=) in each call"
             )
         dropout_seed = 0
-    return dropout_p, dropout_seed, dropout_offset, None
+    return dropout_p, dropout_seed, dropout_offset
 
 
 def window_option(window_size: Any) -> tuple[int | None, int | None] | None:

@@ -28,7 +28,7 @@ class Spelling:
     option : str
         The name of its row in the table of options.
     theirs : tuple of str
-        What the library calls it: one keyword, or as many as the row has.
+        What the library calls it: one keyword, or those of the row that it has, the first ones.
     convert : callable
         From the values of those keywords to the value of ours; where the row has several, to a tuple of theirs.
     """
@@ -45,7 +45,7 @@ class Spelling:
         """Return the keywords of `cuattn.attention` for values of theirs. Raises what ``convert`` does."""
         ours = tuple(_ROWS[self.option].keywords)
         result = self.convert(*values)
-        return dict(zip(ours, result if len(ours) > 1 else (result,), strict=True))
+        return dict(zip(ours, result if len(ours) > 1 else (result,), strict=False))
 
 
 class Spellings:
