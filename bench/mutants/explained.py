@@ -197,4 +197,9 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"return first > last;",
         _SPEED + ": queries that all stand at the last position are turned to it again",
     ),
+    (
+        "dual_chunk/chunk_block.cuh",
+        r"first_query <= seqlen_q",
+        "no list of work has a tile that begins where its sequence ends",
+    ),
 )

@@ -94,6 +94,24 @@ def test_blocks_of_eight_keys_are_gathered():
     assert scattered[0] < 1.4 * together[0]
 
 
+@pytest.mark.parametrize("of_gradients", [False, True], ids=["forward", "backward"])
+def test_bounds_by_position_leave_tiles_out(of_gradients):
+    """A mask of all blocks under a window reads what one of the window's blocks reads."""
+    q, lse, index = queries(256), np.ones((1, 1, 256), np.float32), np.arange(4)
+    band = np.isin(np.subtract.outer(index, index), (0, 1))
+    options = {"causal": True, "window": (64, 0), "softcap": 15.0}
+    reads = []
+    for blocks in (np.ones((4, 4), bool), band):
+        mask = BlockMask.from_blocks(blocks, 256, 256, 64)
+        with host.profile() as profile:
+            if of_gradients:
+                cuattn.block_sparse_attention_backward(q, q, q, q, q, lse, mask, **options)
+            else:
+                cuattn.block_sparse_attention(q, q, q, mask, **options)
+        reads.append(profile.bytes["global"]["read"])
+    assert reads[1] <= reads[0] <= 1.1 * reads[1]
+
+
 def test_rows_without_blocks_cost_their_zeros():
     none = BlockMask.from_blocks(np.zeros((8, 8), bool), N, N, 64)
     q = queries(N)
