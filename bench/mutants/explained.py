@@ -202,4 +202,14 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"first_query <= seqlen_q",
         "no list of work has a tile that begins where its sequence ends",
     ),
+    (
+        "attention/tile_list.cuh",
+        r"static_cast<unsigned>\(true \? row",
+        "what rows that do not exist see: nothing of them is stored, and behind the list there is room to read it",
+    ),
+    (
+        "attention/key_walk.cuh",
+        r"num_queries (\+ 1|- 0);",
+        _SPEED + ": bounds of queries behind the last leave fewer tiles out, and call fewer of them full",
+    ),
 )
