@@ -8,6 +8,7 @@ _ANY_THREAD = "every thread of the row holds the same state, so any one of them 
 _SPEED = "the same result by another path, which only takes longer"
 _LN_2_REST = "moves the result by less than its own rounding: the high part of ln 2 does nearly all of the work"
 _LAST_TURN = "a named barrier that keeps arrivals when the CTA ends: nobody waits at it any more"
+_ODD_ADDRESS = "no float lies at an odd address"
 _AFTER_Q = "the sums take the place of q, which nobody reads after the barrier before the last products"
 
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
@@ -131,7 +132,8 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"=> acc\[i\]\.x\[e\]\[x\] = fma\(b\.x\[x\], weights",
         "a product is commutative, bit for bit",
     ),
-    ("attention_forward_fma.cu", r"sizeof\(Element\)\) & 14\) == 0", "no float lies at an odd address"),
+    ("attention_forward_fma.cu", r"sizeof\(Element\)\) & 14\) == 0", _ODD_ADDRESS),
+    ("attention/lane_walk.cuh", r"sizeof\(Element\)\) & 14\) == 0", _ODD_ADDRESS),
     (
         "attention_decode_reduce.cu",
         r"num_rows < 0xffffffffLL",

@@ -21,7 +21,7 @@ DIFFERENTIAL = (
     ),
     *(Semantic(file, "the result is not scaled", r"factor = params\.output_scale", "factor = 1") for file in _BOTH),
     *(
-        Semantic(file, "both streams drop alike", r"own\.head\(block\.head_idx\);\n", "2 * block.head_idx;\n")
+        Semantic(file, "both streams drop alike", r"own\.head\(block\.head_idx\)\);", "2 * block.head_idx);")
         for file in _BOTH
     ),
     *(

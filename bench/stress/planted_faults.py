@@ -117,7 +117,7 @@ def tried(fault: Semantic, seconds: float, seed: int) -> dict[str, object]:
                 command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + GRACE_S, check=False
             )
         except subprocess.TimeoutExpired:
-            return {"error": "Hang", "calls": 0, "seconds": until}
+            return {"error": "Hang", "calls": 0, "seconds": seconds + GRACE_S}
     if done.returncode:
         return {
             "error": f"Crash: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}",
