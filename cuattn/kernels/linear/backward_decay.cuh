@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS) cuattn_linear_ddecay(
     // SYNC: the sum of what goes through the chunk is there for all.
     __syncthreads();
     const int t = threadIdx.x;
-    if (t >= chunk.num_tokens || t >= BLOCK) return;
+    if (t >= chunk.num_tokens) return;
     Real sum = s_sums[0];
     for (int block = 0; block < blocks; block++) {
         const long long head = (static_cast<long long>(block) * batch + batch_idx) * params.num_states + state;

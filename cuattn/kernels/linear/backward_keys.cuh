@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dk(
                 // SYNC: what each key gets from behind the chunk is there for all.
                 __syncthreads();
                 const int t = threadIdx.x;
-                if (t < chunk.num_tokens && t < BLOCK) {
+                if (t < chunk.num_tokens) {
                     Real sum = 0;
                     for (int j = 0; j < t; j++) sum += smem.of_row[j];
                     const long long head =

@@ -56,7 +56,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_linear_dv(
         };
         // Whether anything of a key is left behind the chunk, in channels of either warp of them. If not, what is there
         // is not felt, whatever it is. The terms of outputs take the place of these.
-        auto reaches = [&](int row) { return smem.terms.r[row] != 0 || BLOCK > WARP_SIZE && smem.terms.delta[row] != 0; };
+        auto reaches = [&](int row) {
+            return smem.terms.r[row] != 0 || BLOCK > WARP_SIZE && smem.terms.delta[row] != 0;
+        };
         auto from_behind = [&] {
             acc.each([&](int r, int c, Real& x) {
                 const int row = Block::row(r);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from linear_calls import BF16, DTYPES, F16, F32, F64, decay_like, on, qkv, state_like
@@ -93,10 +95,11 @@ def test_maps_scale_and_eps(executor, feature_map, normalize):
 
 
 @pytest.mark.parametrize(("seqlen_q", "seqlen_k"), ((5, 70), (70, 5), (0, 9), (9, 0), (1, 1)))
-@pytest.mark.parametrize("dtype", (F16, F32), ids=str)
+@pytest.mark.parametrize("dtype", (F16, F32, F64), ids=str)
 def test_every_query_reads_the_last_state(executor, dtype, seqlen_q, seqlen_k):
     rng = np.random.default_rng(5)
-    q, k, v = qkv(rng, dtype, seqlen_q, (4, 2, 1), (32, 32), batch=2, seqlen_k=seqlen_k)
+    heads = (1, 1, 2) if seqlen_q == 70 else (4, 2, 1)  # outputs of a query head, states of a key head or value head
+    q, k, v = qkv(rng, dtype, seqlen_q, heads, (32, 32), batch=2, seqlen_k=seqlen_k)
     check(executor, rng, q, k, v, causal=False, **states_like(rng, k, v))
 
 
@@ -131,6 +134,24 @@ def test_small_gradients_of_long_sequences_survive_in_half_precision(executor):
     grads = gradients(executor, dout, q, k, v, **options)
     assert_linear_gradients_close(grads, dout, q, k, v, **options)
     assert executor.numpy(grads.dinitial_state.s).any()
+
+
+def test_blocks_of_a_state_of_different_magnitudes_in_half_precision(executor):
+    """Some are 1e10 times as large as others: those of a product are divided by the largest before they are rounded."""
+    rng = np.random.default_rng(10)
+    q, k, v = (x.astype(np.float64) for x in qkv(rng, F16, 66, (1, 1, 1), (72, 72), batch=1))
+    dout = dout_like(rng, q, k, v)
+    for x, factor in ((q, 0.1), (k, 1), (v, 1), (dout, 0.1)):
+        x[..., :64] *= 1e-3 * factor
+        x[..., 64:] *= 1e2 * factor
+    dout, q, k, v = (x.astype(F16) for x in (dout, q, k, v))
+    options = {"feature_map": None, "normalize": False, "scale": 1e-3, "decay": decay_like(rng, k, v, "token", 0.02)}
+    grads = gradients(executor, dout, q, k, v, **options)
+    expected = cuattn.reference.linear_attention_backward(dout, q, k, v, **options)
+    for name, columns in itertools.product(("dq", "dk", "dv"), (slice(64), slice(64, None))):
+        want = getattr(expected, name)[..., columns]
+        got = executor.numpy(getattr(grads, name))[..., columns]
+        np.testing.assert_allclose(got, want, rtol=0, atol=4e-3 * np.abs(want).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
