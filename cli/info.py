@@ -75,7 +75,7 @@ def text(name: str, value: Any) -> str:
         return ", ".join(map(str, value))
     if name.endswith("_bytes"):
         return f"{value / 2**20:,.1f} MiB"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def facts() -> dict[str, Any]:

@@ -14,10 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cuattn
-from cli.cache import wanted
 from cli.commands import COMMANDS
 from cli.main import main
-from cuattn import benchmark, compile
+from cuattn import benchmark
 from cuattn.benchmark import from_json, machine, variants
 from cuattn.benchmark.operations import case_steps
 from cuattn.benchmark.suite import Step, Suite
@@ -80,7 +79,7 @@ def test_help(run: Run, path: tuple[str, ...]) -> None:
 
 def test_commands_are_those_that_are_promised() -> None:
     assert {path[0] for path in commands() if path} == set(COMMANDS)
-    assert {path[1] for path in commands() if len(path) == 2} == {"ls", "clear", "warmup"}
+    assert {path[1] for path in commands() if len(path) == 2} == {"ls", "clear", "prune", "warmup"}
 
 
 def test_summaries_are_those_of_the_commands() -> None:
@@ -123,6 +122,11 @@ def test_info(run: Run) -> None:
     assert result.exit_code == 0
     assert cuattn.__version__ in result.stdout
     data = json.loads(run("info", "--json").stdout)
+    assert len(result.stdout.splitlines()) == 2 + len(data)  # a line for each fact, below title and heading
+    words = result.stdout.split()
+    for name in ("cpu_cores", "host_isa", "nvrtc", "numpy", "source_sha256", "cache", "cache_entries"):
+        assert f"{data[name]:,}" in words if isinstance(data[name], int) else str(data[name]) in words, name
+    assert data["cache_writable"] is True and Path(data["cache"]).is_dir()
     assert data["cuattn"] == cuattn.__version__
     assert (data["gpu"] is not None) == machine.has_gpu()
 
@@ -389,44 +393,6 @@ def test_inspect_without_a_disassembler_or_with_an_unknown_name(run: Run, monkey
     result = run("inspect", "copy_pages")
     assert is_one_line_error(result)
     assert "pip install nvidia-cuda-nvdisasm" in result.stderr
-
-
-def test_warmup_for_hopper_has_both_kernels_that_a_call_may_take() -> None:
-    target = compile.Target("sm_90a", "cubin")
-    cases = ("bfloat16", {"attention_forward", "attention_forward_hopper"}), ("float32", {"attention_forward_fma"})
-    for dtype, sources in cases:
-        found = list(wanted(target, (dtype,), (1, 4096), (64,), False))
-        assert {source for source, _ in found} == sources
-        assert {constants["BOUND_RIGHT"] for _, constants in found} == {False, True}
-    tiles = {constants["BLOCK_M"] for _, constants in wanted(target, ("float16",), (1, 99), (64,), False)}
-    assert tiles == {64, 128, 192}  # few queries, the portable row, the row for Hopper
-
-
-def test_cache_from_empty_to_empty(run: Run, empty_cache: Path) -> None:
-    assert json.loads(run("cache", "ls", "--json").stdout) == []
-    result = run("cache", "warmup", "--arch", "sm_80", "--dtype", "float16", "--head-dim", "20", "--seqlen", "4096")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip().startswith("2 kernels are ready for sm_80 (cubin)")
-    names = [entry["name"] for entry in json.loads(run("cache", "ls", "--json").stdout)]
-    assert len(names) == 2
-    assert all(name.startswith("attention_forward-sm_80-") and name.endswith(".cubin") for name in names)
-    (first, second) = json.loads(run("list", "variants", "--json").stdout)["variants"]
-    assert "HEAD_DIM=32" in first["constants"]
-    assert {"BOUND_RIGHT=true" in variant["constants"] for variant in (first, second)} == {True, False}
-    assert "2 entries" in run("cache", "ls").stdout
-
-    assert run("cache", "clear", input="n\n").exit_code == 1
-    assert len(cuattn.compile.cache.ls()) == 2
-    assert run("cache", "clear", input="y\n").stdout.endswith("2 entries deleted\n")
-    assert run("cache", "clear").stdout == "0 entries deleted\n"
-
-
-def test_warmup_for_what_is_here(run: Run, empty_cache: Path) -> None:
-    result = run("cache", "warmup", "--dtype", "float16", "--head-dim", "32", "--seqlen", "4096")
-    assert result.exit_code == 0, result.output
-    assert f"{cuattn.environment.host_arch()} (ptx)" in result.stdout
-    kinds = {entry["name"].rpartition(".")[2] for entry in json.loads(run("cache", "ls", "--json").stdout)}
-    assert {"ptx", "tables"} <= kinds
 
 
 @pytest.mark.parametrize("module", ["cli", "cuattn"])
