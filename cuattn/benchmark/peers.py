@@ -54,6 +54,7 @@ def _torch(backend: str, *executors: str) -> Plugin:
     return Plugin(name, "torch", "torch", prepare, ("cuda", *executors))
 
 
+_FLASH_ATTENTION = "https://github.com/Dao-AILab/flash-attention"
 PLUGINS = (
     _torch("CUDNN_ATTENTION"),
     _torch("FLASH_ATTENTION"),
@@ -64,11 +65,11 @@ PLUGINS = (
     Plugin("torch", "torch", "torch", {"softmax": torch_peers.softmax}, ("cuda", "host")),
     Plugin("flash-attn 2", "flash_attn", "flash-attn", {"attention": wheel_peers.flash_attn("flash_attn")}),
     Plugin(
-        *("flash-attn 3", "flash_attn_interface", "flash-attn-3"),
+        *("flash-attn 3", "flash_attn_interface", f"'git+{_FLASH_ATTENTION}#subdirectory=hopper'"),
         {"attention": wheel_peers.flash_attn("flash_attn_interface")},
     ),
     Plugin(
-        *("flash-attn 4", "flash_attn.cute", "flash-attn-4"),
+        *("flash-attn 4", "flash_attn.cute", "--pre flash-attn-4"),
         {"attention": wheel_peers.flash_attn("flash_attn.cute")},
     ),
     Plugin("xformers", "xformers", "xformers", {"attention": wheel_peers.xformers}),

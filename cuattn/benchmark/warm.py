@@ -4,7 +4,7 @@ What a call needs depends on dtypes, head dims, lengths, heads, alignment and op
 know: so they are asked. For a GPU that is not here, the host executor takes its place, with its architecture.
 
 >>> [label for label, _ in calls(("decode",), "float16", 64)][:2]
-['decode float16 d64 g8 page16', 'decode float16 d64 g8 contiguous']
+['decode float16 d64 g1 page16', 'decode float16 d64 g1 page16 splits2']
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import cuattn
-from cli.main import main
 from cuattn import compile, environment
 from cuattn.benchmark import warm
 from cuattn.compile import cache, nvrtc
@@ -22,21 +21,6 @@ from cuattn.testing.cases import AttentionCase
 from cuattn.testing.decode_cases import DecodeCase
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    def invoke(*arguments: str, **options: str) -> Result:
-        return CliRunner().invoke(main, arguments, prog_name="cuattn-bench", **options)  # type: ignore[arg-type]
-
-    return invoke
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cache"
-    monkeypatch.setenv("CUATTN_CACHE_DIR", str(path))
-    return path
 
 
 LONG = ("--seqlen", "4096")

@@ -11,51 +11,22 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from cli_results import is_one_line_error
+from click.testing import Result
 
 import cuattn
 from cli.commands import COMMANDS
 from cli.main import main
 from cuattn import benchmark
 from cuattn.benchmark import from_json, machine, variants
-from cuattn.benchmark.operations import case_steps
 from cuattn.benchmark.suite import Step, Suite
 from cuattn.ops.attention.backward.config import FLASH_BWD_CONFIGS
 from cuattn.ops.decode.config import FLASH_DECODE_CONFIGS
-from cuattn.testing.cases import AttentionCase
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--dtype", "float16", "--seqlen", "16", "--head-dim", "32", "--budget", "0.01", "--executor", "host")
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the program; the one-minute suite is a tiny problem."""
-
-    def tiny(options: benchmark.Options) -> list[Step]:
-        return case_steps("smoke", [AttentionCase(1, 16, 1, 32)], options)
-
-    monkeypatch.setitem(benchmark.SUITES, "smoke", Suite("smoke", "tiny", tiny))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def invoke(*arguments: str, **options: str) -> Result:
-        return CliRunner().invoke(main, arguments, prog_name="cuattn-bench", **options)  # type: ignore[arg-type]
-
-    return invoke
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cache"
-    monkeypatch.setenv("CUATTN_CACHE_DIR", str(path))
-    return path
-
-
-def is_one_line_error(result: Result, code: int = 1) -> bool:
-    lines = result.stderr.strip().splitlines()
-    return result.exit_code == code and len(lines) == 1 and lines[0].startswith("Error: ")
 
 
 def commands(group: click.Command = main, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -124,7 +95,7 @@ def test_info(run: Run) -> None:
     data = json.loads(run("info", "--json").stdout)
     assert len(result.stdout.splitlines()) == 2 + len(data)  # a line for each fact, below title and heading
     words = result.stdout.split()
-    for name in ("cpu_cores", "host_isa", "nvrtc", "numpy", "source_sha256", "cache", "cache_entries"):
+    for name in ("cpu_cores", "host_isa", "nvrtc", "numpy", "source_sha256", "cache"):
         assert f"{data[name]:,}" in words if isinstance(data[name], int) else str(data[name]) in words, name
     assert data["cache_writable"] is True and Path(data["cache"]).is_dir()
     assert data["cuattn"] == cuattn.__version__
@@ -332,67 +303,6 @@ def test_warnings_are_lines_of_their_own(run: Run, monkeypatch: pytest.MonkeyPat
     result = run("cache", "ls", "--json")
     assert result.stdout.strip() == "[]"
     assert result.stderr.strip() == "Warning: a damaged entry"
-
-
-def test_inspect_lists_what_can_be_named(run: Run) -> None:
-    result = run("inspect")
-    assert result.exit_code == 0
-    for kernel in cuattn.compile.kernel_names():
-        assert f"{kernel}/" in result.stdout
-    names = json.loads(run("inspect", "--json").stdout)
-    assert "rope/default" in names and len(names) == len(set(names))
-
-
-def test_inspect_shows_one_kernel_in_full(run: Run) -> None:
-    name = "attention_forward/float16_d64_128x64_w4_s2_plain"
-    result = run("inspect", name)
-    assert result.exit_code == 0, result.output
-    for words in (
-        *(name, "0 bytes of spills", "0 loads and stores of local memory", "no remarks on speed"),
-        *(
-            "132 multiprocessors of compute capability 9.0 at 1.83 GHz; not measured",
-            "HMMA.16816.F32",
-            "exp2 (special)",
-        ),
-        *("limited by", "TFLOP/s at most", "TFLOP/s without overlap"),
-    ):
-        assert words in result.stdout
-    (kernel,) = json.loads(run("inspect", name, "--clock", "0.915", "--json").stdout)["kernels"]
-    assert (kernel["name"], kernel["entry"], kernel["arch"]) == (name, "cuattn_attention_forward", "sm_90a")
-    assert (kernel["constants"]["BLOCK_N"], kernel["work"], kernel["looped"]) == (64, "matrix products", True)
-    (half,) = kernel["loops"]
-    assert f"{2 * half['bound']['tflop_per_s']:.0f}" in result.stdout
-    assert f"{2 * half['bound']['tflop_per_s_alone']:.0f}" in result.stdout
-
-
-def test_inspect_gives_several_kernels_a_line_each(run: Run) -> None:
-    result = run("inspect", "padding_*", "copy_pages/default")
-    assert result.exit_code == 0, result.output
-    words = result.stdout.split()
-    for entry in ("padding_count", "padding_scan", "remove_padding", "restore_padding"):
-        assert words.count(entry) == 1
-    assert "TB/s" in words and "alone" not in result.stdout.partition("copy_pages")[2]  # a column that would be empty
-
-
-def test_inspect_for_other_architectures(run: Run) -> None:
-    result = run("inspect", "copy_pages", "--arch", "sm_80")
-    assert "rates are known for compute capability 9.0 only" in result.stdout
-    assert "limited by" not in result.stdout
-    result = run("inspect", "attention_forward_hopper", "--arch", "sm_100a")
-    assert is_one_line_error(result)
-    assert "is for sm_90a and cannot be compiled for sm_100a" in result.stderr
-
-
-def test_inspect_without_a_disassembler_or_with_an_unknown_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cuattn.compile.sass import nvdisasm
-
-    result = run("inspect", "speed")
-    assert is_one_line_error(result)
-    assert "no kernel is called 'speed': kernels are append_kv, " in result.stderr
-    monkeypatch.setattr(nvdisasm, "_candidates", lambda: iter(()))
-    result = run("inspect", "copy_pages")
-    assert is_one_line_error(result)
-    assert "pip install nvidia-cuda-nvdisasm" in result.stderr
 
 
 @pytest.mark.parametrize("module", ["cli", "cuattn"])

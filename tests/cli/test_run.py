@@ -125,7 +125,7 @@ def test_named_peers_are_timed_on_a_cpu_and_missing_ones_named(run: Run, monkeyp
     assert "missing peers: torch FLASH (on a GPU only)" in result.stdout
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     found = peers.missing("attention", True, "cuda")
-    assert found["flash-attn 4"] == "not installed: pip install flash-attn-4"
+    assert found["flash-attn 4"] == "not installed: pip install --pre flash-attn-4"
     assert {"torch cuDNN", "torch FlexAttention", "xformers", "FlashInfer", "cuDNN", "JAX"} <= set(found)
     assert peers.of("attention", True, "cuda") == [] and peers.missing("attention", False, "cuda") == {}
     with pytest.raises(ArgumentError, match="there is no peer 'nobody'"):
