@@ -25,6 +25,7 @@ COMMANDS = {
     "estimate": Entry("estimate", "estimate", "Say what a model costs: parameters, cache, FLOPs, traffic, time."),
     "verify": Entry("verify", "verify", "Compare every row and option with float64."),
     "fuzz": Entry("fuzz", "fuzz", "Draw calls of operations, check them, shrink what fails."),
+    "mutants": Entry("mutants", "mutants", "Edit a kernel in small wrong ways, and see whether its tests notice."),
     "doctor": Entry("doctor", "doctor", "Say what is installed, what is missing, and how to mend it."),
     "cache": Entry("cache", "cache", "Look after the cache of compiled kernels."),
 }

@@ -19,13 +19,14 @@ from typing import Any
 
 import click
 
-from bench.mutants import operators, semantic, tests_of
-from bench.mutants.operators import Edit
+from bench.mutants import semantic, tests_of
 from bench.mutants.plugin import DIFFERS, REFUSED
 from bench.mutants.server import Server
-from bench.mutants.source import Source
 from bench.mutants.tests_of import Test, test_environment
 from cuattn.compile.expand import KERNELS
+from cuattn.testing.mutation import operators
+from cuattn.testing.mutation.operators import Edit
+from cuattn.testing.mutation.source import Source
 
 KILLED, SURVIVED, DISCARDED = "killed", "survived", "discarded"
 HUNG_LEAST_S, HUNG_FACTOR = 20.0, 10.0  # a test that takes so many times as long as it should has hung

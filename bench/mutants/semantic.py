@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.mutants.operators import Edit
-from bench.mutants.source import Source
+from cuattn.testing.mutation.operators import Edit
+from cuattn.testing.mutation.source import Source
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.mutants.semantic import Semantic, table
-from bench.mutants.source import Source
+from cuattn.testing.mutation.source import Source
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "cuattn/kernels"

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench.mutants import operators, report, runner, semantic, tests_of
+from bench.mutants import report, runner, semantic, tests_of
 from bench.mutants.__main__ import main
-from bench.mutants.operators import Edit
 from bench.mutants.plugin import DIFFERS, EQUAL, REFUSED
-from bench.mutants.source import Source
 from cuattn.compile import cache
 from cuattn.compile.expand import KERNELS
+from cuattn.testing.mutation import operators
+from cuattn.testing.mutation.operators import Edit
+from cuattn.testing.mutation.source import Source
 
 TEXT = """#include "a.cuh"  // 1 < 2
 constexpr int WIDTH = 8;

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bench.mutants.source import Source
+from cuattn.testing.mutation.source import Source
 
 
 @dataclass(frozen=True)
