@@ -103,27 +103,15 @@ def tried(fault: Semantic, seconds: float, seed: int) -> dict[str, object]:
         shutil.copytree(KERNELS, kernels)
         changed = text[: edit.start] + edit.replacement + text[edit.end :]
         (kernels / fault.file).write_text(changed, encoding="utf-8")
-        command = [
-            sys.executable,
-            "-c",
-            PROGRAM,
-            str(kernels),
-            json.dumps(operations(fault.file)),
-            str(seconds),
-            str(seed),
-        ]
+        arguments = str(kernels), json.dumps(operations(fault.file)), str(seconds), str(seed)
+        command, until = [sys.executable, "-c", PROGRAM, *arguments], seconds + GRACE_S
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + GRACE_S, check=False
-            )
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=until, check=False)
         except subprocess.TimeoutExpired:
             return {"error": "Hang", "calls": 0, "seconds": seconds + GRACE_S}
     if done.returncode:
-        return {
-            "error": f"Crash: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}",
-            "calls": 0,
-            "seconds": 0,
-        }
+        last = (done.stderr.strip() or str(done.returncode)).splitlines()[-1]
+        return {"error": f"Crash: {last}", "calls": 0, "seconds": 0}
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -141,11 +129,8 @@ def main() -> None:
     for fault in chosen:
         found = tried(fault, arguments.seconds, arguments.seed)
         missed += found["error"] is None
-        told = found["error"] or "NOT FOUND"
-        print(
-            f"{fault.file}: {fault.what}: {found.get('calls')} calls, {found.get('seconds')} s: {str(told)[:110]}",
-            flush=True,
-        )
+        told = str(found["error"] or "NOT FOUND")[:110]
+        print(f"{fault.file}: {fault.what}: {found['calls']} calls, {found['seconds']} s: {told}", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} found in {time.monotonic() - began:.0f} s")
     sys.exit(bool(missed))
 

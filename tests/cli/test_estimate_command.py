@@ -34,10 +34,9 @@ def test_estimate_says_what_the_library_says() -> None:
     assert attention[0]["least"] < attention[0]["tiles of 128 queries"] < attention[0]["standard"]
 
 
-@pytest.mark.parametrize("suffix", ("png", "svg"))
-def test_estimate_draws_a_picture(tmp_path: Path, suffix: str) -> None:
+def test_estimate_draws_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / "picture.svg"
     result = run("estimate", "SmolLM2-135M", "--plot", str(path))
     assert result.exit_code == 0 and f"drawn to {path}" in result.stdout
     assert path.stat().st_size > 10_000
@@ -62,18 +61,18 @@ def test_wrong_arguments(arguments: tuple[str, ...], message: str) -> None:
 
 
 def test_explain_says_which_kernel_and_why() -> None:
-    result = run("explain", "--seqlen", "70", "--head-dim", "64", "--dtype", "float16", "--gpu", "a100")
+    problem = ("--batch", "2", "--heads", "4", "--seqlen", "200", "--seqlen-k", "300", "--kv-heads", "2")
+    arguments = ("explain", *problem, "--head-dim", "32", "--dtype", "float16", "--gpu", "a100")
+    result = run(*arguments)
     assert result.exit_code == 0, result.output
     for word in ("attention_forward", "sm_80", "not the Hopper kernel", "CTAs", "registers", "none spilled", "bound"):
         assert word in result.stdout
-    found = json.loads(
-        run("explain", "--seqlen", "70", "--head-dim", "64", "--dtype", "float16", "--gpu", "A100", "--json").stdout
-    )
+    found = json.loads(run(*arguments, "--json").stdout)
     assert found["kernel"] == "attention_forward" and found["spill_bytes"] == 0
-    assert found["num_ctas"] == 16 * -(-70 // found["row"]["block_m"])
+    assert found["num_ctas"] == 2 * 4 * -(-200 // found["row"]["block_m"])
 
 
-@pytest.mark.parametrize("bounds", ({}, {"causal": True}, {"window": (20, 9)}, {"chunk": 48}), ids=str)
+@pytest.mark.parametrize("bounds", ({}, {"window": (20, 9)}), ids=str)
 def test_asked_bytes_are_those_that_are_counted(bounds: dict[str, object]) -> None:
     """On the host executor, whose kernels are those of an A100: all that tiles read and write, and lse."""
     case = AttentionCase(2, 200, 4, 32, seqlen_k=300, num_kv_heads=2, **bounds)  # type: ignore[arg-type]

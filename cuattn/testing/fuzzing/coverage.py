@@ -81,8 +81,9 @@ class Coverage:
         return sum(1 / (1 + self.lines[line]) for line in outcome.lines)
 
     def novelty(self, operation: str, skeleton: Skeleton) -> float:
-        """Say how new a skeleton is: the same sum over the pairs of what stands in it."""
-        return sum(1 / (1 + self.features[pair]) for pair in _pairs(operation, skeleton))
+        """Say how new a skeleton is: the mean of the same over the pairs of what stands in it, 1 if all are new."""
+        pairs = list(_pairs(operation, skeleton))
+        return sum(1 / (1 + self.features[pair]) for pair in pairs) / max(1, len(pairs))
 
     def option_pairs(self, operations: Sequence[Operation]) -> tuple[int, int]:
         """Return how many pairs of options stood together in a call, and how many pairs there are."""
