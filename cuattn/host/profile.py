@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
+from .annotation import annotated
 from .lowering.op_classes import NOT_COUNTED, class_of
 from .table import Table
 
 _SPACES = {0: "generic", 1: "global", 2: "shared", 3: "local"}
+
+
+@dataclass(slots=True)
+class LineCounts:
+    """What one source line executed: warp instructions, active lanes of them, and bytes of all their accesses."""
+
+    instructions: int = 0
+    lanes: int = 0
+    global_bytes: int = 0
+    shared_bytes: int = 0
 
 
 class Profile:
@@ -32,6 +44,8 @@ class Profile:
         and ``"generic"`` memory. Asynchronous copies count as a global read and a shared write.
     lines : Counter
         Source line → warp instructions.
+    line_counts : dict
+        Source line → `LineCounts`: warp instructions, active lanes, bytes of global and of shared memory.
     kernels : Counter
         Name of a kernel → launches of it.
     lines_of_code : set
@@ -44,6 +58,7 @@ class Profile:
         self.opcodes: Counter[str] = Counter()
         self.lanes: Counter[str] = Counter()
         self.lines: Counter[str] = Counter()
+        self.line_counts: dict[str, LineCounts] = {}
         self.kernels: Counter[str] = Counter()
         self._tables: dict[int, Table] = {}
         self.bytes = {space: {"read": 0, "write": 0} for space in _SPACES.values()}
@@ -81,20 +96,62 @@ class Profile:
             self.lanes[kind] += int(lanes[index])
             text = table.texts[index]
             self.opcodes[text.split()[1 if text.startswith("@") else 0]] += count
-            self.lines[_line(table.locations[index])] += count
+            where = _line(table.locations[index])
+            self.lines[where] += count
+            of_line = self.line_counts.setdefault(where, LineCounts())
+            of_line.instructions += count
+            of_line.lanes += int(lanes[index])
             if moved[index]:
-                self._add_bytes(op, int(table.rows[index, 3]) & 7, int(moved[index]))
+                self._add_bytes(op, int(table.rows[index, 3]) & 7, int(moved[index]), of_line)
 
-    def _add_bytes(self, op: str, space: int, moved: int) -> None:
+    def _add_bytes(self, op: str, space: int, moved: int, of_line: LineCounts) -> None:
         if op == "cp_async":
-            self.bytes["global"]["read"] += moved
-            self.bytes["shared"]["write"] += moved
-            return
-        where = self.bytes[_SPACES[space]]
-        if op in ("ld", "ldmatrix", "atom"):
-            where["read"] += moved
-        if op in ("st", "stmatrix", "atom"):
-            where["write"] += moved
+            moves = [("global", "read"), ("shared", "write")]
+        else:
+            ways = [way for way, ops in _WAYS.items() if op in ops]
+            moves = [(_SPACES[space], way) for way in ways]
+        for name, way in moves:
+            self.bytes[name][way] += moved
+            if name == "global":
+                of_line.global_bytes += moved
+            elif name == "shared":
+                of_line.shared_bytes += moved
+
+    def annotate(self, file: str, text: str | None = None) -> str:
+        """Return a kernel's source with what each line executed beside it.
+
+        Columns are warp instructions, active lanes of 32 on average, and bytes of global and of shared memory. Work of
+        a function that was inlined stands at its own lines, for all its callers together.
+
+        Parameters
+        ----------
+        file : str
+            Name of a file in `lines`, such as "softmax_rows.cuh".
+        text : str, optional
+            Its text; left out, that of the file of this name among the kernels of this package.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ArgumentError
+            No line of the file was executed, or its text is not given and the package has no such file.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cuattn
+        >>> with cuattn.host.profile() as p:
+        ...     y = cuattn.softmax(np.zeros((2, 8), np.float32))
+        >>> "for " in p.annotate("softmax_rows.cuh")
+        True
+        """
+        return annotated(self.line_counts, file, text)
+
+
+_WAYS = {"read": ("ld", "ldmatrix", "atom"), "write": ("st", "stmatrix", "atom")}
 
 
 def _line(location: str) -> str:
