@@ -6,6 +6,7 @@ numbers are added or compared.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from cuattn.distributed.traffic import Traffic
-from cuattn.errors import ArgumentError, DistributedError, PeerError
+from cuattn.errors import ArgumentError, ArrayTypeError, DistributedError, DTypeError, PeerError
 from cuattn.messages import shown
 from cuattn.scalars import choice, integer, real
 
-__all__ = ["DEFAULT_TIMEOUT", "Group", "Transfer", "as_bytes"]
+__all__ = ["DEFAULT_TIMEOUT", "Group", "Transfer", "as_bytes", "check_group", "describe"]
 
 #: Seconds that a rank waits for another one.
 DEFAULT_TIMEOUT = 300.0
@@ -90,8 +91,9 @@ class Group(ABC):
     def all_to_all(self, send: Sequence[Any], receive: Sequence[Any]) -> None:
         """Send ``send[r]`` to each rank r, and receive ``receive[r]`` from it. The sizes may differ."""
         self._check_usable()
-        if len(send) != self.size or len(receive) != self.size:
-            raise ArgumentError(f"all_to_all: {self.size} arrays to send and to receive are needed, one for each rank")
+        for name, x in (("send", send), ("receive", receive)):
+            if not isinstance(x, list | tuple) or len(x) != self.size:
+                raise ArgumentError(f"{name} is {shown(x)}; a list of {self.size} arrays is needed, one for each rank")
         outgoing = [as_bytes("send", x) for x in send]
         incoming = [as_bytes("receive", x, written=True) for x in receive]
         self.traffic.count("all_to_all", sum(x.nbytes for rank, x in enumerate(outgoing) if rank != self.rank))
@@ -109,8 +111,9 @@ class Group(ABC):
         """Return the element-wise sum or maximum of the arrays of all ranks: the same bits on every rank."""
         self._check_usable()
         choice("op", op, ("sum", "max"))
+        _check_array("x", x)
         if x.dtype.name not in ("float32", "float64", "int32", "int64"):
-            raise ArgumentError(f"all_reduce: x has dtype {x.dtype}; float32, float64, int32 and int64 can be reduced")
+            raise DTypeError(f"x has dtype {x.dtype}; float32, float64, int32 and int64 can be reduced")
         as_bytes("x", x)
         self.traffic.count("all_reduce", Fraction(2 * (self.size - 1) * x.nbytes, self.size))
         return self._all_reduce(x, op)
@@ -174,12 +177,25 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:400]
 
 
+def check_group(group: Any) -> Group:
+    """Return the argument ``group``; raises `ArgumentError` unless it is one."""
+    if not isinstance(group, Group):
+        raise ArgumentError(f"group is {shown(group)}; a Group is needed: ThreadGroup, MpiGroup or NcclGroup")
+    return group
+
+
 def as_bytes(name: str, x: Any, *, written: bool = False) -> Any:
     """Return a contiguous array as one of bytes, not copied."""
-    if not hasattr(x, "dtype") or not hasattr(x, "flags"):
-        raise ArgumentError(f"{name} is {shown(x)}; a NumPy or CuPy array is needed")
+    _check_array(name, x)
+    if x.dtype.kind not in "fiubV" or not x.dtype.isnative:
+        raise DTypeError(f"{name} has dtype {x.dtype}; floats, integers and bools (native) travel between ranks")
     if not x.flags.c_contiguous:
         raise ArgumentError(f"{name} is not contiguous; what travels between ranks has to be")
     if written and isinstance(x, np.ndarray) and not x.flags.writeable:
         raise ArgumentError(f"{name} is read-only")
     return x.reshape(-1).view(np.uint8)
+
+
+def _check_array(name: str, x: Any) -> None:
+    if type(x) is not np.ndarray and not isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):
+        raise ArrayTypeError(f"{name} is {shown(x)}; a NumPy or CuPy array is needed")

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 
 from cuattn.distributed.agreement import agree_checked
-from cuattn.distributed.group import Group
+from cuattn.distributed.group import Group, check_group
 from cuattn.distributed.heads import Heads, arrays_of, of_heads, runs, split_heads
 from cuattn.distributed.partitions import check_cu_seqlens
-from cuattn.distributed.problem import DistributedOptions, check_group, check_rank, check_saved, with_defaults
+from cuattn.distributed.problem import DistributedOptions, check_rank, check_saved, with_defaults
 from cuattn.errors import ArgumentError, ShapeError
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem

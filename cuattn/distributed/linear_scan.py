@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from cuattn.distributed.agreement import agree_checked
-from cuattn.distributed.group import Group
-from cuattn.distributed.problem import check_group
+from cuattn.distributed.group import Group, check_group
 from cuattn.ops.linear import arguments
 from cuattn.ops.linear.arguments import LinearProblem
 from cuattn.ops.linear.backward import LinearGrads

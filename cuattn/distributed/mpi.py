@@ -162,7 +162,9 @@ class MpiGroup(Group):
     def _check_size(self, status: Any, receive: Any, source: int) -> None:
         count = status.Get_count(self._mpi.BYTE)
         if count != receive.nbytes:
-            raise MismatchError(f"rank {source} sent {count} bytes where {receive.nbytes} are expected")
+            raise MismatchError(
+                f"to send and to receive do not fit: rank {source} sent {count} bytes where {receive.nbytes} are expected"
+            )
 
     # --- arrays on a GPU --------------------------------------------------------------------------------------------
 

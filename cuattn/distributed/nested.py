@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from cuattn.distributed import ring, ring_gradients
 from cuattn.distributed.agreement import agree_checked, refuse
-from cuattn.distributed.group import Group
+from cuattn.distributed.group import Group, check_group
 from cuattn.distributed.head_exchange import HeadExchange
 from cuattn.distributed.heads import Heads, arrays_of, of_heads
 from cuattn.distributed.partitions import PARTITIONS, Partition, check_cu_seqlens, positions_of
 from cuattn.distributed.problem import (
     DistributedOptions,
-    check_group,
     check_rank,
     check_ring,
     check_saved,

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cuattn.distributed.group import Group
-from cuattn.errors import ArgumentError, ShapeError
+from cuattn.distributed.group import Group, check_group
+from cuattn.errors import ArgumentError, DTypeError, ShapeError
 from cuattn.runtime.executor import executor_for
 from cuattn.scalars import MAX_EXTENT, choice, integer
 
@@ -38,6 +38,7 @@ __all__ = [
 Partition = Literal["contiguous", "zigzag", "striped"]
 PARTITIONS = ("contiguous", "zigzag", "striped")
 Integers = NDArray[np.int64]
+_ON_THE_HOST = np.zeros(0)
 
 
 class Strip(NamedTuple):
@@ -138,6 +139,7 @@ def rope_positions(n: int | None, group: Group, *, partition: Partition = "zigza
     >>> ThreadGroup.run(2, lambda group: rope_positions(6, group).tolist())
     [[0, 4, 5], [1, 2, 3]]
     """
+    group = check_group(group)
     choice("partition", partition, PARTITIONS)
     if (n is None) == (cu_seqlens is None):
         raise ArgumentError("rope_positions takes n or cu_seqlens: one of the two")
@@ -149,14 +151,14 @@ def rope_positions(n: int | None, group: Group, *, partition: Partition = "zigza
 
 
 def check_cu_seqlens(value: Any) -> Integers:
-    """Return boundaries of packed sequences, which the host has to know; raises `ArgumentError` or `ShapeError`."""
-    if not isinstance(value, np.ndarray | list | tuple):
-        value = value.get() if hasattr(value, "get") else value  # of a GPU: a wait, once a batch
-    array = np.asarray(value)
-    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
-        raise ShapeError(f"cu_seqlens has shape {list(array.shape)} and dtype {array.dtype}; integers [batch + 1]")
-    if array[0] != 0 or (np.diff(array.astype(np.int64)) < 0).any():
-        raise ArgumentError("cu_seqlens has to begin with 0, and must not descend")
+    """Return boundaries of packed sequences, which the host has to know; raises as `cuattn.attention_varlen` does."""
+    array = executor_for(x=_ON_THE_HOST).metadata("cu_seqlens", value)
+    if array.ndim != 1 or not array.size:
+        raise ShapeError(f"cu_seqlens has shape {list(array.shape)}; [batch + 1] is needed")
+    if array.dtype.kind not in "iu":
+        raise DTypeError(f"cu_seqlens has dtype {array.dtype}; integers are needed")
+    if array[0] != 0 or (array[1:] < array[:-1]).any() or int(array[-1]) > MAX_EXTENT:
+        raise ArgumentError(f"cu_seqlens has to begin with 0, must not descend, and may end at {MAX_EXTENT}")
     return array.astype(np.int64)
 
 
@@ -191,7 +193,8 @@ def shard(x: Any, group: Group, *, partition: Partition = "zigzag", axis: int = 
     >>> ThreadGroup.run(2, lambda group: shard(np.arange(7), group, axis=0).tolist())
     [[0, 5, 6], [1, 2, 3, 4]]
     """
-    executor = executor_for(x=x)
+    group, executor = check_group(group), executor_for(x=x)
+    x = executor.asarray("x", x)
     axis, n, cu = _axis(x, axis, partition, cu_seqlens)
     with executor.on_device():
         places = executor.xp.asarray(positions_of(n, group.rank, group.size, partition, cu))
@@ -227,7 +230,8 @@ def unshard(x: Any, group: Group, *, partition: Partition = "zigzag", axis: int 
     """
     from cuattn.distributed.agreement import agree
 
-    executor = executor_for(x=x)
+    group, executor = check_group(group), executor_for(x=x)
+    x = executor.asarray("x", x)
     axis, own, _ = _axis(x, axis, partition, None)
     cu = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens)
     others = (*x.shape[:axis], *x.shape[axis + 1 :])
@@ -250,6 +254,8 @@ def unshard(x: Any, group: Group, *, partition: Partition = "zigzag", axis: int 
 def _axis(x: Any, axis: Any, kind: Any, cu_seqlens: Any) -> tuple[int, int, Integers | None]:
     """Return the axis of tokens, how many there are, and the boundaries of their sequences."""
     choice("partition", kind, PARTITIONS)
+    if not x.ndim:
+        raise ShapeError("x is a number; an axis of tokens is needed")
     axis = integer("axis", axis, -x.ndim, x.ndim - 1) % x.ndim
     cu = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens)
     if cu is not None and cu[-1] != x.shape[axis]:

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuattn.distributed.agreement import agree_checked
-from cuattn.distributed.group import Group
+from cuattn.distributed.group import Group, check_group
 from cuattn.distributed.layout import Layout, layout
 from cuattn.distributed.partitions import PARTITIONS, check_cu_seqlens
 from cuattn.distributed.pieces import Band
 from cuattn.dtypes import DTYPES, ELEMENTS
-from cuattn.errors import ArgumentError, DTypeError, ShapeError
-from cuattn.messages import shown
+from cuattn.errors import DTypeError, ShapeError
 from cuattn.ops.attention import arguments
 from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.operation import Operation
@@ -28,7 +27,6 @@ from cuattn.typing import Causal, Precision
 __all__ = [
     "DistributedOptions",
     "RingProblem",
-    "check_group",
     "check_rank",
     "check_ring",
     "check_saved",
@@ -160,13 +158,6 @@ class RingProblem:
             return x
         with self.executor.on_device():
             return x.take(self.executor.xp.asarray(np.argsort(of.order)), axis=self.axis if axis is None else axis)
-
-
-def check_group(group: Any) -> Group:
-    """Return the argument ``group``; raises `ArgumentError` unless it is one."""
-    if not isinstance(group, Group):
-        raise ArgumentError(f"group is {shown(group)}; a Group is needed: ThreadGroup, MpiGroup or NcclGroup")
-    return group
 
 
 def check_ring(

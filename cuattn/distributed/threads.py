@@ -220,5 +220,7 @@ def _sent(x: Any) -> Any:
 
 def _deliver(letter: Any, receive: Any, source: int) -> None:
     if letter.nbytes != receive.nbytes:
-        raise MismatchError(f"rank {source} sent {letter.nbytes} bytes where {receive.nbytes} are expected")
+        raise MismatchError(
+            f"to send and to receive do not fit: rank {source} sent {letter.nbytes} bytes where {receive.nbytes} are expected"
+        )
     receive[...] = letter

@@ -6,15 +6,17 @@ Vasudev Shyam et al., "Tree attention: topology-aware decoding for long-context 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cuattn.distributed.agreement import agree_checked
-from cuattn.distributed.group import Group
-from cuattn.distributed.problem import check_group
-from cuattn.errors import ArgumentError
+from cuattn.distributed.group import Group, check_group
+from cuattn.errors import ArgumentError, CuattnError
 from cuattn.ops.attention.dense import attention
 from cuattn.ops.attention.params import UNBOUNDED
 from cuattn.ops.decode import arguments
@@ -135,7 +137,8 @@ class _Call:
 
 def _checked(q: Any, k: Any, v: Any, seqlens: Any, group: Group, options: dict[str, Any]) -> _Call:
     def check() -> _Call:
-        problem = arguments.check(q, k, v, seqlens, **options)
+        with _own_names():
+            problem = arguments.check(q, k, v, seqlens, **options)
         bounds, known = problem.options.bounds, problem.host_seqlens_k
         alone = problem.extents.seqlen_q == 1 and bounds.left == UNBOUNDED and bounds.from_end
         positions = not alone or problem.options.alibi_slopes is not None
@@ -159,6 +162,17 @@ def _checked(q: Any, k: Any, v: Any, seqlens: Any, group: Group, options: dict[s
     bounds, seqlen_q = call.problem.options.bounds, call.problem.extents.seqlen_q
     call.offsets = [(total - seqlen_q) * bounds.from_end - n for total, n in zip(totals, before, strict=True)]
     return call
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """Let errors speak of the arguments by the names that they have here."""
+    try:
+        yield
+    except CuattnError as error:
+        names = {"k_cache": "k_shard", "v_cache": "v_shard", "seqlens_k": "seqlens"}
+        error.args = (re.sub(r"\b(k_cache|v_cache|seqlens_k)\b", lambda found: names[found[0]], str(error)),)
+        raise
 
 
 def _of_rank(call: _Call) -> tuple[Any, Any]:

@@ -13,7 +13,15 @@ from distributed_calls import on_ranks
 
 from cuattn.distributed import MpiGroup, NcclGroup, ThreadGroup
 from cuattn.distributed.agreement import agree, agree_checked
-from cuattn.errors import ArgumentError, DistributedError, GroupTimeoutError, MismatchError, PeerError
+from cuattn.errors import (
+    ArgumentError,
+    ArrayTypeError,
+    DistributedError,
+    DTypeError,
+    GroupTimeoutError,
+    MismatchError,
+    PeerError,
+)
 
 
 def test_collectives(executor):
@@ -213,7 +221,7 @@ def test_arguments_that_one_rank_refuses():
 )
 def test_refusals(call):
     (group,) = ThreadGroup.create(1)
-    with pytest.raises((ArgumentError, DistributedError)):
+    with pytest.raises((ArgumentError, ArrayTypeError, DistributedError, DTypeError)):
         call(group)
 
 

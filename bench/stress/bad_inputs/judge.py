@@ -17,6 +17,7 @@ from bench.stress.bad_inputs.call import Call, parameters
 from bench.stress.bad_inputs.calls import OWN_TARGETS
 from bench.stress.bad_inputs.compat import COMPAT_TARGETS
 from bench.stress.bad_inputs.differential import DIFFERENTIAL_TARGETS
+from bench.stress.bad_inputs.distributed_calls import DISTRIBUTED_TARGETS
 from bench.stress.bad_inputs.dual_chunks import DUAL_CHUNK_TARGETS
 from bench.stress.bad_inputs.linear_calls import LINEAR_TARGETS
 from bench.stress.bad_inputs.masks import MASK_TARGETS
@@ -30,6 +31,7 @@ TARGETS: dict[str, Callable[[], Call]] = {
     **COMPAT_TARGETS,
     **CACHE_TARGETS,
     **DIFFERENTIAL_TARGETS,
+    **DISTRIBUTED_TARGETS,
     **DUAL_CHUNK_TARGETS,
     **LINEAR_TARGETS,
     **MASK_TARGETS,
