@@ -162,9 +162,7 @@ class MpiGroup(Group):
     def _check_size(self, status: Any, receive: Any, source: int) -> None:
         count = status.Get_count(self._mpi.BYTE)
         if count != receive.nbytes:
-            raise MismatchError(
-                f"to send and to receive do not fit: rank {source} sent {count} bytes where {receive.nbytes} are expected"
-            )
+            raise MismatchError(f"send and receive do not fit: rank {source} sent {count} bytes for {receive.nbytes}")
 
     # --- arrays on a GPU --------------------------------------------------------------------------------------------
 

@@ -221,6 +221,6 @@ def _sent(x: Any) -> Any:
 def _deliver(letter: Any, receive: Any, source: int) -> None:
     if letter.nbytes != receive.nbytes:
         raise MismatchError(
-            f"to send and to receive do not fit: rank {source} sent {letter.nbytes} bytes where {receive.nbytes} are expected"
+            f"send and receive do not fit: rank {source} sent {letter.nbytes} bytes for {receive.nbytes}"
         )
     receive[...] = letter

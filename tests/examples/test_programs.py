@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(name: str) -> str:
+def run(name: str, *arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "examples" / name)],
+        [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -38,3 +38,9 @@ def test_raw_kernel_finds_the_race() -> None:
     output = run("raw_kernel.py")
     assert "with the barrier: right" in output
     assert "without it: a race at" in output
+
+
+def test_divided_sequence() -> None:
+    lines = run("divided_sequence.py", "--ranks", "3", "--tokens", "50").splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"rank {rank} of 3" for rank in range(3)]
+    assert sum(int(line.split(": ")[1].split()[0]) for line in lines) == 50
