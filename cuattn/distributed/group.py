@@ -70,21 +70,26 @@ class Group(ABC):
 
     # --- collectives ------------------------------------------------------------------------------------------------
 
-    def start_send_recv(self, send: Any, destination: int, receive: Any, source: int) -> Transfer:
+    def start_send_recv(self, send: Any, destination: int | None, receive: Any, source: int | None) -> Transfer:
         """Put a transfer on its way: ``send`` to one rank, ``receive`` from one; the transfer is to be waited for.
 
-        Transfers between two ranks arrive in the order in which they were started.
+        Either may be None, and its rank too: then there is only the other. Transfers between two ranks arrive in the
+        order in which they were started.
         """
         self._check_usable()
-        destination = integer("destination", destination, 0, self.size - 1)
-        source = integer("source", source, 0, self.size - 1)
-        outgoing, incoming = as_bytes("send", send), as_bytes("receive", receive, written=True)
-        if destination != self.rank:
+        outgoing = incoming = None
+        if send is not None:
+            destination = integer("destination", destination, 0, self.size - 1)
+            outgoing = as_bytes("send", send)
+        if receive is not None:
+            source = integer("source", source, 0, self.size - 1)
+            incoming = as_bytes("receive", receive, written=True)
+        if outgoing is not None and destination != self.rank:
             self.traffic.count("send_recv", outgoing.nbytes)
-        return self._start(outgoing, destination, incoming, source)
+        return self._start(outgoing, destination or 0, incoming, source or 0)
 
-    def send_recv(self, send: Any, destination: int, receive: Any, source: int) -> Any:
-        """Send an array to one rank and receive one from another; returns ``receive``."""
+    def send_recv(self, send: Any, destination: int | None, receive: Any, source: int | None) -> Any:
+        """Send an array to one rank and receive one from another, or one of the two; returns ``receive``."""
         self.start_send_recv(send, destination, receive, source).wait()
         return receive
 

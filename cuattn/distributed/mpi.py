@@ -60,16 +60,21 @@ class MpiGroup(Group):
             part.Free()
 
     def _start(self, send: Any, destination: int, receive: Any, source: int) -> Transfer:
-        outgoing, incoming = self._staged(send), self._room(receive)
-        requests = [
-            self._comm.Irecv(self._buffer(incoming), source, _DATA),
-            self._comm.Isend(self._buffer(outgoing), destination, _DATA),
-        ]
+        requests: list[Any] = []
+        incoming = outgoing = None
+        if receive is not None:
+            incoming = self._room(receive)
+            requests.append(self._comm.Irecv(self._buffer(incoming), source, _DATA))
+        if send is not None:
+            outgoing = self._staged(send)
+            requests.append(self._comm.Isend(self._buffer(outgoing), destination, _DATA))
 
         def arrive() -> None:
-            statuses = self._finish(requests, f"a message of rank {source}", (outgoing, incoming))
-            self._check_size(statuses[0], incoming, source)
-            self._unstage(incoming, receive)
+            what = f"a message to rank {destination}" if receive is None else f"a message of rank {source}"
+            statuses = self._finish(requests, what, (outgoing, incoming))
+            if receive is not None:
+                self._check_size(statuses[0], incoming, source)
+                self._unstage(incoming, receive)
 
         return Transfer(arrive)
 

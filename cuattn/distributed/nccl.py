@@ -76,8 +76,10 @@ class NcclGroup(Group):
 
     def _start(self, send: Any, destination: int, receive: Any, source: int) -> Transfer:
         with self._on_stream(send, receive) as done, self._grouped():
-            self._communicator.send(*self._message(send), destination, self._stream.ptr)
-            self._communicator.recv(*self._message(receive), source, self._stream.ptr)
+            if send is not None:
+                self._communicator.send(*self._message(send), destination, self._stream.ptr)
+            if receive is not None:
+                self._communicator.recv(*self._message(receive), source, self._stream.ptr)
         return Transfer(lambda: self._xp.cuda.get_current_stream().wait_event(done[0]))
 
     def _all_to_all(self, send: list[Any], receive: list[Any]) -> None:

@@ -117,12 +117,15 @@ class ThreadGroup(Group):
 
     def _start(self, send: Any, destination: int, receive: Any, source: int) -> Transfer:
         world = self._world
+        if send is not None:
+            with world.changed:
+                world.letters[self.rank, destination, self._sent[destination]] = _sent(send)
+                self._sent[destination] += 1
+                world.changed.notify_all()
+        if receive is None:
+            return Transfer()
         awaited = source, self.rank, self._expected[source]
         self._expected[source] += 1
-        with world.changed:
-            world.letters[self.rank, destination, self._sent[destination]] = _sent(send)
-            self._sent[destination] += 1
-            world.changed.notify_all()
 
         def arrive() -> None:
             self._until(lambda: awaited in world.letters, f"a message of rank {source}")

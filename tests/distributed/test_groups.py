@@ -74,6 +74,15 @@ def test_what_was_sent_may_change_afterwards():
     assert on_ranks(2, of_rank) == [[1] * 4, [0] * 4]
 
 
+def test_one_way():
+    def of_rank(group):
+        if group.rank:
+            return group.send_recv(None, None, np.empty(2), 0).tolist()
+        return group.send_recv(np.array([1.0, 2.0]), 1, None, None)
+
+    assert on_ranks(2, of_rank) == [None, [1.0, 2.0]]
+
+
 def test_messages_arrive_in_the_order_of_their_starts():
     """Whatever the order in which they are waited for."""
 
