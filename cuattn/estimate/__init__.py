@@ -27,6 +27,7 @@ from cuattn.estimate.attention import (
 )
 from cuattn.estimate.gpus import GPU, GPUS, Roofline, arithmetic_intensity, roofline
 from cuattn.estimate.models import MODELS, Config, model
+from cuattn.estimate.scaling import Scaling, ring_hides_from, scaling
 from cuattn.estimate.transformer import (
     FORMATS,
     Format,
@@ -48,6 +49,7 @@ __all__ = [
     "Config",
     "Format",
     "Roofline",
+    "Scaling",
     "arithmetic_intensity",
     "attention_flops",
     "attention_memory",
@@ -58,6 +60,8 @@ __all__ = [
     "macs",
     "model",
     "parameters",
+    "ring_hides_from",
     "roofline",
+    "scaling",
     "weight_bytes",
 ]

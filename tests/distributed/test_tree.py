@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from distributed_calls import SLOPES, on_ranks
@@ -73,9 +74,11 @@ def test_against_the_reference(executor, seqlen_q, options):
     check(out, lse, q, whole, **{"causal": True, **options})
 
 
-def test_float64(executor):
-    q, shards, whole = cache(dtype=np.float64)
+@pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16])
+def test_other_dtypes(executor, dtype):
+    q, shards, whole = cache(dtype=dtype)
     out, lse, _ = decode(executor, q, shards, LENGTHS)
+    assert out.dtype == dtype
     check(out, lse, q, whole, causal=True)
 
 
