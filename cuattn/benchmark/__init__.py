@@ -5,7 +5,7 @@ checked before it is timed, and says where it was measured: a time on the host e
 
 >>> from cuattn.benchmark import SUITES
 >>> sorted(SUITES)[:7]
-['attention', 'backward', 'compile', 'counters', 'decode', 'differential', 'dual_chunk']
+['attention', 'backward', 'compile', 'counters', 'decode', 'differential', 'distributed']
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cuattn.benchmark import (
     decode,
     differential,
+    distributed,
     dual_chunk,
     gradients,
     host_figures,
@@ -107,6 +108,11 @@ _ALL = (
         "differential attention beside two calls of attention",
         differential.differential_steps,
         _TIMED,
+    ),
+    Suite(
+        "distributed",
+        "attention over ranks: bytes that each sends, beside formulas, and the balance of their work",
+        distributed.distributed_steps,
     ),
     Suite(
         "sparse",
