@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from cuattn.distributed import ThreadGroup
-from examples.parallel import of_blocks
+from examples.parallel import of_blocks, smollm2
 from examples.parallel.__main__ import compare, train, ways
 from examples.parallel.common import Setting, Shape, shape_of
+from examples.smollm2.plain import PlainModel
+from examples.smollm2.weights import Block, Weights
+from examples.smollm2.weights import Shape as ModelShape
 
 
 def small(size: int, **changes: int) -> Setting:
@@ -51,3 +54,33 @@ def test_the_bubble_is_what_the_schedule_leaves_idle(stages, pieces) -> None:
     assert expected == Fraction(stages - 1, pieces + stages - 1)
     for group in ThreadGroup.create(stages):
         assert of_blocks.idle_ticks(group, pieces) == expected
+
+
+def drawn_weights(seed: int) -> Weights:
+    """A model of 9 query and 3 key/value heads, as SmolLM2 has them."""
+    rng = np.random.default_rng(seed)
+    extents = {"width": 96, "blocks": 2, "heads": 9, "kv_heads": 3, "head_dim": 32, "inner": 64, "context": 100}
+    shape = ModelShape(vocabulary=50, **extents, rope_base=10000.0, rms_eps=1e-5)
+
+    def drawn(*sizes: int) -> np.ndarray:
+        return (1.5 * rng.standard_normal(sizes) / np.sqrt(sizes[-1])).astype(np.float32)
+
+    ones = np.ones(shape.width, np.float32)
+    heads = shape.heads * shape.head_dim
+    blocks = [
+        Block(ones, drawn(15 * 32, shape.width), drawn(shape.width, heads), ones, drawn(128, 96), drawn(96, 64))
+        for _ in range(shape.blocks)
+    ]
+    return Weights(shape, drawn(shape.vocabulary, shape.width) * np.float32(3), tuple(blocks), ones)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("division", ["heads", "keys"])
+def test_a_language_model_writes_the_same_tokens(size, division) -> None:
+    weights, prompt = drawn_weights(3), [3, 1, 4, 1, 5, 9, 2, 6]
+    plain, expected = PlainModel(weights), list(prompt)
+    for _ in range(6):
+        expected.append(int(plain.logits(expected).argmax()))
+    answers = ThreadGroup.run(size, smollm2.generate, weights, prompt, 6, division)
+    assert answers == [expected[len(prompt) :]] * size
+    assert len(set(answers[0])) > 2
