@@ -27,10 +27,9 @@
 // PING_PONG, SMEM_BYTES; PACKED (sequences packed into one array); the options that are compiled in: BOUND_LEFT and
 // BOUND_RIGHT (mask.cuh), CHUNK (of both bounds), SOFTCAP, ALIBI (logits.cuh). Sinks, offsets of the diagonal and packs
 // of heads are always there.
-#include "hopper/forward_consumer.cuh"
-#include "hopper/forward_producer.cuh"
+#include "hopper/listed_tiles.cuh"
 
-extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_forward_hopper(
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM) cuattn_attention_forward_hopper(
     const __grid_constant__ TensorMap map_q,  // (head_dim, pack, seqlen_q or tokens, heads / pack, batch or 1)
     const __grid_constant__ TensorMap map_k,  // (head_dim, seqlen_k or tokens, kv heads, batch or 1)
     const __grid_constant__ TensorMap map_v,  // (head_dim_v, seqlen_k or tokens, kv heads, batch or 1)
@@ -46,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
     const int* __restrict__ g_cu_seqlens_q,      // [batch + 1]: q and out are packed, [tokens, num_heads, ...], lse
     const int* __restrict__ g_cu_seqlens_k,      // [num_heads, tokens], k and v [tokens, num_kv_heads, ...]
     const int* __restrict__ g_work,              // [num_work, 2]: query_block.cuh; given with the two before
-    const Params params, const HopperSchedule schedule)
+    const Params params, const HopperSchedule schedule,
+    const int* __restrict__ g_tile_list)  // attention/tile_list.cuh; with TILE_LIST
 {
     extern __shared__ __align__(1024) unsigned char s_bytes[];
     Smem& smem = *reinterpret_cast<Smem*>(s_bytes);
@@ -73,7 +73,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
 
     RingPositions rings;
     auto tile_at = [&](int tile_idx) {
-        return work_tile(params, schedule, tile_idx, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
+        WorkTile tile =
+            work_tile(params, schedule, tile_idx, g_work, g_cu_seqlens_q, g_cu_seqlens_k, g_diagonal_offsets);
+        if (TILE_LIST && tile.num_queries > 0) {
+            take_listed_tiles(tile, key_list(g_tile_list, tile, schedule.pack));
+        }
+        return tile;
     };
     if (warpgroup_idx == 0) {
         release_registers<PRODUCER_REGISTERS>();
@@ -88,7 +93,12 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
         unsigned tail_parity = 0;
         for (int tile_idx = blockIdx.x; tile_idx < schedule.num_tiles; tile_idx += gridDim.x) {
             const WorkTile tile = tile_at(tile_idx);
-            produce(smem, map_q, map_k, map_v, tile, schedule, rings, tail_parity);
+            if (!TILE_LIST) {
+                produce(smem, map_q, map_k, map_v, tile, schedule, rings, tail_parity);
+            } else if (tile.num_queries > 0) {
+                produce_listed(smem, map_q, map_k, map_v, tile, params, schedule,
+                               key_list(g_tile_list, tile, schedule.pack), rings, tail_parity);
+            }
         }
     } else {
         claim_registers<CONSUMER_REGISTERS>();
@@ -110,7 +120,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_attention_fo
             if (tile.key_begin < tile.key_end) {
                 const RowOptions options = row_options(smem, tile, params, schedule.pack, first_row, lane_idx,
                                                        g_alibi_slopes);
-                consume(state, smem, tile, params, scales, schedule.pack, options, turns, thread_idx, rings);
+                if constexpr (TILE_LIST) {
+                    const ListWalk walk(key_list(g_tile_list, tile, schedule.pack), tile, schedule.pack,
+                                        turns.consumer_idx, first_row, lane_idx);
+                    consume(state, smem, tile, params, scales, schedule.pack, options, turns, thread_idx, rings, walk);
+                } else {
+                    consume(state, smem, tile, params, scales, schedule.pack, options, turns, thread_idx, rings);
+                }
             }
             write_rows(state, tile, params, scales, schedule.pack, first_row, g_sinks, g_v_descale, g_out, g_lse,
                        vectors, lane_idx);

@@ -41,6 +41,8 @@ from cuattn.ops.rotary.split_launch import split
 from cuattn.ops.softmax import arguments as softmax_arguments
 from cuattn.ops.softmax.config import SoftmaxConfig
 from cuattn.ops.softmax.launch import compute
+from cuattn.ops.sparse import dense as sparse_dense
+from cuattn.ops.sparse.launch import forward_tiles
 
 __all__ = [
     "append_kv",
@@ -48,6 +50,7 @@ __all__ = [
     "attention_backward",
     "attention_varlen",
     "attention_varlen_backward",
+    "block_sparse_attention",
     "decode_attention",
     "dual_chunk_attention",
     "log_softmax",
@@ -82,6 +85,21 @@ def attention_varlen(
     if schedule_on_device:
         packed.host = None
     return forward(problem, return_lse=return_lse, config=config, packed=packed)
+
+
+def block_sparse_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    block_mask: Any,
+    *,
+    config: HopperFwdConfig | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> Any:
+    """Call `cuattn.block_sparse_attention` with a shape of the Hopper kernel of one's own choice."""
+    problem, masks = sparse_dense.check(q, k, v, block_mask, **options)
+    return forward(problem, return_lse=return_lse, listed=forward_tiles(problem, masks, config=config))
 
 
 def dual_chunk_attention(

@@ -143,6 +143,7 @@ def test_constants():
         "BLOCK_N": 128,
         "CHUNK": False,
         "CONSUMER_REGISTERS": 232,
+        "CTAS_PER_SM": 1,
         "HEAD_DIM": 96,
         "HEAD_DIM_V": 64,
         "NUM_CONSUMERS": 2,
@@ -151,7 +152,9 @@ def test_constants():
         "PING_PONG": True,
         "PRODUCER_REGISTERS": 40,
         "SMEM_BYTES": GOOD.smem_bytes(96, 64),
+        "TILE_LIST": False,
     }
+    assert GOOD.constants("bfloat16", 96, 64, listed=True)["TILE_LIST"]
     assert constants["BOUND_RIGHT"] and not constants["BIAS"]
 
 

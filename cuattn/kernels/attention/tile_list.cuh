@@ -11,7 +11,8 @@
 //
 // The list is one array of int, made on the host (cuattn/ops/sparse/tile_list.py):
 //
-//     [entries, begins, 0, 0]          begins: where the third part begins
+//     [entries, begins, piece, 0]      begins: where the third part begins; piece: columns that are always together,
+//                                      from a multiple of so many columns of the tile on (eight at least)
 //     entries x [first, head, rows, 0] for batch entry b, or the last for all behind: its first of the begins, how far
 //                                      it is from head to head (0: one list for all heads), rows that share a word
 //     begins                           for each block of the rows that a CTA has: where its tiles begin, and those of
@@ -28,12 +29,15 @@ constexpr int GRANULE = 8;  // columns
 
 // A tile as the list has it.
 struct ListedTile {
+    static constexpr int INTS = 2;
     int place, details;
 
     __device__ __forceinline__ bool is_mixed() const { return place & 1; }
     __device__ __forceinline__ bool is_gathered() const { return place & 2; }
     __device__ __forceinline__ int first() const { return (place >> 2) * GRANULE; }  // column of the logits
 };
+
+constexpr int NO_ROW = -1;
 
 // For each row of a lane, which word says what it sees: eight bits a row, all set where the row does not exist.
 template <typename Layout>
@@ -49,6 +53,16 @@ struct RowWords {
         for (int r = 0; r < Layout::ROWS; r++) {
             const int row = lane_row + Layout::row(r);
             packed |= static_cast<unsigned>(row < num_rows ? row / rows_per_word - first_word : NONE) << 8 * r;
+        }
+    }
+    // The same for rows that need not follow each other: row_of(r), or NO_ROW.
+    template <typename RowOf>
+    __device__ __forceinline__ RowWords(int first_row, int rows_per_word, const RowOf& row_of) : packed(0) {
+        const int first_word = first_row / rows_per_word;
+#pragma unroll
+        for (int r = 0; r < Layout::ROWS; r++) {
+            const int row = row_of(r);
+            packed |= static_cast<unsigned>(row == NO_ROW ? NONE : row / rows_per_word - first_word) << 8 * r;
         }
     }
     __device__ __forceinline__ int of(int r) const { return packed >> 8 * r & NONE; }
@@ -68,6 +82,7 @@ struct TileList {
         head_stride = g_entry[1];
         rows_per_word = g_entry[2];
     }
+    __device__ __forceinline__ int piece() const { return g_list[2]; }
     // Where the tiles of a head begin and end; they are two apart.
     __device__ __forceinline__ int begin(int head_idx) const { return g_list[first_begin + head_idx * head_stride]; }
     __device__ __forceinline__ int end(int head_idx) const { return g_list[first_begin + head_idx * head_stride + 1]; }

@@ -185,12 +185,33 @@ struct Turns {
     }
 };
 
+// The queries of a consumer's rows.
+struct ConsumerQueries {
+    int first, last;
+
+    __device__ __forceinline__ ConsumerQueries(const WorkTile& tile, int pack, int consumer_idx) {
+        const int first_row = consumer_idx * WGMMA_M;
+        first = tile.block.first_query + first_row / pack;
+        last = tile.block.first_query + min(tile.num_queries - 1, (first_row + WGMMA_M - 1) / pack);
+        first = min(first, last);
+    }
+};
+
+// The walk of a consumer over the key tiles of a band: a tile is its number. Another is in listed_tiles.cuh.
+struct BandWalk {
+    static constexpr bool LISTED = false;
+
+    __device__ __forceinline__ int entry(int key_tile) const { return key_tile; }
+};
+
 // All key tiles of a work tile, of which there is at least one: on return acc_out holds the sums of e^(logit - max) v,
 // and each row its lane's share of the sum. Tiles are taken from the last to the first, so that the masked ones come
 // first.
+template <typename Walk = BandWalk>
 __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const WorkTile& tile, const Params& params,
                                         const TileScales& scales, int pack, const RowOptions& options,
-                                        const Turns& turns, int thread_idx, RingPositions& rings) {
+                                        const Turns& turns, int thread_idx, RingPositions& rings,
+                                        const Walk& walk = Walk()) {
     const float scale_log2 = positive_scale_log2(scales.scale_log2);
     const bool releases = thread_idx % WARP_SIZE == 0;  // a lane speaks for its warp, which has waited as one
     const int first_row = turns.consumer_idx * WGMMA_M;
@@ -198,9 +219,8 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
     const unsigned long long desc_k = wgmma_descriptor(smem_address(smem.k), SPAN_BYTES);
     const unsigned long long desc_v = wgmma_descriptor(smem_address(smem.values.operand()), BLOCK_N * SPAN_BYTES);
     // Tiles that every row of this warpgroup sees in whole.
-    const int first_query = tile.block.first_query + first_row / pack;
-    const int last_query = tile.block.first_query + min(tile.num_queries - 1, (first_row + WGMMA_M - 1) / pack);
-    const KeyTiles whole(tile.band, BLOCK_N, min(first_query, last_query), last_query);
+    const ConsumerQueries queries(tile, pack, turns.consumer_idx);
+    const KeyTiles whole(tile.band, BLOCK_N, queries.first, queries.last);
 
     Scores scores;
     Probabilities probabilities;
@@ -221,14 +241,18 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         if (releases) rings.v.release(smem.v_ring);
         rings.v.advance();
     };
-    auto exponentiate = [&](int key_tile, bool masked) {
-        const int tile_key = key_tile * BLOCK_N;
-        const HeadRows alibi_rows([&](int r) { return options.slope[r]; },
-                                  [&](int r) { return options.distance(r, tile_key); });
-        softmax_logits<Layout>(scores, params, scales.scale, scales.scale_log2, alibi_rows);
-        if (masked) {
-            hide_by_position<Layout>(scores, negative_infinity<float>(),
-                                     [&](int r) { return options.keys.from(r, tile_key); });
+    auto exponentiate = [&](const auto& entry, bool masked) {
+        if constexpr (Walk::LISTED) {
+            walk.logits(scores, entry, params, scales, options);
+        } else {
+            const int tile_key = entry * BLOCK_N;
+            const HeadRows alibi_rows([&](int r) { return options.slope[r]; },
+                                      [&](int r) { return options.distance(r, tile_key); });
+            softmax_logits<Layout>(scores, params, scales.scale, scales.scale_log2, alibi_rows);
+            if (masked) {
+                hide_by_position<Layout>(scores, negative_infinity<float>(),
+                                         [&](int r) { return options.keys.from(r, tile_key); });
+            }
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -237,24 +261,26 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
     };
 
     int key_tile = tile.key_end - 1;
+    const auto first_entry = walk.entry(key_tile);
     rings.q.wait_full(smem.q_ring);
     turns.take();
     issue_next_scores();
     turns.pass();
     wgmma_wait<0>();
     release_keys();
-    exponentiate(key_tile, true);
+    exponentiate(first_entry, true);
     round_probabilities(probabilities, scores);
 
     // Scores of the next tile and output of this one are multiplied at the same time.
     auto step = [&](bool masked) {
+        const auto entry = walk.entry(key_tile);
         turns.take();
         issue_next_scores();
         issue_next_output();
         turns.pass();
         wgmma_wait<1>();
         release_keys();
-        exponentiate(key_tile, masked);
+        exponentiate(entry, masked);
         wgmma_wait<0>();
         release_values();
         round_probabilities(probabilities, scores);
@@ -262,12 +288,12 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
         for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[half]);
     };
     key_tile--;
-    if (TileBand::HAS_END) {
+    if (!Walk::LISTED && TileBand::HAS_END) {
         for (const int stop = max(tile.key_begin, whole.full_end); key_tile >= stop; key_tile--) step(true);
     }
-    const int whole_begin = TileBand::HAS_BEGIN ? max(tile.key_begin, whole.full_begin) : 0;
+    const int whole_begin = Walk::LISTED ? tile.key_begin : TileBand::HAS_BEGIN ? max(tile.key_begin, whole.full_begin) : 0;
     for (; key_tile >= whole_begin; key_tile--) step(false);
-    if (TileBand::HAS_BEGIN) {
+    if (!Walk::LISTED && TileBand::HAS_BEGIN) {
         for (; key_tile >= tile.key_begin; key_tile--) step(true);
     }
     if (releases) rings.q.release(smem.q_ring);

@@ -28,6 +28,32 @@ __device__ __forceinline__ void clear_rows(Element (&s_tile)[V_SPANS][BLOCK_N][S
     }
 }
 
+// The queries of a work tile, by one thread.
+__device__ __forceinline__ void load_queries(Smem& smem, const TensorMap& map_q, const QueryBlock& block,
+                                             const HopperSchedule& schedule, const RingPositions& rings) {
+    rings.q.wait_empty(smem.q_ring);
+    const unsigned s_barrier = smem_address(&smem.q_ring.full[0]);
+    mbarrier_arrive_expect(s_barrier, sizeof(smem.q));
+#pragma unroll
+    for (int span = 0; span < QK_SPANS; span++) {
+        tma_load(smem_address(smem.q[span]), map_q, s_barrier, L2_EVICT_FIRST, span * SPAN, 0,
+                 block.q_start + block.first_query, block.head_idx / schedule.pack, PACKED ? 0 : block.batch_idx);
+    }
+}
+
+// The tile of values that completes on v_tail has num_keys keys: zeros take the place of the others.
+__device__ __forceinline__ void clear_tail(Smem& smem, const RingBarriers<NUM_STAGES>& v_ring,
+                                           const RingPositions& rings, int num_keys, int lane_idx,
+                                           unsigned& tail_parity) {
+    mbarrier_wait(smem_address(&smem.v_tail), tail_parity);
+    tail_parity ^= 1;
+    clear_rows(smem.values.rows[rings.v.stage], num_keys, lane_idx);
+    fence_proxy_async();
+    // SYNC: every lane has written its zeros, and wgmma will see them.
+    __syncwarp();
+    if (lane_idx == 0) mbarrier_arrive(smem_address(&v_ring.full[rings.v.stage]));
+}
+
 __device__ __forceinline__ void produce(Smem& smem, const TensorMap& map_q, const TensorMap& map_k,
                                         const TensorMap& map_v, const WorkTile& tile, const HopperSchedule& schedule,
                                         RingPositions& rings, unsigned& tail_parity) {
@@ -35,16 +61,7 @@ __device__ __forceinline__ void produce(Smem& smem, const TensorMap& map_q, cons
     const RingBarriers<NUM_STAGES>& v_ring = TRANSPOSE_V ? smem.rows_ring : smem.v_ring;
     const int lane_idx = threadIdx.x % WARP_SIZE;
     if (tile.key_begin == tile.key_end) return;
-    if (lane_idx == 0) {
-        rings.q.wait_empty(smem.q_ring);
-        const unsigned s_barrier = smem_address(&smem.q_ring.full[0]);
-        mbarrier_arrive_expect(s_barrier, sizeof(smem.q));
-#pragma unroll
-        for (int span = 0; span < QK_SPANS; span++) {
-            tma_load(smem_address(smem.q[span]), map_q, s_barrier, L2_EVICT_FIRST, span * SPAN, 0,
-                     block.q_start + block.first_query, block.head_idx / schedule.pack, PACKED ? 0 : block.batch_idx);
-        }
-    }
+    if (lane_idx == 0) load_queries(smem, map_q, block, schedule, rings);
     rings.q.advance();
 #pragma unroll 1
     for (int key_tile = tile.key_end - 1; key_tile >= tile.key_begin; key_tile--) {
@@ -58,15 +75,7 @@ __device__ __forceinline__ void produce(Smem& smem, const TensorMap& map_q, cons
             load_keys(smem.values.rows[rings.v.stage], map_v, cut ? smem.v_tail : v_ring.full[rings.v.stage], block,
                       first_key);
         }
-        if (cut) {
-            mbarrier_wait(smem_address(&smem.v_tail), tail_parity);
-            tail_parity ^= 1;
-            clear_rows(smem.values.rows[rings.v.stage], num_keys, lane_idx);
-            fence_proxy_async();
-            // SYNC: every lane has written its zeros, and wgmma will see them.
-            __syncwarp();
-            if (lane_idx == 0) mbarrier_arrive(smem_address(&v_ring.full[rings.v.stage]));
-        }
+        if (cut) clear_tail(smem, v_ring, rings, num_keys, lane_idx, tail_parity);
         rings.k.advance();
         rings.v.advance();
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,9 +19,11 @@ from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.ops.attention.arguments import Extents, Problem
 from cuattn.ops.attention.forward import listed_config
 from cuattn.ops.attention.forward.config import FlashFwdConfig
+from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.variants import EVERYTHING, ForwardOptions
 
 __all__ = [
+    "KeptBlocks",
     "ListedTiles",
     "MaskSizes",
     "check_axis",
@@ -44,7 +46,34 @@ class MaskSizes(Protocol):
     def num_heads(self) -> int: ...
     @property
     def batch(self) -> int: ...
+    @property
+    def block_size(self) -> tuple[int, int]: ...
     def num_tiles(self, of_keys: bool, rows: int, columns: int) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBlocks:
+    """What a shape of tiles is chosen by: the blocks of the masks of a call.
+
+    Attributes
+    ----------
+    queries, keys : int
+        Of a block; where masks differ, what divides those of all.
+    per_head : bool
+        Whether heads may see different keys.
+    num_tiles : callable
+        How many tiles there are if a CTA has so many queries, and a tile so many keys.
+    """
+
+    queries: int
+    keys: int
+    per_head: bool
+    num_tiles: Callable[[int, int], int]
+
+    @classmethod
+    def of(cls, mask: MaskSizes) -> KeptBlocks:
+        """Return those of one mask."""
+        return cls(*mask.block_size, mask.num_heads > 1, partial(mask.num_tiles, False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +82,26 @@ class ListedTiles:
 
     Attributes
     ----------
-    config : FlashFwdConfig
+    config : FlashFwdConfig or HopperFwdConfig
         The row whose tiles they are.
     options : ForwardOptions
-        That the kernel is compiled with: `listed_options`.
+        That the kernel is compiled with: `listed_options`, or those of `hopper_listed`.
     array : int32 array
         The list, where kernels can read it.
     work : int32 array [num_work, 2]
         (batch entry, block of queries) of each CTA of a head, those with the most tiles first.
+    pack : int
+        Heads of a key/value head that share a CTA of the Hopper kernel.
+    piece : int
+        Keys that it copies at once.
     """
 
-    config: FlashFwdConfig
+    config: FlashFwdConfig | HopperFwdConfig
     options: ForwardOptions
     array: Any
     work: Any
+    pack: int = 1
+    piece: int = 0
 
 
 @cache
@@ -81,20 +116,18 @@ def listed_options(variant: ForwardOptions) -> ForwardOptions:
     return replace(variant, bound_left=bounded, bound_right=bounded)
 
 
-def listed_row(
-    problem: Problem, block: int, smem_limit_bytes: int, num_tiles: Callable[[int, int], int]
-) -> FlashFwdConfig:
-    """Select the shape in which a call is computed whose mask has blocks of so many queries, and such tiles."""
+def listed_row(problem: Problem, blocks: KeptBlocks, smem_limit_bytes: int) -> FlashFwdConfig:
+    """Select the shape in which the portable kernels compute a call."""
     extents, options = problem.extents, problem.options
     return listed_config.select(
         problem.dtype,
         BUCKETS[extents.head_dim],
         COLUMNS[extents.head_dim_v][0],
-        block=block,
+        block=blocks.queries,
         smem_limit_bytes=smem_limit_bytes,
         options=listed_options(options.variant),
         tf32=options.tf32,
-        num_tiles=num_tiles,
+        num_tiles=blocks.num_tiles,
     )
 
 

@@ -15,7 +15,10 @@ from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.backward import listed_config as backward_rows
 from cuattn.ops.attention.backward.config import SIDES
 from cuattn.ops.attention.backward.problem import ListedGradients
-from cuattn.ops.attention.listed import ListedTiles, listed_options, listed_row
+from cuattn.ops.attention.forward import hopper_listed
+from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
+from cuattn.ops.attention.listed import KeptBlocks, ListedTiles, listed_options, listed_row
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.sparse.block_mask import BlockMask
 from cuattn.ops.sparse.tile_list import Side, tile_lists
 from cuattn.runtime.executor import Executor, host_executor
@@ -40,6 +43,12 @@ class Masks:
         """Return the queries (axis 0) or the keys of a block: of all blocks, where masks differ."""
         return math.gcd(*(mask.block_size[axis] for mask in self.masks)) or 1
 
+    @property
+    def kept_blocks(self) -> KeptBlocks:
+        """What the forward chooses its tiles by."""
+        per_head = any(mask.num_heads > 1 for mask in self.masks)
+        return KeptBlocks(self.block(0), self.block(1), per_head, partial(self.num_tiles, False))
+
     def num_tiles(self, of_keys: bool, rows: int, columns: int) -> int:
         """Return the tiles of all masks together, if a CTA has so many rows of a side."""
         return sum(mask.num_tiles(of_keys, rows, columns) for mask in self.masks)
@@ -51,12 +60,22 @@ class Masks:
         return _lists(executor, self.masks[0], side, batch)
 
 
-def forward_tiles(problem: Problem, masks: Masks) -> ListedTiles:
-    """Return the tiles of the queries of a call, made when the masks are first used with tiles of this shape."""
-    executor = problem.executor
-    row = listed_row(problem, masks.block(0), executor.smem_limit_bytes, partial(masks.num_tiles, False))
-    lists = masks.lists(executor, Side(False, row.block_m, row.block_n), problem.extents.batch)
-    return ListedTiles(row, listed_options(problem.options.variant), *lists)
+def forward_tiles(
+    problem: Problem, masks: Masks, packed: PackedSequences | None = None, config: HopperFwdConfig | None = None
+) -> ListedTiles:
+    """Return the tiles of the queries of a call, made when the masks are first used with tiles of this shape.
+
+    A ``config`` of the Hopper kernel is obeyed, or refused by `NotSupportedError`.
+    """
+    executor, blocks, batch = problem.executor, masks.kept_blocks, problem.extents.batch
+    hopper = hopper_listed.select(problem, packed, blocks, config)
+    if hopper is None:
+        row = listed_row(problem, blocks, executor.smem_limit_bytes)
+        lists = masks.lists(executor, Side(False, row.block_m, row.block_n), batch)
+        return ListedTiles(row, listed_options(problem.options.variant), *lists)
+    side = Side(False, hopper.queries, hopper.row.block_n, hopper.piece)
+    lists = masks.lists(executor, side, batch)
+    return ListedTiles(hopper.row, hopper.options, *lists, hopper.pack, hopper.piece)
 
 
 def backward_tiles(problem: Problem, masks: Masks) -> ListedGradients:

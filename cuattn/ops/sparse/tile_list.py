@@ -1,7 +1,8 @@
 """Lists of the tiles that a block mask keeps, as kernels walk over them (kernels/attention/tile_list.cuh).
 
 A tile has the rows of one CTA and ``columns`` columns of the other side, in granules of eight. Blocks that are smaller
-than a tile, or that lie apart, are gathered into whole tiles. What is here is NumPy on the host, once for each mask and
+than a tile, or that lie apart, are gathered into whole tiles; a kernel that copies more than a granule at once has
+pieces of several, of which all are in a tile or none. What is here is NumPy on the host, once for each mask and
 shape of tiles: `BlockMask.derived` keeps it.
 """
 
@@ -32,11 +33,14 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Whose rows a CTA has, and the shape of its tiles: ``rows`` of its own side, ``columns`` of the other."""
+    """Whose rows a CTA has, and the shape of its tiles: ``rows`` of its own side, ``columns`` of the other; those of
+    a ``piece``, which divides them, stay together.
+    """
 
     of_keys: bool
     rows: int
     columns: int
+    piece: int = GRANULE
 
 
 class TileLists(NamedTuple):
@@ -69,7 +73,7 @@ def tile_lists(masks: Sequence[BlockMask], side: Side) -> TileLists:
     if total > MAX_EXTENT:
         raise ShapeError(f"the lists of the mask have {total} entries; at most {MAX_EXTENT} are allowed")
     array = np.zeros(total, np.int32)
-    array[:2] = len(entries), begins_at
+    array[:3] = len(entries), begins_at, side.piece
     array[_HEADER:begins_at] = np.asarray(entries, np.int32).ravel()
     array[begins_at] = tiles_at
     array[begins_at + 1 : begins_at + 1 + counts.size] = tiles_at + 2 * np.cumsum(counts)
@@ -127,15 +131,18 @@ def _tiles(mask: BlockMask, side: Side) -> _Tiles:
     pieces = _pieces(mask, side.rows, num_blocks)
     rows_per_word = mask.block_size[0] if mask.elements is None else 1
 
-    # The granules of each block of rows in their order, and so many of them in each tile.
-    keys, index = np.unique(pieces.owner * num_granules + pieces.granule, return_inverse=True)
-    owner, granule = np.divmod(keys, max(num_granules, 1))
-    per_owner = np.bincount(owner, minlength=heads * num_blocks)
+    # The granules of each block of rows in their order, piece by piece, and so many of them in each tile.
+    together = side.piece // GRANULE
+    num_pieces = -(-num_granules // together)
+    keys, index = np.unique(pieces.owner * num_pieces + pieces.granule // together, return_inverse=True)
+    owner, piece = np.divmod(keys, max(num_pieces, 1))
+    per_owner = np.bincount(owner, minlength=heads * num_blocks) * together
     counts = -(-per_owner // slots)
-    rank = np.arange(keys.size) - _starts(per_owner)[owner]
+    rank = np.arange(keys.size) * together - _starts(per_owner)[owner]
     tile, slot = _starts(counts)[owner] + rank // slots, rank % slots
-    granules = np.full((int(counts.sum()), slots), num_granules, np.int64)  # that number: there is none
-    granules[tile, slot] = granule
+    granules = np.full((int(counts.sum()), slots), num_granules, np.int64)  # that number, or more: there is none
+    in_piece = np.arange(together)
+    granules[tile[:, None], slot[:, None] + in_piece] = piece[:, None] * together + in_piece
     expected = granules[:, :1] + np.arange(slots)
     follow = np.all((granules == expected) | (expected >= num_granules), axis=1)
 
@@ -146,7 +153,7 @@ def _tiles(mask: BlockMask, side: Side) -> _Tiles:
     word_bytes = max(slots, 4)
     most = int(num_words.max(initial=0))
     words = np.zeros((granules.shape[0], most, word_bytes), np.uint8)
-    where = tile[index.ravel()], pieces.word, slot[index.ravel()]
+    where = tile[index.ravel()], pieces.word, slot[index.ravel()] + pieces.granule % together
     if mask.block_size[1] % GRANULE:  # neighbouring blocks share granules
         np.bitwise_or.at(words, where, pieces.bits)
     else:

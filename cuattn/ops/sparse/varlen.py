@@ -162,7 +162,7 @@ def block_sparse_attention_varlen(
     problem, packed = varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, operation=_FORWARD, **of_call)
     masks = masks_of(block_masks, block_size, packed, problem.extents.num_heads)
     warn_if_slow(problem, packed, pairs=_num_pairs(masks))
-    return forward(problem, return_lse=return_lse, packed=packed, listed=forward_tiles(problem, masks))
+    return forward(problem, return_lse=return_lse, packed=packed, listed=forward_tiles(problem, masks, packed))
 
 
 @takes_options(_BACKWARD, before="dlse")

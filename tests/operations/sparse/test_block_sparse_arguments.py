@@ -105,9 +105,9 @@ def test_nothing_of_the_size_of_the_logits(monkeypatch):
 def test_path():
     q = np.zeros((1, 4096, 8, 128), np.float16)
     mask = BlockMask.from_blocks(np.eye(64, dtype=bool), 4096, 4096, 64)
-    path = cuattn.forward_path(q, q, q, block_mask=mask, arch="sm_90a", causal=True)
+    path = cuattn.forward_path(q, q, q, block_mask=mask, arch="sm_90", causal=True)
     assert path.kernel == "attention_forward" and path.row.block_m == 64
-    assert path.options.label == "window" and "mask of blocks" in path.reason
+    assert path.options.label == "window" and "no wgmma" in path.reason
     small = BlockMask.from_blocks(np.eye(256, dtype=bool), 4096, 4096, 16)
     assert cuattn.forward_path(q, q, q, block_mask=small).row.block_m == 16
     with pytest.raises(ArgumentError, match="beside cu_seqlens_q"):

@@ -45,6 +45,7 @@ STEP_BYTES = 32  # of the summed index, in one wgmma
 SMEM_ALIGNMENT = 1024  # bytes after which the swizzle repeats
 BARRIER_BYTES = 256  # room for the mbarriers behind the tiles
 ROW_ENDS_BYTES = 8  # of a row: the first key that it sees, and the one behind the last
+RESERVED_BYTES = 1024  # of shared memory, beside what a CTA asks for
 REGISTERS = 65536  # of a multiprocessor
 REGISTER_RANGE = range(24, 257, 8)  # what setmaxnreg takes
 
@@ -75,6 +76,8 @@ class HopperFwdConfig:
         Whether it has some for chunks.
     itemsize : int
         Of q, k and v: 2, or 1 for e4m3, whose values are transposed on the way (hopper/transpose_e4m3.cuh).
+    ctas_per_sm : int
+        CTAs that share a multiprocessor: 2, where one consumer alone would leave its tensor cores idle.
     """
 
     max_head_dim: int
@@ -89,6 +92,7 @@ class HopperFwdConfig:
     score_options: bool = True
     chunks: bool = True
     itemsize: int = 2
+    ctas_per_sm: int = 1
 
     source = "attention_forward_hopper"
     entry = "cuattn_attention_forward_hopper"
@@ -105,7 +109,7 @@ class HopperFwdConfig:
     @property
     def entry_registers(self) -> int:
         """Registers of a thread when the kernel starts: all that so many threads can have, in units of 8."""
-        return REGISTERS // self.num_threads // 8 * 8
+        return REGISTERS // (self.num_threads * self.ctas_per_sm) // 8 * 8
 
     def smem_bytes(self, head_dim: int, head_dim_v: int, options: ForwardOptions = PLAIN) -> int:
         """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: tiles of q, k, v, then barriers and,
@@ -133,6 +137,7 @@ class HopperFwdConfig:
         """Whether the kernel compiles and launches in this shape (buckets as above)."""
         registers = self.producer_registers, self.consumer_registers
         divided = self.producer_registers + self.num_consumers * self.consumer_registers
+        smem_bytes = self.smem_bytes(head_dim, head_dim_v, options)
         return (
             1 <= self.num_consumers <= 3
             and self.num_stages >= 2
@@ -141,7 +146,7 @@ class HopperFwdConfig:
             and self.producer_registers <= self.entry_registers <= self.consumer_registers
             and divided * WARPGROUP_SIZE <= self.entry_registers * self.num_threads
             and not (self.ping_pong and self.num_consumers == 1)
-            and self.smem_bytes(head_dim, head_dim_v, options) <= smem_limit_bytes
+            and (smem_bytes + RESERVED_BYTES) * self.ctas_per_sm <= smem_limit_bytes + RESERVED_BYTES
         )
 
     def constants(
@@ -153,8 +158,10 @@ class HopperFwdConfig:
         *,
         packed: bool = False,
         unrounded: bool = False,
+        listed: bool = False,
     ) -> dict[str, Any]:
-        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``packed`` sequences.
+        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``packed`` sequences; tiles
+        of a list, if they are ``listed``.
 
         With ``unrounded`` the result is of the accumulator's type.
         """
@@ -167,6 +174,7 @@ class HopperFwdConfig:
             "BLOCK_N": self.block_n,
             "CHUNK": options.chunk,
             "CONSUMER_REGISTERS": self.consumer_registers,
+            "CTAS_PER_SM": self.ctas_per_sm,
             "HEAD_DIM": head_dim,
             "HEAD_DIM_V": head_dim_v,
             "NUM_CONSUMERS": self.num_consumers,
@@ -175,6 +183,7 @@ class HopperFwdConfig:
             "PING_PONG": self.ping_pong,
             "PRODUCER_REGISTERS": self.producer_registers,
             "SMEM_BYTES": self.smem_bytes(head_dim, head_dim_v, options),
+            "TILE_LIST": listed,
         }
 
 

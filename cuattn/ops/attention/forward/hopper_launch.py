@@ -14,6 +14,7 @@ from cuattn.ops.attention.arguments import Extents, Problem
 from cuattn.ops.attention.forward.hopper_config import ARCH, BUCKETS, SPAN_BYTES, HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_schedule import HopperSchedule, dense_schedule, pack_heads, packed_schedule
 from cuattn.ops.attention.forward.hopper_select import MAP_ALIGNMENT, kernel_options, longest_seqlen_q
+from cuattn.ops.attention.listed import ListedTiles
 from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.operand import Operand
@@ -35,29 +36,38 @@ def launch(
     lse: Any,
     params: np.void,
     packed: PackedSequences | None,
+    listed: ListedTiles | None = None,
 ) -> None:
     """Launch the kernel in the shape ``row``. ``operands`` are q, k, v and out, ``params`` the problem's numbers."""
     extents, options = problem.extents, problem.options
     q, k, v, output = operands
     executor = problem.executor if problem.executor.arch == ARCH else host_executor(ARCH)
-    pack = pack_heads(longest_seqlen_q(problem, packed), extents.heads_per_kv_head, row.block_m)
+    if listed is None:
+        pack = pack_heads(longest_seqlen_q(problem, packed), extents.heads_per_kv_head, row.block_m)
+        compiled, keys_at_once = kernel_options(options), row.block_n
+    else:
+        pack, compiled, keys_at_once = listed.pack, listed.options, listed.piece
     loaded = _loaded(
         executor,
         row,
         problem.dtype.name,
         BUCKETS[extents.head_dim],
         BUCKETS[extents.head_dim_v],
-        kernel_options(options),
+        compiled,
         packed is not None,
         problem.unrounded,
+        listed is not None,
     )
     queries = row.block_m // pack
-    work = None if packed is None else packed.work(executor, extents.seqlen_q, queries, options)
+    if listed is not None:
+        work = listed.work
+    else:
+        work = None if packed is None else packed.work(executor, extents.seqlen_q, queries, options)
     schedule = _schedule(extents, row.block_m, pack, problem.dtype.itemsize, work)
     args = {
         "map_q": _query_map(q, extents, pack, queries),
-        "map_k": _key_map(k, extents, row.block_n),
-        "map_v": _key_map(v, extents, row.block_n),
+        "map_k": _key_map(k, extents, keys_at_once),
+        "map_v": _key_map(v, extents, keys_at_once),
         "g_out": output.array,
         "g_lse": lse,
         **options.pointers(row.source, row.entry),
@@ -66,8 +76,10 @@ def launch(
         "g_work": work,
         "params": params,
         "schedule": schedule.argument(),
+        "g_tile_list": None if listed is None else listed.array,
     }
-    grid = min(schedule.num_tiles, HOST_CTAS if executor.name == "host" else executor.machine[1])
+    at_once = HOST_CTAS if executor.name == "host" else executor.machine[1] * row.ctas_per_sm
+    grid = min(schedule.num_tiles, at_once)
     executor.launch(loaded.kernel, (grid,), (row.num_threads,), args, loaded.smem_bytes)
 
 
@@ -87,8 +99,10 @@ def _loaded(
     options: ForwardOptions,
     packed: bool,
     unrounded: bool,
+    listed: bool,
 ) -> LoadedKernel:
-    constants = row.constants(dtype_name, head_dim, head_dim_v, options, packed=packed, unrounded=unrounded)
+    of_call = {"packed": packed, "unrounded": unrounded, "listed": listed}
+    constants = row.constants(dtype_name, head_dim, head_dim_v, options, **of_call)
     kernel = executor.kernel(row.source, constants, row.entry)
     return LoadedKernel(kernel, row.smem_bytes(head_dim, head_dim_v, options))
 
@@ -106,11 +120,11 @@ def _query_map(q: Operand, extents: Extents, pack: int, queries: int) -> TensorM
     return _map(q.array, sizes, (head, seq, pack * head, batch), (pack, queries, 1, 1))
 
 
-def _key_map(x: Operand, extents: Extents, block_n: int) -> TensorMap | np.void:
-    """Map k or v as [batch, heads, seqlen, head dim]: a box is a tile of keys of one head."""
+def _key_map(x: Operand, extents: Extents, keys_at_once: int) -> TensorMap | np.void:
+    """Map k or v as [batch, heads, seqlen, head dim]: a box is so many keys of one head, a tile or a piece of one."""
     batch, seq, head = x.strides
     sizes = extents.seqlen_k, extents.num_kv_heads, 1 if extents.packed else extents.batch
-    return _map(x.array, sizes, (seq, head, batch), (block_n, 1, 1))
+    return _map(x.array, sizes, (seq, head, batch), (keys_at_once, 1, 1))
 
 
 def _map(array: Any, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap | np.void:

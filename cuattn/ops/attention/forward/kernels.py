@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from cuattn.head_dims import COLUMNS
 from cuattn.ops.attention.forward.config import FLASH_FWD_CONFIGS, FlashFwdConfig, PlainFwdConfig
-from cuattn.ops.attention.forward.hopper_config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS
+from cuattn.ops.attention.forward.hopper_config import ARCH, HOPPER_ALTERNATIVES, HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.forward.hopper_listed import HOPPER_LISTED_CONFIGS, compiled_options
 from cuattn.ops.attention.forward.listed_config import LISTED_FWD_CONFIGS
 from cuattn.ops.attention.shipped import CAUSAL, WINDOW, largest_head_dim, nvrtc_ms, products_mark
 from cuattn.ops.attention.variants import EVERYTHING, PLAIN, ForwardOptions
@@ -67,14 +68,22 @@ def variant_of(
 
 def _hopper_variants() -> Iterator[Variant]:
     for row in (*HOPPER_FWD_CONFIGS, *HOPPER_ALTERNATIVES):
-        d, e = row.max_head_dim, row.max_head_dim_v
-        dtype = "float8_e4m3fn" if row.itemsize == 1 else "bfloat16"
-        shape = f"{dtype}_d{d}_e{e}_{row.block_m}x{row.block_n}_s{row.num_stages}"
-        shape += "_pingpong" * row.ping_pong + "_few" * bool(row.max_seqlen_q)
         for options, packed in _HOPPER_OPTIONS:
-            if row.serves(d, e, options, 1, row.itemsize):
-                constants = row.constants(dtype, d, e, options, packed=packed)
-                yield Variant(row.source, f"{shape}_{options.label}{'_packed' * packed}", constants, ARCH)
+            if row.serves(row.max_head_dim, row.max_head_dim_v, options, 1, row.itemsize):
+                yield _hopper_variant(row, options, packed)
+    for row in HOPPER_LISTED_CONFIGS:
+        for options in compiled_options():
+            if row.serves(row.max_head_dim, row.max_head_dim_v, options, 1):
+                yield _hopper_variant(row, options, options.on_scores, listed=True)
+
+
+def _hopper_variant(row: HopperFwdConfig, options: ForwardOptions, packed: bool, *, listed: bool = False) -> Variant:
+    d, e = row.max_head_dim, row.max_head_dim_v
+    dtype = "float8_e4m3fn" if row.itemsize == 1 else "bfloat16"
+    shape = f"{dtype}_d{d}_e{e}_{row.block_m}x{row.block_n}_s{row.num_stages}"
+    shape += "_pingpong" * row.ping_pong + "_few" * bool(row.max_seqlen_q)
+    constants = row.constants(dtype, d, e, options, packed=packed, listed=listed)
+    return Variant(row.source, f"{shape}_{options.label}{'_packed' * packed}{'_listed' * listed}", constants, ARCH)
 
 
 GROUPS = (
@@ -96,7 +105,7 @@ GROUPS = (
         "attention_forward_hopper",
         kernels=("attention_forward_hopper",),
         variants=_hopper_variants,
-        tests=("operations/hopper/test_attention_hopper*.py", EXTREME_LOGITS),
+        tests=("operations/hopper/test_*hopper*.py", EXTREME_LOGITS),
         page="attention_forward_hopper.md",
     ),
 )

@@ -38,9 +38,10 @@ def forward(
     executor, extents = problem.executor, problem.extents
     if listed is not None:
         config = listed.config
-    elif config is None:
-        config = tuned_row(problem, packed)
-    hopper = hopper_row(problem, packed, config)
+        hopper = config if isinstance(config, HopperFwdConfig) else None
+    else:
+        config = tuned_row(problem, packed) if config is None else config
+        hopper = hopper_row(problem, packed, config)
     output = problem.output()
     lse = executor.empty(extents.lse_shape, problem.accumulator) if return_lse else None
     if output.array.size:
@@ -48,7 +49,7 @@ def forward(
         operands = q, k, v, output
         if hopper is not None:
             params = pack_params(forward_layout(problem.accumulator), problem, *operands, packed=packed)
-            hopper_launch.launch(problem, hopper, operands, lse, params, packed)
+            hopper_launch.launch(problem, hopper, operands, lse, params, packed, listed)
         else:
             assert not isinstance(config, HopperFwdConfig)
             _launch(problem, operands, lse, packed, config, listed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from cuattn import compile
@@ -12,11 +11,12 @@ from cuattn.head_dims import BUCKETS, COLUMNS
 from cuattn.messages import shown
 from cuattn.ops.attention import arguments, varlen
 from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.forward import hopper_listed
 from cuattn.ops.attention.forward import hopper_select as hopper
 from cuattn.ops.attention.forward.config import FlashFwdConfig, select
 from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.tuned_rows import Row, tuned_row
-from cuattn.ops.attention.listed import check_listed_dtypes, check_mask, listed_options, listed_row
+from cuattn.ops.attention.listed import KeptBlocks, check_listed_dtypes, check_mask, listed_options, listed_row
 from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
 
@@ -154,11 +154,15 @@ def _listed_path(problem: Problem, packed: PackedSequences | None, block_mask: A
     check_listed_dtypes(q=problem.q, k=problem.k, v=problem.v)
     check_mask(block_mask, problem.extents)
     arch = problem.executor.arch if arch is None else str(arch)
-    num_tiles = partial(block_mask.num_tiles, False)
-    row = listed_row(problem, block_size[0], compile.smem_limit_bytes(arch), num_tiles)
+    blocks = KeptBlocks.of(block_mask)
+    why_not = hopper_listed.why_not(problem, packed, blocks, arch)
+    if why_not is None:
+        found = hopper_listed.placement(problem, packed, blocks)
+        reason = f"{arch} has wgmma, and CTAs of {found.queries} queries lie in blocks of {blocks.queries}"
+        return ForwardPath(found.row.source, found.row, found.options, arch, reason, tuned=False)
+    row = listed_row(problem, blocks, compile.smem_limit_bytes(arch))
     options = listed_options(problem.options.variant)
-    reason = "not the Hopper kernel: the call has a mask of blocks, and only the portable kernels walk over its tiles"
-    return ForwardPath(row.source, row, options, arch, reason, tuned=False)
+    return ForwardPath(row.source, row, options, arch, f"not the Hopper kernel: {why_not}", tuned=False)
 
 
 def _portable_row(problem: Problem, packed: PackedSequences | None, smem_limit_bytes: int) -> FlashFwdConfig:
