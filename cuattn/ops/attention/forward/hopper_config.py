@@ -160,10 +160,9 @@ class HopperFwdConfig:
         unrounded: bool = False,
         listed: bool = False,
     ) -> dict[str, Any]:
-        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``packed`` sequences; tiles
-        of a list, if they are ``listed``.
+        """The kernel's compile-time constants. Head dims are buckets, the dtype is that of q; ``packed`` sequences.
 
-        With ``unrounded`` the result is of the accumulator's type.
+        With ``unrounded`` the result is of the accumulator's type, with ``listed`` the tiles are those of a list.
         """
         types = kernel_types(dtype_name, "mma", unrounded=unrounded)
         return {
