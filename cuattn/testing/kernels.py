@@ -42,6 +42,7 @@ from cuattn.ops.softmax import arguments as softmax_arguments
 from cuattn.ops.softmax.config import SoftmaxConfig
 from cuattn.ops.softmax.launch import compute
 from cuattn.ops.sparse import dense as sparse_dense
+from cuattn.ops.sparse import varlen as sparse_varlen
 from cuattn.ops.sparse.launch import forward_tiles
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "block_sparse_attention",
+    "block_sparse_attention_varlen",
     "decode_attention",
     "dual_chunk_attention",
     "log_softmax",
@@ -100,6 +102,16 @@ def block_sparse_attention(
     """Call `cuattn.block_sparse_attention` with a shape of the Hopper kernel of one's own choice."""
     problem, masks = sparse_dense.check(q, k, v, block_mask, **options)
     return forward(problem, return_lse=return_lse, listed=forward_tiles(problem, masks, config=config))
+
+
+def block_sparse_attention_varlen(
+    *arrays: Any, config: HopperFwdConfig | None = None, return_lse: bool = False, **options: Any
+) -> Any:
+    """Call `cuattn.block_sparse_attention_varlen` likewise."""
+    problem, packed, masks = sparse_varlen.check(*arrays, **options)
+    return forward(
+        problem, return_lse=return_lse, packed=packed, listed=forward_tiles(problem, masks, packed, config=config)
+    )
 
 
 def dual_chunk_attention(

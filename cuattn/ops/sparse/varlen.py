@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
 from cuattn.ops.attention import varlen
+from cuattn.ops.attention.arguments import Problem
 from cuattn.ops.attention.backward import arguments as backward_arguments
 from cuattn.ops.attention.backward.launch import backward
 from cuattn.ops.attention.backward.problem import AttentionGrads
@@ -18,6 +19,7 @@ from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.attention.listed import check_listed_dtypes
 from cuattn.ops.attention.operation import Operation
 from cuattn.ops.attention.options import GradientOptions
+from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.signatures import takes_options
 from cuattn.ops.attention.slow_calls import BACKWARD_FLOPS, warn_if_slow
 from cuattn.ops.sparse.arguments import masks_of
@@ -157,12 +159,28 @@ def block_sparse_attention_varlen(
     """
     _FORWARD.refuse_unknown(options)
     check_flag("return_lse", return_lse)
-    check_listed_dtypes(q=q, k=k, v=v)
     of_call: dict[str, Any] = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "out": out, **options}
-    problem, packed = varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, operation=_FORWARD, **of_call)
-    masks = masks_of(block_masks, block_size, packed, problem.extents.num_heads)
+    arrays = q, k, v, cu_seqlens_q, cu_seqlens_k, block_masks
+    problem, packed, masks = check(*arrays, block_size=block_size, **of_call)
     warn_if_slow(problem, packed, pairs=_num_pairs(masks))
     return forward(problem, return_lse=return_lse, packed=packed, listed=forward_tiles(problem, masks, packed))
+
+
+def check(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    block_masks: Any,
+    *,
+    block_size: Any = 64,
+    **options: Any,
+) -> tuple[Problem, PackedSequences, Masks]:
+    """Make every check of a call. Raises as documented at `block_sparse_attention_varlen`."""
+    check_listed_dtypes(q=q, k=k, v=v)
+    problem, packed = varlen.check(q, k, v, cu_seqlens_q, cu_seqlens_k, operation=_FORWARD, **options)
+    return problem, packed, masks_of(block_masks, block_size, packed, problem.extents.num_heads)
 
 
 @takes_options(_BACKWARD, before="dlse")
