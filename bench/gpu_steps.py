@@ -17,13 +17,14 @@ import click
 import ml_dtypes
 import numpy as np
 
-from cuattn import compile
+from cuattn import BlockMask, compile
 from cuattn.benchmark import Options, cuda_calls, gradients, machine, operations, option_costs, start
 from cuattn.benchmark import decode as decoding
 from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import scrub
 from cuattn.benchmark.suite import Step as SuiteStep
 from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.forward.hopper_listed import HOPPER_LISTED_CONFIGS
 from cuattn.testing import assert_attention_close, kernels
 from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
@@ -109,7 +110,22 @@ def hopper(run: Run) -> None:
         for row in rows
         for causal in (False, True)
     }
+    listed = () if run.is_tiny else HOPPER_LISTED_CONFIGS
+    names = (f"{row.block_m}x{row.block_n} d{row.max_head_dim} over a list of tiles" for row in listed)
+    checks |= {name: partial(_check_listed, executor, row) for name, row in zip(names, listed, strict=True)}
     _try_all(run, executor, checks)
+
+
+def _check_listed(executor: ExecutorUnderTest, row: HopperFwdConfig) -> None:
+    """A row with half of the blocks of a mask, drawn, and a causal mask if it takes bounds."""
+    rng, n, d = np.random.default_rng(0), 500, row.max_head_dim
+    blocks = rng.random((4, 16)) < 0.5
+    mask = BlockMask.from_blocks(blocks, n, n, (128, 32))
+    arrays = [fill((2, n, 2, d), ml_dtypes.bfloat16, "normal", rng) for _ in range(3)]
+    moved = [executor.array(x) for x in arrays]
+    out, lse = kernels.block_sparse_attention(*moved, mask, config=row, causal=row.chunks, return_lse=True)
+    lse = executor.numpy(lse)
+    assert_attention_close(executor.numpy(out), *arrays, lse=lse, causal=row.chunks, mask=mask.todense())
 
 
 def _try_all(run: Run, executor: ExecutorUnderTest, checks: dict[str, Callable[[], None]]) -> None:

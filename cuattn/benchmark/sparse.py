@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -114,7 +114,12 @@ def host_records(dense: dict[str, float], options: Options, case: SparseCase) ->
     require(case, arrays, mask, out)
     count = profile.warp_instructions
     moved = profile.bytes["global"]
-    metrics: dict[str, Value] = {**_sizes(case), "warp_instructions": count, "mma": profile.instructions["mma"]}
+    metrics: dict[str, Value] = {
+        **_sizes(case),
+        **_kernel(case, arrays, mask),
+        "warp_instructions": count,
+        "mma": profile.instructions["mma"],
+    }
     metrics |= {"global_read_bytes": moved["read"], "global_write_bytes": moved["write"]}
     metrics["ratio"] = significant(count / dense.setdefault("count", count), 4)
     yield Record("sparse", case.name, metrics, executor="host", method=HOST_METHOD)
@@ -126,7 +131,8 @@ def cuda_records(dense: dict[str, float], options: Options, case: SparseCase) ->
 
     mask, on_host = case.make_mask(), case.make_arrays(options.seed)
     arrays = [cupy.asarray(x) for x in on_host]
-    yield _timed(dense, options, case, "cuattn", lambda: case.run(arrays, mask), on_host, mask)
+    ours = _timed(dense, options, case, "cuattn", lambda: case.run(arrays, mask), on_host, mask)
+    yield replace(ours, metrics={**ours.metrics, **_kernel(case, arrays, mask)})
     if mask is None or not options.peers or importlib.util.find_spec("torch") is None:
         return
     try:
@@ -160,6 +166,11 @@ def _timed(
 
 def _sizes(case: SparseCase) -> dict[str, Value]:
     return {"density": significant(case.density, 4), "flops": case.flops, "bytes": case.num_bytes}
+
+
+def _kernel(case: SparseCase, arrays: list[Any], mask: BlockMask | None) -> dict[str, Value]:
+    """Name the kernel that a call takes, where it is one."""
+    return {} if case.stride is not None else {"kernel": cuattn.forward_path(*arrays, block_mask=mask).kernel}
 
 
 def require(case: SparseCase, arrays: list[Any], mask: BlockMask | None, out: Any) -> None:

@@ -24,9 +24,9 @@
 // Constants: Element (of q, k, v), Output (the same, bfloat16 for e4m3, or float); BLOCK_M = 64 NUM_CONSUMERS, BLOCK_N,
 // HEAD_DIM, HEAD_DIM_V (buckets: the head dims proper are arguments and may be smaller; copies fill up with zeros),
 // NUM_CONSUMERS, NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of a thread, after the roles are taken),
-// PING_PONG, SMEM_BYTES; PACKED (sequences packed into one array); the options that are compiled in: BOUND_LEFT and
-// BOUND_RIGHT (mask.cuh), CHUNK (of both bounds), SOFTCAP, ALIBI (logits.cuh). Sinks, offsets of the diagonal and packs
-// of heads are always there.
+// PING_PONG, SMEM_BYTES, CTAS_PER_SM; PACKED (sequences packed into one array); TILE_LIST (the tiles of keys are those
+// of a list: listed_tiles.cuh); the options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), CHUNK (of both
+// bounds), SOFTCAP, ALIBI (logits.cuh). Sinks, offsets of the diagonal and packs of heads are always there.
 #include "hopper/listed_tiles.cuh"
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM) cuattn_attention_forward_hopper(

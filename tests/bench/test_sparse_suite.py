@@ -33,6 +33,7 @@ def test_a_case_on_the_host() -> None:
     plain, blocks = SparseCase(128, 1, 64), SparseCase(128, 1, 64, block=64, kept=1)
     (first,), (second,) = ([*sparse.host_records(dense, HOST, case)] for case in (plain, blocks))
     assert first.metrics["ratio"] == 1
+    assert first.metrics["kernel"] == second.metrics["kernel"] == "attention_forward"
     assert 0 < second.metrics["ratio"] < 1  # type: ignore[operator]
     assert second.metrics["mma"] * 2 == first.metrics["mma"]  # type: ignore[operator]
 

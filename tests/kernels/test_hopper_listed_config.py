@@ -62,7 +62,7 @@ def test_two_ctas_share_a_multiprocessor():
         )
 
 
-@pytest.mark.parametrize("one", [one for (one,) in sampled(HOPPER, one_in=9)], ids=lambda one: one.row)
+@pytest.mark.parametrize("one", sampled(HOPPER, one_in=9), ids=lambda one: one.row)
 def test_registers_hold_everything(one):
     (resources,) = compile.build(one.kernel, one.constants, arch="sm_90a", kind="cubin").resources.values()
     assert (resources.spill_stores, resources.spill_loads) == (0, 0)

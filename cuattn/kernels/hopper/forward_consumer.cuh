@@ -291,7 +291,9 @@ __device__ __forceinline__ void consume(ConsumerState& state, Smem& smem, const 
     if (!Walk::LISTED && TileBand::HAS_END) {
         for (const int stop = max(tile.key_begin, whole.full_end); key_tile >= stop; key_tile--) step(true);
     }
-    const int whole_begin = Walk::LISTED ? tile.key_begin : TileBand::HAS_BEGIN ? max(tile.key_begin, whole.full_begin) : 0;
+    const int whole_begin = Walk::LISTED ? tile.key_begin
+                            : TileBand::HAS_BEGIN ? max(tile.key_begin, whole.full_begin)
+                                                  : 0;
     for (; key_tile >= whole_begin; key_tile--) step(false);
     if (!Walk::LISTED && TileBand::HAS_BEGIN) {
         for (; key_tile >= tile.key_begin; key_tile--) step(true);

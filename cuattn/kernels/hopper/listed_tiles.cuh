@@ -4,7 +4,7 @@
 // A tile is gathered from pieces: runs of keys that are always together, because blocks of the mask are made of them. A
 // piece is a box of the tensor maps of k and v, and lane p of the producing warp copies piece p. It is a multiple of
 // eight keys, after which the swizzle begins anew, so that wherever its keys come from, a tile in shared memory looks
-// like any other. Keys are numbers of list entries here: the tiles of a CTA are [key_begin, key_end) again.
+// like any other. The tiles of a CTA are [key_begin, key_end) again: numbers of entries of the list.
 //
 // Constants: those of attention_forward_hopper.cu.
 #pragma once

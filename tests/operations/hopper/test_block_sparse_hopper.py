@@ -193,7 +193,7 @@ def test_each_sequence_as_alone(executor, data):
     """What lies behind a sequence is the next one's, and NaN here."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     length = st.sampled_from([0, 1, 17, 63, 64, 65, 100, 130, 200])
-    lengths = data.draw(st.lists(st.tuples(length, length), max_size=3)) + [(65, 100)]
+    lengths = [*data.draw(st.lists(st.tuples(length, length), max_size=3)), (65, 100)]
     options = {"softcap": 5.0, **data.draw(st.sampled_from([{}, {"causal": True}, {"window": (30, 5)}]))}
     chosen = data.draw(st.integers(0, len(lengths) - 1))
     starts = [np.concatenate([[0], np.cumsum(side)]).astype(np.int32) for side in np.transpose(lengths)]

@@ -115,7 +115,7 @@ def path(seqlen, block_size, *, heads=(8, 8), head_dim=128, per_head=False, **op
 
 
 def test_shapes():
-    """Two consumers share what they copy, in one block or over heads; one for blocks of 64 where heads share nothing."""
+    """Two consumers share what they copy, in one block or over heads; one where neither is possible."""
     for block, heads, per_head, rows in (
         (128, (8, 8), False, 128),
         (64, (8, 8), False, 64),

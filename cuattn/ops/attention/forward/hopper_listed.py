@@ -69,6 +69,7 @@ HOPPER_LISTED_CONFIGS = (
     _row(128, 2, 128),
     _row(128, 1, 96, ctas_per_sm=2),
     _row(192, 2, 96),
+    _row(192, 1, 96),
     _row(256, 2, 64),
     _row(256, 1, 64),
 )

@@ -73,9 +73,10 @@ def forward_path(
     On compute capability 9.0, calls take the Hopper kernel unless one of these holds: the dtype is neither float16 nor
     bfloat16, nor float8_e4m3fn with ``precision="fp8"``; a head dim is more than 256; there is a bias, a mask or
     dropout; the base or a stride of q, k or v is no multiple of 16 bytes, or a stride of an axis longer than 1 is not
-    positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``; it is a call of
-    `cuattn.block_sparse_attention`. Those, and calls on other architectures, take the portable kernels.
-    The result is right either way.
+    positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``; of
+    `cuattn.block_sparse_attention`, the keys of a block are no multiple of 8, or its queries no whole tiles of 64 rows,
+    of one head or of several that share keys and the mask. Those, and calls on other architectures, take the portable
+    kernels. The result is right either way.
 
     Parameters
     ----------
