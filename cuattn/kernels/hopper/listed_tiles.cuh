@@ -27,7 +27,7 @@ __device__ __forceinline__ void take_listed_tiles(WorkTile& tile, const KeyList&
         list.narrow(begin, end, tile.band.begin(first_query), tile.band.end(first_query + tile.num_queries - 1));
     }
     tile.key_begin = begin / ListedTile::INTS;
-    tile.key_end = max(begin, end) / ListedTile::INTS;
+    tile.key_end = end / ListedTile::INTS;
 }
 
 // --- the producer ----------------------------------------------------------------------------------------------------

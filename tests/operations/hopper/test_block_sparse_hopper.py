@@ -56,7 +56,7 @@ def same_bits(one, other):
 
 
 @given(data=st.data())
-@examples(10)
+@examples(8)
 def test_what_is_kept(executor, data):
     assert_right(executor, data.draw(problems(F16, block_sizes=SIZES, options=("scale", "sinks"), max_seqlen=300)))
 
@@ -65,7 +65,7 @@ BOUNDS = ({"causal": True}, {"window": (40, 3)}, {"window": (None, 20)}, {"causa
 
 
 @given(data=st.data())
-@examples(10)
+@examples(8)
 def test_bounds_by_position(executor, data):
     """With two consumers, which take turns."""
     fixed = data.draw(st.sampled_from(BOUNDS))
@@ -74,8 +74,15 @@ def test_bounds_by_position(executor, data):
     assert_right(executor, data.draw(drawn), TURNS)
 
 
+@pytest.mark.parametrize("options", [{"window": (40, 3)}, {"causal": True, "chunk": 100}], ids=["window", "chunk"])
+def test_bounds_that_begin_within_a_tile(executor, options):
+    """The first row of a CTA sees a tile that its last row does not, and the other way round."""
+    problem = make(np.random.default_rng(11), F16, seqlens=(300, 450), block_size=(128, 64), density=1)
+    assert_right(executor, replace(problem, options=options), TURNS)
+
+
 @given(data=st.data())
-@examples(10)
+@examples(8)
 def test_options_of_logits(executor, data):
     options = "scale", "causal", "window", "chunk", "alibi_slopes", "sinks", "diagonal_offset"
     problem = data.draw(problems(BF16, block_sizes=SIZES, options=options, max_seqlen=260, most=4, softcap=9.0))
