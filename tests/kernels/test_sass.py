@@ -37,15 +37,15 @@ def rows(*patterns: str) -> list[Variant]:
 # --- the Hopper kernel ----------------------------------------------------------------------------------------------
 
 HOPPER = rows("attention_forward_hopper")
-ROWS = (*HOPPER_FWD_CONFIGS, *HOPPER_ALTERNATIVES, *HOPPER_LISTED_CONFIGS)
+DENSE_ROWS = (*HOPPER_FWD_CONFIGS, *HOPPER_ALTERNATIVES)
 OPTIONS = {"BOUND_LEFT", "BOUND_RIGHT", "SOFTCAP", "ALIBI", "BIAS", "MASK", "DROPOUT", "CHUNK", "PACKED"}
 
 
 def config_of(one: Variant) -> HopperFwdConfig:
     """The row of the table that these constants come from."""
-    for row in ROWS:
+    listed = one.constants["TILE_LIST"]
+    for row in HOPPER_LISTED_CONFIGS if listed else DENSE_ROWS:
         options = replace(PLAIN, chunk=one.constants["CHUNK"])
-        listed = row in HOPPER_LISTED_CONFIGS
         mine = row.constants("bfloat16", row.max_head_dim, row.max_head_dim_v, options, listed=listed)
         if all(one.constants[name] == mine[name] for name in mine if name.isupper() and name not in OPTIONS):
             return row
@@ -53,8 +53,11 @@ def config_of(one: Variant) -> HopperFwdConfig:
 
 
 def is_tested(one: Variant) -> bool:
-    """Of the rows that calls take: without options, and with everything; at d128 causal, with chunks, and 8 bit too."""
-    if config_of(one) not in HOPPER_FWD_CONFIGS:
+    """Of the rows that calls take: without options, and with everything; at d128 causal, with chunks, and 8 bit too.
+
+    Rows over lists of tiles are looked at in test_hopper_listed_config.py.
+    """
+    if one.constants["TILE_LIST"] or config_of(one) not in HOPPER_FWD_CONFIGS:
         return False
     large = "_d128_e128_128x" in one.row
     everything = one.row.endswith("_packed") and (large or one.row.startswith("bfloat16"))
@@ -100,7 +103,8 @@ def test_a_hopper_row(one):
 
 
 def test_every_hopper_row_is_inspected():
-    assert {config_of(one) for one in HOPPER} == set(ROWS)
+    for listed, expected in ((False, DENSE_ROWS), (True, HOPPER_LISTED_CONFIGS)):
+        assert {config_of(one) for one in HOPPER if one.constants["TILE_LIST"] == listed} == set(expected)
 
 
 # --- portable kernels -----------------------------------------------------------------------------------------------
