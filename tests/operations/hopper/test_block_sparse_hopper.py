@@ -74,10 +74,14 @@ def test_bounds_by_position(executor, data):
     assert_right(executor, data.draw(drawn), TURNS)
 
 
-@pytest.mark.parametrize("options", [{"window": (40, 3)}, {"causal": True, "chunk": 100}], ids=["window", "chunk"])
+@pytest.mark.parametrize(
+    "options",
+    [{"window": (40, 3)}, {"window": (250, None)}, {"causal": True}],
+    ids=["narrow", "wide", "causal"],
+)
 def test_bounds_that_begin_within_a_tile(executor, options):
     """The first row of a CTA sees a tile that its last row does not, and the other way round."""
-    problem = make(np.random.default_rng(11), F16, seqlens=(300, 450), block_size=(128, 64), density=1)
+    problem = make(np.random.default_rng(11), F16, seqlens=(300, 600), block_size=(128, 64), density=1)
     assert_right(executor, replace(problem, options=options), TURNS)
 
 
