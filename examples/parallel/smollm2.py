@@ -4,8 +4,8 @@ python -m examples.parallel.smollm2                          threads: 2 ranks, t
 mpiexec -n 3 python -m examples.parallel.smollm2 --mpi       processes
 
 With "heads" a rank has some query heads, and the key/value heads that they read: 9 heads on 2 ranks are 4 and 5, and
-both read the second of the 3 key/value heads. With "keys" every rank computes all projections, keeps every R-th key, and
-attends to those alone: `tree_decode_attention` puts the results together.
+both read the second of the 3 key/value heads. With "keys" every rank computes all projections, keeps every R-th key,
+and attends to those alone: `tree_decode_attention` puts the results together.
 """
 
 from __future__ import annotations
