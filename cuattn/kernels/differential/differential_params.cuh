@@ -24,6 +24,14 @@ struct StreamOfPair {
     // Its head among those of q.
     __device__ __forceinline__ int head(int pair) const { return 2 * pair + stream; }
 
+    // Its slope of ALiBi, for a pair of heads.
+    template <typename Real>
+    __device__ __forceinline__ Real slope(const DifferentialParams<Real>& params, const Real* g_alibi_slopes,
+                                          int batch_idx, int pair) const {
+        if (!ALIBI || g_alibi_slopes == nullptr) return 0;
+        return g_alibi_slopes[batch_idx * params.alibi_batch + pair * params.alibi_head + stream * params.alibi_stream];
+    }
+
     // Its options, for a pair of heads.
     template <typename Real>
     __device__ __forceinline__ ScoreOptions<Real> options(const DifferentialParams<Real>& params,
@@ -35,10 +43,7 @@ struct StreamOfPair {
         if (MASK && g_mask != nullptr) g_mask += stream * params.mask_stream;
         if (TILE_CLASSES && g_tile_class != nullptr) g_tile_class += stream * params.class_stream;
         ScoreOptions<Real> own(params, g_bias, g_mask, g_tile_class, nullptr, batch_idx, pair, q_tile);
-        if (ALIBI && g_alibi_slopes != nullptr) {
-            own.slope = g_alibi_slopes[batch_idx * params.alibi_batch + pair * params.alibi_head +
-                                       stream * params.alibi_stream];
-        }
+        own.slope = slope(params, g_alibi_slopes, batch_idx, pair);
         return own;
     }
 

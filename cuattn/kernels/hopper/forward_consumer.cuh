@@ -2,6 +2,7 @@
 #pragma once
 #include "hopper/forward_tile.cuh"
 #include "hopper/quad_store.cuh"
+#include "hopper/turns.cuh"
 #include "hopper/transpose_e4m3.cuh"
 
 // A row of the tile: a query of a head.
@@ -117,72 +118,6 @@ __device__ __forceinline__ TileScales tile_scales(const WorkTile& tile, const Pa
 struct ConsumerState {
     OutputTile acc_out;
     SoftmaxRow rows[1][2];
-};
-
-// Issues scores = q k^T of this warpgroup's rows.
-__device__ __forceinline__ void issue_scores(Scores& scores, unsigned long long desc_q, unsigned long long desc_k) {
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < HEAD_DIM / MMA_K; step++) {
-        const int column = step % SPAN_STEPS * WGMMA_K_BYTES / 16, span = step / SPAN_STEPS;
-        Wgmma<BLOCK_N>::template issue<false>(
-            Element(), scores[0], desc_q + span * (BLOCK_M * SPAN_BYTES / 16) + column,
-            desc_k + span * (BLOCK_N * SPAN_BYTES / 16) + column, step > 0);
-    }
-    wgmma_commit();
-}
-
-// Issues acc_out += probabilities v.
-__device__ __forceinline__ void issue_output(OutputTile& acc_out, const Probabilities& probabilities,
-                                             unsigned long long desc_v) {
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < BLOCK_N / MMA_K; step++) {
-        const int offset = TRANSPOSE_V ? step / SPAN_STEPS * HEAD_DIM_V * SPAN_BYTES + step % SPAN_STEPS * WGMMA_K_BYTES
-                                       : step * MMA_K * SPAN_BYTES;
-        Wgmma<HEAD_DIM_V>::template issue<!TRANSPOSE_V>(Element(), acc_out[0], probabilities[step],
-                                                        desc_v + offset / 16, 1);
-    }
-    wgmma_commit();
-}
-
-// Accumulators of MMA_K keys as an a fragment.
-template <typename Rounded>
-__device__ __forceinline__ void probability_fragment(Rounded, unsigned (&frag_a)[4], const float (*acc)[4]) {
-    frag_a_from_acc<Rounded>(frag_a, acc[0], acc[1]);
-}
-__device__ __forceinline__ void probability_fragment(Float8E4M3, unsigned (&frag_a)[4], const float (*acc)[4]) {
-    frag_a_from_acc(frag_a, acc);
-}
-
-__device__ __forceinline__ void round_probabilities(Probabilities& probabilities, const Scores& scores) {
-#pragma unroll
-    for (int step = 0; step < BLOCK_N / MMA_K; step++) {
-        probability_fragment(Element(), probabilities[step], scores[0] + step * (MMA_K / MMA_N));
-    }
-}
-
-// Warpgroups take turns in issuing products: each waits for its own turn, and gives the turn to the next.
-struct Turns {
-    int consumer_idx;
-
-    static constexpr bool ON = PING_PONG && NUM_CONSUMERS > 1;
-    static constexpr int FIRST_BARRIER = 1;
-
-    // The last one gives the first turn.
-    __device__ __forceinline__ void start() const {
-        if (ON && consumer_idx == NUM_CONSUMERS - 1) pass();
-    }
-    __device__ __forceinline__ void take() const {
-        if (ON) named_barrier_sync(FIRST_BARRIER + consumer_idx, 2 * WARPGROUP_SIZE);
-    }
-    __device__ __forceinline__ void pass() const {
-        if (ON) named_barrier_arrive(FIRST_BARRIER + (consumer_idx + 1) % NUM_CONSUMERS, 2 * WARPGROUP_SIZE);
-    }
-    // What the last one passed last.
-    __device__ __forceinline__ void finish() const {
-        if (ON && consumer_idx == 0) take();
-    }
 };
 
 // The queries of a consumer's rows.

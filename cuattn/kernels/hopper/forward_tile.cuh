@@ -4,21 +4,14 @@
 #pragma once
 #include "hopper/pipeline.cuh"
 #include "hopper/query_tile.cuh"
-#include "hopper/wgmma.cuh"
+#include "hopper/tile_products.cuh"
 #include "attention/mask.cuh"
-#include "attention/score_tile.cuh"
 
 constexpr int NUM_THREADS = (1 + NUM_CONSUMERS) * WARPGROUP_SIZE;
-constexpr int SPAN = SPAN_BYTES / sizeof(Element);  // columns of a tile that lie side by side
-constexpr int QK_SPANS = (HEAD_DIM + SPAN - 1) / SPAN;
-constexpr int V_SPANS = (HEAD_DIM_V + SPAN - 1) / SPAN;
-constexpr int MMA_K = WGMMA_K_BYTES / sizeof(Element);
-constexpr int SPAN_STEPS = SPAN / MMA_K;
 
 // Calls without chunks take kernels without them.
 using TileBand = KeyBandWithChunks<CHUNK>;
 
-constexpr bool TRANSPOSE_V = sizeof(Element) == 1;
 constexpr int NUM_TRANSPOSERS = WARPGROUP_SIZE / WARP_SIZE - 1;  // warps
 
 // Values as they land, key by key; and as wgmma reads them, the same or column by column.
@@ -68,10 +61,6 @@ static_assert(!CHUNK || (BOUND_LEFT && BOUND_RIGHT), "a chunk bounds both sides"
 static_assert(!BIAS && !MASK && !DROPOUT, "these take the portable kernel");
 
 using Params = AttentionParams<float>;
-using Layout = AccLayout<1, BLOCK_N>;
-using Scores = Layout::Tile;
-using OutputTile = float[1][HEAD_DIM_V / MMA_N][4];
-using Probabilities = unsigned[BLOCK_N / MMA_K][4];
 
 // A work item as both roles see it.
 struct WorkTile {

@@ -28,8 +28,9 @@ struct Wgmma;
 #define WGMMA_ACC4(i) WGMMA_ACC2(i), WGMMA_ACC2(i + 2)
 #define WGMMA_ACC8(i) WGMMA_ACC4(i), WGMMA_ACC4(i + 4)
 #define WGMMA_ACC16(i) WGMMA_ACC8(i), WGMMA_ACC8(i + 8)
-#define WGMMA_NAMES8 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_NAMES6 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+                     "%16, %17, %18, %19, %20, %21, %22, %23"
+#define WGMMA_NAMES8 WGMMA_NAMES6 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define WGMMA_NAMES10 WGMMA_NAMES8 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define WGMMA_NAMES12 WGMMA_NAMES10 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define WGMMA_NAMES14 WGMMA_NAMES12 ", %48, %49, %50, %51, %52, %53, %54, %55"
@@ -111,6 +112,7 @@ struct Wgmma;
     };
 #define WGMMA_LIST(...) __VA_ARGS__
 
+WGMMA_SHAPE(48, WGMMA_NAMES6, (WGMMA_ACC4(0), WGMMA_ACC2(4)), 24, 25, 26, 27, 28, 29, 30)
 WGMMA_SHAPE(64, WGMMA_NAMES8, (WGMMA_ACC8(0)), 32, 33, 34, 35, 36, 37, 38)
 WGMMA_SHAPE(80, WGMMA_NAMES10, (WGMMA_ACC8(0), WGMMA_ACC2(8)), 40, 41, 42, 43, 44, 45, 46)
 WGMMA_SHAPE(96, WGMMA_NAMES12, (WGMMA_ACC8(0), WGMMA_ACC4(8)), 48, 49, 50, 51, 52, 53, 54)

@@ -15,7 +15,10 @@ from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.params import REALS, pack_params
 from cuattn.ops.attention.variants import ForwardOptions
 from cuattn.ops.differential.arguments import DifferentialProblem
-from cuattn.ops.differential.config import DifferentialConfig, select
+from cuattn.ops.differential import hopper_launch
+from cuattn.ops.differential.config import DifferentialConfig
+from cuattn.ops.differential.hopper_config import HopperDifferentialConfig
+from cuattn.ops.differential.path import row_of
 from cuattn.ops.operand import Operand, operand
 from cuattn.runtime.executor import Executor, Kernel
 from cuattn.runtime.structs import struct_layout
@@ -40,7 +43,12 @@ class DifferentialState(NamedTuple, Generic[ArrayT]):
     out2: ArrayT
 
 
-def forward(problem: DifferentialProblem, *, return_state: bool, config: DifferentialConfig | None = None) -> Any:
+def forward(
+    problem: DifferentialProblem,
+    *,
+    return_state: bool,
+    config: DifferentialConfig | HopperDifferentialConfig | None = None,
+) -> Any:
     """Launch the kernel of a problem; returns out, or (out, state). ``config``: another row than the selected one."""
     executor, extents = problem.executor, problem.extents
     output = problem.output()
@@ -69,29 +77,11 @@ def _launch(
     problem: DifferentialProblem,
     output: Operand,
     state: DifferentialState[Any] | None,
-    config: DifferentialConfig | None,
+    config: DifferentialConfig | HopperDifferentialConfig | None,
 ) -> None:
     executor, extents, options = problem.executor, problem.extents, problem.options
     q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
-    config = config or select(
-        problem.dtype,
-        BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
-        shared_keys=extents.shared_keys,
-        seqlen_q=extents.seqlen_q,
-        smem_limit_bytes=executor.smem_limit_bytes,
-        options=options.kernel_options,
-    )
-    kernel = _kernel(
-        executor,
-        config,
-        problem.dtype.name,
-        BUCKETS[extents.head_dim],
-        BUCKETS[extents.head_dim_v],
-        options.kernel_options,
-        extents.shared_keys,
-        q.aligned and k.aligned and v.aligned,
-    )
+    config = config or row_of(problem, executor.arch, executor.smem_limit_bytes)
     classes, class_stream = tile_classes_of_streams(problem, config.block_m, config.block_n)
     of_state = Operand.of_new(state.out1).strides if state else (0, 0, 0)
     more = (
@@ -108,24 +98,31 @@ def _launch(
     layout = struct_layout("differential_attention", "DifferentialParams", REALS[problem.accumulator])
     paired_k = k if extents.shared_keys else in_pairs(k)
     args = {
-        "g_q": q.array,
-        "g_k": k.array,
-        "g_v": v.array,
         "g_out": output.array,
         "g_lambda": problem.lambda_.array,
         "g_norm_weight": problem.norm.weight,
         "g_lse": None if state is None else state.lse,
         "g_out1": None if state is None else state.out1,
         "g_out2": None if state is None else state.out2,
+        "params": pack_params(layout, problem, in_pairs(q), paired_k, v, output, classes=classes, more=more),
+    }
+    if isinstance(config, HopperDifferentialConfig):
+        hopper_launch.launch(problem, config, (q, k, v), args)
+        return
+    head_dims = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+    aligned = q.aligned and k.aligned and v.aligned
+    of_call = options.kernel_options, extents.shared_keys, aligned
+    kernel = _kernel(executor, config, problem.dtype.name, *head_dims, *of_call)
+    args |= {
+        "g_q": q.array,
+        "g_k": k.array,
+        "g_v": v.array,
         "g_tile_class": None if classes is None else classes.array,
         **options.pointers(config.source, config.entry),
-        "params": pack_params(layout, problem, in_pairs(q), paired_k, v, output, classes=classes, more=more),
     }
     num_blocks = -(-extents.seqlen_q // config.block_m)
     grid = extents.batch * extents.num_heads * num_blocks
-    smem_bytes = config.smem_bytes(
-        BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v], shared_keys=extents.shared_keys
-    )
+    smem_bytes = config.smem_bytes(*head_dims, shared_keys=extents.shared_keys)
     executor.launch(kernel, (grid,), (config.num_threads,), args, smem_bytes)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "HOPPER_FWD_CONFIGS",
     "MAX_HEAD_DIM",
     "HopperFwdConfig",
+    "row_bytes",
 ]
 
 #: The only architecture that has these instructions.
@@ -115,10 +116,10 @@ class HopperFwdConfig:
         """Shared memory of a CTA for the buckets ``head_dim`` and ``head_dim_v``: tiles of q, k, v, then barriers and,
         with chunks, what the rows of a tile see.
         """
-        qk_row, v_row = _row_bytes(head_dim * self.itemsize), _row_bytes(head_dim_v * self.itemsize)
+        qk_row, v_row = row_bytes(head_dim * self.itemsize), row_bytes(head_dim_v * self.itemsize)
         tiles = self.block_m * qk_row + self.num_stages * self.block_n * (qk_row + v_row)
         if self.itemsize == 1:  # values once more, transposed
-            tiles += self.num_stages * head_dim_v * _row_bytes(self.block_n)
+            tiles += self.num_stages * head_dim_v * row_bytes(self.block_n)
         row_ends = ROW_ENDS_BYTES * self.block_m if options.chunk else 0
         return -(-(tiles + BARRIER_BYTES + row_ends) // SMEM_ALIGNMENT) * SMEM_ALIGNMENT
 
@@ -186,7 +187,7 @@ class HopperFwdConfig:
         }
 
 
-def _row_bytes(num_bytes: int) -> int:
+def row_bytes(num_bytes: int) -> int:
     """Return the bytes of a row of a tile in shared memory: whole spans."""
     return -(-num_bytes // SPAN_BYTES) * SPAN_BYTES
 

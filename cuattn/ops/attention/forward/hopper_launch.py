@@ -21,7 +21,7 @@ from cuattn.ops.operand import Operand
 from cuattn.runtime.executor import Executor, Kernel, host_executor
 from cuattn.runtime.tensor_map import tensor_map
 
-__all__ = ["HOST_CTAS", "L2_BYTES", "launch"]
+__all__ = ["HOST_CTAS", "L2_BYTES", "launch", "rows_map"]
 
 #: Persistent CTAs on the host executor: few, so that each computes several tiles even of a small problem.
 HOST_CTAS = 4
@@ -64,10 +64,11 @@ def launch(
     else:
         work = None if packed is None else packed.work(executor, extents.seqlen_q, queries, options)
     schedule = _schedule(extents, row.block_m, pack, problem.dtype.itemsize, work)
+    keys = extents.seqlen_k, extents.num_kv_heads, 1 if extents.packed else extents.batch
     args = {
         "map_q": _query_map(q, extents, pack, queries),
-        "map_k": _key_map(k, extents, keys_at_once),
-        "map_v": _key_map(v, extents, keys_at_once),
+        "map_k": rows_map(k, keys, keys_at_once),
+        "map_v": rows_map(v, keys, keys_at_once),
         "g_out": output.array,
         "g_lse": lse,
         **options.pointers(row.source, row.entry),
@@ -120,11 +121,12 @@ def _query_map(q: Operand, extents: Extents, pack: int, queries: int) -> TensorM
     return _map(q.array, sizes, (head, seq, pack * head, batch), (pack, queries, 1, 1))
 
 
-def _key_map(x: Operand, extents: Extents, keys_at_once: int) -> TensorMap | np.void:
-    """Map k or v as [batch, heads, seqlen, head dim]: a box is so many keys of one head, a tile or a piece of one."""
+def rows_map(x: Operand, sizes: tuple[int, int, int], rows: int) -> TensorMap | np.void:
+    """Map an array as [batch, heads, seqlen, head dim], ``sizes`` being seqlen, heads and batch: a box is so many rows of
+    one head, a tile or a piece of one.
+    """
     batch, seq, head = x.strides
-    sizes = extents.seqlen_k, extents.num_kv_heads, 1 if extents.packed else extents.batch
-    return _map(x.array, sizes, (seq, head, batch), (keys_at_once, 1, 1))
+    return _map(x.array, sizes, (seq, head, batch), (rows, 1, 1))
 
 
 def _map(array: Any, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> TensorMap | np.void:

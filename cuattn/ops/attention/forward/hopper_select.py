@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from cuattn import compile, environment
 from cuattn.addresses import address
 from cuattn.errors import LaunchError, NotSupportedError
-from cuattn.ops.attention.arguments import Problem
+from cuattn.ops.attention.arguments import Extents, Problem
 from cuattn.ops.attention.forward.config import FEW_QUERIES
 from cuattn.ops.attention.forward.hopper_config import ARCH, BUCKETS, HOPPER_FWD_CONFIGS, MAX_HEAD_DIM, HopperFwdConfig
 from cuattn.ops.attention.options import Options
@@ -22,6 +24,7 @@ from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions, bounded
 from cuattn.ops.operand import Operand
 from cuattn.runtime import tensor_map_driver
+from cuattn.runtime.executor import Executor
 
 __all__ = [
     "DTYPES",
@@ -42,7 +45,26 @@ _MAX_TILES = 2**31 - 1
 _AXES = ("batch", "sequence", "head")
 
 
-def why_not(problem: Problem, arch: str) -> str | None:
+class WgmmaProblem(Protocol):
+    """What a call of any family says that wgmma and tensor maps may be against."""
+
+    @property
+    def executor(self) -> Executor: ...
+    @property
+    def q(self) -> Any: ...
+    @property
+    def k(self) -> Any: ...
+    @property
+    def v(self) -> Any: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def extents(self) -> Extents: ...
+    @property
+    def options(self) -> Options: ...
+
+
+def why_not(problem: WgmmaProblem, arch: str) -> str | None:
     """Say why the Hopper kernel, where kernels are compiled for ``arch``, does not take a call; None if it does."""
     if arch != ARCH:
         return f"kernels are compiled for {arch}, which has no wgmma instructions; {ARCH} has"
