@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from cuattn.ops.attention.backward.varlen import attention_varlen_backward
     from cuattn.ops.attention.dense import attention
     from cuattn.ops.attention.dropout import DropoutOrigin, dropout_mask
-    from cuattn.ops.attention.forward.path import ForwardPath, forward_path
     from cuattn.ops.attention.forward.tune import TunedRow, tune
     from cuattn.ops.attention.unfused import standard_attention
     from cuattn.ops.attention.varlen import attention_varlen
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from cuattn.ops.linear.varlen import linear_attention_varlen
     from cuattn.ops.merge.states import merge_states
     from cuattn.ops.padding.plan import PaddingPlan, padding_plan, remove_padding, restore_padding
+    from cuattn.ops.paths import ForwardPath, forward_path
     from cuattn.ops.rotary.frequencies import rope_frequencies
     from cuattn.ops.rotary.rope import Rotary, rope
     from cuattn.ops.rotary.split_qkv import split_qkv
@@ -176,7 +176,7 @@ _HOMES = {
     "DifferentialState": "cuattn.ops.differential.dense",
     "DropoutOrigin": "cuattn.ops.attention.dropout",
     "DualChunkGrads": "cuattn.ops.dual_chunk.backward",
-    "ForwardPath": "cuattn.ops.attention.forward.path",
+    "ForwardPath": "cuattn.ops.paths",
     "KVCache": "cuattn.kv.caches.contiguous",
     "LinearGrads": "cuattn.ops.linear.backward",
     "LinearState": "cuattn.ops.linear.state",
@@ -214,7 +214,7 @@ _HOMES = {
     "dual_chunk_decode": "cuattn.ops.dual_chunk.decode",
     "dual_chunk_logit_factor": "cuattn.ops.dual_chunk.positions",
     "dual_chunk_positions": "cuattn.ops.dual_chunk.positions",
-    "forward_path": "cuattn.ops.attention.forward.path",
+    "forward_path": "cuattn.ops.paths",
     "global_mask": "cuattn.ops.sparse.patterns",
     "lambda_init": "cuattn.ops.differential.weights",
     "linear_attention": "cuattn.ops.linear.dense",

@@ -105,8 +105,9 @@ class Profile:
                 self._add_bytes(op, int(table.rows[index, 3]) & 7, int(moved[index]), of_line)
 
     def _add_bytes(self, op: str, space: int, moved: int, of_line: LineCounts) -> None:
-        if op == "cp_async":
-            moves = [("global", "read"), ("shared", "write")]
+        if op in _COPIES:
+            source, target = _COPIES[op]
+            moves = [(source, "read"), (target, "write")]
         else:
             ways = [way for way, ops in _WAYS.items() if op in ops]
             moves = [(_SPACES[space], way) for way in ways]
@@ -158,6 +159,13 @@ def _line(location: str) -> str:
     """Return the line itself, without where it was inlined."""
     return location.split(",")[0]
 
+
+#: Asynchronous copies: where they read and where they write. A tile counts whole, also where it ends beyond its array.
+_COPIES = {
+    **dict.fromkeys(("cp_async", "bulk_load", "bulk_tensor_load"), ("global", "shared")),
+    **dict.fromkeys(("bulk_store", "bulk_tensor_store"), ("shared", "global")),
+    "bulk_copy": ("shared", "shared"),
+}
 
 _active: ContextVar[tuple[Profile, ...]] = ContextVar("cuattn.host profiles", default=())
 

@@ -21,7 +21,7 @@
 #include "attention/score_tile.cuh"
 #include "common/tiles.cuh"
 #include "differential/differential_params.cuh"
-#include "differential/row_norm.cuh"
+#include "differential/finish_row.cuh"
 
 constexpr int NUM_THREADS = NUM_WARPS * 32;
 constexpr int STREAM_WARPS = NUM_WARPS / 2;
@@ -116,28 +116,7 @@ __device__ __forceinline__ void subtract(WarpState& state, const Params& params,
             left = fmaf(-lambda, second.x, left);
             right = fmaf(-lambda, second.y, right);
         });
-        float factor = params.output_scale;
-        if (params.norm) {
-            auto sum_of_squares = [&](float by) {
-                float sum = 0.0f;
-                each_pair(state, i, lane_idx, [&](int, int, float left, float right) {
-                    left *= by;
-                    right *= by;
-                    sum = fmaf(left, left, fmaf(right, right, sum));
-                });
-                return quad_sum(sum);
-            };
-            const RowNorm<float> norm(sum_of_squares, params.head_dim_v, params.eps);
-            rescale_row(state.acc_out[i / 2], i % 2, norm.factor);
-            factor *= norm.inverse;
-        }
-        rescale_row(state.acc_out[i / 2], i % 2, factor);
-        if (g_norm_weight != nullptr) {
-            each_pair(state, i, lane_idx, [&](int, int column, float& left, float& right) {
-                if (column < params.head_dim_v) left *= g_norm_weight[column];
-                if (column + 1 < params.head_dim_v) right *= g_norm_weight[column + 1];
-            });
-        }
+        finish_row(state.acc_out[i / 2], i % 2, params, g_norm_weight, lane_idx);
     }
 }
 

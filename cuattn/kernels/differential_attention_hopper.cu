@@ -13,8 +13,8 @@
 // Grid: as many CTAs as the device holds at once, at most schedule.num_tiles.
 // Block: 3 warpgroups of 128 threads.
 //
-// Constants: Element; SHARED_KEYS; BLOCK_M (64 or 128), BLOCK_N, HEAD_DIM, HEAD_DIM_V (buckets: the head dims proper
-// are arguments and may be smaller; copies fill up with zeros), NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of
+// Constants: Element; SHARED_KEYS; BLOCK_M = 64, BLOCK_N, HEAD_DIM, HEAD_DIM_V (buckets: the head dims proper are
+// arguments and may be smaller; copies fill up with zeros), NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of
 // a thread, after the roles are taken), PING_PONG, SMEM_BYTES; the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
 // (mask.cuh), SOFTCAP, ALIBI (logits.cuh).
 #include "differential/stream_consumer.cuh"
@@ -114,13 +114,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) cuattn_differential
         for (int tile_idx = blockIdx.x; tile_idx < schedule.num_tiles; tile_idx += gridDim.x) {
             StreamState state;
             state.reset();
-            {
-                const PairTile tile(params, schedule, tile_idx, g_diagonal_offsets);
-                if (tile.key_begin < tile.key_end) {
-                    consume(state, smem, tile, params, own, g_alibi_slopes, turns, thread_idx, rings);
-                }
-            }
-            // Found anew: kept over the loop, it would take registers that the loop needs.
+            consume(state, smem, PairTile(params, schedule, tile_idx, g_diagonal_offsets), params, own, g_alibi_slopes,
+                    turns, thread_idx, rings);
+            // Found anew: kept over the loop it would take registers that the loop needs.
             const PairTile tile(params, schedule, forget_origin(tile_idx), g_diagonal_offsets);
             finish(state, params);
             store_state(state, params, tile.block, own, g_lse, own.stream == 0 ? g_out1 : g_out2, thread_idx);

@@ -32,6 +32,10 @@ from cuattn.ops.attention.forward.launch import forward
 from cuattn.ops.decode import arguments as decode_arguments
 from cuattn.ops.decode.config import FlashDecodeConfig
 from cuattn.ops.decode.launch import decode
+from cuattn.ops.differential import arguments as differential_arguments
+from cuattn.ops.differential.config import DifferentialConfig
+from cuattn.ops.differential.hopper_config import HopperDifferentialConfig
+from cuattn.ops.differential.launch import forward as differential_forward
 from cuattn.ops.dual_chunk import arguments as dual_chunk_arguments
 from cuattn.ops.dual_chunk.launch import forward as dual_chunk_forward
 from cuattn.ops.rotary import rope_arguments, split_arguments
@@ -54,6 +58,7 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_attention_varlen",
     "decode_attention",
+    "differential_attention",
     "dual_chunk_attention",
     "log_softmax",
     "logsumexp",
@@ -111,6 +116,18 @@ def block_sparse_attention_varlen(
     problem, packed, masks = sparse_varlen.check(*arrays, **options)
     return forward(
         problem, return_lse=return_lse, packed=packed, listed=forward_tiles(problem, masks, packed, config=config)
+    )
+
+
+def differential_attention(
+    *arrays: Any,
+    config: DifferentialConfig | HopperDifferentialConfig | None = None,
+    return_state: bool = False,
+    **options: Any,
+) -> Any:
+    """Call `cuattn.differential_attention` with a kernel shape of one's own choice."""
+    return differential_forward(
+        differential_arguments.check(*arrays, **options), return_state=return_state, config=config
     )
 
 

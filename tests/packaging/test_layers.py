@@ -19,7 +19,7 @@ LAYERS = (
     ("cuattn.benchmark", "cuattn.compat"),
     ("cuattn.testing",),
     ("cuattn",),  # the public names
-    ("cuattn.catalogue",),  # what every family says about itself
+    ("cuattn.catalogue", "cuattn.ops.paths"),  # what every family says about itself, and which kernels calls take
     ("cuattn.distributed",),
     ("cuattn.kv", "cuattn.ops.differential", "cuattn.ops.dual_chunk"),
     ("cuattn.ops.decode", "cuattn.ops.linear", "cuattn.ops.sparse"),

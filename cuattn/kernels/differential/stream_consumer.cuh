@@ -1,15 +1,10 @@
 // A consuming warpgroup of differential_attention_hopper.cu: one stream of a pair of heads, from scores to outputs; and
 // what it agrees on with the producer.
 //
-// A warpgroup has ROW_TILES tiles of 64 rows, and two things to do for each of them and each tile of keys: products,
-// which the tensor cores do beside it, and exponentials. The products of a row tile with the keys (the output of this
-// key tile, and then the scores of the next) are issued as soon as its exponentials are known, and while they are under
-// way the other row tile is exponentiated. With one row tile there is the other stream to fill the tensor cores.
-//
 // Constants: those of differential_attention_hopper.cu.
 #pragma once
 #include "differential/differential_params.cuh"
-#include "differential/row_norm.cuh"
+#include "differential/finish_row.cuh"
 #include "hopper/pipeline.cuh"
 #include "hopper/quad_store.cuh"
 #include "hopper/query_tile.cuh"
@@ -19,7 +14,6 @@ constexpr int NUM_CONSUMERS = 2;  // one for each stream
 #include "hopper/turns.cuh"
 
 constexpr int NUM_THREADS = (1 + NUM_CONSUMERS) * WARPGROUP_SIZE;
-constexpr int ROW_TILES = BLOCK_M / WGMMA_M;
 constexpr int KEY_STREAMS = SHARED_KEYS ? 1 : 2;
 
 // Shared memory of a CTA. Tiles are columns of SPAN elements: see wgmma.cuh.
@@ -28,12 +22,12 @@ struct alignas(1024) Smem {
     Element k[NUM_STAGES][KEY_STREAMS][QK_SPANS][BLOCK_N][SPAN];
     Element v[NUM_STAGES][V_SPANS][BLOCK_N][SPAN];
     // The output of the second stream: what a thread writes is read by the thread of its number in the other warpgroup.
-    float4 second[ROW_TILES][HEAD_DIM_V / MMA_N][WARPGROUP_SIZE];
+    float4 second[HEAD_DIM_V / MMA_N][WARPGROUP_SIZE];
     RingBarriers<1> q_ring;
     RingBarriers<NUM_STAGES> k_ring, v_ring;
 };
 
-static_assert(BLOCK_M == WGMMA_M * ROW_TILES, "a warpgroup owns whole tiles of rows");
+static_assert(BLOCK_M == WGMMA_M, "a warpgroup owns the rows of one wgmma");
 static_assert(BLOCK_N % MMA_K == 0 && BLOCK_N <= 256, "keys come in steps of the second product");
 static_assert(BLOCK_N * SPAN_BYTES % 1024 == 0, "every tile starts where the swizzle begins anew");
 static_assert(NUM_STAGES >= 2, "the next tile of keys is multiplied before this one is released");
@@ -69,30 +63,28 @@ struct RingPositions {
 
 // What a warpgroup carries from key tile to key tile.
 struct StreamState {
-    OutputTile acc_out[ROW_TILES];
-    SoftmaxRow rows[ROW_TILES][2];
+    OutputTile acc_out;
+    SoftmaxRow rows[2];
 
     __device__ __forceinline__ void reset() {
-#pragma unroll
-        for (int t = 0; t < ROW_TILES; t++) {
-            rows[t][0].reset();
-            rows[t][1].reset();
-            clear(acc_out[t]);
-        }
+        rows[0].reset();
+        rows[1].reset();
+        clear(acc_out);
     }
 };
 
-// The first row of a thread in the tile.
+// The first of a thread's two rows in the tile; the other is eight below.
 __device__ __forceinline__ int first_row_of(int thread_idx) {
     return thread_idx / WARP_SIZE * MMA_M + frag_acc_row(thread_idx % WARP_SIZE);
 }
 
-// All key tiles of a work tile, of which there is at least one: on return acc_out holds the sums of e^(logit - max) v,
+// All key tiles of a work tile: on return acc_out holds the sums of e^(logit - max) v,
 // and each row its lane's share of the sum. Tiles are taken from the last to the first, so that the masked ones come
 // first.
 __device__ __forceinline__ void consume(StreamState& state, Smem& smem, const PairTile& tile, const Params& params,
                                         const StreamOfPair& own, const float* g_alibi_slopes, const Turns& turns,
                                         int thread_idx, RingPositions& rings) {
+    if (tile.key_begin == tile.key_end) return;
     const float scale_log2 = positive_scale_log2(params.scale_log2);
     const bool releases = thread_idx % WARP_SIZE == 0;  // a lane speaks for its warp, which has waited as one
     const unsigned long long desc_q = wgmma_descriptor(smem_address(smem.q[own.stream]), SPAN_BYTES);
@@ -105,14 +97,15 @@ __device__ __forceinline__ void consume(StreamState& state, Smem& smem, const Pa
     const KeyTiles whole(tile.band, BLOCK_N, tile.block.first_query, tile.last_query);
 
     Scores scores;
-    Probabilities probabilities[ROW_TILES];
+    Probabilities probabilities;
     float corrections[2];
-    auto issue_next_scores = [&](int t) {
-        issue_scores(scores, desc_q + t * (WGMMA_M * SPAN_BYTES / 16),
-                     desc_k + rings.k.stage * (sizeof(smem.k[0]) / 16));
+    auto issue_next_scores = [&] {
+        rings.k.wait_full(smem.k_ring);
+        issue_scores(scores, desc_q, desc_k + rings.k.stage * (sizeof(smem.k[0]) / 16));
     };
-    auto issue_next_output = [&](int t) {
-        issue_output(state.acc_out[t], probabilities[t], desc_v + rings.v.stage * (sizeof(smem.v[0]) / 16));
+    auto issue_next_output = [&] {
+        rings.v.wait_full(smem.v_ring);
+        issue_output(state.acc_out, probabilities, desc_v + rings.v.stage * (sizeof(smem.v[0]) / 16));
     };
     auto release_keys = [&] {
         if (releases) rings.k.release(smem.k_ring);
@@ -122,54 +115,45 @@ __device__ __forceinline__ void consume(StreamState& state, Smem& smem, const Pa
         if (releases) rings.v.release(smem.v_ring);
         rings.v.advance();
     };
-    auto exponentiate = [&](int t, int key_tile, bool masked) {
-        const LanePosition lane{first_query + t * WGMMA_M, key_tile * BLOCK_N + frag_acc_col(thread_idx % WARP_SIZE)};
+    auto exponentiate = [&](int key_tile, bool masked) {
+        const LanePosition lane{first_query, key_tile * BLOCK_N + frag_acc_col(thread_idx % WARP_SIZE)};
         const TileRows<Layout, false, float> alibi_rows(lane, tile.block.diagonal_offset, slope);
         softmax_logits<Layout>(scores, params, params.scale, params.scale_log2, alibi_rows);
         if (masked) {
-            // Found anew for every tile that is masked: kept over the loop, the band takes registers that it needs.
+            // The band is found anew for every tile that is masked: kept over the loop, it takes registers.
             const KeyBand band(params, params.seqlen_k, forget_origin(tile.block.diagonal_offset));
             hide_by_position<Layout>(scores, negative_infinity<float>(), band, lane);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            corrections[half] = softmax_row(state.rows[t][half], scores[0], half, scale_log2);
+            corrections[half] = softmax_row(state.rows[half], scores[0], half, scale_log2);
         }
     };
 
     int key_tile = tile.key_end - 1;
     rings.q.wait_full(smem.q_ring);
-    rings.k.wait_full(smem.k_ring);
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-        turns.take();
-        issue_next_scores(t);
-        turns.pass();
-        wgmma_wait<0>();
-        if (t == ROW_TILES - 1) release_keys();
-        exponentiate(t, key_tile, true);
-        round_probabilities(probabilities[t], scores);
-    }
+    turns.take();
+    issue_next_scores();
+    turns.pass();
+    wgmma_wait<0>();
+    release_keys();
+    exponentiate(key_tile, true);
+    round_probabilities(probabilities, scores);
 
     // Scores of the next tile and output of this one are multiplied at the same time.
     auto step = [&](bool masked) {
-        rings.k.wait_full(smem.k_ring);
-        rings.v.wait_full(smem.v_ring);
+        turns.take();
+        issue_next_scores();
+        issue_next_output();
+        turns.pass();
+        wgmma_wait<1>();
+        release_keys();
+        exponentiate(key_tile, masked);
+        wgmma_wait<0>();
+        release_values();
+        round_probabilities(probabilities, scores);
 #pragma unroll
-        for (int t = 0; t < ROW_TILES; t++) {
-            turns.take();
-            issue_next_scores(t);
-            issue_next_output(t);
-            turns.pass();
-            wgmma_wait<1>();
-            if (t == ROW_TILES - 1) release_keys();
-            exponentiate(t, key_tile, masked);
-            wgmma_wait<0>();
-            if (t == ROW_TILES - 1) release_values();
-            round_probabilities(probabilities[t], scores);
-#pragma unroll
-            for (int half = 0; half < 2; half++) rescale_row(state.acc_out[t][0], half, corrections[half]);
-        }
+        for (int half = 0; half < 2; half++) rescale_row(state.acc_out[0], half, corrections[half]);
     };
     key_tile--;
     if (KeyBand::HAS_END) {
@@ -182,43 +166,24 @@ __device__ __forceinline__ void consume(StreamState& state, Smem& smem, const Pa
     }
     if (releases) rings.q.release(smem.q_ring);
     rings.q.advance();
-    rings.v.wait_full(smem.v_ring);
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) issue_next_output(t);
+    issue_next_output();
     wgmma_wait<0>();
     release_values();
 }
 
-// f(t, half, query_idx) for the rows of a thread.
+// f(half, query_idx) for both rows of a thread.
 template <typename F>
-__device__ __forceinline__ void each_row(const QueryBlock& block, int thread_idx, const F& f) {
+__device__ __forceinline__ void each_query(const QueryBlock& block, int thread_idx, const F& f) {
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            f(t, half, block.first_query + t * WGMMA_M + half * 8 + first_row_of(thread_idx));
-        }
-    }
-}
-
-// f(left, right, column) for every pair of neighbouring numbers of a row of an output.
-template <typename F>
-__device__ __forceinline__ void each_pair(OutputTile& acc, int half, int lane_idx, const F& f) {
-#pragma unroll
-    for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-        f(acc[0][e][2 * half], acc[0][e][2 * half + 1], e * MMA_N + frag_acc_col(lane_idx));
-    }
+    for (int half = 0; half < 2; half++) f(half, block.first_query + half * 8 + first_row_of(thread_idx));
 }
 
 // Completes the row sums over the quad, and divides by them.
 __device__ __forceinline__ void finish(StreamState& state, const Params& params) {
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            finish_softmax(state.rows[t][half], params.scale, params.scale_log2);
-            rescale_row(state.acc_out[t][0], half, state.rows[t][half].inverse_sum() * INVERSE_P_FACTOR);
-        }
+    for (int half = 0; half < 2; half++) {
+        finish_softmax(state.rows[half], params.scale, params.scale_log2);
+        rescale_row(state.acc_out[0], half, state.rows[half].inverse_sum() * INVERSE_P_FACTOR);
     }
 }
 
@@ -228,11 +193,11 @@ __device__ __forceinline__ void store_rows(const StreamState& state, Element* g_
     const unsigned long long multiples = (strides.batch | strides.seq | strides.head | columns) * sizeof(Element);
     const bool vectors = ((reinterpret_cast<unsigned long long>(g_array) | multiples) & 15) == 0;
     g_array += block.batch_idx * strides.batch + block.head_idx * strides.head;
-    each_row(block, thread_idx, [&](int t, int half, int query_idx) {
+    each_query(block, thread_idx, [&](int half, int query_idx) {
         unsigned pairs[HEAD_DIM_V / MMA_N];
 #pragma unroll
         for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-            pairs[e] = pack_pair(Element(), state.acc_out[t][0][e][2 * half], state.acc_out[t][0][e][2 * half + 1]);
+            pairs[e] = pack_pair(Element(), state.acc_out[0][e][2 * half], state.acc_out[0][e][2 * half + 1]);
         }
         store_quad_row(g_array + query_idx * strides.seq, pairs, columns, vectors, query_idx < block.seqlen_q,
                        thread_idx % WARP_SIZE);
@@ -245,12 +210,12 @@ __device__ __forceinline__ void store_state(const StreamState& state, const Para
     if (g_state != nullptr) store_rows(state, g_state, params.state, params.head_dim_v, block, thread_idx);
     if (g_lse == nullptr || thread_idx % 4 != 0) return;
     g_lse += block.batch_idx * params.lse_batch + own.head(block.head_idx) * params.lse_head;
-    each_row(block, thread_idx, [&](int t, int half, int query_idx) {
-        if (query_idx < block.seqlen_q) g_lse[query_idx] = state.rows[t][half].lse();
+    each_query(block, thread_idx, [&](int half, int query_idx) {
+        if (query_idx < block.seqlen_q) g_lse[query_idx] = state.rows[half].lse();
     });
 }
 
-constexpr int PLACE_IS_FREE = Turns::FIRST_BARRIER + NUM_CONSUMERS, PLACE_IS_FULL = PLACE_IS_FREE + 1;  // named barriers
+constexpr int PLACE_IS_FREE = Turns::FIRST_BARRIER + NUM_CONSUMERS, PLACE_IS_FULL = PLACE_IS_FREE + 1;  // barriers
 constexpr int BOTH_STREAMS = 2 * WARPGROUP_SIZE;
 
 // The second stream leaves its output for the first.
@@ -258,12 +223,9 @@ __device__ __forceinline__ void hand_over(const StreamState& state, Smem& smem, 
     // SYNC: the first stream has read what was left for the tile before.
     named_barrier_sync(PLACE_IS_FREE, BOTH_STREAMS);
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-            const float(&acc)[4] = state.acc_out[t][0][e];
-            smem.second[t][e][thread_idx] = make_float4(acc[0], acc[1], acc[2], acc[3]);
-        }
+    for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
+        const float(&acc)[4] = state.acc_out[0][e];
+        smem.second[e][thread_idx] = make_float4(acc[0], acc[1], acc[2], acc[3]);
     }
     // SYNC: it is there.
     named_barrier_arrive(PLACE_IS_FULL, BOTH_STREAMS);
@@ -274,53 +236,27 @@ __device__ __forceinline__ void hand_over(const StreamState& state, Smem& smem, 
 __device__ __forceinline__ void subtract(StreamState& state, const Smem& smem, const Params& params,
                                          const QueryBlock& block, const float* g_lambda, const float* g_norm_weight,
                                          int thread_idx) {
-    const int lane_idx = thread_idx % WARP_SIZE;
     // SYNC: this warpgroup has read what was left for the tile before, ...
     named_barrier_arrive(PLACE_IS_FREE, BOTH_STREAMS);
-    float lambdas[ROW_TILES][2];
-    each_row(block, thread_idx, [&](int t, int half, int query_idx) {
-        lambdas[t][half] = 0.0f;
+    float lambdas[2] = {0.0f, 0.0f};
+    each_query(block, thread_idx, [&](int half, int query_idx) {
         if (query_idx < block.seqlen_q) {
-            lambdas[t][half] = lambda_of(params, g_lambda, block.batch_idx, query_idx, block.head_idx);
+            lambdas[half] = lambda_of(params, g_lambda, block.batch_idx, query_idx, block.head_idx);
         }
     });
     // SYNC: ... and what is left for this one is there.
     named_barrier_sync(PLACE_IS_FULL, BOTH_STREAMS);
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; t++) {
-#pragma unroll
-        for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
-            float(&acc)[4] = state.acc_out[t][0][e];
-            const float4 second = smem.second[t][e][thread_idx];
-            acc[0] = fmaf(-lambdas[t][0], second.x, acc[0]);
-            acc[1] = fmaf(-lambdas[t][0], second.y, acc[1]);
-            acc[2] = fmaf(-lambdas[t][1], second.z, acc[2]);
-            acc[3] = fmaf(-lambdas[t][1], second.w, acc[3]);
-        }
+    for (int e = 0; e < HEAD_DIM_V / MMA_N; e++) {
+        float(&acc)[4] = state.acc_out[0][e];
+        const float4 second = smem.second[e][thread_idx];
+        acc[0] = fmaf(-lambdas[0], second.x, acc[0]);
+        acc[1] = fmaf(-lambdas[0], second.y, acc[1]);
+        acc[2] = fmaf(-lambdas[1], second.z, acc[2]);
+        acc[3] = fmaf(-lambdas[1], second.w, acc[3]);
     }
-    each_row(block, thread_idx, [&](int t, int half, int) {
-        OutputTile& acc = state.acc_out[t];
-        float factor = params.output_scale;
-        if (params.norm) {
-            auto sum_of_squares = [&](float by) {
-                float sum = 0.0f;
-                each_pair(acc, half, lane_idx, [&](float left, float right, int) {
-                    left *= by;
-                    right *= by;
-                    sum = fmaf(left, left, fmaf(right, right, sum));
-                });
-                return quad_sum(sum);
-            };
-            const RowNorm<float> norm(sum_of_squares, params.head_dim_v, params.eps);
-            rescale_row(acc[0], half, norm.factor);
-            factor *= norm.inverse;
-        }
-        rescale_row(acc[0], half, factor);
-        if (g_norm_weight != nullptr) {
-            each_pair(acc, half, lane_idx, [&](float& left, float& right, int column) {
-                if (column < params.head_dim_v) left *= g_norm_weight[column];
-                if (column + 1 < params.head_dim_v) right *= g_norm_weight[column + 1];
-            });
-        }
-    });
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        finish_row(state.acc_out[0], half, params, g_norm_weight, thread_idx % WARP_SIZE);
+    }
 }

@@ -9,6 +9,8 @@ Examples
 >>> row = HOPPER_DIFFERENTIAL_CONFIGS[0]
 >>> row.block_m, row.num_threads, row.is_legal(64, 128, 227 * 1024, shared_keys=False)
 (64, 384, True)
+>>> row.is_legal(128, 128, 227 * 1024, shared_keys=False)
+False
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from cuattn import compile
 from cuattn.dtypes import ELEMENT_TYPES
+from cuattn.errors import LaunchError, NotSupportedError
+from cuattn.ops.attention.forward import hopper_select
 from cuattn.ops.attention.forward.hopper_config import (
+    ARCH,
     BARRIER_BYTES,
     BUCKETS,
     REGISTER_RANGE,
@@ -29,11 +35,10 @@ from cuattn.ops.attention.forward.hopper_config import (
     WGMMA_ROWS,
     row_bytes,
 )
-from cuattn.ops.attention.forward import hopper_select
 from cuattn.ops.attention.variants import PLAIN, ForwardOptions
 from cuattn.ops.differential.arguments import DifferentialProblem
 
-__all__ = ["HOPPER_DIFFERENTIAL_CONFIGS", "HopperDifferentialConfig", "select", "why_not"]
+__all__ = ["HOPPER_DIFFERENTIAL_CONFIGS", "HopperDifferentialConfig", "require", "select", "select_row", "why_not"]
 
 _STREAMS = 2  # a warpgroup for each
 _ITEMSIZE = 2
@@ -48,8 +53,6 @@ class HopperDifferentialConfig:
     ----------
     max_head_dim, max_head_dim_v : int
         The row serves head dims in these buckets or smaller ones.
-    row_tiles : int
-        Tiles of 64 queries that a warpgroup computes side by side.
     block_n : int
         Keys of a tile.
     num_stages : int
@@ -58,31 +61,21 @@ class HopperDifferentialConfig:
         Of a thread, once the warpgroups have divided the registers among themselves.
     ping_pong : bool
         Whether the streams take turns, so that one has the tensor cores while the other computes exponentials.
-    score_options : bool
-        Whether the row has registers to spare for softcap and ALiBi.
     """
 
     max_head_dim: int
     max_head_dim_v: int
-    row_tiles: int
     block_n: int
     num_stages: int = 2
     producer_registers: int = 40
     consumer_registers: int = 232
     ping_pong: bool = True
-    score_options: bool = True
 
     source = "differential_attention_hopper"
     entry = "cuattn_differential_attention_hopper"
 
-    @property
-    def block_m(self) -> int:
-        """Queries of a tile."""
-        return WGMMA_ROWS * self.row_tiles
-
-    @property
-    def num_threads(self) -> int:
-        return WARPGROUP_SIZE * (1 + _STREAMS)
+    block_m = WGMMA_ROWS  # queries of a tile
+    num_threads = WARPGROUP_SIZE * (1 + _STREAMS)
 
     def smem_bytes(self, head_dim: int, head_dim_v: int, *, shared_keys: bool) -> int:
         """Shared memory of a CTA for two buckets: tiles of q, k and v, the output that one stream leaves for the other,
@@ -94,21 +87,12 @@ class HopperDifferentialConfig:
         total = tiles + self.block_m * head_dim_v * _ACCUMULATOR_BYTES + BARRIER_BYTES
         return -(-total // SMEM_ALIGNMENT) * SMEM_ALIGNMENT
 
-    def serves(self, head_dim: int, head_dim_v: int, options: ForwardOptions) -> bool:
-        """Whether the row is meant for a call: buckets of its head dims, its options."""
-        return (
-            head_dim <= self.max_head_dim
-            and head_dim_v <= self.max_head_dim_v
-            and (self.score_options or not options.on_scores)
-        )
-
     def is_legal(self, head_dim: int, head_dim_v: int, smem_limit_bytes: int, *, shared_keys: bool) -> bool:
         """Whether the kernel compiles and launches in this shape (buckets as above)."""
         registers = self.producer_registers, self.consumer_registers
         entry = REGISTERS // self.num_threads // 8 * 8  # of a thread when the kernel starts
         return (
-            self.row_tiles in (1, 2)
-            and self.num_stages >= 2
+            self.num_stages >= 2
             and self.block_n in range(STEP_BYTES // _ITEMSIZE, 257, STEP_BYTES // _ITEMSIZE)
             and all(number in REGISTER_RANGE for number in registers)
             and self.producer_registers <= entry <= self.consumer_registers
@@ -142,10 +126,12 @@ class HopperDifferentialConfig:
         }
 
 
+# In order of preference. The accumulators of a thread take head_dim_v / 2 registers for the output, block_n / 2 for the
+# scores and block_n / 4 for the probabilities. What has no place in shared memory takes the next row.
 HOPPER_DIFFERENTIAL_CONFIGS = (
-    HopperDifferentialConfig(64, 128, row_tiles=1, block_n=128),
-    HopperDifferentialConfig(128, 128, row_tiles=1, block_n=96),
-    HopperDifferentialConfig(128, 256, row_tiles=1, block_n=64, score_options=False),
+    HopperDifferentialConfig(128, 128, block_n=128),
+    HopperDifferentialConfig(128, 128, block_n=96),
+    HopperDifferentialConfig(256, 256, block_n=64),
 )
 
 
@@ -155,23 +141,36 @@ def why_not(problem: DifferentialProblem, arch: str, smem_limit_bytes: int) -> s
     if reason is not None or select(problem, smem_limit_bytes) is not None:
         return reason
     extents = problem.extents
-    return f"no shape of it serves head dims {extents.head_dim} and {extents.head_dim_v} with the call's options"
+    return f"head dims {extents.head_dim} and {extents.head_dim_v} leave no room for the tiles of two streams"
 
 
 def select(problem: DifferentialProblem, smem_limit_bytes: int) -> HopperDifferentialConfig | None:
     """Select the row for a call; None where none serves it."""
     extents = problem.extents
-    head_dims = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
-    return select_row(*head_dims, hopper_select.kernel_options(problem.options), extents.shared_keys, smem_limit_bytes)
+    return select_row(BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v], extents.shared_keys, smem_limit_bytes)
 
 
 @cache
 def select_row(
-    head_dim: int, head_dim_v: int, options: ForwardOptions, shared_keys: bool, smem_limit_bytes: int
+    head_dim: int, head_dim_v: int, shared_keys: bool, smem_limit_bytes: int
 ) -> HopperDifferentialConfig | None:
-    """Select the row for two buckets and options; None where there is none."""
+    """Select the row for two buckets; None where there is none."""
     for row in HOPPER_DIFFERENTIAL_CONFIGS:
-        legal = row.is_legal(head_dim, head_dim_v, smem_limit_bytes, shared_keys=shared_keys)
-        if legal and row.serves(head_dim, head_dim_v, options):
+        meant = head_dim <= row.max_head_dim and head_dim_v <= row.max_head_dim_v
+        if meant and row.is_legal(head_dim, head_dim_v, smem_limit_bytes, shared_keys=shared_keys):
             return row
     return None
+
+
+def require(problem: DifferentialProblem, row: HopperDifferentialConfig) -> None:
+    """Raise `NotSupportedError` or `LaunchError` unless a row that was asked for can take a call.
+
+    Whatever architecture the host executor is set to, it can run this kernel as compiled for its own.
+    """
+    extents, arch = problem.extents, ARCH if problem.executor.name == "host" else problem.executor.arch
+    reason = hopper_select.why_not(problem, arch)
+    if reason is not None:
+        raise NotSupportedError(f"the Hopper kernel does not take this call: {reason}")
+    head_dims = BUCKETS[extents.head_dim], BUCKETS[extents.head_dim_v]
+    if not row.is_legal(*head_dims, compile.smem_limit_bytes(arch), shared_keys=extents.shared_keys):
+        raise LaunchError(f"{row} is not legal for head dims {extents.head_dim} and {extents.head_dim_v}")

@@ -24,7 +24,7 @@ def launch(
     operands: tuple[Operand, Operand, Operand],
     args: dict[str, Any],
 ) -> None:
-    """Launch the kernel in the shape ``row``. ``operands`` are q, k and v; ``args`` what the portable kernel has too."""
+    """Launch the kernel in the shape ``row``. ``operands`` are q, k and v; ``args`` what portable kernels have too."""
     extents, options = problem.extents, problem.options
     q, k, v = operands
     executor = problem.executor if problem.executor.arch == ARCH else host_executor(ARCH)

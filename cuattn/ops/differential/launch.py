@@ -14,10 +14,10 @@ from cuattn.ops.attention import tile_classes
 from cuattn.ops.attention.option_checks import LogitArray
 from cuattn.ops.attention.params import REALS, pack_params
 from cuattn.ops.attention.variants import ForwardOptions
-from cuattn.ops.differential.arguments import DifferentialProblem
 from cuattn.ops.differential import hopper_launch
+from cuattn.ops.differential.arguments import DifferentialProblem
 from cuattn.ops.differential.config import DifferentialConfig
-from cuattn.ops.differential.hopper_config import HopperDifferentialConfig
+from cuattn.ops.differential.hopper_config import HopperDifferentialConfig, require
 from cuattn.ops.differential.path import row_of
 from cuattn.ops.operand import Operand, operand
 from cuattn.runtime.executor import Executor, Kernel
@@ -81,6 +81,8 @@ def _launch(
 ) -> None:
     executor, extents, options = problem.executor, problem.extents, problem.options
     q, k, v = (operand(executor, x) for x in (problem.q, problem.k, problem.v))
+    if isinstance(config, HopperDifferentialConfig):
+        require(problem, config)
     config = config or row_of(problem, executor.arch, executor.smem_limit_bytes)
     classes, class_stream = tile_classes_of_streams(problem, config.block_m, config.block_n)
     of_state = Operand.of_new(state.out1).strides if state else (0, 0, 0)

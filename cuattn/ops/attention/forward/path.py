@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from cuattn import compile
 from cuattn.errors import ArgumentError
@@ -20,7 +20,18 @@ from cuattn.ops.attention.listed import KeptBlocks, check_listed_dtypes, check_m
 from cuattn.ops.attention.sequences import PackedSequences
 from cuattn.ops.attention.variants import ForwardOptions
 
-__all__ = ["ForwardPath", "check_call", "forward_path"]
+__all__ = ["ForwardPath", "attention_path", "check_call"]
+
+
+class Shape(Protocol):
+    """A row of a table of shapes, of any family."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def block_m(self) -> int: ...
+    @property
+    def block_n(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +42,9 @@ class ForwardPath:
     ----------
     kernel : str
         Name of the kernel file: "attention_forward_hopper", "attention_forward" (tensor cores of every architecture) or
-        "attention_forward_fma" (IEEE arithmetic in float32 and float64).
-    row : FlashFwdConfig or HopperFwdConfig
+        "attention_forward_fma" (IEEE arithmetic in float32 and float64); of differential attention
+        "differential_attention_hopper", "differential_attention" or "differential_attention_fma".
+    row : FlashFwdConfig or HopperFwdConfig, or those of differential attention
         Its shape: tiles, threads, stages.
     options : ForwardOptions
         What the kernel is compiled with.
@@ -45,7 +57,7 @@ class ForwardPath:
     """
 
     kernel: str
-    row: Row
+    row: Shape
     options: ForwardOptions
     arch: str
     reason: str
@@ -57,7 +69,7 @@ class ForwardPath:
         return f"{self.kernel} ({self.options.label}) for {self.arch}, {tiles} ({how}): {self.reason}"
 
 
-def forward_path(
+def attention_path(
     q: Any,
     k: Any,
     v: Any,
@@ -68,55 +80,7 @@ def forward_path(
     block_mask: Any = None,
     **options: Any,
 ) -> ForwardPath:
-    """Say which kernel `cuattn.attention` or `cuattn.attention_varlen` takes for arguments, and why; nothing runs.
-
-    On compute capability 9.0, calls take the Hopper kernel unless one of these holds: the dtype is neither float16 nor
-    bfloat16, nor float8_e4m3fn with ``precision="fp8"``; a head dim is more than 256; there is a bias, a mask or
-    dropout; the base or a stride of q, k or v is no multiple of 16 bytes, or a stride of an axis longer than 1 is not
-    positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``; of
-    `cuattn.block_sparse_attention`, the keys of a block are no multiple of 8, or its queries no whole tiles of 64 rows,
-    of one head or of several that share keys and the mask. Those, and calls on other architectures, take the portable
-    kernels. The result is right either way.
-
-    Parameters
-    ----------
-    q, k, v : arrays
-        As for `cuattn.attention`, or for `cuattn.attention_varlen` with ``cu_seqlens_q`` and ``cu_seqlens_k``.
-    cu_seqlens_q, cu_seqlens_k : int32 [batch + 1], optional
-        Both or none.
-    arch : str, optional
-        Ask for another architecture, such as "sm_90a", instead of that of the device of ``q`` (for NumPy arrays
-        ``CUATTN_HOST_ARCH``). What `cuattn.tune` has measured counts only without it.
-    block_mask : BlockMask, optional
-        Ask for `cuattn.block_sparse_attention` with this mask.
-    **options
-        Keywords of those functions but ``return_lse``, which decides nothing.
-
-    Returns
-    -------
-    ForwardPath
-
-    Raises
-    ------
-    ArgumentError
-        Only one of ``cu_seqlens_q`` and ``cu_seqlens_k`` is given, ``arch`` is not known, or there are lengths beside a
-        ``block_mask``, or it is none.
-    NotSupportedError
-        ``arch`` is older than sm_80.
-    ArrayTypeError, DTypeError, ShapeError, NonFiniteError, OverlapError
-        As for `cuattn.attention`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cuattn
-    >>> q = np.zeros((1, 4096, 16, 128), np.float16)
-    >>> cuattn.forward_path(q, q, q, arch="sm_90a").kernel
-    'attention_forward_hopper'
-    >>> path = cuattn.forward_path(q, q, q, dropout_p=0.1, arch="sm_90a")
-    >>> path.kernel, path.reason
-    ('attention_forward', 'not the Hopper kernel: the call has dropout')
-    """
+    """Say it of a call of attention, dense, packed or with a mask of blocks: see `cuattn.forward_path`."""
     problem, packed = check_call(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
     if block_mask is not None:
         return _listed_path(problem, packed, block_mask, arch)
