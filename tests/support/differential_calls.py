@@ -7,7 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-import cuattn
+from cuattn.ops.differential.launch import DifferentialState
+from cuattn.testing import kernels
 from cuattn.testing.differential_tolerance import assert_differential_close
 
 F16, BF16, F32, F64 = map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
@@ -27,13 +28,22 @@ def make(shape: tuple[int, ...], dtype: Any, *, shared: bool = False, seed: int 
     return [rng.standard_normal(s).astype(dtype) for s in shapes]
 
 
-def assert_right(executor: Any, q: Any, k: Any, v: Any, lambda_: Any, **options: Any) -> None:
-    """The call agrees with the reference; arrays are NumPy arrays in any layout."""
+def call(
+    executor: Any, q: Any, k: Any, v: Any, lambda_: Any, *, config: Any = None, **options: Any
+) -> tuple[Any, DifferentialState[Any]]:
+    """out and state as NumPy arrays, from NumPy arrays in any layout; ``config``: a row of one's own choice."""
 
     def there(x: Any) -> Any:
         return executor.array(x) if isinstance(x, np.ndarray) else x
 
     given = {name: there(x) for name, x in options.items()}
-    out, state = cuattn.differential_attention(*map(there, (q, k, v, lambda_)), return_state=True, **given)
-    saved = type(state)(*map(executor.numpy, state))
-    assert_differential_close(executor.numpy(out), q, k, v, lambda_, state=saved, **options)
+    arrays = map(there, (q, k, v, lambda_))
+    out, state = kernels.differential_attention(*arrays, config=config, return_state=True, **given)
+    return executor.numpy(out), DifferentialState(*map(executor.numpy, state))
+
+
+def assert_right(executor: Any, q: Any, k: Any, v: Any, lambda_: Any, *, config: Any = None, **options: Any) -> Any:
+    """The call agrees with the reference; returns what it gave."""
+    out, state = call(executor, q, k, v, lambda_, config=config, **options)
+    assert_differential_close(out, q, k, v, lambda_, state=state, **options)
+    return out, state
