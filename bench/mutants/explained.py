@@ -151,6 +151,12 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ),
     ("copy_pages.cu", r"UNITS_PER_THREAD = [1-9]", _SPEED + ", or less: how much a thread has under way at once"),
     ("attention_forward_hopper.cu", r"turns\.finish\(\); => ;", _LAST_TURN),
+    ("differential_attention_hopper.cu", r"turns\.finish\(\); => ;", _LAST_TURN),
+    (
+        "differential_attention_hopper.cu",
+        r"tma_prefetch_map\(map_[qkv]\); => ;",
+        _SPEED + ": the copies fetch their maps themselves",
+    ),
     (
         "attention_forward_hopper.cu",
         r"tma_prefetch_map\(map_[qkv]\); => ;",
@@ -166,7 +172,7 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"i = lane_idx \* PACK; i < side\.head_dim - 1;",
         "rows that go in runs are whole runs of two elements and more: the last one begins before the last element",
     ),
-    ("hopper/forward_consumer.cuh", r"^if \(ON && consumer_idx == 0\) take\(\); => ", _LAST_TURN),
+    ("hopper/turns.cuh", r"^if \(ON && consumer_idx == 0\) take\(\); => ", _LAST_TURN),
     (
         "slot_mapping.cu",
         r"last = layout\.num_sequences - 0;",

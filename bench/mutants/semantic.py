@@ -43,10 +43,11 @@ def table() -> list[Semantic]:
     from bench.mutants.semantic_attention import ATTENTION
     from bench.mutants.semantic_backward import BACKWARD
     from bench.mutants.semantic_decode import DECODE
+    from bench.mutants.semantic_differential import HOPPER_STREAMS
     from bench.mutants.semantic_hopper import HOPPER
     from bench.mutants.semantic_layout import LAYOUT
     from bench.mutants.semantic_softmax import SOFTMAX
     from bench.mutants.semantic_variants import DIFFERENTIAL, DUAL_CHUNK, SPARSE
 
     variants = [*DIFFERENTIAL, *DUAL_CHUNK, *SPARSE]
-    return [*SOFTMAX, *ATTENTION, *BACKWARD, *DECODE, *HOPPER, *LAYOUT, *variants]
+    return [*SOFTMAX, *ATTENTION, *BACKWARD, *DECODE, *HOPPER, *HOPPER_STREAMS, *LAYOUT, *variants]

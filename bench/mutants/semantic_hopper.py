@@ -5,6 +5,7 @@ from bench.mutants.semantic import Semantic
 _KERNEL = "attention_forward_hopper.cu"
 _PRODUCER = "hopper/forward_producer.cuh"
 _CONSUMER = "hopper/forward_consumer.cuh"
+_PRODUCTS = "hopper/tile_products.cuh"
 _PIPELINE = "hopper/pipeline.cuh"
 
 _TRANSPOSERS = (
@@ -70,9 +71,9 @@ HOPPER = (
     Semantic(
         _CONSUMER, "output taken from a product under way", r"wgmma_wait<0>\(\);(\s*release_values\(\);\n\})", r"\1"
     ),
-    Semantic(_CONSUMER, "scores without a fence", r"\s*wgmma_fence\(\);", ""),
-    Semantic(_CONSUMER, "output without a fence", r"\s*wgmma_fence\(\);", "", 1),
-    Semantic(_CONSUMER, "scores on top of the last ones", r"step > 0\);", "1);"),
+    Semantic(_PRODUCTS, "scores without a fence", r"\s*wgmma_fence\(\);", ""),
+    Semantic(_PRODUCTS, "output without a fence", r"\s*wgmma_fence\(\);", "", 1),
+    Semantic(_PRODUCTS, "scores on top of the last ones", r"step > 0\);", "1);"),
     Semantic(
         _CONSUMER, "the output is not rescaled", r"rescale_row\(state\.acc_out\[0\], half, corrections\[half\]\);", ";"
     ),

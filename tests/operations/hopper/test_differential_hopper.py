@@ -35,16 +35,16 @@ def same_bits(one, other):
     ids=str,
 )
 def test_every_row(executor, row, head_dims, dtype, shared, causal):
-    """Three tiles of queries, of which the last has few, and three of keys; tiles with and without a masked part."""
-    seqlens = 2 * ROWS[row].block_m + 9, 2 * ROWS[row].block_n + 5
-    q, k, v = make((1, *seqlens, 2, 1, *head_dims), dtype, shared=shared)
+    """Two tiles of queries, of which the last has few, and three of keys; tiles with and without a masked part."""
+    seqlens = ROWS[row].block_m + 9, 2 * ROWS[row].block_n + 5
+    q, k, v = make((1, *seqlens, 1, 1, *head_dims), dtype, shared=shared)
     assert_right(executor, q, k, v, 0.6, config=ROWS[row], causal=causal)
 
 
 @pytest.mark.parametrize("shared", (False, True), ids=("v1", "v2"))
 @pytest.mark.parametrize(
     "seqlens",
-    ((1, 1), (63, 127), (64, 128), (65, 129), (130, 256), (64, 257), (129, 64), (1, 300)),
+    ((1, 1), (63, 127), (64, 128), (65, 129), (64, 257), (66, 64), (1, 300)),
     ids=str,
 )
 def test_edges_of_tiles(executor, seqlens, shared):
@@ -53,16 +53,16 @@ def test_edges_of_tiles(executor, seqlens, shared):
 
 
 @pytest.mark.parametrize("shared", (False, True), ids=("v1", "v2"))
-@pytest.mark.parametrize("heads", ((1, 1), (4, 2), (3, 1), (10, 2)), ids=str)
+@pytest.mark.parametrize("heads", ((3, 1), (10, 2)), ids=str)
 def test_groups(executor, heads, shared):
-    """Groups of 1, 2, 3 and 5 pairs; more tiles than CTAs, so that the place of the second output is used again."""
-    q, k, v = make((2, 70, 90, *heads, 64, 64), F16, shared=shared)
+    """Groups of 3 and 5 pairs; more tiles than CTAs, so that the place of the second output is used again."""
+    q, k, v = make((1, 70, 40, *heads, 64, 64), F16, shared=shared)
     assert_right(executor, q, k, v, np.linspace(-0.5, 1.5, heads[0]), config=SMALL, causal=True)
 
 
 @pytest.mark.parametrize("head_dims", ((8, 64), (40, 16), (64, 8)), ids=str)
 def test_head_dims_are_filled_up(executor, head_dims):
-    q, k, v = make((1, 70, 140, 2, 1, *head_dims), F16)
+    q, k, v = make((1, 66, 130, 1, 1, *head_dims), F16)
     assert_right(executor, q, k, v, 0.7, config=SMALL, causal=True, norm=True)
 
 
@@ -71,8 +71,8 @@ def test_head_dims_are_filled_up(executor, head_dims):
 
 def test_lambda(executor):
     """A number, an array of rank 0, one for each head, one for each query of each head."""
-    q, k, v = make((2, 70, 90, 3, 1, 64, 64), F16)
-    of_rows = np.random.default_rng(1).random((2, 70, 3)).astype(np.float32)
+    q, k, v = make((2, 66, 20, 3, 1, 64, 64), F16)
+    of_rows = np.random.default_rng(1).random((2, 66, 3)).astype(np.float32)
     for lam in (0, -1.5, np.array(0.3), np.float32([0.1, 0.2, 0.3]), of_rows):
         assert_right(executor, q, k, v, lam, config=SMALL, causal=True)
 
@@ -88,7 +88,7 @@ def test_lambda(executor):
 )
 def test_norm(executor, options):
     """In rows that end within a bucket: what fills them up is no part of the mean, and no weight is read for it."""
-    q, k, v = make((1, 70, 90, 2, 1, 64, 40), F16)
+    q, k, v = make((1, 40, 60, 2, 1, 64, 40), F16)
     assert_right(executor, q, k, v, 0.6, config=SMALL, causal=True, **options)
 
 
@@ -106,21 +106,17 @@ BOTH = {"softcap": 20.0, "alibi_slopes": np.float32([0.1, 0.4])}
 OPTIONS = {
     "both": {},
     "own_slopes": {"alibi_slopes": RNG.random((1, 4)).astype(np.float32)},
-    "slopes_of_batch": {"alibi_slopes": RNG.random((1, 2)).astype(np.float32)},
     "negative_scale": {"scale": -0.4, "causal": True},
-    "zero_scale": {"scale": 0.0},
-    "window": {"window": (50, 9)},
-    "left": {"window": (50, None)},
+    "window": {"window": (30, 9)},
     "top_left": {"causal": "top_left"},
-    "diagonal_offset": {"causal": True, "diagonal_offset": np.int32([-7])},
+    "diagonal_offset": {"causal": True, "diagonal_offset": np.int32([-67])},
     "chunk": {"chunk": 37},
-    "chunk_window": {"chunk": 150, "window": (140, 3)},
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_option(executor, name):
-    q, k, v = make((1, 130, 270, 2, 1, 64, 64), BF16)
+    q, k, v = make((1, 70, 200, 2, 1, 64, 64), BF16)
     assert_right(executor, q, k, v, 0.6, config=SMALL, **{**BOTH, **OPTIONS[name]})
 
 
@@ -142,7 +138,7 @@ def test_rows_without_keys(executor):
 
 
 def test_asynchrony_and_schedule_change_no_bit(executor):
-    arrays = make((1, 200, 300, 2, 1, 64, 64), F16)
+    arrays = make((1, 130, 300, 1, 1, 64, 64), F16)
     expected = call(executor, *arrays, 0.6, config=SMALL, causal=True)
     for asynchrony, seed in (("late", 1), ("random", 2), ("random", 3), ("eager", 4)):
         with executor.active(asynchrony=asynchrony, seed=seed):
@@ -152,9 +148,9 @@ def test_asynchrony_and_schedule_change_no_bit(executor):
 
 def test_the_order_of_tiles_changes_no_bit(executor, monkeypatch):
     """One CTA for everything, or one for each tile; heads one after the other, or all of them side by side."""
-    arrays = make((2, 150, 200, 4, 2, 64, 64), F16, shared=True)
+    arrays = make((2, 70, 140, 2, 1, 64, 64), F16, shared=True)
     expected = call(executor, *arrays, 0.6, config=SMALL, causal=True)
-    for num_ctas, l2_bytes in ((1, 1), (3, 2 * 200 * 128 * 2), (1000, 1 << 30)):
+    for num_ctas, l2_bytes in ((1, 1), (3, 140 * 128 * 2), (1000, 1 << 30)):
         monkeypatch.setattr(hopper_launch, "HOST_CTAS", num_ctas)
         monkeypatch.setattr(hopper_launch, "L2_BYTES", l2_bytes)
         assert same_bits(call(executor, *arrays, 0.6, config=SMALL, causal=True), expected)
@@ -173,7 +169,7 @@ def test_a_state_changes_no_bit_of_the_result(executor):
     ids=("heads_first", "padded", "offset", "last_axis_strided"),
 )
 def test_layouts_change_no_bit(executor, layout):
-    arrays = make((2, 70, 150, 2, 1, 64, 64), F16)
+    arrays = make((2, 66, 140, 2, 1, 64, 64), F16)
     expected = call(executor, *arrays, 0.6, config=SMALL, causal=True)
     placed = [place(x, layout).array for x in arrays]
     assert same_bits(call(executor, *placed, 0.6, config=SMALL, causal=True), expected)
@@ -186,7 +182,7 @@ def test_layouts_change_no_bit(executor, layout):
 
 def test_nan_beyond_the_arrays_is_never_felt(executor):
     """Rows that a copy reads beyond the last key, and beyond the last query, are of the next batch entry: NaN here."""
-    q, k, v = make((2, 70, 150, 2, 1, 64, 64), F16)
+    q, k, v = make((2, 70, 130, 1, 1, 64, 64), F16)
     for x in (q, k, v):
         x[1] = np.nan
     out, state = call(executor, q, k, v, 0.6, config=SMALL, causal=True)
