@@ -108,7 +108,9 @@ def test_a_view_with_five_dimensions():
 
 def test_a_large_box_is_copied_whole():
     array = array_of((3, 256, 128), BF16)
-    check_load(array, (64, 0, 1), (64, 256, 1), swizzle="128B", checks=())
+    with host.profile() as profile:
+        check_load(array, (64, 0, 1), (64, 256, 1), swizzle="128B", checks=())
+    assert profile.bytes["global"]["read"] == 64 * 256 * 2 and profile.bytes["shared"]["write"] >= 64 * 256 * 2
 
 
 @pytest.mark.parametrize("swizzle", ["none", "32B", "64B", "128B"])
@@ -128,8 +130,10 @@ def test_stores_of_every_rank_and_swizzle(rank, swizzle):
             if place is not None:
                 expected[place] = data[bulk_kernels.swizzled(2 * at, swizzle) :][:2].view(np.uint16)[0]
         args = (described, data.view(np.uint32), *coordinates(start), np.int32(data.size))
-        launch(kernel, args, smem=data.size, mode=mode, seed=seed)
+        with host.profile() as profile:
+            launch(kernel, args, smem=data.size, mode=mode, seed=seed)
         assert (array.view(np.uint16) == expected).all()
+        assert profile.bytes["global"]["write"] == data.size  # what lies beyond the array is counted, and not written
 
 
 def test_a_store_skips_elements_between_its_steps():

@@ -197,10 +197,11 @@ def test_maps_of_an_array_on_a_gpu_are_made_once(monkeypatch):
     with installed(monkeypatch) as cupy:
         q, k, v = (cupy.wrap(x) for x in arrays())
         problem = check(q, k, v, scale=None, causal=False, out=None)
-        first = [hopper_launch._key_map(Operand(x), problem.extents, 64) for x in (k, v)]
-        again = [hopper_launch._key_map(Operand(x), problem.extents, 64) for x in (k, v)]
+        sizes = problem.extents.seqlen_k, problem.extents.num_kv_heads, problem.extents.batch
+        first = [hopper_launch.rows_map(Operand(x), sizes, 64) for x in (k, v)]
+        again = [hopper_launch.rows_map(Operand(x), sizes, 64) for x in (k, v)]
         assert first == again and first[0] is again[0] and len(made) == 2
-        others = [hopper_launch._key_map(Operand(k), problem.extents, block_n) for block_n in (64, 128)]
+        others = [hopper_launch.rows_map(Operand(k), sizes, block_n) for block_n in (64, 128)]
         assert others[0] is first[0] and others[1] != first[0] and len(made) == 3
         hopper_launch._query_map(Operand(q), problem.extents, 1, 64)  # there is room for three
         assert len(made) == 4 and len(hopper_launch._encoded) == 1
