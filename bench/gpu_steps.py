@@ -23,12 +23,15 @@ from cuattn.benchmark import decode as decoding
 from cuattn.benchmark import seed as published
 from cuattn.benchmark.results import scrub
 from cuattn.benchmark.suite import Step as SuiteStep
-from cuattn.ops.attention.forward.hopper_config import HOPPER_FWD_CONFIGS, HopperFwdConfig
+from cuattn.ops.attention.forward.hopper_config import ARCH, HOPPER_FWD_CONFIGS, HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_listed import HOPPER_LISTED_CONFIGS
+from cuattn.ops.differential.hopper_config import HOPPER_DIFFERENTIAL_CONFIGS, HopperDifferentialConfig
+from cuattn.ops.differential.launch import DifferentialState
 from cuattn.testing import assert_attention_close, kernels
 from cuattn.testing.backward_cases import BackwardCase
 from cuattn.testing.cases import AttentionCase, SoftmaxCase
 from cuattn.testing.decode_cases import DecodeCase
+from cuattn.testing.differential_tolerance import assert_differential_close
 from cuattn.testing.executors import ExecutorUnderTest
 from cuattn.testing.strategies import fill
 
@@ -113,6 +116,29 @@ def hopper(run: Run) -> None:
     listed = () if run.is_tiny else HOPPER_LISTED_CONFIGS
     names = (f"{row.block_m}x{row.block_n} d{row.max_head_dim} over a list of tiles" for row in listed)
     checks |= {name: partial(_check_listed, executor, row) for name, row in zip(names, listed, strict=True)}
+
+    def check_pairs(row: HopperDifferentialConfig, head_dim: int, shared: bool) -> None:
+        seqlens = row.block_m + 9, 3 * row.block_n + 5, 3 * row.block_n + 5
+        sizes = (4, head_dim), (2 if shared else 4, head_dim), (2, row.max_head_dim_v)
+        rng = np.random.default_rng(0)
+        arrays = [
+            fill((2, n, *size), ml_dtypes.bfloat16, "normal", rng) for n, size in zip(seqlens, sizes, strict=True)
+        ]
+        moved = [executor.array(x) for x in arrays]
+        found = kernels.differential_attention(*moved, 0.6, config=row, causal=True, return_state=True)
+        out, state = executor.numpy(found[0]), DifferentialState(*map(executor.numpy, found[1]))
+        assert_differential_close(out, *arrays, 0.6, state=state, causal=True)
+
+    checks |= {
+        f"differential {row.block_m}x{row.block_n} d{head_dim}" + " shared" * shared: partial(
+            check_pairs, row, head_dim, shared
+        )
+        for row in HOPPER_DIFFERENTIAL_CONFIGS
+        for shared in (False, True)
+        for head_dim in (64, 128)
+        if not run.is_tiny
+        and row.is_legal(head_dim, row.max_head_dim_v, compile.smem_limit_bytes(ARCH), shared_keys=shared)
+    }
     _try_all(run, executor, checks)
 
 

@@ -35,8 +35,8 @@ def forward_path(
     positive or reaches 2^40 bytes; there is nothing to compute; ``CUATTN_HOPPER=off``; of
     `cuattn.block_sparse_attention`, the keys of a block are no multiple of 8, or its queries no whole tiles of 64 rows,
     of one head or of several that share keys and the mask. Those, and calls on other architectures, take the portable
-    kernels. For differential attention the same holds, and the tiles of two streams must fit into shared memory: those of head
-    dims up to 128 for queries and 256 for values do. The result is right either way.
+    kernels. For differential attention the same holds, and head dims of q and k up to 128 are taken. The result is
+    right either way.
 
     Parameters
     ----------

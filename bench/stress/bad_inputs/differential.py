@@ -37,6 +37,11 @@ def differential_attention_shared() -> Call:
     return Call(cuattn.differential_attention, given, {"return_state": True})
 
 
+def differential_forward_path() -> Call:
+    given = heads(2 * G) | {"lambda_": normal(B, N, H)}
+    return Call(cuattn.forward_path, given, {"arch": "sm_90a"} | OPTIONS)
+
+
 def differential_attention_backward() -> Call:
     given = {"dout": normal(B, N, H, E), **heads(2 * G), "lambda_": normal(B, N, H)}
 
@@ -69,7 +74,12 @@ def lambda_init() -> Call:
 
 
 _OWN = (
-    *(differential_attention, differential_attention_shared, differential_attention_backward),
+    *(
+        differential_attention,
+        differential_attention_shared,
+        differential_forward_path,
+        differential_attention_backward,
+    ),
     *(differential_decode, differential_decode_paged, differential_lambda, lambda_init),
 )
 DIFFERENTIAL_TARGETS: dict[str, Callable[[], Call]] = {function.__name__: function for function in _OWN}

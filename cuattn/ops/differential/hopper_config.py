@@ -1,8 +1,8 @@
 """Shapes of the Hopper kernel of differential attention, and which calls it takes.
 
 A row may change speed, never results. Rows are listed in order of preference: `select` takes the first that serves a
-call. The rule: what the Hopper kernel of attention takes (`hopper_select.why_not`), and head dims for which tiles of
-both streams fit into shared memory. Every other call takes the portable kernels, with the same results.
+call. The rule: what the Hopper kernel of attention takes (`hopper_select.why_not`), with head dims up to 128 for
+queries and 256 for values. Every other call takes the portable kernels, with the same results.
 
 Examples
 --------
@@ -131,7 +131,7 @@ class HopperDifferentialConfig:
 HOPPER_DIFFERENTIAL_CONFIGS = (
     HopperDifferentialConfig(128, 128, block_n=128),
     HopperDifferentialConfig(128, 128, block_n=96),
-    HopperDifferentialConfig(256, 256, block_n=64),
+    HopperDifferentialConfig(128, 256, block_n=64),
 )
 
 
@@ -141,7 +141,7 @@ def why_not(problem: DifferentialProblem, arch: str, smem_limit_bytes: int) -> s
     if reason is not None or select(problem, smem_limit_bytes) is not None:
         return reason
     extents = problem.extents
-    return f"head dims {extents.head_dim} and {extents.head_dim_v} leave no room for the tiles of two streams"
+    return f"no shape of it serves head dims {extents.head_dim} and {extents.head_dim_v}"
 
 
 def select(problem: DifferentialProblem, smem_limit_bytes: int) -> HopperDifferentialConfig | None:
