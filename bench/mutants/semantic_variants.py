@@ -4,6 +4,7 @@ from bench.mutants.semantic import Semantic
 
 _PAIR, _NORM = "differential/differential_params.cuh", "differential/row_norm.cuh"
 _BOTH = ("differential_attention.cu", "differential_attention_fma.cu")
+_FINISH = "differential/finish_row.cuh"
 _ROWS = "differential_backward_rows.cu"
 DIFFERENTIAL = (
     *(Semantic(file, "lambda adds", r"\(-lambda, second", "(lambda, second") for file in _BOTH[:1]),
@@ -17,9 +18,12 @@ DIFFERENTIAL = (
             r"norm\(sum_of_squares, params\.head_dim_v",
             "norm(sum_of_squares, HEAD_DIM_V",
         )
-        for file in _BOTH
+        for file in (_FINISH, _BOTH[1])
     ),
-    *(Semantic(file, "the result is not scaled", r"factor = params\.output_scale", "factor = 1") for file in _BOTH),
+    *(
+        Semantic(file, "the result is not scaled", r"factor = params\.output_scale", "factor = 1")
+        for file in (_FINISH, _BOTH[1])
+    ),
     *(
         Semantic(file, "both streams drop alike", r"own\.head\(block\.head_idx\)\);", "2 * block.head_idx);")
         for file in _BOTH
