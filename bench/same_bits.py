@@ -114,17 +114,6 @@ def hopper_calls() -> Iterator[Call]:
                 del os.environ["CUATTN_HOST_ARCH"]
 
         yield f"attention sm_90a {dtype} {name}", on_hopper
-    for dtype, shared in itertools.product((HALF, BFLOAT16), (False, True)):
-
-        def pairs_on_hopper(dtype: Any = dtype, shared: bool = shared) -> Any:
-            q, k, v = random(2, 37, 8, 64, dtype=dtype, seed=1), *qkv(dtype, group=2 if shared else 1, d=64, e=64)[1:]
-            os.environ["CUATTN_HOST_ARCH"] = "sm_90a"
-            try:
-                return cuattn.differential_attention(q, k, v[:, :, :2], 0.5, causal=True, return_state=True)
-            finally:
-                del os.environ["CUATTN_HOST_ARCH"]
-
-        yield f"differential_attention sm_90a {dtype} {'v2' if shared else 'v1'}", pairs_on_hopper
 
 
 def packed_arrays() -> tuple[tuple[Any, Any, Any], Any, Any]:

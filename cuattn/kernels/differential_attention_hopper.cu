@@ -14,9 +14,9 @@
 // Block: 3 warpgroups of 128 threads.
 //
 // Constants: Element; SHARED_KEYS; BLOCK_M = 64, BLOCK_N, HEAD_DIM, HEAD_DIM_V (buckets: the head dims proper are
-// arguments and may be smaller; copies fill up with zeros), NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of
-// a thread, after the roles are taken), PING_PONG, SMEM_BYTES; the options that are compiled in: BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI (logits.cuh).
+// arguments and may be smaller; copies fill up with zeros), NUM_STAGES, PRODUCER_REGISTERS, CONSUMER_REGISTERS (of a
+// thread, after the roles are taken), PING_PONG, SMEM_BYTES; the options that are compiled in: BOUND_LEFT and
+// BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh).
 #include "differential/stream_consumer.cuh"
 
 // The queries of both streams and then all key tiles, from the last to the first, as stages become free.
