@@ -122,8 +122,9 @@ def _query_map(q: Operand, extents: Extents, pack: int, queries: int) -> TensorM
 
 
 def rows_map(x: Operand, sizes: tuple[int, int, int], rows: int) -> TensorMap | np.void:
-    """Map an array as [batch, heads, seqlen, head dim], ``sizes`` being seqlen, heads and batch: a box is so many rows of
-    one head, a tile or a piece of one.
+    """Map an array as [batch, heads, seqlen, head dim], ``sizes`` being seqlen, heads and batch.
+
+    A box is so many rows of one head: a tile, or a piece of one.
     """
     batch, seq, head = x.strides
     return _map(x.array, sizes, (seq, head, batch), (rows, 1, 1))
