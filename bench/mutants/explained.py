@@ -220,4 +220,35 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         r"num_queries (\+ 1|- 0);",
         _SPEED + ": bounds of queries behind the last leave fewer tiles out, and call fewer of them full",
     ),
+    (
+        "linear_attention_backward.cu",
+        r"threadIdx\.x <= BLOCK\) smem\.whole",
+        "one number too many, in the place of the first of of_z, which is written anew before it is read",
+    ),
+    (
+        "linear/backward_keys.cuh",
+        r"row > chunk\.num_tokens \?",
+        "the row behind the last key: nobody stores it, and the key that it is multiplied with is 0",
+    ),
+    (
+        "linear/backward_queries.cuh",
+        r"params\.q\.seq \+ column\]\) : Real\(1\);",
+        "a query that does not exist: it is multiplied with 0, or the sum is that of a channel that nobody stores",
+    ),
+    (
+        "linear/backward_queries.cuh",
+        r"factor\[r\] = !exists \? Real\(1\)",
+        "the factor of a row that does not exist: what it is multiplied with is 0",
+    ),
+    (
+        "linear/channel_decay.cuh",
+        r"d < HEAD_DIM - 1; d \+= MMA_M",
+        "steps of 16: the last one begins before it as well",
+    ),
+    (
+        "linear/linear_state.cuh",
+        r"lane_idx % 4 != 1\) return;",
+        "every lane of a row holds the same factor: any may write it",
+    ),
+    ("linear/output_tile.cuh", r"float below\[1\]\[2\]\[4\]", "room for another tile of columns, which nobody uses"),
 )

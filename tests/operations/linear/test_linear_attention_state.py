@@ -73,6 +73,15 @@ def test_in_place_is_what_elsewhere_is(executor, dtype):
             np.testing.assert_array_equal(x, executor.numpy(y))
 
 
+def test_sums_of_keys_are_not_rounded(executor):
+    """Those of a state have 22 bits in half precision: 2048 / 2048.99 is not 1."""
+    ones = np.ones((1, 20, 1, 32), F16)
+    initial = cuattn.LinearState(np.full((1, 1, 32, 32), 2048, F32), np.full((1, 1, 32), 2048.99, F32))
+    options = {"feature_map": None, "decay": np.zeros((1, 20, 1)), "initial_state": initial}
+    out, _ = run(executor, ones, 0 * ones, ones, **options)
+    np.testing.assert_array_equal(out, F16.type(2048 / 2048.99))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", (True, False))
 def test_no_tokens(executor, dtype, normalize):
