@@ -7,7 +7,7 @@ at best from its data sheet (`cuattn.estimate`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from cuattn.ops.attention.forward.hopper_config import HopperFwdConfig
 from cuattn.ops.attention.forward.hopper_launch import L2_BYTES
 from cuattn.ops.attention.forward.hopper_schedule import dense_schedule, pack_heads
 from cuattn.ops.attention.forward.path import ForwardPath, check_call
+from cuattn.ops.attention.forward.tuned_rows import Row
 from cuattn.testing.attention_cases import AttentionCase
 
 __all__ = ["Explanation", "explain"]
@@ -103,7 +104,7 @@ def explain(case: AttentionCase, gpu: str) -> Explanation:
     options: dict[str, Any] = {**case.options, **case.option_inputs(np.random.default_rng(0))}
     path = cuattn.forward_path(**arrays, arch=of_gpu.arch, **options)
     problem, _ = check_call(**arrays, cu_seqlens_q=None, cu_seqlens_k=None, **options)
-    extents, row = problem.extents, path.row
+    extents, row = problem.extents, cast(Row, path.row)  # that of a call of attention
     if isinstance(row, HopperFwdConfig):
         dims = hopper.BUCKETS[extents.head_dim], hopper.BUCKETS[extents.head_dim_v]
         constants = row.constants(case.dtype, *dims, path.options, packed=False)
