@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 import cuattn
+from bench.distributed_bits import distributed_calls
 from cuattn.compat import flash_attn, scaled_dot_product_attention
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -341,6 +342,7 @@ def calls() -> Iterator[Call]:
         sparse_calls,
         differential_calls,
         dual_chunk_calls,
+        distributed_calls,
         other_calls,
     )
     for family in families:

@@ -60,7 +60,7 @@ def test_causal_balance_at_eight_ranks(kind, expected):
 
 
 @given(st.data())
-@examples(200)
+@examples(60)
 def test_pieces_are_the_band(data):
     """The calls for two strips see each visible pair once, at ALiBi's distance, and nothing else."""
     step = data.draw(st.integers(1, 5))

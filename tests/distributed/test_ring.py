@@ -71,12 +71,11 @@ def test_float64(executor):
     assert_gradients_close(got, dout, q, k, v, got.out, got.lse, dlse=dlse, causal=True, alibi_slopes=SLOPES)
 
 
-@pytest.mark.parametrize("method", ["ring", "ulysses"])
-def test_error_of_eight_ranks_in_bfloat16(executor, method):
+def test_error_of_eight_ranks_in_bfloat16(executor):
     """Parts in float32, rounded once: at most 1.25 times the error of one device, by the mean and by the worst."""
-    arrays = tensors(dtype=ml_dtypes.bfloat16, batch=1, seqlen_q=200)
+    arrays = tensors(dtype=ml_dtypes.bfloat16, batch=1, seqlen_q=130)
     q, k, v, dout, dlse = arrays
-    got = ring(executor, 8, *arrays, method=method)
+    got = ring(executor, 8, *arrays)
     assert_attention_close(got.out, q, k, v, lse=got.lse, causal=True)
     assert_gradients_close(got, dout, q, k, v, got.out, got.lse, dlse=dlse, causal=True)
     on_device = [executor.array(x) for x in arrays]
