@@ -3,6 +3,7 @@
 #   make generate  a language model writes, on the host executor, about two minutes after installation
 #   make train     a small transformer trained on the host executor, about a minute after installation
 #   make test      linters, types, the whole test suite
+#                  (MPI for those that start `mpiexec -n 4` comes from PyPI: mpi4py and mpich, of the extra `test`)
 #   make smoke     the quick subset of the tests
 #   make resources registers and spills of every row of every kernel table, and results of all of those whose results
 #                  `make test` samples: it takes a fixed sample of both

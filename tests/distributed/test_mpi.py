@@ -43,10 +43,22 @@ def _is_open_mpi():
     return "Open MPI" in version.stdout or "OpenRTE" in version.stdout
 
 
-def test_results():
-    lines, process = run("results")
-    assert process.returncode == 0, process.stderr
-    assert [line["rank"] for line in lines] == list(range(RANKS))
+def test_results_and_errors():
+    lines, process = run("together")
+    told = {what: [line for line in lines if line["what"] == what] for what in ("results", "mismatch", "raises")}
+    for of_ranks in told.values():
+        assert [line["rank"] for line in of_ranks] == list(range(RANKS)), process.stderr
+    check_results(told["results"])
+    for line in told["mismatch"]:
+        assert "ranks differ in softcap" in line["error"]
+        assert line["bytes"] == 0
+        assert line["shape"] == [2, 4, 4, 32]
+    assert [line["error"] for line in told["raises"]] == ["PeerError", "PeerError", "ZeroDivisionError", "PeerError"]
+    assert all("of rank 2" in line["text"] for line in told["raises"])
+    assert all(line["seconds"] < 10 for line in told["raises"])
+
+
+def check_results(lines):
     for rank, line in enumerate(lines):
         assert line["received"] == [(rank - 1) % RANKS] * 3
         assert line["exchanged"] == [[10 * rank + other] * (other + 1) for other in range(RANKS)]
@@ -55,27 +67,10 @@ def test_results():
         assert line["half"] == [1 - rank // 2, 2, [2 if rank % 2 == 0 else 4]]
         assert max(line["errors"]) < 1e-5
         assert line["bits"] == [True, True]
-    # in a ring every share is sent three times; no rank sends its neighbour's neighbour's
+    # in a ring every share is sent three times: by all but the rank before its owner
     share = [line["tokens"] * 2 * 2 * 64 * 4 for line in lines]
     sent = [sum(share) - share[(rank + 1) % RANKS] for rank in range(RANKS)]
     assert [line["bytes"][0] for line in lines] == sent
-
-
-def test_options_that_differ():
-    lines, process = run("mismatch")
-    assert process.returncode == 0, process.stderr
-    assert len(lines) == RANKS
-    for line in lines:
-        assert "ranks differ in softcap" in line["error"]
-        assert line["bytes"] == 0
-        assert line["shape"] == [2, 4, 4, 32]
-
-
-def test_a_rank_that_raises():
-    lines, _ = run("raises")
-    assert [line["error"] for line in lines] == ["PeerError", "PeerError", "ZeroDivisionError", "PeerError"]
-    assert all("of rank 2" in line["text"] for line in lines)
-    assert all(line["seconds"] < 10 for line in lines)
 
 
 def test_a_rank_that_is_killed():
