@@ -243,8 +243,16 @@ def layout(run: Run) -> None:
     run.measure(steps[:2] if run.is_tiny else steps)
 
 
+#: What is timed beside cuattn: not what compiles for seconds a problem, nor what nobody would use for speed.
+PEERS = (
+    *("torch cuDNN", "torch FLASH", "torch EFFICIENT", "torch SDPA", "torch", "CuPy, unfused"),
+    *("flash-attn 2", "flash-attn 3", "flash-attn 4", "fla"),
+)
+
+
 def _options(run: Run) -> Options:
-    return Options(executor=run.executor, budget_s=0.05 if run.is_tiny else 0.4)
+    peers = PEERS if run.executor == "cuda" else False
+    return Options(executor=run.executor, budget_s=0.05 if run.is_tiny else 0.4, peers=peers)
 
 
 def latency(run: Run) -> None:

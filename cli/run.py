@@ -174,6 +174,7 @@ class Output:
     began: float = field(default_factory=time.monotonic)
     created: str = field(default_factory=machine.now)
     environment: dict[str, Any] = field(default_factory=dict)
+    is_lost: bool = False  # the file could not be written once
 
     def open(self) -> None:
         """Write the file for the first time: a run whose results cannot be kept does not begin."""
@@ -191,8 +192,12 @@ class Output:
     def add(self, record: Record) -> None:
         """Keep a record."""
         self.records.append(record)
-        if self.path is not None:
-            self.save(complete=False)
+        if self.path is not None and not self.is_lost:
+            try:
+                self.save(complete=False)
+            except click.ClickException as error:  # the disk is full: the run goes on, and the end says so again
+                self.is_lost = True
+                click.echo(f"Warning: {error.message}", err=True)
 
     def report(self, *, complete: bool) -> Report:
         """What there is so far."""
@@ -218,15 +223,15 @@ class Output:
             grids.write(console, [tables.flat(report)], "csv")
         else:
             grids.write(console, tables.parts(report, full=self.full), self.form)
-        if self.path is not None:
-            self.save(complete=complete)
-            Console(stderr=True).print(f"written to {self.path}", soft_wrap=True, markup=False, highlight=False)
         if self.plot is not None and self.records:
             from cuattn.benchmark.plots import Source
 
             from .plot import draw_to
 
             draw_to(self.plot, [Source("", report)])
+        if self.path is not None:
+            self.save(complete=complete)
+            Console(stderr=True).print(f"written to {self.path}", soft_wrap=True, markup=False, highlight=False)
         return report
 
 
@@ -240,7 +245,7 @@ def report_of(suites: Sequence[str], options: Options | None = None, output: Out
             run_steps(steps, progress=update, on_record=output.add)
     except KeyboardInterrupt:
         output.show(complete=False)
-        click.echo("interrupted: these are the records that there were", err=True)
+        click.echo(f"interrupted after {len(output.records)} records, which are kept", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     report = output.show(complete=True)
     if report.failures or (output.check and report.missed):

@@ -127,7 +127,7 @@ def _wanted(kind: str, wanted: Wanted, executor: str) -> list[Plugin]:
 def _is_installed(plugin: Plugin) -> bool:
     try:
         return importlib.util.find_spec(plugin.module) is not None
-    except (ImportError, ValueError):  # a package around the module is missing, or a module without a specification
+    except Exception:  # the package around a module is imported, which may fail in ways of its own
         return False
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from cli import run as cli_run
 from cli.main import main
 from cuattn import benchmark
 from cuattn.benchmark import Options, Problem, Record, from_json, models, operations, peers, tables
@@ -160,13 +161,31 @@ def test_the_file_is_opened_first_and_written_after_every_record(
     assert seen == [(0, False), (1, False), (2, False)]
     report = from_json(path.read_text())
     assert report.complete and len(report.records) == 3
+    write_text, left = cli_run.write_text, iter([True, True])
+
+    def full_disk(where: Path, text: str) -> None:
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        write_text(where, text)
+
+    def unchecked() -> Iterator[Record]:
+        for index in range(3):
+            yield Record("smoke", f"case{index}", {"time_us": 1.0})
+
+    steps_of(monkeypatch, unchecked)
+    monkeypatch.setattr(cli_run, "write_text", full_disk)
+    result = run("run", "--json", str(path))
+    assert result.exit_code == 1 and result.stderr.count("No space left on device") == 2
+    assert "case2" in result.stdout and len(from_json(path.read_text()).records) == 1
+    steps_of(monkeypatch, step)
+    seen.clear()
     (tmp_path / "folder").mkdir()
     monkeypatch.setattr(
-        "cli.run.write_text", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        cli_run, "write_text", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
     )
     result = run("run", "--json", str(tmp_path / "folder" / "y.json"))
     assert result.exit_code == 1 and "Permission denied" in result.stderr
-    assert len(seen) == 3  # nothing was measured whose result could not be kept
+    assert seen == []  # nothing was measured whose result could not be kept
 
 
 def test_ctrl_c_prints_and_keeps_what_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
