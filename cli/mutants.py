@@ -51,8 +51,8 @@ def mutants(
 
     \b
     Examples:
-      cuattn-bench mutants my_kernel.cu --list
-      cuattn-bench mutants src/my_kernel.cu --sample 50 -- pytest -x tests/test_my_kernel.py
+      cuattn-bench mutants KERNEL.cu --list
+      cuattn-bench mutants KERNEL.cu --sample 50 -- pytest -x tests
     """
     source = Source.of(kernel.name, kernel.read_text(encoding="utf-8"))
     edits = in_turn(source, seed)

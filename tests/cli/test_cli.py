@@ -76,6 +76,16 @@ def test_help_imports_no_command_and_takes_no_time() -> None:
     assert not loaded & {"numpy", "rich", "cli.run", "cli.info", "unittest", "cuattn.benchmark"}
 
 
+def test_commands_import_what_is_heavy_only_when_it_is_used() -> None:
+    program = (
+        "import importlib, sys; from cli.commands import COMMANDS; "
+        "[importlib.import_module(f'cli.{entry.module}') for entry in COMMANDS.values()]; print(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"unittest", "scipy", "matplotlib", "torch", "cupy", "jax", "hypothesis", "pytest"}
+    assert set(result.stdout.split()) & heavy == set()
+
+
 def test_version(run: Run) -> None:
     assert run("--version").stdout.strip() == f"cuattn-bench, version {cuattn.__version__}"
 
