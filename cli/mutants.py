@@ -51,8 +51,8 @@ def mutants(
 
     \b
     Examples:
-      cuattn-bench mutants KERNEL.cu --list
-      cuattn-bench mutants KERNEL.cu --sample 50 -- pytest -x tests
+      cuattn-bench mutants KERNEL --list
+      cuattn-bench mutants KERNEL --sample 50 -- pytest -x tests
     """
     source = Source.of(kernel.name, kernel.read_text(encoding="utf-8"))
     edits = in_turn(source, seed)
