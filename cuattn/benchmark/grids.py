@@ -104,7 +104,10 @@ class Grid:
             yield from self._listed()
             return
         if len(groups) > 1 and len({tuple(row[: self.keys]) for row in self._texts()}) < len(self.rows):
-            yield from self._numbered().layout(width)  # nothing else would say which rows of the parts are the same
+            numbered = self._numbered()
+            yield from (
+                self._listed() if numbered._groups(width) is None else numbered.layout(width)
+            )  # nothing else would say which rows of the parts are the same
             return
         for index, group in enumerate(groups):
             if len(groups) > 1:
@@ -141,7 +144,7 @@ class Grid:
 
     def _turned(self) -> Grid:
         """The table with rows and columns exchanged."""
-        first, rest = self.columns[0], self.columns[self.keys :]
+        first, rest = " ".join(self.columns[: self.keys]), self.columns[self.keys :]
         names = (first, *(" ".join(text_of(cell) for cell in row[: self.keys]) for row in self.rows))
         rows = [(name, *(row[self.keys + i] for row in self.rows)) for i, name in enumerate(rest)]
         return Grid(self.title, names, rows)
