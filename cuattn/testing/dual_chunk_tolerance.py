@@ -152,11 +152,10 @@ def assert_dual_chunk_varlen_close(
 def assert_dual_chunk_gradients_close(grads: Any, dout: Any, q: Any, k: Any, v: Any, **options: Any) -> None:
     """Assert that `grads`, (dq, dk, dv), are those of dual-chunk attention with these options.
 
-    They may be three times as far away as plain code in this precision is at most, and 2 ulp, and 2 u of the largest
-    element: each part is rounded to the dtype before the sum. Where numbers are subnormal, so that u of them says
-    nothing, that is half of the smallest for each part, of which there are as many as distances in chunks. A gradient
-    of exactly 0, as beside a single key, is dP less rowsum(dout out), of which the kernel has a rounded out: there the
-    gradients of q and k may be what u of that sum makes of them.
+    They may be three times as far away as plain code in this precision is at most, and 2 ulp, and half of the smallest
+    number where they are subnormal. A query that sees one key alone has a gradient of exactly 0: dP less
+    rowsum(dout out), of which the kernel has a rounded out; its gradient, and with one key alone that of the key, may
+    be what u of that sum makes of it.
     """
     dtype, oracle, real = q.dtype, oracle_dtype(q.dtype), accumulation_dtype(q.dtype)
     expected = reference.dual_chunk_attention_backward(dout, q, k, v, dtype=oracle, **options)
@@ -165,8 +164,7 @@ def assert_dual_chunk_gradients_close(grads: Any, dout: Any, q: Any, k: Any, v: 
         return np.asarray(x.astype(dtype).astype(real))
 
     naive = reference.dual_chunk_attention_backward(dout, q, k, v, operand=rounded, dtype=real, **options)
-    parts = -(-k.shape[1] // (options["chunk_size"] - options["local_size"]))
-    rounded_parts = parts * float(ml_dtypes.finfo(dtype).smallest_subnormal) / 2
+    smallest = float(ml_dtypes.finfo(dtype).smallest_subnormal) / 2
     out = reference.dual_chunk_attention(q, k, v, **options)[0].astype(np.float64)
     row = unit_roundoff(dtype) * float(np.abs(dout.astype(np.float64) * out).sum(axis=-1).max(initial=0))
     scale = options.get("scale")
@@ -174,10 +172,11 @@ def assert_dual_chunk_gradients_close(grads: Any, dout: Any, q: Any, k: Any, v: 
     row *= float(np.max(np.abs(options.get("logit_factor", 1.0))))
     largest_q, largest_k = (float(np.abs(x.astype(np.float64)).max(initial=0)) for x in (q, k))
     # A turned pair is at most sqrt(2) times its larger number; all queries of a group may see the same key alone.
-    seen_by = q.shape[1] * (q.shape[2] // k.shape[2])
-    of_zero = {"dq": math.sqrt(2) * row * largest_k, "dk": math.sqrt(2) * row * largest_q * seen_by, "dv": 0.0}
+    alone = np.arange(q.shape[1])[:, None, None] == q.shape[1] - k.shape[1]
+    seen_by = q.shape[1] * (q.shape[2] // k.shape[2]) if k.shape[1] == 1 else 0
+    of_zero = {"dq": math.sqrt(2) * row * largest_k * alone, "dk": math.sqrt(2) * row * largest_q * seen_by, "dv": 0.0}
     for name, got, want, plain in zip(("dq", "dk", "dv"), grads, expected, naive, strict=True):
         assert got.dtype == dtype, f"{name} has dtype {got.dtype}, expected {dtype}"
         error = np.abs(plain.astype(dtype).astype(oracle) - want).max(initial=0)
-        bound = 3 * error + 2 * ulp(want, dtype) + 2 * unit_roundoff(dtype) * np.abs(want).max(initial=0)
-        assert_within(got, want, np.where(want == 0, 3 * error + of_zero[name], bound) + rounded_parts, name)
+        bound = 3 * error + 2 * ulp(want, dtype)
+        assert_within(got, want, np.where(want == 0, 3 * error + of_zero[name], bound) + smallest, name)

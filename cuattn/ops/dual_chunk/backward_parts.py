@@ -65,7 +65,6 @@ def _gradients(problem: DualChunkBackwardProblem) -> tuple[Any, Any, Any]:
     executor, call = of_call.executor, of_call.attention
     places, places_k = query_positions(of_call), key_positions(of_call)
     keys = call.k if of_call.keys_rotated else turned(of_call, call.k, places_k)
-    real = np.dtype(call.accumulator)
     dq, dk, dv = None, None, None
     for stand, ahead in enumerate(_distances(of_call)):
         of_turned = None  # gradient of the queries as they are turned for these keys
@@ -73,14 +72,13 @@ def _gradients(problem: DualChunkBackwardProblem) -> tuple[Any, Any, Any]:
         for distance in ahead:
             part = _part(problem, queries, keys, distance)
             with executor.on_device():
-                of_turned = _sum(of_turned, part.dq, real)
-                dk, dv = _sum(dk, part.dk, real), _sum(dv, part.dv, real)
+                of_turned, dk, dv = _sum(of_turned, part.dq), _sum(dk, part.dk), _sum(dv, part.dv)
         if of_turned is None:
             continue
         with executor.on_device():
             if of_call.logit_factors is not None:
                 of_turned = of_turned * _of_tokens(of_call, of_call.logit_factors)
-            dq = _sum(dq, turned(of_call, of_turned, places[stand], inverse=True), real)
+            dq = _sum(dq, turned(of_call, of_turned, places[stand], inverse=True))
     if not of_call.keys_rotated:
         dk = turned(of_call, dk, places_k, inverse=True)
     with executor.on_device():
@@ -119,7 +117,7 @@ def _part(problem: DualChunkBackwardProblem, queries: Any, keys: Any, distance: 
     """Return the gradients by pairs that lie ``distance`` chunks apart."""
     of_call, whole = problem.of_call, problem.whole
     call, length = of_call.attention, of_call.chunking.length
-    options = {
+    options: dict[str, Any] = {
         "scale": call.scale,
         "softcap": problem.softcap,
         "chunk": length,
@@ -127,8 +125,11 @@ def _part(problem: DualChunkBackwardProblem, queries: Any, keys: Any, distance: 
         "diagonal_offset": _diagonal(of_call, distance * length),
     }
     saved = whole.dout, queries, keys, call.v, whole.out, whole.lse
+    executor, real = of_call.executor, np.dtype(call.accumulator)
+    arrays = ("dq", queries), ("dk", keys), ("dv", call.v)
+    options |= {name: executor.empty(x.shape, real) for name, x in arrays}  # rounded once, when parts are summed
     make = backward_arguments.check_packed if problem.cu_seqlens else backward_arguments.check
-    return backward(make(*saved, *problem.cu_seqlens, **options))
+    return backward(make(*saved, *problem.cu_seqlens, **options, may_be_unrounded=True))
 
 
 def _diagonal(of_call: DualChunkProblem, lower: int) -> Any:
@@ -144,5 +145,5 @@ def _diagonal(of_call: DualChunkProblem, lower: int) -> Any:
         return (starts[1:] - starts[:-1] - lower).astype(np.int32)
 
 
-def _sum(total: Any, part: Any, real: np.dtype[Any]) -> Any:
-    return part.astype(real) if total is None else total + part
+def _sum(total: Any, part: Any) -> Any:
+    return part if total is None else total + part
