@@ -125,7 +125,8 @@ def decode_parts(problem: DualChunkDecodeProblem, *, return_lse: bool) -> Any:
     known = isinstance(tokens.ends[0], np.ndarray)
     num_parts = 1 + sum(not known or bool((ends > 0).any()) for ends in tokens.ends[1:])
     queries = _turned(problem, tokens, num_parts)
-    outs = executor.empty((num_parts, num_tokens, 1, extents.num_heads, extents.head_dim_v), whole.dtype)
+    shape = num_tokens, 1, extents.num_heads, extents.head_dim_v
+    outs = executor.empty((num_parts, *shape), whole.accumulator if num_parts > 1 else whole.dtype)
     pages = _pages(problem)
     lses = []
     for part in range(num_parts):
@@ -139,6 +140,7 @@ def decode_parts(problem: DualChunkDecodeProblem, *, return_lse: bool) -> Any:
             ends if known else ends.astype(np.int32),
             scale=whole.scale,
             out=outs[part],
+            may_be_unrounded=True,
             **bounds,
             **problem.options,
         )
@@ -147,8 +149,8 @@ def decode_parts(problem: DualChunkDecodeProblem, *, return_lse: bool) -> Any:
         out, lse = outs[0], lses[0]
         if num_parts > 1:
             stacked = executor.xp.stack(tuple(lses))
-            out, lse = merge_states(outs, stacked, out=(outs[0], stacked[0]))
-        executor.finish(outs)
+            out, lse = merge_states(outs, stacked, out=(executor.empty(shape, whole.dtype), stacked[0]))
+        executor.finish(out)
         out = out.reshape(extents.out_shape)
         if whole.out is not None:
             assign(executor, whole.out, out)
