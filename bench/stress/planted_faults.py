@@ -82,7 +82,7 @@ def operations(file: str) -> list[str]:
 
 
 def faults() -> list[Semantic]:
-    """Those that can still be planted, and that an operation of the fuzzer runs."""
+    """Return the faults that can still be planted and that an operation of the fuzzer runs."""
     found = []
     for fault in table():
         path = KERNELS / fault.file
