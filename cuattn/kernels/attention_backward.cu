@@ -21,8 +21,8 @@
 // Block: NUM_WARPS warps; warp w owns rows [w * WARP_ROWS, (w + 1) * WARP_ROWS) of the block.
 //
 // Constants: OWN_KEYS; GRAD_QK (computes dq or dk), GRAD_V (computes dv; with OWN_KEYS only), ADD_DQ (with OWN_KEYS and
-// GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; GradientQK (of dq and dk) and GradientV: Element, or
-// float; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
+// GRAD_QK, 16-bit elements only: dq_sums.cuh); Element, BiasElement; GradientQK (of dq and dk) and GradientV: Element,
+// or float; BLOCK_OWN, BLOCK_OTHER, HEAD_DIM and HEAD_DIM_V (buckets: the head dims proper are arguments and may be
 // smaller), NUM_WARPS, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q, k, v, dout: multiples of 16 bytes); the
 // options that are compiled in: BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI, BIAS, MASK (logits.cuh), DROPOUT
 // (philox.cuh). TILE_LIST: the tiles of the walk are those of a list, and what they do not show is hidden

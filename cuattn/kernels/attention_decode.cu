@@ -14,11 +14,11 @@
 // Block: WARPS_M * WARPS_N warps; warp w has rows [w / WARPS_N * WARP_M, ...) and, of each tile, keys
 // [w % WARPS_N * WARP_KEYS, ...).
 //
-// Constants: Storage (of keys and values in memory), Element (of q, and on chip), Output (the same, or float); BLOCK_M, BLOCK_N, HEAD_DIM
-// and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M, WARPS_N, NUM_STAGES, SMEM_BYTES; ALIGNED (bases and strides of q,
-// keys and values: multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale); BOUND_LEFT and BOUND_RIGHT
-// (mask.cuh), SOFTCAP, ALIBI (logits.cuh), ROTATE (RoPE of q, and of keys on request), INTERLEAVED, TABLES,
-// Table (rope.cuh).
+// Constants: Storage (of keys and values in memory), Element (of q, and on chip), Output (the same, or float); BLOCK_M,
+// BLOCK_N, HEAD_DIM and HEAD_DIM_V (buckets), COLUMN_BLOCKS, WARPS_M, WARPS_N, NUM_STAGES, SMEM_BYTES; ALIGNED (bases
+// and strides of q, keys and values: multiples of 16 bytes); PAGED, SLOT_SCALES (each cached row has a scale);
+// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh), ROTATE (RoPE of q, and of keys on request),
+// INTERLEAVED, TABLES, Table (rope.cuh).
 #include "attention/column_block.cuh"
 #include "decode/decode_block.cuh"
 #include "rotary/rotate_tile.cuh"

@@ -19,11 +19,11 @@
 // Block: WARPS_M * WARPS_N warps; warp w has rows [w / WARPS_N * ROWS, ...), and takes turns with the WARPS_N warps of
 // those rows in steps of WARP_KEYS keys.
 //
-// Constants: Storage (of keys and values in memory), Element (float or double, and the same as Accumulator), Query (of q),
-// Output (the same, or Element); BLOCK_M, BLOCK_N (keys of a step of all warps), HEAD_DIM and HEAD_DIM_V (buckets),
-// COLUMN_BLOCKS, WARPS_M, WARPS_N, SMEM_BYTES; ALIGNED (rows of q, keys and values, and of tables of rotations, are whole 16-byte pieces at
-// multiples of 16 bytes; so are the pairs that RoPE turns); PAGED, SLOT_SCALES (each cached row has a scale);
-// BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh), ROTATE (RoPE of q, and of keys on
+// Constants: Storage (of keys and values in memory), Element (float or double, and the same as Accumulator), Query (of
+// q), Output (the same, or Element); BLOCK_M, BLOCK_N (keys of a step of all warps), HEAD_DIM and HEAD_DIM_V (buckets),
+// COLUMN_BLOCKS, WARPS_M, WARPS_N, SMEM_BYTES; ALIGNED (rows of q, keys and values, and of tables of rotations, are
+// whole 16-byte pieces at multiples of 16 bytes; so are the pairs that RoPE turns); PAGED, SLOT_SCALES (each cached row
+// has a scale); BOUND_LEFT and BOUND_RIGHT (mask.cuh), SOFTCAP, ALIBI (logits.cuh), ROTATE (RoPE of q, and of keys on
 // request), INTERLEAVED, TABLES, Table (rope.cuh).
 #include "decode/cached_keys.cuh"
 #include "attention/column_block.cuh"

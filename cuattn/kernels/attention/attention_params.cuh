@@ -21,8 +21,8 @@ struct LogitStrides {
 struct DropoutParams {
     unsigned seed_low, seed_high, offset;
     unsigned threshold;  // a probability is kept when its random word is below
-    // Head x of the call, batch included, is head x * head_step + first_head of the mask, and absent_heads more for each
-    // batch entry before its own: 1, 0 and 0 where the call has all heads.
+    // Head x of the call, batch included, is head x * head_step + first_head of the mask, and absent_heads more for
+    // each batch entry before its own: 1, 0 and 0 where the call has all heads.
     unsigned head_step, first_head, absent_heads;
     // Query i and key j of the call are query first_query + i * step and key first_key + j * step of the mask.
     unsigned first_query, first_key, step;

@@ -1,8 +1,8 @@
 // Shared memory of a CTA of a forward kernel without tensor cores that has one stream of queries and keys. To be
 // included after attention/lane_products.cuh.
 //
-// Constants used: Element, BLOCK_M, BLOCK_N, HEAD_DIM, HEAD_DIM_V, ONE_PLACE (k and v take turns), SMEM_BYTES; NUM_WARPS
-// and WARP_M.
+// Constants used: Element, BLOCK_M, BLOCK_N, HEAD_DIM, HEAD_DIM_V, ONE_PLACE (k and v take turns), SMEM_BYTES;
+// NUM_WARPS and WARP_M.
 #pragma once
 #include "common/tiles.cuh"
 

@@ -46,8 +46,8 @@ __device__ __forceinline__ unsigned dropout_head(const DropoutParams& dropout, i
 // A query's or a key's word of the counter; eight rows or columns away, within its 16, it is the same.
 __device__ __forceinline__ unsigned dropout_counter(unsigned position) { return position / 16 * 8 + position % 8; }
 
-// The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8), where
-// !dropout.by_element. Element (i + 8 r, j + 8 c) has word 2 r + c.
+// The words of the 2 x 2 elements that share a call: rows i and i + 8 (i % 16 < 8), keys j and j + 8 (j % 16 < 8),
+// where !dropout.by_element. Element (i + 8 r, j + 8 c) has word 2 r + c.
 __device__ __forceinline__ PhiloxWords dropout_words(const DropoutParams& dropout, unsigned head, unsigned i,
                                                      unsigned j) {
     return philox4x32(dropout.seed_low, dropout.seed_high, dropout_counter(dropout.first_key + j),
