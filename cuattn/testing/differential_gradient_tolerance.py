@@ -76,7 +76,8 @@ def assert_differential_gradients_close(
     moved = 16 * u * np.abs(g)
     do = g
     if norm:
-        r = 1 / np.sqrt(np.mean(np.square(o), axis=-1, keepdims=True) + eps)
+        square = np.mean(np.square(o), axis=-1, keepdims=True) + eps
+        r = np.where(square == 0, 0, 1 / np.sqrt(np.where(square == 0, 1, square)))  # a row of zeros stays one
         unit, w = o * r, w * r
         terms = np.abs(g) * (w + np.abs(unit) * np.mean(np.abs(unit) * w, axis=-1, keepdims=True))
         if norm_weight is not None:

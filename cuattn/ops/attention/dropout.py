@@ -92,6 +92,10 @@ class Dropout(NamedTuple):
             by_element=origin.step != 1 or origin.query % _BLOCK != 0 or origin.key % _BLOCK != 0,
         )
 
+    def of_stream(self, stream: int) -> Dropout:
+        """Return that of every second head: the pairs of streams become the heads. Heads are counted modulo 2^32."""
+        return self._replace(head_step=2, first_head=(self.first_head + stream) & _LOW_WORD)
+
 
 def check_origin(origin: Any, shape: Sequence[int | None]) -> DropoutOrigin:
     """Check ``dropout_origin`` of a call with [batch, heads, seqlen_q, seqlen_k], the lengths None if nobody knows.

@@ -123,7 +123,7 @@ def _of_stream(problem: DifferentialProblem, stream: int) -> Options:
     if options.alibi_slopes is not None and options.alibi_slopes.shape[1] != problem.extents.num_heads:
         options.alibi_slopes = contiguous(problem.executor, options.alibi_slopes[:, stream::2])
     if options.dropout is not None:
-        options.dropout = options.dropout._replace(head_step=2, first_head=options.dropout.first_head + stream)
+        options.dropout = options.dropout.of_stream(stream)
     return options
 
 

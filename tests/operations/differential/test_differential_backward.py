@@ -125,9 +125,19 @@ def test_many_rows_are_summed_in_parts(executor):
 @shared
 def test_rows_without_keys(executor, shared):
     q, k, v = make((1, 40, 20, 2, 1, 32, 32), F16, shared=shared)
-    dout, state, grads = gradients(executor, q, k, v, 0.6, causal=True, norm=True)
-    assert_differential_gradients_close(grads, dout, q, k, v, 0.6, state, causal=True, norm=True)
-    assert not grads.dq[:, :20].any()
+    for eps in (1e-5, 0.0):  # without it they have no norm
+        options = {"causal": True, "norm": True, "eps": eps}
+        dout, state, grads = gradients(executor, q, k, v, 0.6, **options)
+        assert_differential_gradients_close(grads, dout, q, k, v, 0.6, state, **options)
+        assert not grads.dq[:, :20].any()
+
+
+def test_heads_of_a_mask_are_counted_modulo_a_word(executor):
+    """The first stream has the last head before 2^32, and the second has head 0."""
+    q, k, v = make((2, 21, 40, 2, 1, 32, 32), F16)
+    options = {"softcap": 15.0, "alibi_slopes": np.full(4, 0.1, np.float32), "dropout_p": 0.3}
+    origin = cuattn.DropoutOrigin(batch=(2**32 - 1) // 5, num_heads=5)
+    assert_right(executor, q, k, v, 0.6, dropout_origin=origin, **options)
 
 
 def test_a_nan_stays_in_its_row(executor):
