@@ -242,3 +242,10 @@ def test_heads_are_packed_where_tiles_are_fuller_for_it(block_m):
             assert block_m % pack == 0 and together < apart
         elif block_m % group == 0:
             assert apart <= 1.1 * together
+
+
+def test_numbers_of_tiles_do_not_wrap():
+    """A CTA looks beyond the last tile by as many as there are CTAs, and has 32 bits for it."""
+    for seqlen_q, too_many in ((2**31 - 300, True), (2**30, False)):
+        reason = select.why_not(problem(seqlen_q, heads=(1, 1)), "sm_90a")
+        assert reason is not None and ("tiles" in reason) == too_many

@@ -41,7 +41,7 @@ __all__ = [
 DTYPES = ("float16", "bfloat16", "float8_e4m3fn")
 MAP_ALIGNMENT = 16  # bytes: of the bases and strides that a tensor map holds
 _MAX_MAP_STRIDE = 1 << 40  # bytes, exclusive
-_MAX_TILES = 2**31 - 1
+_MAX_TILES = 2**31 - 2**14  # a CTA counts on by as many tiles as there are CTAs, until it is behind the last
 _AXES = ("batch", "sequence", "head")
 
 
