@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,12 +28,17 @@ from cuattn.testing.options import (
 )
 from cuattn.testing.strategies import VALUE_KINDS, fill
 
-__all__ = ["ELEMENT_KINDS", "Array", "dtype_of", "values"]
+__all__ = ["ELEMENT_KINDS", "Array", "dtype_of", "quoted", "values"]
 
 #: What the elements of queries, keys, values and gradients are drawn from.
 ELEMENT_KINDS = (*VALUE_KINDS, "one_huge")
 
 _NARROW = {name: getattr(ml_dtypes, name) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
+
+
+def quoted(text: str) -> str:
+    """Source text of a string, in double quotes: programs that are printed look like those of the documentation."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
@@ -134,7 +140,7 @@ class Array:
 
     def __repr__(self) -> str:
         """Return what makes it again; what is left at its default is left out."""
-        parts = [repr(self.shape), repr(self.dtype), repr(self.kind)]
+        parts = [repr(self.shape), quoted(self.dtype), quoted(self.kind)]
         for field in fields(self)[3:]:
             value = getattr(self, field.name)
             if value != field.default:

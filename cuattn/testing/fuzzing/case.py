@@ -9,8 +9,8 @@ from cuattn.testing.fuzzing import Array, Case, run
 case = Case(
     "softmax",
     {
-        "x": Array((2, 3), 'float32', 'normal'),
-        "algorithm": 'online',
+        "x": Array((2, 3), "float32", "normal"),
+        "algorithm": "online",
     },
 )
 run(case)
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from cuattn.errors import ArgumentError
-from cuattn.testing.fuzzing.arrays import Array
+from cuattn.testing.fuzzing.arrays import Array, quoted
 
 __all__ = ["Case"]
 
@@ -51,7 +51,7 @@ class Case:
 
     def snippet(self) -> str:
         """Return a program that makes the call again."""
-        lines = [f'        "{name}": {value!r},' for name, value in self.arguments.items()]
+        lines = [f'        "{name}": {_literal(value)},' for name, value in self.arguments.items()]
         return "\n".join(
             [
                 "from cuattn.testing.fuzzing import Array, Case, run",
@@ -84,6 +84,17 @@ class Case:
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """Hypothesis prints what it drew: as it can be run again."""
         printer.text(repr(self))
+
+
+def _literal(value: Any) -> str:
+    """Source text of a value that needs no names but `Array`: of named tuples, that of plain ones."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{quoted(name)}: {_literal(one)}' for name, one in value.items())}}}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))}{',' * (len(value) == 1)})"
+    return repr(value)
 
 
 def _elements(value: Any) -> int:
