@@ -14,12 +14,15 @@ from rich.console import Console
 from rich.status import Status
 
 from cuattn.benchmark.grids import Grid, Part
+from cuattn.benchmark.suite import Options
+from cuattn.errors import ArgumentError
 
 from .output import emit, form_option
 
 if TYPE_CHECKING:
     from cuattn.testing.fuzzing.engine import Failure
     from cuattn.testing.fuzzing.judge import How
+    from cuattn.testing.fuzzing.operation import Operation
     from cuattn.testing.fuzzing.workers import Plan, Progress
 
 #: Where failures go in a checkout, and elsewhere.
@@ -45,6 +48,21 @@ def _checkers(context: click.Context, parameter: click.Parameter, value: str) ->
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r} is none of mem, init, race")
     return names
+
+
+def known(operations: tuple[str, ...]) -> list[Operation]:
+    """The operations of those names; a name that is none is a wrong argument."""
+    from cuattn.testing.fuzzing.catalogue import choose
+
+    try:
+        return choose(operations)
+    except ArgumentError as error:
+        raise click.BadParameter(str(error), param_hint="OPERATION") from error
+
+
+def require(executor: str) -> None:
+    """Raise unless that executor answers: else every call would be taken for a wrong one."""
+    Options(executor).resolved()
 
 
 @click.command()
@@ -108,12 +126,13 @@ def fuzz(
     with hypothesis_needed():
         from cuattn.testing.fuzzing import judge
         from cuattn.testing.fuzzing import workers as processes
-        from cuattn.testing.fuzzing.catalogue import OPERATIONS, choose
+        from cuattn.testing.fuzzing.catalogue import OPERATIONS
     if listed:
         rows = [(one.name, ", ".join(one.functions), ", ".join(one.options)) for one in OPERATIONS.values()]
         emit([Grid("what is fuzzed", ("operation", "functions", "options"), rows)], form)
         return
-    choose(operations)
+    known(operations)
+    require(executor)
     how = judge.How(executor, checkers, schedules, seed)
     if replayed:
         again(replayed, how, form)
@@ -137,7 +156,8 @@ def again(places: tuple[Path, ...], how: How, form: str) -> None:
             except Exception as error:
                 wrong += 1
                 rows.append((path.name, case.operation, "wrong", describe(error)))
-    emit([Grid("replayed", ("file", "operation", "result", ""), rows), f"{wrong} of {len(rows)} wrong"], form)
+    columns = ("file", "operation", "result", "largest error, or what is wrong")
+    emit([Grid("replayed", columns, rows), f"{wrong} of {len(rows)} wrong"], form)
     if wrong:
         raise click.exceptions.Exit(1)
 
@@ -174,8 +194,8 @@ def _teller(err: Console, plan: Plan) -> Iterator[Any]:
             yield lambda progress: status.update(line(progress, plan))
         return
     told = time.monotonic()
-    count = len(_operations(plan))
-    click.echo(f"{count} operations, seed {plan.seed}, {plan.workers} workers, {_minutes(plan.seconds)}", err=True)
+    operations, workers = counted(len(_operations(plan)), "operation"), counted(plan.workers, "worker")
+    click.echo(f"{operations}, seed {plan.seed}, {workers}, {_minutes(plan.seconds)}", err=True)
 
     def tell(progress: Progress) -> None:
         nonlocal told
@@ -191,11 +211,17 @@ def line(progress: Progress, plan: Plan) -> str:
     coverage = progress.coverage
     rate = progress.cases / progress.seconds if progress.seconds else 0.0
     done, total = coverage.option_pairs(_operations(plan))
+    cases, kernels = counted(progress.cases, "case"), counted(len(coverage.kernels), "kernel")
     return (
-        f"{_minutes(progress.seconds)} of {_minutes(plan.seconds)}: {progress.cases:,} cases, {rate:.1f} a second; "
-        f"{done:,} of {total:,} pairs of options, {len(coverage.kernels)} kernels, {_lines(progress)} lines of them; "
-        f"{len(progress.failures)} failures"
+        f"{_minutes(progress.seconds)} of {_minutes(plan.seconds)}: {cases}, {rate:.1f} a second; "
+        f"{done:,} of {total:,} pairs of options, {kernels}, {_lines(progress)} lines of them; "
+        f"{counted(len(progress.failures), 'failure')}"
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``"1 case"``, ``"2 cases"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _operations(plan: Plan) -> Any:

@@ -64,7 +64,10 @@ def inspect(names: tuple[str, ...], arch: str, clock_ghz: float, num_sms: int, f
         emit([listing(everything)], form, [one.name for one in everything])
         return
     found = []
-    chosen = inspected.choose(names)
+    try:
+        chosen = inspected.choose(names)
+    except ArgumentError as error:
+        raise click.BadParameter(str(error), param_hint="KERNEL") from error
     with progress() as update:
         for done, one in enumerate(chosen):
             update(done, len(chosen), one.name)

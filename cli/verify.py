@@ -8,7 +8,7 @@ import click
 
 from cuattn.benchmark.grids import Grid, Part
 
-from .fuzz import hypothesis_needed
+from .fuzz import hypothesis_needed, known, require
 from .output import emit, form_option, progress
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def verify(
     """
     with hypothesis_needed():
         from cuattn.testing.fuzzing import judge, verifying, verifying_rows
-        from cuattn.testing.fuzzing.catalogue import choose
-    chosen, how = choose(operations), judge.How(executor)
+    chosen, how = known(operations), judge.How(executor)
+    require(executor)
     work: list[Any] = []
     for one in chosen:
         if options:

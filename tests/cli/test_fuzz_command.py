@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import main
+from cuattn.benchmark import machine
 from cuattn.testing.fuzzing import OPERATIONS, Array, Case, workers
 from cuattn.testing.fuzzing.coverage import Coverage
 from cuattn.testing.fuzzing.engine import Failure
@@ -45,12 +46,16 @@ def test_operations_are_listed() -> None:
         (("fuzz", "--minutes", "0"), "0"),
         (("fuzz", "--replay", "no/such/file"), "no/such/file"),
         (("verify", "sofmax"), "no operation 'sofmax'"),
+        (("fuzz", "rope", "--executor", "cuda"), "no GPU answers here"),
+        (("verify", "rope", "--executor", "cuda"), "no GPU answers here"),
         (("verify", "rope", "--dtype", "int8"), "nothing to verify in int8"),
     ],
 )
-def test_wrong_arguments(arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_arguments(arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_gpu", lambda: False)
     result = run(*arguments)
-    assert result.exit_code in (1, 2) and message in result.stderr and "Traceback" not in result.output
+    assert result.exit_code == (1 if "GPU" in message else 2)
+    assert message in result.stderr and "Traceback" not in result.output
 
 
 def test_replay(tmp_path: Path) -> None:
@@ -81,7 +86,7 @@ def test_failures_are_printed_as_programs_and_saved(tmp_path: Path, monkeypatch:
     (saved,) = (tmp_path / "new").iterdir()
     assert Case.from_json(saved.read_text()) == WRONG
     assert WRONG.snippet() in result.stdout and f"--replay {saved}" in result.stdout
-    assert "ArgumentError: axis is 5 (shrinking was cut off)" in result.stdout and "1 failures" in result.stdout
+    assert "ArgumentError: axis is 5 (shrinking was cut off)" in result.stdout and "1 failure" in result.stdout
 
 
 @pytest.mark.slow
@@ -92,7 +97,7 @@ def test_a_short_run_that_is_interrupted_sums_up() -> None:
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
-    assert process.stderr is not None and b"1 operations, seed 0" in process.stderr.readline()
+    assert process.stderr is not None and b"1 operation, seed 0, 1 worker, " in process.stderr.readline()
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
