@@ -11,11 +11,12 @@ from cuattn import estimate as of
 from cuattn.benchmark.grids import FORMATS as FORMS
 from cuattn.benchmark.grids import Grid, Part
 
+from .options import GPU, OneOf
 from .output import emit
 
 
-@click.command()
-@click.argument("model", type=click.Choice(tuple(of.MODELS), case_sensitive=False), metavar="MODEL")
+@click.command(epilog=f"MODEL is one of {', '.join(of.MODELS)}.")
+@click.argument("model", type=OneOf(of.MODELS), metavar="MODEL")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences.")
 @click.option("--seqlen", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens of each.")
 @click.option(
@@ -28,13 +29,7 @@ from .output import emit
 @click.option(
     "--dtype", type=click.Choice(tuple(of.FORMATS)), default="bfloat16", show_default=True, help="Format of weights."
 )
-@click.option(
-    "--gpu",
-    type=click.Choice(tuple(of.GPUS), case_sensitive=False),
-    default="H200",
-    show_default=True,
-    help="Whose memory and ceilings.",
-)
+@GPU
 @click.option("--plot", "path", type=click.Path(dir_okay=False, path_type=Path), help="Draw it over context length.")
 @click.option("--as", "form", type=click.Choice(FORMS), default="table", show_default=True, help="How to print it.")
 def estimate(

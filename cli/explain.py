@@ -7,30 +7,19 @@ from typing import Any
 
 import click
 
-from cuattn import estimate
 from cuattn.benchmark.explained import Explanation
 from cuattn.benchmark.explained import explain as explained
 from cuattn.benchmark.grids import Grid
 from cuattn.dtypes import ELEMENTS
+from cuattn.estimate import GPUS
 from cuattn.head_dims import MAX_HEAD_DIM
 from cuattn.testing.attention_cases import AttentionCase
 
+from .options import GPU, Window
 from .output import emit, format_option
 
 POSITIVE = click.IntRange(min=1)
 DTYPES = (*ELEMENTS, "float8_e4m3fn", "float8_e5m2")
-
-
-class Side(click.ParamType):
-    """A whole number, or "inf" for a side without a bound."""
-
-    name = "integer|inf"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | None:
-        if value == "inf":
-            return None
-        number: int = click.IntRange(min=0).convert(value, parameter, context)
-        return number
 
 
 @click.command()
@@ -43,7 +32,7 @@ class Side(click.ParamType):
 @click.option("--head-dim-v", type=click.IntRange(1, MAX_HEAD_DIM), help="That of values, where it is another.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Element type.")
 @click.option("--causal", is_flag=True, help="Hide later keys.")
-@click.option("--window", type=Side(), nargs=2, metavar="LEFT RIGHT", help="Keys on both sides; inf: all of them.")
+@click.option("--window", type=Window(), help="Keys that a query sees before and behind its own; inf: all.")
 @click.option("--chunk", type=POSITIVE, help="Tokens of a piece that sees itself alone.")
 @click.option("--softcap", type=click.FloatRange(min=0, min_open=True), help="Bound of the logits.")
 @click.option("--alibi", is_flag=True, help="With slopes.")
@@ -52,13 +41,7 @@ class Side(click.ParamType):
 @click.option(
     "--precision", type=click.Choice(("ieee", "tf32", "fp8")), help="How float32 or 8-bit floats are multiplied."
 )
-@click.option(
-    "--gpu",
-    type=click.Choice(tuple(estimate.GPUS), case_sensitive=False),
-    default="H200",
-    show_default=True,
-    help="Whose kernels and ceilings.",
-)
+@GPU
 @format_option
 def explain(form: str, gpu: str, **problem: Any) -> None:
     """Say how a call of attention would run on a GPU.
@@ -70,7 +53,7 @@ def explain(form: str, gpu: str, **problem: Any) -> None:
     Examples:
       cuattn-bench explain --seqlen 8192 --heads 32 --kv-heads 8 --causal
       cuattn-bench explain --seqlen 1 --seqlen-k 4096 --batch 8 --gpu A100
-      cuattn-bench explain --dtype float32 --head-dim 64 --window 256 0 --gpu RTX-4090
+      cuattn-bench explain --dtype float32 --head-dim 64 --window 256,0 --gpu RTX-4090
     """
     found = explained(case_of(**problem), gpu)
     emit([grid(found)], form, as_json(found))
@@ -97,7 +80,7 @@ def case_of(
 
 def grid(found: Explanation) -> Grid:
     """The answer as a table of two columns."""
-    case, path, of = found.case, found.path, estimate.GPUS[found.gpu]
+    case, path, of = found.case, found.path, GPUS[found.gpu]
     row, roof = path.row, found.roofline
     q, k, v = (case.shapes[name] for name in "qkv")
     waves = "" if found.waves is None else f"; {found.waves:.2f} times what runs at once on {of.sms} multiprocessors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -11,6 +11,7 @@ import click
 from cuattn.benchmark.models import MODELS, slug
 from cuattn.benchmark.problem import Problem
 from cuattn.dtypes import ELEMENTS
+from cuattn.estimate import GPUS
 from cuattn.formats import KV_FORMATS
 from cuattn.head_dims import MAX_HEAD_DIM
 
@@ -32,16 +33,19 @@ class Window(click.ParamType):
         return left, right
 
 
-class ModelName(click.ParamType):
-    """The name of a model, spelt in capitals or not."""
+class OneOf(click.ParamType):
+    """One of some names, in capitals or not; messages and help spell them as they are."""
 
     name = "NAME"
 
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        for name in MODELS:
+        for name in self.names:
             if slug(name) == slug(str(value)):
                 return name
-        self.fail(f"{value!r} is not one of {', '.join(map(repr, MODELS))}", parameter, context)
+        self.fail(f"{value!r} is not one of {', '.join(map(repr, self.names))}", parameter, context)
 
 
 class Axes(click.ParamType):
@@ -82,8 +86,15 @@ ONE_PROBLEM = (
     click.option("--splits", type=POSITIVE, help="Decoding: parts of the keys."),
     click.option("--kv-format", type=click.Choice(tuple(KV_FORMATS)), help="Decoding: format of the cache."),
 )
+GPU = click.option(
+    "--gpu",
+    type=OneOf(GPUS),
+    default="H200",
+    show_default=True,
+    help=f"Whose data sheet: {', '.join(GPUS)}.",
+)
 MODEL = click.option(
-    "--model", "models", type=ModelName(), multiple=True, help=f"The calls of a model: {', '.join(MODELS)}."
+    "--model", "models", type=OneOf(MODELS), multiple=True, help=f"The calls of a model: {', '.join(MODELS)}."
 )
 
 

@@ -179,12 +179,13 @@ class Grid:
         return [[text_of(value) for value in row] for row in self.rows]
 
     def _numbers(self) -> list[bool]:
-        """Whether each column holds numbers, or mostly: these stand at the right."""
+        """Whether each column holds numbers, or mostly and no long text, which may wrap: these stand at the right."""
         result = []
         for i in range(len(self.columns)):
             values = [row[i] for row in self.rows if row[i] not in ("", None)]
             numbers = sum(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-            result.append(2 * numbers > len(values))
+            sentences = any(cell_len(text_of(value)) > _READABLE for value in values if isinstance(value, str))
+            result.append(2 * numbers > len(values) and not sentences)
         return result
 
 

@@ -45,13 +45,13 @@ def test_estimate_draws_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("estimate", "GPT-9"), "GPT-9"),
+        (("estimate", "GPT-9"), "'GPT-9' is not one of 'SmolLM2-135M'"),
         (("estimate", "GPT-2", "--format", "int9"), "int9"),
         (("estimate", "GPT-2", "--plot", "picture.txt"), "no name of a picture"),
         (("estimate", "GPT-2", "--plot", "no/such/folder/picture.png"), "cannot write"),
-        (("explain", "--gpu", "H300"), "H300"),
+        (("explain", "--gpu", "H300"), "'H300' is not one of 'A100-40GB'"),
         (("explain", "--heads", "3", "--kv-heads", "2"), "no multiple of 2"),
-        (("explain", "--window", "5", "many"), "many"),
+        (("explain", "--window", "5,many"), "many"),
         (("explain", "--dtype", "float16", "--precision", "tf32"), "tf32"),
     ],
 )
