@@ -12,7 +12,7 @@ from rich.text import Text
 from cuattn.benchmark import Report, from_json, tables
 from cuattn.benchmark import compare as comparing
 from cuattn.benchmark.compare import Change
-from cuattn.benchmark.grids import Grid, Part
+from cuattn.benchmark.grids import Cell, Grid, Part
 from cuattn.benchmark.results import BenchmarkError
 
 from .output import emit, format_option
@@ -41,7 +41,9 @@ def read(path: Path) -> Report:
     """Read a file of results, or say in a line why it is none."""
     try:
         return from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, BenchmarkError) as error:
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{path} is no file of results: it is no text") from error
+    except (OSError, BenchmarkError) as error:
         raise click.ClickException(f"{path}: {error}") from error
 
 
@@ -76,7 +78,8 @@ def compare(old: Path, new: Path, threshold: float, fail: bool, any_machine: boo
             raise click.ClickException(f"{error}; --any-machine compares them all the same") from error
     changes = comparing.compare(before, after, threshold=threshold)
     counts = Counter(change.verdict for change in changes)
-    parts: list[Part] = [grid([change for change in changes if everything or change.verdict not in _QUIET])]
+    shown = [change for change in changes if everything or change.verdict not in _QUIET]
+    parts: list[Part] = [grid(shown, short=form in ("table", "markdown"))]
     parts += [Text(line, "dim") for line in comparing.changed_versions(before, after)]
     parts.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing to compare")
     emit(parts, form)
@@ -86,12 +89,12 @@ def compare(old: Path, new: Path, threshold: float, fail: bool, any_machine: boo
         raise click.exceptions.Exit(1)
 
 
-def grid(changes: list[Change]) -> Grid:
-    """A line for each metric."""
-    columns = ("case", "by", "metric", "old", "new", "ratio", "95 % of ratios", "verdict")
-    rows = [
+def grid(changes: list[Change], *, short: bool = False) -> Grid:
+    """A line for each metric; `short` leaves out who was timed, if that is but one, and a suite that the case names."""
+    columns: tuple[str, ...] = ("case", "by", "metric", "old", "new", "ratio", "95 % of ratios", "verdict")
+    rows: list[tuple[Cell, ...]] = [
         (
-            f"{change.suite}: {tables.label(change.case)}",
+            _case(change, short),
             change.provider,
             tables.heading(change.metric),
             change.old if change.old is not None else "",
@@ -102,4 +105,12 @@ def grid(changes: list[Change]) -> Grid:
         )
         for change in changes
     ]
-    return Grid("new over old", columns, rows, keys=3)
+    if short and len({change.provider for change in changes}) <= 1:
+        columns, rows = (columns[0], *columns[2:]), [(row[0], *row[2:]) for row in rows]
+    return Grid("new over old", columns, rows, keys=columns.index("metric") + 1)
+
+
+def _case(change: Change, short: bool) -> str:
+    """The suite and the case; in short the case alone, where that begins with the name of the suite."""
+    label = tables.label(change.case)
+    return label if short and label.split(" ")[0] == change.suite else f"{change.suite}: {label}"

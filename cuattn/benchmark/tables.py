@@ -107,14 +107,14 @@ def table(records: Sequence[Record], title: str, *, full: bool = False) -> Grid:
     columns = ["case", *(["by"] if providers else []), *map(heading, names), *(["goals"] if goals else [])]
     rows: list[list[Cell]] = []
     for record in records:
-        cells: list[Cell] = [_in_words(label(record.case)), *([record.provider] if providers else [])]
+        cells: list[Cell] = [label(record.case), *([record.provider] if providers else [])]
         cells += [record.metrics.get(name, "") for name in names]
         rows.append([*cells, *([_goal(record)] if goals else [])])
     return Grid(title, columns, rows, keys=1 + providers)
 
 
 def label(case: str) -> str:
-    """A shorter name of an attention problem: what is equal is said once."""
+    """A case in words; of an attention problem fewer of them: what is equal is said once."""
     for name in MODELS:
         for call in ("prefill", "decode", "training"):
             prefix = f"{slug(name)}_{call}_"
@@ -126,7 +126,7 @@ def label(case: str) -> str:
     case = case.removeprefix("workspace_")
     match = _ATTENTION.fullmatch(case)
     if match is None:
-        return case
+        return _in_words(case)
     kind, b, n, m, h, g, d, e, rest = match.groups()
     pairs = (
         f"N {n}" if n == m else f"N {n} M {m}",

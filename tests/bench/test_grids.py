@@ -123,7 +123,7 @@ def test_goals_differ_in_words(width: int, terminal: bool) -> None:
     text = " ".join(file.getvalue().replace("│", " ").split())
     assert "reached: <= 20" in text and "missed: <= 20" in text
     assert "2,101" in text and "1 of 2 goals reached" in text
-    assert "missed: demo, x_slow: time, µs is 2,101, goal <= 20" in text
+    assert "missed: demo, x slow: time, µs is 2,101, goal <= 20" in text
     assert "samples" not in text
     assert "demo, wrong, peer: no" in text
 
