@@ -35,14 +35,22 @@ from cuattn.distributed import (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, help="threads, without mpiexec")
-    parser.add_argument("--cuda", action="store_true", help="a GPU for each rank")
-    parser.add_argument("--tokens", type=int, default=256, help="of the whole sequence (256)")
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--kv-heads", type=int, default=2)
-    parser.add_argument("--dim", type=int, default=32)
-    parser.add_argument("--dtype", default="float32", help="float16, float32 or float64")
+    parser.add_argument("--ranks", type=positive, help="threads, without mpiexec")
+    parser.add_argument("--cuda", action="store_true", help="a GPU for each rank of mpiexec")
+    parser.add_argument("--tokens", type=positive, default=256, help="of the whole sequence (256)")
+    parser.add_argument("--heads", type=positive, default=4, help="of queries (4)")
+    parser.add_argument("--kv-heads", type=positive, default=2, help="of keys and values (2)")
+    parser.add_argument("--dim", type=positive, default=32, help="of a head, even (32)")
+    parser.add_argument("--dtype", choices=("float16", "float32", "float64"), default="float32")
     options = parser.parse_args()
+    if options.heads % options.kv_heads:
+        parser.error(f"{options.heads} query heads are no multiple of {options.kv_heads} key/value heads")
+    if options.dim % 2:
+        parser.error(f"a head dim of {options.dim} has no halves to rotate")
+    if options.cuda and options.ranks is not None:
+        parser.error("--cuda is for the ranks of mpiexec, --ranks for threads")
+    if options.cuda and not importlib.import_module("cupy").cuda.is_available():
+        parser.error("no GPU answers, or no driver")
     if options.ranks is not None:
         lines = ThreadGroup.run(options.ranks, of_rank, np, options)
         print("\n".join(lines))
@@ -52,6 +60,14 @@ def main() -> None:
     else:
         group, xp = MpiGroup(), np
     print(of_rank(group, xp, options), flush=True)
+
+
+def positive(text: str) -> int:
+    """Return a number from 1 on; argparse makes a message of the error."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return number
 
 
 def nccl_group() -> tuple[Group, Any]:
@@ -79,9 +95,10 @@ def of_rank(group: Group, xp: Any, options: argparse.Namespace) -> str:
     out, lse = ring_attention(q, k, v, group, return_lse=True)
     sent = group.traffic.bytes
     grads = ring_attention_backward(xp.ones_like(out), q, k, v, out, lse, group)
+    size = float(abs(grads.dv).mean()) if grads.dv.size else 0.0  # with few tokens a rank may have none
     return (
         f"rank {group.rank} of {group.size}: {len(positions)} tokens, {float(sent) / 1e6:.3f} MB sent forward, "
-        f"{float(group.traffic.bytes - sent) / 1e6:.3f} MB backward, |dv| {float(abs(grads.dv).mean()):.3f}"
+        f"{float(group.traffic.bytes - sent) / 1e6:.3f} MB backward, |dv| {size:.3f}"
     )
 
 

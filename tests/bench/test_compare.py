@@ -129,6 +129,8 @@ def test_the_command(run: Callable[..., Result], tmp_path: Path) -> None:
     assert run(old, new, "--fail", "--threshold", "0.3").exit_code == 0
     assert "mma" in run(old, new, "--all").stdout
     rows = json.loads(run(old, new, "--json").stdout)["new over old"]
+    assert list(rows[0])[:3] == ["case", "by", "metric"] and rows[0]["case"] == "s: c"
+    assert " by " not in result.stdout  # one alone was timed
     assert rows[0]["verdict"] == "slower" and rows[0]["ratio"] == pytest.approx(1.2, rel=0.02)
     assert from_json((tmp_path / "old.json").read_text()) == old  # the samples too
 
@@ -143,11 +145,25 @@ def test_wrong_arguments(run: Callable[..., Result], arguments: list[str], code:
     assert run(report(timed(1.0)), report(timed(1.0), cpu="another"), "--any-machine").exit_code == 0
 
 
+def test_a_table_names_a_suite_once_and_peers_where_there_are_some(run: Callable[..., Result]) -> None:
+    def records(us: float) -> list[Record]:
+        return [replace(timed(us), suite="softmax", case="softmax_8x64_float32", provider=who) for who in ("a", "b")]
+
+    lines = run(report(*records(1.0)), report(*records(2.0))).stdout.splitlines()
+    assert lines[1].split()[:3] == ["case", "by", "metric"]
+    wanted = ["softmax 8x64 float32 a", "softmax 8x64 float32 b"]
+    assert [" ".join(line.split()[:4]) for line in lines[2:4]] == wanted
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     wrong = tmp_path / "x.json"
     wrong.write_text("{}")
     result = CliRunner().invoke(main, ["compare", str(wrong), str(wrong)])
     assert result.exit_code == 1 and "this is no benchmark report" in result.stderr
     assert CliRunner().invoke(main, ["compare", str(wrong), str(tmp_path / "none")]).exit_code == 2
+    picture = tmp_path / "x.png"
+    picture.write_bytes(b"\x89PNG\r\n")
+    result = CliRunner().invoke(main, ["compare", str(picture), str(wrong)])
+    assert result.exit_code == 1 and "x.png is no file of results" in result.stderr
     report().write(wrong)
     assert "no case in common" in CliRunner().invoke(main, ["compare", str(wrong), str(wrong)]).stderr

@@ -91,6 +91,14 @@ def test_a_wide_table_with_few_rows_is_turned_and_with_many_split() -> None:
     assert printed([wide(9)], 300).count("┏") == 1
 
 
+def test_a_column_with_long_text_is_text_that_wraps() -> None:
+    """It stands at the left and the table upright, though most of its values are numbers."""
+    grid = Grid("", ("what", "value"), [("shape", "so many layers " * 9), ("parameters", 1_000_000), ("bytes", 2)])
+    text = printed([grid], 80)
+    assert "│ parameters │ 1,000,000 " in text and "│ bytes      │ 2 " in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_parts_of_rows_that_are_called_alike_have_numbers() -> None:
     grid = wide(9)
     alike = Grid("alike", grid.columns, [["same", *row[1:]] for row in grid.rows])
