@@ -9,6 +9,7 @@ Needs the extra ``plot``. Colours and marks are those of a kind or a provider, t
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,6 +183,7 @@ def decode(figure: Any, series: Sequence[Series]) -> None:
         nbytes = one.record.metrics.get("least_bytes", one.record.metrics.get("work_bytes"))
         if not isinstance(nbytes, int | float):
             continue
+        rest = re.sub(r"\bsplits(\d+)", r"\1 splits", rest)
         name = page.replace("page", "pages of ") + (f", {rest}" if rest else "")
         line = groups.setdefault((size["b"], size["h"] // size["g"], size["d"]), {})
         points = line.setdefault((one.source, one.record.provider, name), {})
@@ -199,8 +201,14 @@ def decode(figure: Any, series: Sequence[Series]) -> None:
         for one in series:
             if one.record.suite == "ceilings" and one.record.case == "copy" and executor == "cuda":
                 axes.axhline(number(one.record, "bandwidth_gb_per_s"), color="black", ls="--", lw=1, label="copy")
-        axes.set(xscale="log", ylim=(0, None), xlabel="context M", ylabel=f"GB/s\n{where(executor)}")
-        axes.set_title(f"batch {batch}, {group} query heads a key head, D {head_dim}", fontsize=9)
+        top = max(value for points in lines.values() for value in points.values())
+        axes.set(
+            xscale="log",
+            ylim=(0, max(1.05 * top, axes.get_ylim()[1])),
+            xlabel="context M",
+            ylabel=f"GB/s\n{where(executor)}",
+        )
+        axes.set_title(f"batch {batch}, {group} query head{'s' * (group > 1)} a key head, D {head_dim}", fontsize=9)
         _lengths_as_ticks(axes, [m for points in lines.values() for m in points])
         axes.grid(alpha=0.3)
         fit_legend(axes)

@@ -46,6 +46,7 @@ UNITS = {
     "us": "µs",
     "ms": "ms",
     "bytes": "bytes",
+    "flops": "FLOPs",
 }
 
 
