@@ -12,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cuattn
+from cuattn.ops.attention.sequences import PackedSequences
+from cuattn.ops.dual_chunk import tiles
+from cuattn.runtime.executor import executor_for
 from cuattn.testing.arrays import Guarded, Layout, place
 from cuattn.testing.dual_chunk_tolerance import assert_dual_chunk_close, assert_dual_chunk_varlen_close
 from cuattn.testing.rounding import to_numpy
@@ -136,6 +139,24 @@ def test_packed_sequences(executor, dtype, on_device):
     )
     arrays = (executor.numpy(x) for x in (out, q, k, v))
     assert_dual_chunk_varlen_close(*arrays, cu_q, cu_k, lse=executor.numpy(lse), **options)
+
+
+@pytest.mark.parametrize("length", (1, 37, 64, 100))
+def test_the_list_that_a_device_makes(executor, length):
+    """Every tile of every chunk once, sequence by sequence and the last of each first; the rest of it is no work."""
+    lengths = np.random.default_rng(length).integers(0, 160, (2, 30))
+    lengths[0, ::7] = lengths[1, ::5] = 0
+    starts = [np.cumsum([0, *side]).astype(np.int32) for side in lengths]
+    packed = PackedSequences(*(executor.array(x) for x in starts), None, None, None)
+    own = executor_for(cu_seqlens_q=packed.cu_seqlens_q)
+    found = executor.numpy(tiles.work(own, packed, int(starts[0][-1]), int(starts[1][-1]), 64, length))
+    expected = []
+    for batch_idx, (n, m) in enumerate(lengths.T):
+        chunks = np.maximum(np.arange(m - n, m), 0) // length
+        count = sum(-(-int(queries) // 64) for queries in np.unique(chunks, return_counts=True)[1])
+        expected += [(batch_idx, tile) for tile in reversed(range(count))]
+    assert [tuple(x) for x in found[: len(expected)].tolist()] == expected
+    assert (found[len(expected) :] == (-1, 0)).all()
 
 
 @pytest.mark.parametrize("dtype", (F16, F64), ids=str)

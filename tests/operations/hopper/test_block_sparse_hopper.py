@@ -85,6 +85,15 @@ def test_bounds_that_begin_within_a_tile(executor, options):
     assert_right(executor, replace(problem, options=options), TURNS)
 
 
+def test_tiles_that_no_query_sees_are_not_read(executor):
+    """NaN in the listed tiles before a window, and behind it: it begins and ends where tiles do."""
+    problem = make(np.random.default_rng(12), F16, seqlens=(128, 576), block_size=(128, 64), density=1)
+    for x in (problem.k, problem.v):
+        x[:, :192] = x[:, 384:] = np.nan
+    out, _ = call(executor, replace(problem, options={"window": (64, 0), "diagonal_offset": 256}), TURNS)
+    assert np.isfinite(out.astype(np.float32)).all()
+
+
 @given(data=st.data())
 @examples(8)
 def test_options_of_logits(executor, data):

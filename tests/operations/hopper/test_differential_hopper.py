@@ -5,11 +5,15 @@ On the host executor the kernel is forced with ``config=``; on a GPU these tests
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from differential_calls import BF16, F16, assert_right, call, make
 
 import cuattn
+from cuattn import compile
+from cuattn.ops.attention.shipped import CAUSAL
 from cuattn.ops.differential import hopper_launch
 from cuattn.ops.differential.hopper_config import HOPPER_DIFFERENTIAL_CONFIGS as ROWS
 from cuattn.testing import kernels
@@ -213,3 +217,11 @@ def test_gradients_take_its_state(executor):
     for name in ("dq", "dk", "dv", "dlam"):
         one, other = (executor.numpy(getattr(x, name)).astype(np.float64) for x in grads)
         assert np.abs(one - other).max() <= 2.0**-8 * np.abs(other).max(), name
+
+
+def test_registers_go_from_the_producer_to_the_consumers():
+    """As many as the row says: the executor has as many as a thread asks for, a GPU has not."""
+    constants = SMALL.constants("float16", 64, 64, CAUSAL, shared_keys=False)
+    ptx = compile.build(SMALL.source, constants, arch="sm_90a", kind="ptx").image.decode()
+    found = re.findall(r"setmaxnreg\.(inc|dec)\.sync\.aligned\.u32\s+(\d+);", ptx)
+    assert sorted(found) == [("dec", f"{SMALL.producer_registers}"), ("inc", f"{SMALL.consumer_registers}")]
