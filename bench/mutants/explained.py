@@ -251,4 +251,24 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
         "every lane of a row holds the same factor: any may write it",
     ),
     ("linear/output_tile.cuh", r"float below\[1\]\[2\]\[4\]", "room for another tile of columns, which nobody uses"),
+    (
+        "differential_attention_hopper.cu",
+        r"=> if \(threadIdx\.x == 1\) \{",
+        "the barriers are initialised before anybody uses one, by whichever thread of the producing warp",
+    ),
+    (
+        "differential/stream_consumer.cuh",
+        r"=> float lambdas\[2\] = \{(0\.0f, 1|1\.0f, 0)\.0f\};",
+        "lambda of a query that does not exist: its row is not stored",
+    ),
+    (
+        "hopper/listed_tiles.cuh",
+        r"TileBand::HAS_END\) \{ => if \(true\) \{",
+        _SPEED + ": a band without bounds takes no tile from the list",
+    ),
+    (
+        "hopper/listed_tiles.cuh",
+        r"^__syncwarp\(\); => ;",
+        "a stage is full once lane 0 has arrived, which announces the bytes: what lands before is owed until then",
+    ),
 )
