@@ -20,7 +20,8 @@ from cuattn.testing.strategies import DTYPES, FLOAT8_DTYPES, OPTIONS, attention_
 
 def by_loops(q, k, v, *, scale=None, causal=False, window=None, chunk=None, softcap=None, bias=None, mask=None,
              alibi_slopes=None, sinks=None, diagonal_offset=None, dropout_p=0.0, dropout_seed=0, dropout_offset=0,
-             precision=None, q_descale=None, k_descale=None, v_descale=None, fp8_format=None):  # fmt: skip
+             dropout_origin=None, precision=None, q_descale=None, k_descale=None, v_descale=None,
+             fp8_format=None):  # fmt: skip
     """Attention one number at a time, from the contract, sharing nothing with the reference but the dropout mask."""
     if fp8_format is not None:
         q, k, v = (x.view(f"float8_{fp8_format}") for x in (q, k, v))
@@ -31,7 +32,7 @@ def by_loops(q, k, v, *, scale=None, causal=False, window=None, chunk=None, soft
     slopes = None if alibi_slopes is None else np.broadcast_to(alibi_slopes, (batch, heads))
     qd, kd, vd = (np.ones((batch, groups)) if x is None else x.astype(float) for x in (q_descale, k_descale, v_descale))
     keep = cuattn.dropout_mask(batch, heads, n, m, dropout_p=dropout_p, dropout_seed=dropout_seed,
-                               dropout_offset=dropout_offset)  # fmt: skip
+                               dropout_offset=dropout_offset, dropout_origin=dropout_origin)  # fmt: skip
     offsets = np.broadcast_to((0 if causal == "top_left" else m - n) if diagonal_offset is None else diagonal_offset,
                               batch)  # fmt: skip
     for b in range(batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_source_files_are_short() -> None:
     }
     assert len(lengths) > 500
     assert {name for name, length in lengths.items() if length > MAX_LINES} == set()
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Test folders are no packages: pytest imports a file by its name, and refuses the second one of a name."""
+    names = Counter(path.name for path in tracked_files() if path.name.startswith("test_") and path.suffix == ".py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_a_folder_of_tests_runs_alone() -> None:
