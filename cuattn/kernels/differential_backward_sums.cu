@@ -1,4 +1,4 @@
-// The parts of a gradient, added up in a fixed order: the columns of a matrix of sums, or two arrays of elements.
+// The parts of a gradient, added up in a fixed order: the columns of a matrix of sums, or two arrays, whose sum is rounded once.
 //
 // Constants: Element, Accumulator; NUM_WARPS (of the first entry).
 #include "common/elements.cuh"
@@ -27,10 +27,10 @@ extern "C" __global__ void __launch_bounds__(NUM_WARPS * WARP_SIZE) cuattn_diffe
 
 // Grid: one thread for each element.
 extern "C" __global__ void cuattn_differential_backward_add(
-    const Element* __restrict__ g_both,  // [2, count], contiguous
-    Element* __restrict__ g_sums,        // [count]
+    const Accumulator* __restrict__ g_both,  // [2, count], contiguous
+    Element* __restrict__ g_sums,            // [count]
     const long long count)
 {
     const long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at < count) from_real(to_real(g_both[at]) + to_real(g_both[count + at]), g_sums[at]);
+    if (at < count) from_real(g_both[at] + g_both[count + at], g_sums[at]);
 }

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple
 
+import numpy as np
+
 from cuattn.ops.attention.arguments import Extents, Problem
 from cuattn.ops.attention.backward import launch as attention_backward
 from cuattn.ops.attention.backward.problem import BackwardProblem
@@ -77,8 +79,9 @@ def _by_streams(problem: DifferentialProblem, rows: RowGradients) -> tuple[Any, 
     executor, of = problem.executor, problem.extents
     sizes = of.batch, of.seqlen_q, of.seqlen_k, of.num_heads, of.num_kv_heads, of.head_dim, of.head_dim_v
     dq = executor.empty(problem.q.shape, problem.dtype)
-    dk = executor.empty((2, *problem.k.shape) if of.shared_keys else problem.k.shape, problem.dtype)
-    dv = executor.empty((2, *problem.v.shape), problem.dtype)
+    real = np.dtype(problem.accumulator)  # of what the streams share, which is added before it is rounded
+    dk = executor.empty(*(((2, *problem.k.shape), real) if of.shared_keys else (problem.k.shape, problem.dtype)))
+    dv = executor.empty((2, *problem.v.shape), real)
     for stream in range(2):
         k = problem.k if of.shared_keys else problem.k[:, :, stream::2]
         arrays = problem.q[:, :, stream::2], k, problem.v
@@ -94,10 +97,10 @@ def _by_streams(problem: DifferentialProblem, rows: RowGradients) -> tuple[Any, 
         _call(forward, rows, rows.douts[:, :, stream::2], terms, targets)
     executor.finish(dq)
     if of.shared_keys:
-        dk = add(executor, dk)
+        dk = add(executor, dk, problem.dtype)
     else:
         executor.finish(dk)
-    return dq, dk, add(executor, dv)
+    return dq, dk, add(executor, dv, problem.dtype)
 
 
 def _call(forward: Problem, rows: RowGradients, dout: Any, terms: tuple[Any, Any], targets: dict[str, Any]) -> Any:

@@ -110,12 +110,12 @@ def _sums(executor: Executor, parts: Any, num_cols: int, accumulator: type[np.fl
     return sums
 
 
-def add(executor: Executor, both: Any) -> Any:
-    """Return ``both[0] + both[1]``, rounded once."""
-    result = executor.empty(both.shape[1:], both.dtype)
+def add(executor: Executor, both: Any, dtype: np.dtype[Any]) -> Any:
+    """Return ``both[0] + both[1]``, of the accumulator's type, rounded once to ``dtype``."""
+    result = executor.empty(both.shape[1:], dtype)
     if result.size:
         args = {"g_both": both, "g_sums": result, "count": np.int64(result.size)}
-        kernel = _sums_kernel(executor, both.dtype.name, "cuattn_differential_backward_add")
+        kernel = _sums_kernel(executor, dtype.name, "cuattn_differential_backward_add")
         executor.launch(kernel, (-(-result.size // _THREADS),), (_THREADS,), args)
     executor.finish(result)
     return result
