@@ -89,7 +89,7 @@ def check_resources(row, arch):
 
 
 @pytest.mark.parametrize(
-    ("row", "arch"), sampled([(row, arch) for row in NO_SPILLS for arch in ("sm_80", "sm_90a")], one_in=2), ids=str
+    ("row", "arch"), sampled([(row, arch) for row in NO_SPILLS for arch in ("sm_80", "sm_90a")], one_in=4), ids=str
 )
 def test_no_spills(row, arch):
     check_resources(row, arch)
