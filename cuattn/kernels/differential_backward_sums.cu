@@ -1,4 +1,4 @@
-// The parts of a gradient, added up in a fixed order: the columns of a matrix of sums, or two arrays, whose sum is rounded once.
+// The parts of a gradient, added up in a fixed order: the columns of a matrix of sums, or two arrays; rounded once.
 //
 // Constants: Element, Accumulator; NUM_WARPS (of the first entry).
 #include "common/elements.cuh"
